@@ -1,0 +1,326 @@
+"""Self-distillation losses with adaptive relevance margins.
+
+How far apart should the scores of a positive and a negative document be for a query? The encoder itself says: by as
+much as it finds the two documents alike. A batch holds B triples ``(q_i, p_i, n_i)`` and ``s`` is cosine similarity::
+
+    margin   m[i,j] = s(q_i, p_i) - s(q_i, n_j)
+    target   t[i,j] = (1 + s(p_i, n_j)) / 2
+
+and the loss is the mean error between the two. :class:`AdaptiveMarginLoss` computes it from embeddings;
+:class:`SelfDistillationLoss` embeds texts first, in the form that sentence-transformers trains with.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from numbers import Real
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from sentence_transformers import SentenceTransformer
+from torch import Tensor, nn
+
+ERRORS: dict[str, Callable[[Tensor], Tensor]] = {
+    "l2": torch.square,
+    "l1": torch.abs,
+    "soft": lambda difference: F.softplus(-difference),
+}
+"""Error functions of ``margin - target``, by name."""
+
+TARGETS = ("distributed", "adaptive")
+"""The parameter-free targets."""
+
+PAIRINGS = ("query", "released")
+"""Which positive score an in-batch margin starts from: the row's own, or the column's as in the authors' release."""
+
+
+class MarginTerms(NamedTuple):
+    """A loss with the margins and targets that made it.
+
+    Attributes:
+        loss: The scalar loss.
+        margin: The margins, ``(B*K,)``, or ``(B, B*K)`` with in-batch negatives.
+        target: What the margins were compared with, in a shape that broadcasts with ``margin``.
+    """
+
+    loss: Tensor
+    margin: Tensor
+    target: Tensor
+
+
+class AdaptiveMarginLoss(nn.Module):
+    r"""Compares score margins with relevance margins that the encoder distills from itself.
+
+    For B queries with one positive and K negatives each, the loss is the mean of the error function
+    :math:`\phi(m - t)` over the pairs ``(i, j)`` of the table, where column ``j`` is the ``j``-th of all ``B*K``
+    negatives and ``o`` is the row that it belongs to:
+
+    ====================  ================  ==================================================  =====================
+    ``target``            ``in_batch``      margin                                              target
+    ====================  ================  ==================================================  =====================
+    a number ``c``        no                :math:`s(q_o, p_o) - s(q_o, n_j)`                   :math:`c`
+    a number ``c``        yes               :math:`s(q_i, p_i) - s(q_i, n_j)`                   :math:`c`
+    ``"adaptive"``        no                :math:`s(q_o, p_o) - s(q_o, n_j)`                   :math:`t_{oj}`
+    ``"adaptive"``        yes               :math:`s(q_i, p_i) - s(q_i, n_j)`                   :math:`t_{ij}`
+    ``"distributed"``     (not defined)     :math:`s(q_o, p_o) - s(q_o, n_j)`, for every i      :math:`t_{ij}`
+    ====================  ================  ==================================================  =====================
+
+    with :math:`t_{ij} = (1 + s(p_i, n_j)) / 2`. A negative close to a positive asks for a large margin, so hard
+    negatives weigh more without being mined. The distributed target compares a triple's own margin with what its
+    negative gets from every positive of the batch, at the cost of one matrix product.
+
+    Scores are cosines; they and the loss are computed in float32 under autocast, and in float64 for float64 input.
+    The loss has no parameters to tune or to learn.
+
+    Args:
+        target: ``"distributed"``, ``"adaptive"``, or a constant margin in (0, 2].
+        in_batch: Whether the negatives of the other queries count as negatives too.
+        error: ``"l2"`` (:math:`x^2`), ``"l1"`` (:math:`|x|`) or ``"soft"`` (:math:`\log(1 + e^{-x})`).
+        detach_target: Whether to stop the gradient through the target (an ablation; the paper lets it flow).
+        pairing: With in-batch negatives, ``"query"`` compares scores of the same query, as above. ``"released"``
+            takes the positive score of the negative's own query, :math:`s(q_o, p_o) - s(q_i, n_j)`, as the authors'
+            released code does, so that their runs can be repeated.
+
+    Raises:
+        ValueError: If an option is not one of those above, or a constant target is outside (0, 2].
+        TypeError: If ``target`` is neither a string nor a number.
+
+    Example:
+        A query as close to the negative as to the positive, two documents that are orthogonal: the margin is 0 and
+        should be 0.5.
+
+        >>> loss = AdaptiveMarginLoss(target="adaptive")
+        >>> query = torch.tensor([[1.0, 1.0]])
+        >>> positive, negative = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+        >>> loss(query, positive, negative)
+        tensor(0.2500)
+
+    References:
+        Gienapp, Deckers, Potthast, Scells: Learning Effective Representations for Retrieval Using Self-Distillation
+        with Adaptive Relevance Margins. ICTIR 2025. https://arxiv.org/abs/2407.21515
+    """
+
+    def __init__(
+        self,
+        target: Literal["distributed", "adaptive"] | float = "distributed",
+        in_batch: bool = False,
+        error: Literal["l2", "l1", "soft"] = "l2",
+        *,
+        detach_target: bool = False,
+        pairing: Literal["query", "released"] = "query",
+    ) -> None:
+        super().__init__()
+        _check_target(target)
+        if error not in ERRORS:
+            raise ValueError(f"error={error!r} is unknown; use one of {', '.join(map(repr, ERRORS))}")
+        if pairing not in PAIRINGS:
+            raise ValueError(f"pairing={pairing!r} is unknown; use one of {', '.join(map(repr, PAIRINGS))}")
+        if target == "distributed" and in_batch:
+            raise ValueError(
+                "target='distributed' already compares each margin with every positive of the batch and is not "
+                "defined with in_batch=True; use target='adaptive' or a number with in_batch=True, or in_batch=False"
+            )
+        if pairing == "released" and not in_batch:
+            raise ValueError(
+                "pairing='released' only differs with in-batch negatives; add in_batch=True or leave it out"
+            )
+        self.target = target
+        self.in_batch = in_batch
+        self.error = error
+        self.detach_target = detach_target
+        self.pairing = pairing
+
+    def forward(self, query: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+        """Computes the loss; see :meth:`terms` for the arguments.
+
+        Returns:
+            A scalar tensor.
+        """
+        return self.terms(query, positive, negative).loss
+
+    def terms(self, query: Tensor, positive: Tensor, negative: Tensor) -> MarginTerms:
+        """Computes the loss and returns the margins and targets with it, for logging.
+
+        Args:
+            query: Query embeddings, ``(B, D)``, of any length (cosines are taken here).
+            positive: Embeddings of one relevant document a query, ``(B, D)``.
+            negative: Embeddings of the non-relevant documents, ``(B, D)`` or, for K a query, ``(B, K, D)``.
+
+        Returns:
+            The loss, the margins and the targets.
+
+        Raises:
+            ValueError: If the shapes do not agree or the batch is empty.
+            TypeError: If an argument is not a floating point tensor.
+        """
+        _check_embeddings(query, positive, negative)
+        with torch.autocast(query.device.type, enabled=False):
+            q, p, n = normalize(query), normalize(positive), normalize(negative.reshape(-1, negative.shape[-1]))
+            positive_score = (q * p).sum(dim=-1)
+            negative_score = q @ n.T
+            columns = torch.arange(len(n), device=n.device)
+            owner = columns // (len(n) // len(q))
+
+            if not self.in_batch:
+                margin = positive_score[owner] - negative_score[owner, columns]
+            elif self.pairing == "released":
+                margin = positive_score[owner] - negative_score
+            else:
+                margin = positive_score[:, None] - negative_score
+
+            if isinstance(self.target, str):
+                target = (1 + p @ n.T) / 2
+                if self.target == "adaptive" and not self.in_batch:
+                    target = target[owner, columns]
+            else:
+                target = margin.new_tensor(self.target)
+            if self.detach_target:
+                target = target.detach()
+
+            return MarginTerms(ERRORS[self.error](margin - target).mean(), margin, target)
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """Returns the options, for model cards and records of runs."""
+        return {
+            "target": self.target,
+            "in_batch": self.in_batch,
+            "error": self.error,
+            "detach_target": self.detach_target,
+            "pairing": self.pairing,
+        }
+
+    def extra_repr(self) -> str:
+        """Returns the options, for ``repr``."""
+        return ", ".join(f"{name}={value!r}" for name, value in self.get_config_dict().items())
+
+
+class SelfDistillationLoss(nn.Module):
+    """:class:`AdaptiveMarginLoss` on texts, for a ``SentenceTransformerTrainer``.
+
+    Args:
+        model: The model to train.
+        loss: The loss on embeddings; the parameter-free distributed one by default.
+
+    Attributes:
+        statistics: After each forward pass, the batch's mean ``margin`` and ``target`` (detached scalars).
+
+    Inputs:
+        ============================================  ======
+        Texts                                         Labels
+        ============================================  ======
+        (query, positive, negative)                   none
+        (query, positive, negative_1, ..., negative_K)  none
+        ============================================  ======
+
+    Relations:
+        ``TripletLoss`` and ``MarginMSELoss`` need a tuned margin or a teacher's scores for the same inputs;
+        ``MultipleNegativesRankingLoss`` a scale.
+
+    Example:
+        ::
+
+            model = SentenceTransformer("microsoft/mpnet-base")
+            loss = SelfDistillationLoss(model, AdaptiveMarginLoss(target="adaptive", in_batch=True))
+            SentenceTransformerTrainer(model, train_dataset=triples, loss=loss).train()
+    """
+
+    def __init__(self, model: SentenceTransformer, loss: AdaptiveMarginLoss | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = AdaptiveMarginLoss() if loss is None else loss
+        self.statistics: dict[str, Tensor] = {}
+
+    def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None) -> Tensor:
+        """Embeds each column and computes the loss.
+
+        Args:
+            sentence_features: The tokenized columns: query, positive, and one or more negatives.
+            labels: Not used.
+
+        Returns:
+            A scalar tensor.
+        """
+        embeddings = [self.model(features)["sentence_embedding"] for features in sentence_features]
+        return self.compute_loss_from_embeddings(embeddings, labels)
+
+    def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None = None) -> Tensor:
+        """Computes the loss from one ``(B, D)`` tensor a column.
+
+        Raises:
+            ValueError: If there are fewer than three columns.
+        """
+        if len(embeddings) < 3:
+            raise ValueError(
+                f"{type(self).__name__} got {len(embeddings)} text column(s) and needs at least three, in this order: "
+                "query, positive, negative (more negatives may follow)"
+            )
+        query, positive, *negatives = embeddings
+        loss, margin, target = self.loss.terms(query, positive, torch.stack(negatives, dim=1))
+        self.statistics = {"margin": margin.detach().mean(), "target": target.detach().mean()}
+        return loss
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """Returns the options, for the model card."""
+        return self.loss.get_config_dict()
+
+    @property
+    def citation(self) -> str:
+        """The paper, as BibTeX, for the model card."""
+        return CITATION
+
+
+CITATION = """
+@inproceedings{gienapp2025selfdistillation,
+    title = {Learning Effective Representations for Retrieval Using Self-Distillation with Adaptive Relevance Margins},
+    author = {Lukas Gienapp and Niklas Deckers and Martin Potthast and Harrisen Scells},
+    booktitle = {Proceedings of the 2025 International ACM SIGIR Conference on Innovative Concepts and Theories in
+                 Information Retrieval (ICTIR)},
+    year = {2025},
+    url = {https://arxiv.org/abs/2407.21515},
+}
+"""
+
+
+def normalize(vectors: Tensor) -> Tensor:
+    """Scales vectors to unit length in at least float32; a zero vector stays zero and gets a finite gradient.
+
+    Example:
+        >>> normalize(torch.tensor([[3.0, 4.0], [0.0, 0.0]], dtype=torch.bfloat16))
+        tensor([[0.6000, 0.8000],
+                [0.0000, 0.0000]])
+    """
+    vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
+    length = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    return vectors / torch.where(length > 0, length, 1.0)
+
+
+def _check_target(target: object) -> None:
+    if isinstance(target, bool) or not isinstance(target, str | Real):
+        raise TypeError(f"target={target!r} is a {type(target).__name__}; use 'distributed', 'adaptive' or a number")
+    if isinstance(target, str):
+        if target not in TARGETS:
+            raise ValueError(f"target={target!r} is unknown; use 'distributed', 'adaptive' or a number in (0, 2]")
+    elif not (math.isfinite(target) and 0 < target <= 2):
+        raise ValueError(f"target={target!r} is not a margin between two cosines that can be asked for; use (0, 2]")
+
+
+def _check_embeddings(query: Tensor, positive: Tensor, negative: Tensor) -> None:
+    for name, tensor in {"query": query, "positive": positive, "negative": negative}.items():
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            given = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise TypeError(f"{name} is {given}; the loss takes floating point tensors")
+    shapes = f"query {tuple(query.shape)}, positive {tuple(positive.shape)}, negative {tuple(negative.shape)}"
+    agree = (
+        query.ndim == 2
+        and positive.shape == query.shape
+        and negative.ndim in (2, 3)
+        and (negative.shape[0], negative.shape[-1]) == tuple(query.shape)
+    )
+    if not agree:
+        raise ValueError(
+            f"shapes do not agree: {shapes}; use query (B, D), positive (B, D), negative (B, D) or (B, K, D)"
+        )
+    if 0 in negative.shape:
+        raise ValueError(f"the batch is empty: {shapes}; B, K and D must be at least 1")
