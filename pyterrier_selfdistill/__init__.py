@@ -1,3 +1,15 @@
 """Dense retrievers trained by self-distillation with adaptive relevance margins, for PyTerrier."""
 
+from .biencoder import SelfDistillBiEncoder
+from .losses import AdaptiveMarginLoss, SelfDistillationLoss
+from .trainer import SelfDistillTrainer
+from .validation import RetrievalEvaluator
+
 __version__ = "0.1.0"
+__all__ = [
+    "AdaptiveMarginLoss",
+    "RetrievalEvaluator",
+    "SelfDistillBiEncoder",
+    "SelfDistillTrainer",
+    "SelfDistillationLoss",
+]

@@ -1,0 +1,58 @@
+"""A tiny encoder with random weights, for the tests and for the examples in docstrings."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+from transformers import BertConfig, BertModel, BertTokenizerFast
+
+from pyterrier_selfdistill import SelfDistillBiEncoder
+
+WORDS = "sort the rows of a table by column return mean value array matrix plot file read write query d".split()  # noqa: SIM905
+
+
+@pytest.fixture(scope="session")
+def language_model(tmp_path_factory) -> str:
+    """The folder of a plain language model: BERT with two layers of 32 dimensions."""
+    folder = tmp_path_factory.mktemp("tiny-bert")
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)] + [str(digit) for digit in range(10)]
+    pieces = [*WORDS, *letters, *(f"##{letter}" for letter in letters), ":", "."]
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *dict.fromkeys(pieces)]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
+    BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=64).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+    )
+    BertModel(config).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def tiny_model(language_model) -> SentenceTransformer:
+    """A sentence-transformers model without normalization, its vectors of any length."""
+    transformer = Transformer(language_model)
+    return SentenceTransformer(modules=[transformer, Pooling(32, "mean")], device="cpu")
+
+
+@pytest.fixture
+def encoder(language_model) -> SelfDistillBiEncoder:
+    """A tiny encoder on the CPU."""
+    return SelfDistillBiEncoder.from_pretrained(language_model, device="cpu")
+
+
+@pytest.fixture(autouse=True)
+def _doctest_names(request, doctest_namespace):
+    if request.node.__class__.__name__ == "DoctestItem":
+        doctest_namespace["encoder"] = request.getfixturevalue("encoder")

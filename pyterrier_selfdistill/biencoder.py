@@ -1,0 +1,404 @@
+"""The biencoder: a sentence-transformers model as PyTerrier encodes, scores, stores and loads it.
+
+A :class:`SelfDistillBiEncoder` is a :class:`pyterrier_dr.BiEncoder`, so it encodes queries and documents and scores
+results by the columns that it is given, and a :class:`pyterrier.Artifact`, so it is saved to and loaded from a folder.
+The folder is an ordinary sentence-transformers model with PyTerrier's metadata beside it.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+import pyterrier_dr
+import torch
+from pyterrier_dr import BiDocEncoder, BiQueryEncoder
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+from sentence_transformers.util.file_io import is_sentence_transformer_model
+
+from .checks import require_distinct_columns, require_texts
+from .losses import normalize
+
+METADATA_FILE = "pt_meta.json"
+
+PoolingMode = Literal["cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
+
+
+class SelfDistillBiEncoder(pt.Artifact, pyterrier_dr.BiEncoder):
+    """A single-vector biencoder whose vectors are L2-normalized, so that dot products are cosines.
+
+    By the columns of its input it encodes queries (``query`` to ``query_vec``), encodes documents (``text`` to
+    ``doc_vec``), or scores results (both, to ``score`` and ``rank``). Vectors are float32 arrays of shape
+    ``(dimension,)``.
+
+    Args:
+        model: A sentence-transformers model (which gets a normalization layer at its end if it has none), or a folder
+            that :meth:`save` wrote. For a plain language model, or the name of a model on the Hugging Face hub, use
+            :meth:`from_pretrained`.
+        batch_size: How many texts to encode at once.
+        text_field: The column with the text of documents.
+        verbose: Whether to show a progress bar.
+        device: Where to encode, such as ``"cpu"`` or ``"cuda:0"``; by default a GPU if there is one.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If the folder does not hold a sentence-transformers model, or ``batch_size`` is not positive.
+
+    Attributes:
+        model: The sentence-transformers model.
+        training_summary: How the model was trained: data, loss, arguments, measures. Empty if not by this package.
+
+    Example:
+        Index a corpus, then search it::
+
+            encoder = SelfDistillBiEncoder.from_pretrained("sentence-transformers/all-MiniLM-L6-v2")
+            index = pyterrier_dr.FlexIndex("corpus.flex")
+            (encoder >> index).index(dataset.get_corpus_iter())
+            retriever = encoder >> index
+            reranker = bm25 >> pt.text.get_text(dataset) >> encoder
+
+        >>> results = encoder([{"qid": "1", "query": "sort rows", "docno": "d1", "text": "sort the rows of a table"}])
+        >>> sorted(results[0])
+        ['docno', 'qid', 'query', 'rank', 'score', 'text']
+    """
+
+    ARTIFACT_TYPE = "biencoder"
+    ARTIFACT_FORMAT = "selfdistill"
+    ARTIFACT_PACKAGE_HINT = "pyterrier-selfdistill"
+
+    def __init__(
+        self,
+        model: SentenceTransformer | str | Path,
+        *,
+        batch_size: int = 32,
+        text_field: str = "text",
+        verbose: bool = False,
+        device: str | torch.device | None = None,
+    ) -> None:
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size={batch_size!r}; use a whole number of texts, 1 or more")
+        pyterrier_dr.BiEncoder.__init__(self, batch_size=batch_size, text_field=text_field, verbose=verbose)
+        self.training_summary: dict[str, Any] = {}
+        if isinstance(model, SentenceTransformer):
+            pt.Artifact.__init__(self, pt.Artifact.NO_PATH)
+        else:
+            pt.Artifact.__init__(self, model)
+            self.training_summary = _read_training_summary(self.path)
+            model = _load(self.path, device)
+        self.model = _with_unit_length(model)
+        if device is not None:
+            self.model.to(device)
+        self.model.eval()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        pooling: PoolingMode | None = None,
+        query_length: int | None = None,
+        document_length: int | None = None,
+        query_prompt: str | None = None,
+        document_prompt: str | None = None,
+        batch_size: int = 32,
+        text_field: str = "text",
+        verbose: bool = False,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype = "float32",
+    ) -> SelfDistillBiEncoder:
+        """Loads a model to train or to use.
+
+        A plain language model gets a pooling layer, over its [CLS] token unless ``pooling`` says otherwise. A
+        sentence-transformers model keeps its own layers. Lengths and prompts that are not given stay as the model
+        has them.
+
+        Args:
+            name_or_path: The name of a model on the Hugging Face hub, or a folder.
+            pooling: How a plain language model makes one vector of many.
+            query_length: The number of tokens after which queries are cut.
+            document_length: The number of tokens after which documents are cut.
+            query_prompt: What to put before each query.
+            document_prompt: What to put before each document.
+            batch_size: How many texts to encode at once.
+            text_field: The column with the text of documents.
+            verbose: Whether to show a progress bar.
+            device: Where to encode; by default a GPU if there is one.
+            dtype: The type of the weights. Vectors are float32 in any case.
+
+        Returns:
+            The encoder.
+
+        Raises:
+            ValueError: If ``pooling`` is given for a model that has its own, a length does not fit the model, or
+                ``dtype`` is unknown.
+            OSError: If there is no such model.
+
+        Example:
+            The paper's models::
+
+                SelfDistillBiEncoder.from_pretrained("microsoft/mpnet-base", query_length=20, document_length=200)
+        """
+        name = str(name_or_path)
+        dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise ValueError(f"dtype={dtype!r} is not a floating point type of torch; use 'float32' or 'bfloat16', say")
+        options: dict[str, Any] = {"device": None if device is None else str(device), "model_kwargs": {"dtype": dtype}}
+        if is_sentence_transformer_model(name):
+            if pooling is not None:
+                raise ValueError(
+                    f"pooling={pooling!r} was given, but {name!r} is a sentence-transformers model with layers of its "
+                    "own; leave pooling out, or give a plain language model"
+                )
+            model = SentenceTransformer(name, **options)
+        else:
+            transformer = Transformer(name, model_kwargs=options.pop("model_kwargs"))
+            pool = Pooling(transformer.get_embedding_dimension(), pooling_mode=pooling or "cls")
+            model = SentenceTransformer(modules=[transformer, pool], **options)
+            model.model_card_data.base_model = name
+        _set_lengths(model, query_length, document_length)
+        if query_prompt is not None:
+            model.prompts["query"] = query_prompt
+        if document_prompt is not None:
+            model.prompts["document"] = document_prompt
+        encoder = cls(model, batch_size=batch_size, text_field=text_field, verbose=verbose)
+        encoder.training_summary = _read_training_summary(Path(name))
+        return encoder
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Writes the model to a folder, all of it or nothing.
+
+        ``pt.Artifact.load(path)`` and ``SentenceTransformer(path)`` read it, and so does
+        ``pyterrier_dr.SBertBiEncoder(path)``, which knows no prompts and cuts queries where documents are cut.
+
+        Args:
+            path: The folder to write.
+            overwrite: Whether to replace a folder that is there.
+
+        Returns:
+            The folder.
+
+        Raises:
+            FileExistsError: If the folder is there and ``overwrite`` is not set.
+
+        Example:
+            >>> import tempfile
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     path = encoder.copy().save(f"{folder}/model")
+            ...     pt.Artifact.load(path)
+            SelfDistillBiEncoder('model')
+        """
+        path = Path(path)
+        if path.exists() and not overwrite:
+            raise FileExistsError(f"{str(path)!r} is there already; choose another folder or pass overwrite=True")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replaced = None
+        with pt.io.finalized_directory(str(path.absolute())) as folder:
+            self.model.save_pretrained(folder)
+            metadata = {**(self._build_metadata() or {}), "training": self.training_summary}
+            (Path(folder) / METADATA_FILE).write_text(json.dumps(metadata, indent=2) + "\n")
+            if path.exists():
+                replaced = path.rename(f"{folder}.replaced")
+        if replaced is not None:
+            shutil.rmtree(replaced)
+        self.path = path
+        return path
+
+    def copy(self) -> SelfDistillBiEncoder:
+        """Returns an encoder with weights of its own, equal to these."""
+        return copy.deepcopy(self)
+
+    def query_encoder(self, verbose: bool | None = None, batch_size: int | None = None) -> pt.Transformer:
+        """Returns a transformer that adds ``query_vec`` to frames with ``query``."""
+        return _QueryEncoder(self, verbose=verbose, batch_size=batch_size)
+
+    def doc_encoder(self, verbose: bool | None = None, batch_size: int | None = None) -> pt.Transformer:
+        """Returns a transformer that adds ``doc_vec`` to frames with the text field."""
+        return _DocEncoder(self, verbose=verbose, batch_size=batch_size)
+
+    def encode_queries(self, texts: Sequence[str], batch_size: int | None = None) -> np.ndarray:
+        """Encodes queries.
+
+        Args:
+            texts: The queries.
+            batch_size: How many to encode at once, if not as many as the encoder is set to.
+
+        Returns:
+            Unit vectors, float32, of shape ``(len(texts), dimension)``.
+
+        Raises:
+            TypeError: If a text is not a string.
+        """
+        return self._encode(self.model.encode_query, texts, batch_size)
+
+    def encode_docs(self, texts: Sequence[str], batch_size: int | None = None) -> np.ndarray:
+        """Encodes documents; see :meth:`encode_queries`."""
+        return self._encode(self.model.encode_document, texts, batch_size)
+
+    def encode_queries_torch(self, texts: Sequence[str], batch_size: int | None = None) -> torch.Tensor:
+        """Encodes queries with gradients, on the model's device; see :meth:`encode_queries`."""
+        texts, step = _checked(texts), batch_size or self.batch_size
+        vectors = [torch.empty((0, self.dimension), device=self.device)]
+        for start in range(0, len(texts), step):
+            features = self.model.preprocess(
+                texts[start : start + step], prompt=self.model.prompts.get("query"), task="query"
+            )
+            features = {k: v.to(self.device) if isinstance(v, torch.Tensor) else v for k, v in features.items()}
+            vectors.append(normalize(self.model(features)["sentence_embedding"]))
+        return torch.cat(vectors)
+
+    def _encode(self, encode: Callable[..., torch.Tensor], texts: Sequence[str], batch_size: int | None) -> np.ndarray:
+        # pyterrier-dr asks for a progress bar by wrapping the texts in one. Equal texts (a document that several
+        # queries retrieved) are encoded once, and texts of like length together, so that little is padding.
+        bar = texts if isinstance(texts, pt.tqdm) else None
+        texts = _checked(texts if bar is None else bar.iterable)
+        vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
+        distinct: dict[str, list[int]] = {}
+        for position, text in enumerate(texts):
+            distinct.setdefault(text, []).append(position)
+        by_length = sorted(distinct, key=len, reverse=True)
+        step = batch_size or self.batch_size
+        for start in range(0, len(by_length), step):
+            batch = by_length[start : start + step]
+            encoded = encode(batch, batch_size=step, convert_to_tensor=True, show_progress_bar=False)
+            for text, vector in zip(batch, normalize(encoded).cpu().numpy(), strict=True):
+                vectors[distinct[text]] = vector
+            if bar is not None:
+                bar.update(sum(len(distinct[text]) for text in batch))
+        if bar is not None:
+            bar.close()
+        return vectors
+
+    @property
+    def dimension(self) -> int:
+        """The length of the vectors."""
+        return self.model.get_embedding_dimension()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.device
+
+    @property
+    def query_length(self) -> int | None:
+        """The number of tokens after which queries are cut."""
+        return getattr(self.model[0], "query_length", None) or self.model.max_seq_length
+
+    @property
+    def document_length(self) -> int | None:
+        """The number of tokens after which documents are cut."""
+        return getattr(self.model[0], "document_length", None) or self.model.max_seq_length
+
+    @property
+    def model_name(self) -> str:
+        """What the encoder computes: a checksum of its weights, lengths, prompts and pooling.
+
+        Two encoders with the same name give the same vectors. PyTerrier compares encoders by it when it shares the
+        work that pipelines have in common, so a trained encoder is never mistaken for the one it started from.
+        """
+        parameters = list(self.model.state_dict().values())
+        # in-place changes raise a tensor's version, so that a model trained further is summed again
+        key = tuple((tensor.data_ptr(), tensor._version) for tensor in parameters), str(self.model), self._settings()
+        if getattr(self, "_summed", (None,))[0] != key:
+            checksum = hashlib.sha256(repr(key[1:]).encode())
+            for tensor in parameters:
+                checksum.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+            self._summed = key, checksum.hexdigest()
+        return self._summed[1]
+
+    def _settings(self) -> tuple[Any, ...]:
+        return self.query_length, self.document_length, self.model.max_seq_length, tuple(self.model.prompts.items())
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, SelfDistillBiEncoder):
+            return NotImplemented
+        return self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def _key(self) -> tuple[Any, ...]:
+        return self.model_name, self.batch_size, self.text_field, self.verbose, self.device
+
+    def __repr__(self) -> str:
+        name = self.path.name if isinstance(self.path, Path) else self.model.model_card_data.base_model
+        return f"SelfDistillBiEncoder({'' if name is None else repr(Path(name).name)})"
+
+
+class _QueryEncoder(BiQueryEncoder):
+    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
+        _check_texts(inp, "query", "qid")
+        return super().transform(inp)
+
+
+class _DocEncoder(BiDocEncoder):
+    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
+        _check_texts(inp, self.text_field, "docno")
+        return super().transform(inp)
+
+
+def _check_texts(frame: pd.DataFrame, column: str, identifier: str) -> None:
+    require_distinct_columns(frame, "the input frame")
+    if column in frame:  # otherwise PyTerrier's validation names the columns that are missing
+        require_texts(frame, column, identifier, empty=True)
+
+
+def _checked(texts: Sequence[str]) -> list[str]:
+    if isinstance(texts, str):
+        raise TypeError(f"texts is the string {texts!r}; give a list of strings")
+    texts = list(texts)
+    for position, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"texts[{position}] is {text!r}, of type {type(text).__name__}; give strings")
+    return texts
+
+
+def _with_unit_length(model: SentenceTransformer) -> SentenceTransformer:
+    """Appends the normalization that readers of the folder other than this class would not do."""
+    if not isinstance(model[-1], Normalize):
+        model.append(Normalize())
+    return model
+
+
+def _set_lengths(model: SentenceTransformer, query_length: int | None, document_length: int | None) -> None:
+    limit = model.max_seq_length
+    if isinstance(model[0], Transformer):
+        limit = getattr(model[0].config, "max_position_embeddings", limit)
+    for name, length in {"query_length": query_length, "document_length": document_length}.items():
+        if length is None:
+            continue
+        if not isinstance(model[0], Transformer):
+            raise ValueError(f"{name}={length} was given, but the model starts with {model[0]}, which cuts no texts")
+        if isinstance(length, bool) or not isinstance(length, int) or not 3 <= length <= limit:
+            raise ValueError(f"{name}={length!r}; use a whole number of tokens from 3 to {limit}, the model's limit")
+        setattr(model[0], name, length)
+    if document_length is not None:
+        model.max_seq_length = document_length  # for readers that do not tell documents from queries
+
+
+def _load(folder: Path, device: str | torch.device | None) -> SentenceTransformer:
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"there is no folder {str(folder)!r}; for a model on the Hugging Face hub use "
+            "SelfDistillBiEncoder.from_pretrained"
+        )
+    if not is_sentence_transformer_model(str(folder)):
+        raise ValueError(
+            f"{str(folder)!r} is not a sentence-transformers model (it has no modules.json); for a plain language "
+            "model use SelfDistillBiEncoder.from_pretrained"
+        )
+    return SentenceTransformer(str(folder), device=None if device is None else str(device))
+
+
+def _read_training_summary(folder: Path) -> dict[str, Any]:
+    file = folder / METADATA_FILE
+    return json.loads(file.read_text()).get("training", {}) if file.is_file() else {}

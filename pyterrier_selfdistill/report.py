@@ -1,0 +1,74 @@
+"""What happened in training, as a frame and as plots.
+
+The trainer of transformers logs dictionaries: some with the loss, some with measures, several a step.
+:func:`history` makes one row a step of them, and :func:`plot` draws it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PROGRESS = ["step", "epoch", "loss", "margin", "target", "learning_rate"]
+"""The columns of a history that are no measures."""
+
+
+def history(logs: Iterable[Mapping[str, Any]], measures: Iterable[str] = ()) -> pd.DataFrame:
+    """Makes a frame of a training log.
+
+    Args:
+        logs: What the trainer logged, each with its ``step``; measures are prefixed with ``eval_``.
+        measures: The names of the measures.
+
+    Returns:
+        One row a step that something was logged for: ``step``, ``epoch``, ``loss``, ``margin`` and ``target`` (means
+        over the steps since the row before), ``learning_rate``, and the measures; NaN where nothing was logged.
+
+    Example:
+        >>> history([{"step": 2, "loss": 0.5}, {"step": 2, "eval_RR": 0.25}], ["RR"])[["step", "loss", "RR"]]
+           step  loss    RR
+        0     2   0.5  0.25
+    """
+    columns = {**{name: name for name in PROGRESS}, **{f"eval_{name}": name for name in measures}}
+    rows: dict[int, dict[str, Any]] = {}
+    for log in logs:
+        known = {columns[key]: value for key, value in log.items() if key in columns}
+        if len(known.keys() - {"step", "epoch"}):
+            rows.setdefault(log["step"], {}).update(known)
+    return pd.DataFrame([rows[step] for step in sorted(rows)], columns=list(columns.values()))
+
+
+def plot(history: pd.DataFrame) -> Figure:
+    """Draws a history: the loss, the margin against the target, and the first measure.
+
+    Args:
+        history: What :func:`history` returns.
+
+    Returns:
+        A figure of its own, which no window shows; notebooks do.
+
+    Example:
+        >>> plot(history([{"step": 2, "loss": 0.5, "margin": 0.1, "target": 0.6}])).axes[1].get_title()
+        'Margin against target'
+    """
+    from matplotlib.figure import Figure
+
+    measures = [name for name in history if name not in PROGRESS]
+    panels = {"Loss": ["loss"], "Margin against target": ["margin", "target"], "Validation": measures[:1]}
+    panels = {
+        title: drawn for title, columns in panels.items() if (drawn := [c for c in columns if any(history[c].notna())])
+    }
+    figure = Figure(figsize=(4 * len(panels), 3), layout="constrained")
+    for axes, (title, columns) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for column in columns:
+            values = history[["step", column]].dropna()
+            axes.plot(values["step"], values[column], marker="o" if len(values) < 20 else None, label=column)
+        axes.set(title=title, xlabel="step")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    return figure

@@ -1,0 +1,526 @@
+"""The trainer: a PyTerrier estimator over the training loop of sentence-transformers.
+
+:class:`SelfDistillTrainer` copies an encoder, makes triples of what it is given (:mod:`.triples`), trains the copy
+with the self-distillation loss (:mod:`.losses`) while measuring retrieval (:mod:`.validation`), and keeps the best
+checkpoint and a report (:mod:`.report`) in one folder::
+
+    output_dir/
+        model/         the encoder at its best checkpoint, as SelfDistillBiEncoder.save writes it
+        history.csv    loss, margin, target, learning rate and measures, by step
+        history.png    the same, drawn
+        checkpoints/   what is needed to go on
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+
+import pandas as pd
+import pyterrier as pt
+import sentence_transformers
+import torch
+import transformers
+from datasets import Dataset
+from ir_measures import Measure, nDCG
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from torch import nn
+from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
+
+from . import report, triples
+from .biencoder import SelfDistillBiEncoder
+from .losses import AdaptiveMarginLoss, SelfDistillationLoss
+from .triples import Corpus, Triples
+from .validation import RetrievalEvaluator
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+logger = logging.getLogger(__name__)
+
+
+class Preset(NamedTuple):
+    """A recipe of training.
+
+    Attributes:
+        arguments: Training arguments of sentence-transformers.
+        patience: After how many validations without improvement training stops.
+        decay: What the learning rate is multiplied with each step; None for the schedule of the arguments.
+    """
+
+    arguments: dict[str, Any]
+    patience: int
+    decay: float | None = None
+
+
+PRESETS = {
+    "default": Preset(
+        {
+            "num_train_epochs": 1,
+            "per_device_train_batch_size": 32,
+            "learning_rate": 2e-5,
+            "warmup_steps": 0.1,
+            "weight_decay": 0.01,
+            "eval_steps": 0.1,
+            "logging_steps": 0.02,
+        },
+        patience=5,
+    ),
+    # The experiments of the paper, section 4. Queries are cut at 20 and documents at 200 tokens there, and at most 128
+    # pairs a query are trained with; both are set where encoders and triples are made.
+    "paper": Preset(
+        {
+            "per_device_train_batch_size": 128,
+            "learning_rate": 5e-7,
+            "weight_decay": 1e-6,
+            "optim": "adamw_8bit" if importlib.util.find_spec("bitsandbytes") else "adamw_torch",
+            "eval_steps": 500,
+            "logging_steps": 50,
+        },
+        patience=16,
+        decay=0.99999,
+    ),
+}
+"""Recipes by name; any argument of one can be overridden."""
+
+
+class NotFittedError(AttributeError, RuntimeError):
+    """A trainer was asked for what there is only after training."""
+
+
+class SelfDistillTrainer(pt.Estimator):
+    """Trains a biencoder by self-distillation with adaptive relevance margins.
+
+    The encoder that it is given stays as it is. After :meth:`fit` or :meth:`fit_triples`, :attr:`encoder` is the
+    trained one, and the trainer itself scores in pipelines as that does.
+
+    Args:
+        encoder: Where training starts.
+        output_dir: The folder for the model, the history and the checkpoints.
+        target: The margin to train for, as :class:`AdaptiveMarginLoss` takes it.
+        in_batch: Whether the negatives of the other queries of a batch count too.
+        error: How deviations from the target count: ``"l2"``, ``"l1"`` or ``"soft"``.
+        loss: Instead of these three: an :class:`AdaptiveMarginLoss` with more options, or a function that makes any
+            loss of sentence-transformers for a model, such as ``MultipleNegativesRankingLoss``.
+        preset: ``"default"`` or ``"paper"``, the recipe of the paper.
+        negatives: How many negatives a triple gets in :meth:`fit`.
+        corpus: The documents: a PyTerrier dataset, a frame or a list of records. Negatives are drawn from it where
+            :meth:`fit` gets topics, relevant documents that were not retrieved get their text from it, and it is
+            searched where validation topics come without candidates.
+        measures: What to measure in validation; the first decides which checkpoint is best.
+        patience: After how many validations without improvement to stop, if not as the preset says.
+        seed: The seed of everything random: the same seed gives the same model on the same machine.
+        resume: Whether to go on from the last checkpoint in the folder, if there is one.
+        overwrite: Whether to replace what another run left in the folder.
+        verbose: Whether to show a progress bar.
+        **arguments: Any argument of ``SentenceTransformerTrainingArguments``, such as ``learning_rate``,
+            ``per_device_train_batch_size``, ``num_train_epochs`` or ``report_to="wandb"``.
+
+    Raises:
+        TypeError: If an argument is not known.
+        ValueError: If options contradict each other.
+
+    Example:
+        With negatives of a retriever, as with every estimator of PyTerrier::
+
+            encoder = SelfDistillBiEncoder.from_pretrained("microsoft/mpnet-base")
+            trainer = SelfDistillTrainer(encoder, output_dir="runs/mpnet")
+            (bm25 % 100 >> pt.text.get_text(dataset) >> trainer).fit(topics, qrels, valid_topics, valid_qrels)
+            trainer.encoder.save("my-model")
+
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     trainer = SelfDistillTrainer(encoder, folder, num_train_epochs=3, verbose=False)
+        ...     trained = trainer.fit_triples([("sort", "sort the rows", "read a file")] * 2).encoder
+        >>> trained == encoder
+        False
+    """
+
+    schematic: ClassVar = {"label": "SelfDistillTrainer"}
+
+    def __init__(
+        self,
+        encoder: SelfDistillBiEncoder,
+        output_dir: str | Path,
+        *,
+        target: Literal["distributed", "adaptive"] | float = "distributed",
+        in_batch: bool = False,
+        error: Literal["l2", "l1", "soft"] = "l2",
+        loss: AdaptiveMarginLoss | Callable[[SentenceTransformer], nn.Module] | None = None,
+        preset: Literal["default", "paper"] = "default",
+        negatives: int = 1,
+        corpus: Corpus | None = None,
+        measures: Sequence[Measure] = (nDCG @ 10,),
+        patience: int | None = None,
+        seed: int = 42,
+        resume: bool = False,
+        overwrite: bool = False,
+        verbose: bool = True,
+        **arguments: Any,
+    ) -> None:
+        if not isinstance(encoder, SelfDistillBiEncoder):
+            raise TypeError(
+                f"the encoder is a {type(encoder).__name__}; give a SelfDistillBiEncoder, for instance "
+                "SelfDistillBiEncoder.from_pretrained(name)"
+            )
+        if loss is not None and (target, in_batch, error) != ("distributed", False, "l2"):
+            raise ValueError(f"loss={loss!r} was given beside target, in_batch or error; set those in the loss itself")
+        if preset not in PRESETS:
+            raise ValueError(f"preset={preset!r} is unknown; use one of {', '.join(map(repr, PRESETS))}")
+        if resume and overwrite:
+            raise ValueError("resume=True goes on with a run and overwrite=True replaces it; choose one")
+        known = {field.name for field in fields(SentenceTransformerTrainingArguments) if field.init}
+        if unknown := sorted(arguments.keys() - known):
+            raise TypeError(
+                f"unknown arguments {unknown}: neither of SelfDistillTrainer nor of sentence-transformers' "
+                "SentenceTransformerTrainingArguments"
+            )
+        self._encoder = encoder
+        self._trained: SelfDistillBiEncoder | None = None
+        self._logs: list[dict[str, Any]] = []
+        self.output_dir = Path(output_dir)
+        self.target, self.in_batch, self.error = target, in_batch, error
+        self.loss = AdaptiveMarginLoss(target, in_batch, error) if loss is None else loss
+        self.preset = preset
+        self.negatives = negatives
+        self.corpus = corpus
+        self.measures = tuple(measures)
+        self.patience = PRESETS[preset].patience if patience is None else patience
+        self.seed = seed
+        self.resume = resume
+        self.overwrite = overwrite
+        self.verbose = verbose
+        self.arguments = arguments
+
+    def fit(
+        self,
+        topics_or_results: pd.DataFrame,
+        qrels: pd.DataFrame,
+        valid_topics_or_results: pd.DataFrame | None = None,
+        valid_qrels: pd.DataFrame | None = None,
+    ) -> SelfDistillTrainer:
+        """Trains with judged positives.
+
+        Negatives are drawn from the results of each query; for topics without results, from the ``corpus`` of the
+        trainer. Validation works likewise: results are re-ranked, topics without results search the corpus.
+
+        Args:
+            topics_or_results: ``qid`` and ``query``, and for results ``docno`` and the text field of the encoder.
+            qrels: ``qid``, ``docno``, ``label``; documents with a label of 1 or more are positives.
+            valid_topics_or_results: The same to validate with; without it the last checkpoint is the best.
+            valid_qrels: The judgements to validate with.
+
+        Returns:
+            The trainer.
+
+        Raises:
+            ValueError: If there is nothing to train or validate with; the error says why.
+            FileExistsError: If the folder holds another run, and neither ``resume`` nor ``overwrite`` is set.
+        """
+        options: dict[str, Any] = {
+            "negatives": self.negatives,
+            "seed": self.seed,
+            "text_field": self._encoder.text_field,
+        }
+        if "docno" in topics_or_results:
+            data = triples.from_results(topics_or_results, qrels, corpus=self.corpus, **options)
+        elif self.corpus is not None:
+            data = triples.from_topics(topics_or_results, qrels, self.corpus, **options)
+        else:
+            raise ValueError(
+                f"there are no negatives to train with: the topics have the columns {list(topics_or_results.columns)}; "
+                "put a retriever and pt.text.get_text before the trainer, or give it corpus= to draw from"
+            )
+        return self._train(data, valid_topics_or_results, valid_qrels)
+
+    def fit_triples(
+        self,
+        source: pd.DataFrame | Dataset | pt.datasets.Dataset | str | Path | Iterable[Any],
+        valid_topics_or_results: pd.DataFrame | None = None,
+        valid_qrels: pd.DataFrame | None = None,
+        *,
+        max_pairs_per_query: int | None = None,
+        limit: int | None = None,
+    ) -> SelfDistillTrainer:
+        """Trains with triples that are there already.
+
+        Args:
+            source: A PyTerrier dataset with docpairs, or texts as :func:`triples.from_texts` takes them: a frame, a
+                ``datasets.Dataset``, an iterable, or a file.
+            valid_topics_or_results: As in :meth:`fit`.
+            valid_qrels: As in :meth:`fit`.
+            max_pairs_per_query: For docpairs: how many pairs to keep of each query.
+            limit: How many triples to keep in all, the first ones.
+
+        Returns:
+            The trainer.
+
+        Raises:
+            ValueError: As :meth:`fit`.
+            FileExistsError: As :meth:`fit`.
+
+        Example:
+            ::
+
+                trainer.fit_triples(pt.get_dataset("irds:msmarco-passage/train"), max_pairs_per_query=128)
+                trainer.fit_triples("triples.tsv")
+        """
+        if isinstance(source, pt.datasets.Dataset):
+            data = triples.from_docpairs(
+                source, max_pairs_per_query=max_pairs_per_query, limit=limit, text_field=self._encoder.text_field
+            )
+        elif max_pairs_per_query is not None:
+            raise ValueError(
+                f"max_pairs_per_query={max_pairs_per_query} needs a PyTerrier dataset with docpairs; the source is a "
+                f"{type(source).__name__}, whose triples have no query identifiers"
+            )
+        else:
+            data = triples.from_texts(source, limit=limit)
+        return self._train(data, valid_topics_or_results, valid_qrels)
+
+    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
+        """Encodes or scores with the trained encoder.
+
+        Raises:
+            NotFittedError: If nothing was trained yet and there is something to score.
+        """
+        # PyTerrier inspects transformers with empty frames, before training too
+        return (self._encoder if self._trained is None and inp.empty else self.encoder).transform(inp)
+
+    @property
+    def encoder(self) -> SelfDistillBiEncoder:
+        """The trained encoder, at its best checkpoint.
+
+        Raises:
+            NotFittedError: Before training.
+        """
+        if self._trained is None:
+            raise NotFittedError("this trainer has not trained yet; call fit or fit_triples first")
+        return self._trained
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """What happened, as a frame with one row a step that was logged; see :func:`report.history`."""
+        return report.history(self._logs, map(str, self.measures))
+
+    def plot(self) -> Figure:
+        """Draws the loss, the margins against the targets, and the first measure of validation.
+
+        Raises:
+            NotFittedError: Before training.
+        """
+        if not self._logs:
+            raise NotFittedError("there is no history to draw yet; call fit or fit_triples first")
+        return report.plot(self.history)
+
+    def subtransformers(self) -> dict[str, pt.Transformer]:
+        """The encoder is no step of a pipeline of its own."""
+        return {}
+
+    def __repr__(self) -> str:
+        return f"SelfDistillTrainer({self._encoder!r}, {str(self.output_dir)!r})"
+
+    def _train(
+        self, data: Triples, valid_topics_or_results: pd.DataFrame | None, valid_qrels: pd.DataFrame | None
+    ) -> SelfDistillTrainer:
+        if (valid_topics_or_results is None) != (valid_qrels is None):
+            raise ValueError("validation needs topics (or results) and qrels; only one of them was given")
+        logger.info("training with %s", data.summary)
+        encoder = self._encoder.copy()
+        evaluator = None
+        if valid_topics_or_results is not None:
+            options = {name: getattr(encoder, name) for name in ("batch_size", "text_field")}
+            evaluator = RetrievalEvaluator(
+                valid_topics_or_results, valid_qrels, self.measures, corpus=self.corpus, encoder_options=options
+            )
+        checkpoint = self._prepare_output_dir()
+        loop = _Loop(
+            model=encoder.model,
+            args=self._training_arguments(encoder, data.dataset, evaluator),
+            train_dataset=data.dataset,
+            loss=self._make_loss,
+            evaluator=evaluator,
+            decay=PRESETS[self.preset].decay,
+        )
+        loop.remove_callback(PrinterCallback)
+        if self.verbose:
+            loop.add_callback(_ProgressBar())
+        if evaluator is not None:
+            loop.add_callback(_ValidateLast())
+            loop.add_callback(EarlyStoppingCallback(self.patience))
+        started = time.monotonic()
+        loop.train(resume_from_checkpoint=checkpoint)
+
+        self._logs = loop.state.log_history
+        encoder.model.eval()
+        encoder.training_summary = {
+            "data": data.summary,
+            "loss": {"name": type(loop.loss).__name__, **_config(loop.loss)},
+            "preset": self.preset,
+            "arguments": self.arguments,
+            "seed": self.seed,
+            "steps": loop.state.global_step,
+            "best_step": loop.state.best_global_step,
+            "best_measure": {"name": evaluator.primary_metric, "value": loop.state.best_metric} if evaluator else None,
+            "seconds": round(time.monotonic() - started, 1),
+            "base_model": encoder.model.model_card_data.base_model,
+            "versions": {
+                module.__name__: module.__version__ for module in (sentence_transformers, transformers, torch)
+            },
+        }
+        self._trained = encoder
+        self._warn_if_not_better()
+        self.history.to_csv(self.output_dir / "history.csv", index=False)
+        self.plot().savefig(self.output_dir / "history.png", dpi=150)
+        encoder.save(self.output_dir / "model", overwrite=True)
+        return self
+
+    def _prepare_output_dir(self) -> str | None:
+        """Makes the folder, and returns the checkpoint to go on from."""
+        checkpoints = self.output_dir / "checkpoints"
+        if self.overwrite:
+            for path in (checkpoints, self.output_dir / "model"):
+                shutil.rmtree(path, ignore_errors=True)
+        # the state is written last, so a checkpoint without it was cut off
+        complete = [state.parent for state in checkpoints.glob(f"checkpoint-*/{TRAINER_STATE_NAME}") if _is_json(state)]
+        if (complete or (self.output_dir / "model").exists()) and not self.resume:
+            raise FileExistsError(
+                f"{str(self.output_dir)!r} holds a run; go on with resume=True, replace it with overwrite=True, or "
+                "choose another output_dir"
+            )
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        return str(max(complete, key=lambda path: int(path.name.rpartition("-")[2]))) if complete else None
+
+    def _training_arguments(
+        self, encoder: SelfDistillBiEncoder, dataset: Dataset, evaluator: RetrievalEvaluator | None
+    ) -> SentenceTransformerTrainingArguments:
+        roles = {name: "query" if name == "query" else "document" for name in dataset.column_names}
+        prompts = {name: prompt for name, role in roles.items() if (prompt := encoder.model.prompts.get(role))}
+        on_cpu = encoder.device.type == "cpu"
+        arguments: dict[str, Any] = {
+            "output_dir": str(self.output_dir / "checkpoints"),
+            "seed": self.seed,
+            "prompts": prompts,
+            "router_mapping": roles,  # cuts queries and documents at their own lengths
+            "use_cpu": on_cpu,
+            "dataloader_pin_memory": not on_cpu,
+            "disable_tqdm": True,
+            "save_strategy": "steps",
+            "save_total_limit": 1,
+            "report_to": "none",
+            **PRESETS[self.preset].arguments,
+        }
+        if not self.arguments.keys() & {"bf16", "fp16"}:
+            arguments |= mixed_precision(encoder.device)
+        if evaluator is not None:
+            arguments |= {
+                "eval_strategy": "steps",
+                "eval_on_start": True,
+                "load_best_model_at_end": True,
+                "metric_for_best_model": f"eval_{evaluator.primary_metric}",
+                "greater_is_better": True,
+            }
+        arguments |= self.arguments
+        arguments.setdefault("save_steps", arguments["eval_steps"])
+        if evaluator is None:
+            del arguments["eval_steps"]
+        return SentenceTransformerTrainingArguments(**arguments)
+
+    def _make_loss(self, model: SentenceTransformer) -> nn.Module:
+        if isinstance(self.loss, AdaptiveMarginLoss):
+            return SelfDistillationLoss(model, self.loss)
+        return self.loss(model)
+
+    def _warn_if_not_better(self) -> None:
+        values = self.history.get(str(self.measures[0]), pd.Series(dtype=float)).dropna()
+        if len(values) > 1 and values.iloc[1:].max() <= values.iloc[0]:
+            logger.warning(
+                "training did not improve %s on the validation queries: %.4f before, %.4f at best after. Try another "
+                "learning_rate, harder negatives (a retriever before the trainer) or more data",
+                self.measures[0],
+                values.iloc[0],
+                values.iloc[1:].max(),
+            )
+
+
+class _Loop(SentenceTransformerTrainer):
+    """The training loop, with margins and targets in its log and an exponential schedule."""
+
+    def __init__(self, *, decay: float | None, **options: Any) -> None:
+        self.decay = decay
+        super().__init__(**options)
+
+    def compute_loss(self, *args: Any, **options: Any) -> Any:
+        loss = super().compute_loss(*args, **options)
+        if statistics := getattr(self.loss, "statistics", None):
+            self.track_loss_components(statistics)
+        return loss
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        if self.decay is None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        if self.lr_scheduler is None:
+            self.lr_scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer or self.optimizer, self.decay)
+        return self.lr_scheduler
+
+
+class _ProgressBar(ProgressCallback):
+    """A bar with the loss, the mean margin, the mean target and the measures beside it."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **options: Any) -> None:
+        if state.is_world_process_zero:
+            self.training_bar = pt.tqdm(total=state.max_steps, initial=state.global_step, desc="Training", unit="step")
+            self.shown: dict[str, str] = {}
+        self.current_step = state.global_step
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **options: Any) -> None:
+        if state.is_world_process_zero and self.training_bar is not None:
+            names = {name: name for name in ("loss", "margin", "target")}
+            names |= {key: key.removeprefix("eval_") for key in logs if key.startswith("eval_") and "@" in key}
+            self.shown |= {name: f"{logs[key]:.3f}" for key, name in names.items() if key in logs}
+            self.training_bar.set_postfix(self.shown)
+
+
+class _ValidateLast(TrainerCallback):
+    """Validates after the last step too, so that the end of training can be the best checkpoint."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **options: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = True
+
+
+def mixed_precision(device: torch.device) -> dict[str, bool]:
+    """Returns the training arguments for the fastest precision that a device has in hardware.
+
+    A GPU trains in bfloat16, or in float16 if it is too old for that. A CPU trains in bfloat16 only where it has
+    instructions for it (AVX512-BF16 or AMX): others emulate it many times slower than float32.
+
+    Example:
+        >>> mixed_precision(torch.device("meta"))
+        {}
+    """
+    if device.type == "cuda":
+        return {"bf16": True} if torch.cuda.is_bf16_supported() else {"fp16": True}
+    if device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        return {"bf16": True}
+    return {}
+
+
+def _config(loss: nn.Module) -> dict[str, Any]:
+    return loss.get_config_dict() if hasattr(loss, "get_config_dict") else {}
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text())
+    except ValueError:
+        return False
+    return True

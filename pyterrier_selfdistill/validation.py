@@ -1,0 +1,114 @@
+"""Retrieval measures of a model while it trains.
+
+:class:`RetrievalEvaluator` is an evaluator of sentence-transformers that does what a PyTerrier experiment does: it
+scores the candidates of validation queries, or searches a corpus for them, and averages measures of ir-measures.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import ir_measures
+import pandas as pd
+from ir_measures import Measure
+from pyterrier_dr import FlexIndex
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.evaluation import BaseEvaluator
+
+from .biencoder import SelfDistillBiEncoder
+from .checks import require_judged, require_texts
+from .triples import Corpus, corpus_records
+
+
+class RetrievalEvaluator(BaseEvaluator):
+    """Measures how well a model ranks.
+
+    Args:
+        topics_or_results: Candidates to score (``qid``, ``query``, ``docno`` and text), or queries (``qid``, ``query``)
+            to search the corpus for.
+        qrels: Judgements: ``qid``, ``docno``, ``label``.
+        measures: What to measure; the first one decides which model is best. More is better, for all of them.
+        corpus: The documents to search when there are no candidates.
+        num_results: How many documents to search for.
+        encoder_options: What :class:`SelfDistillBiEncoder` is given with the model, such as ``batch_size``.
+
+    Raises:
+        ValueError: If no query has judgements, or there is nothing to rank.
+
+    Example:
+        >>> from pyterrier.measures import RR
+        >>> results = pd.DataFrame([["1", "sort", "d1", "sort rows"], ["1", "sort", "d2", "plot a file"]],
+        ...                        columns=["qid", "query", "docno", "text"])
+        >>> qrels = pd.DataFrame([["1", "d1", 1], ["1", "d2", 1]], columns=["qid", "docno", "label"])
+        >>> RetrievalEvaluator(results, qrels, [RR])(encoder.model)
+        {'RR': 1.0}
+    """
+
+    def __init__(
+        self,
+        topics_or_results: pd.DataFrame,
+        qrels: pd.DataFrame,
+        measures: Sequence[Measure],
+        *,
+        corpus: Corpus | None = None,
+        num_results: int = 1000,
+        encoder_options: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        require_judged(topics_or_results, qrels)
+        if not measures:
+            raise ValueError("there is nothing to measure; give measures such as [nDCG @ 10]")
+        self.encoder_options = encoder_options or {}
+        self.searches = "docno" not in topics_or_results
+        if self.searches and corpus is None:
+            raise ValueError(
+                f"the validation topics have no candidates to rank (columns {list(topics_or_results.columns)}); put a "
+                "retriever and pt.text.get_text before the trainer, or give corpus= to search"
+            )
+        if not self.searches:
+            text_field = self.encoder_options.get("text_field", "text")
+            if text_field not in topics_or_results:
+                raise ValueError(
+                    f"the validation results have no column {text_field!r} (they have "
+                    f"{list(topics_or_results.columns)}); put pt.text.get_text(dataset) before the trainer"
+                )
+            require_texts(topics_or_results, text_field, "docno", empty=True)
+        # what is not judged would only cost time
+        self.topics_or_results = topics_or_results[topics_or_results["qid"].isin(qrels["qid"])]
+        self.qrels = qrels[qrels["qid"].isin(topics_or_results["qid"])]
+        self.measures = list(measures)
+        self.corpus = corpus
+        self.num_results = num_results
+        self.primary_metric = str(self.measures[0])
+
+    def __call__(
+        self, model: SentenceTransformer, output_path: str | None = None, epoch: float = -1, steps: int = -1
+    ) -> dict[str, float]:
+        """Ranks and measures.
+
+        Args:
+            model: The model as it is now.
+            output_path: Not used; the trainer keeps the measures in its history.
+            epoch: Not used.
+            steps: Not used.
+
+        Returns:
+            The measures by name, averaged over the queries.
+        """
+        encoder = SelfDistillBiEncoder(model, **self.encoder_options)
+        ranked = self._search(encoder) if self.searches else encoder(self.topics_or_results)
+        values = ir_measures.calc_aggregate(self.measures, *map(_with_ir_measures_columns, (self.qrels, ranked)))
+        return {str(measure): float(values[measure]) for measure in self.measures}
+
+    def _search(self, encoder: SelfDistillBiEncoder) -> pd.DataFrame:
+        with tempfile.TemporaryDirectory() as folder:
+            index = FlexIndex(f"{folder}/index.flex", verbose=False)
+            (encoder >> index).index(corpus_records(self.corpus))
+            retriever = encoder >> index.retriever(num_results=self.num_results, drop_query_vec=True)
+            return retriever(self.topics_or_results[["qid", "query"]])
+
+
+def _with_ir_measures_columns(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.rename(columns={"qid": "query_id", "docno": "doc_id", "label": "relevance"})
