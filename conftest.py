@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import pyterrier as pt
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
@@ -14,6 +15,9 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 from pyterrier_selfdistill import SelfDistillBiEncoder
 
 WORDS = "sort the rows of a table by column return mean value array matrix plot file read write query d".split()  # noqa: SIM905
+
+
+pt.documentation._cached_objects_inv = {}  # schematics link to PyTerrier's documentation, which they would download
 
 
 @pytest.fixture(scope="session")

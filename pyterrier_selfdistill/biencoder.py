@@ -13,7 +13,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import pandas as pd
@@ -26,7 +26,7 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 from sentence_transformers.util.file_io import is_sentence_transformer_model
 
-from .checks import require_distinct_columns, require_texts
+from .checks import require_count, require_distinct_columns, require_texts
 from .losses import normalize
 
 METADATA_FILE = "pt_meta.json"
@@ -85,16 +85,16 @@ class SelfDistillBiEncoder(pt.Artifact, pyterrier_dr.BiEncoder):
         verbose: bool = False,
         device: str | torch.device | None = None,
     ) -> None:
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size={batch_size!r}; use a whole number of texts, 1 or more")
+        require_count("batch_size", batch_size)
         pyterrier_dr.BiEncoder.__init__(self, batch_size=batch_size, text_field=text_field, verbose=verbose)
         self.training_summary: dict[str, Any] = {}
         if isinstance(model, SentenceTransformer):
             pt.Artifact.__init__(self, pt.Artifact.NO_PATH)
         else:
-            pt.Artifact.__init__(self, model)
-            self.training_summary = _read_training_summary(self.path)
-            model = _load(self.path, device)
+            folder = Path(model)
+            pt.Artifact.__init__(self, folder)
+            self.training_summary = _read_training_summary(folder)
+            model = _load(folder, device)
         self.model = _with_unit_length(model)
         if device is not None:
             self.model.to(device)
@@ -149,10 +149,13 @@ class SelfDistillBiEncoder(pt.Artifact, pyterrier_dr.BiEncoder):
                 SelfDistillBiEncoder.from_pretrained("microsoft/mpnet-base", query_length=20, document_length=200)
         """
         name = str(name_or_path)
-        dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        weights = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+        if not isinstance(weights, torch.dtype) or not weights.is_floating_point:
             raise ValueError(f"dtype={dtype!r} is not a floating point type of torch; use 'float32' or 'bfloat16', say")
-        options: dict[str, Any] = {"device": None if device is None else str(device), "model_kwargs": {"dtype": dtype}}
+        options: dict[str, Any] = {
+            "device": None if device is None else str(device),
+            "model_kwargs": {"dtype": weights},
+        }
         if is_sentence_transformer_model(name):
             if pooling is not None:
                 raise ValueError(
@@ -281,7 +284,7 @@ class SelfDistillBiEncoder(pt.Artifact, pyterrier_dr.BiEncoder):
     @property
     def dimension(self) -> int:
         """The length of the vectors."""
-        return self.model.get_embedding_dimension()
+        return cast(int, self.model.get_embedding_dimension())
 
     @property
     def device(self) -> torch.device:
@@ -335,12 +338,16 @@ class SelfDistillBiEncoder(pt.Artifact, pyterrier_dr.BiEncoder):
 
 
 class _QueryEncoder(BiQueryEncoder):
+    schematic: ClassVar = {"label": "QueryEncoder"}
+
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         _check_texts(inp, "query", "qid")
         return super().transform(inp)
 
 
 class _DocEncoder(BiDocEncoder):
+    schematic: ClassVar = {"label": "DocEncoder"}
+
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         _check_texts(inp, self.text_field, "docno")
         return super().transform(inp)
@@ -370,16 +377,12 @@ def _with_unit_length(model: SentenceTransformer) -> SentenceTransformer:
 
 
 def _set_lengths(model: SentenceTransformer, query_length: int | None, document_length: int | None) -> None:
-    limit = model.max_seq_length
-    if isinstance(model[0], Transformer):
-        limit = getattr(model[0].config, "max_position_embeddings", limit)
     for name, length in {"query_length": query_length, "document_length": document_length}.items():
         if length is None:
             continue
         if not isinstance(model[0], Transformer):
             raise ValueError(f"{name}={length} was given, but the model starts with {model[0]}, which cuts no texts")
-        if isinstance(length, bool) or not isinstance(length, int) or not 3 <= length <= limit:
-            raise ValueError(f"{name}={length!r}; use a whole number of tokens from 3 to {limit}, the model's limit")
+        require_count(name, length, at_most=getattr(model[0].config, "max_position_embeddings", None))
         setattr(model[0], name, length)
     if document_length is not None:
         model.max_seq_length = document_length  # for readers that do not tell documents from queries

@@ -1,4 +1,4 @@
-"""Checks of frames that go beyond columns: texts that are texts, topics that have judgements.
+"""Checks of what users give: options that are numbers, texts that are texts, topics that have judgements.
 
 Each returns nothing, or raises an error that says what was given, what was expected, and what to do.
 """
@@ -8,6 +8,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pandas as pd
+
+
+def require_count(name: str, value: object, *, at_most: int | None = None) -> None:
+    """Checks that an option is a whole number, 1 or more.
+
+    Args:
+        name: The option.
+        value: What was given.
+        at_most: The largest number that it may be.
+
+    Raises:
+        ValueError: If it is something else.
+
+    Example:
+        >>> require_count("batch_size", 0)
+        Traceback (most recent call last):
+        ValueError: batch_size=0 is not a whole number, 1 or more
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1 or (at_most is not None and value > at_most):
+        raise ValueError(f"{name}={value!r} is not a whole number, {f'1 to {at_most}' if at_most else '1 or more'}")
 
 
 def require_columns(frame: pd.DataFrame, columns: Sequence[str], name: str) -> None:

@@ -12,7 +12,6 @@ and the loss is the mean error between the two. :class:`AdaptiveMarginLoss` comp
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from numbers import Real
 from typing import Any, Literal, NamedTuple
@@ -302,7 +301,7 @@ def _check_target(target: object) -> None:
     if isinstance(target, str):
         if target not in TARGETS:
             raise ValueError(f"target={target!r} is unknown; use 'distributed', 'adaptive' or a number in (0, 2]")
-    elif not (math.isfinite(target) and 0 < target <= 2):
+    elif not (0 < float(target) <= 2):
         raise ValueError(f"target={target!r} is not a margin between two cosines that can be asked for; use (0, 2]")
 
 

@@ -18,10 +18,11 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, cast
 
 import pandas as pd
 import pyterrier as pt
@@ -37,6 +38,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from . import report, triples
 from .biencoder import SelfDistillBiEncoder
+from .checks import require_count
 from .losses import AdaptiveMarginLoss, SelfDistillationLoss
 from .triples import Corpus, Triples
 from .validation import RetrievalEvaluator
@@ -175,6 +177,9 @@ class SelfDistillTrainer(pt.Estimator):
             raise ValueError(f"loss={loss!r} was given beside target, in_batch or error; set those in the loss itself")
         if preset not in PRESETS:
             raise ValueError(f"preset={preset!r} is unknown; use one of {', '.join(map(repr, PRESETS))}")
+        require_count("negatives", negatives)
+        if patience is not None:
+            require_count("patience", patience)
         if resume and overwrite:
             raise ValueError("resume=True goes on with a run and overwrite=True replaces it; choose one")
         known = {field.name for field in fields(SentenceTransformerTrainingArguments) if field.init}
@@ -357,13 +362,14 @@ class SelfDistillTrainer(pt.Estimator):
             loop.add_callback(_ValidateLast())
             loop.add_callback(EarlyStoppingCallback(self.patience))
         started = time.monotonic()
-        loop.train(resume_from_checkpoint=checkpoint)
+        with _without_progress_bars_of_transformers():
+            loop.train(resume_from_checkpoint=checkpoint)
 
         self._logs = loop.state.log_history
         encoder.model.eval()
         encoder.training_summary = {
             "data": data.summary,
-            "loss": {"name": type(loop.loss).__name__, **_config(loop.loss)},
+            "loss": {"name": type(loop.loss).__name__, **getattr(loop.loss, "get_config_dict", dict)()},
             "preset": self.preset,
             "arguments": self.arguments,
             "seed": self.seed,
@@ -468,7 +474,8 @@ class _Loop(SentenceTransformerTrainer):
         if self.decay is None:
             return super().create_scheduler(num_training_steps, optimizer)
         if self.lr_scheduler is None:
-            self.lr_scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer or self.optimizer, self.decay)
+            optimizer = cast(torch.optim.Optimizer, optimizer or self.optimizer)
+            self.lr_scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, self.decay)  # type: ignore[assignment]
         return self.lr_scheduler
 
 
@@ -497,6 +504,18 @@ class _ValidateLast(TrainerCallback):
             control.should_evaluate = True
 
 
+@contextmanager
+def _without_progress_bars_of_transformers() -> Iterator[None]:
+    """Hides the bars that each checkpoint would draw through the one of training."""
+    shown = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers.utils.logging.enable_progress_bar()
+
+
 def mixed_precision(device: torch.device) -> dict[str, bool]:
     """Returns the training arguments for the fastest precision that a device has in hardware.
 
@@ -512,10 +531,6 @@ def mixed_precision(device: torch.device) -> dict[str, bool]:
     if device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
         return {"bf16": True}
     return {}
-
-
-def _config(loss: nn.Module) -> dict[str, Any]:
-    return loss.get_config_dict() if hasattr(loss, "get_config_dict") else {}
 
 
 def _is_json(path: Path) -> bool:

@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -32,9 +32,9 @@ import pyterrier as pt
 from datasets import Dataset
 from more_itertools import chunked
 
-from .checks import require_columns, require_judged, require_texts
+from .checks import require_columns, require_count, require_judged, require_texts
 
-Corpus = pt.datasets.Dataset | pd.DataFrame | Iterable[Mapping[str, Any]]
+Corpus: TypeAlias = pt.datasets.Dataset | pd.DataFrame | Iterable[Mapping[str, Any]]
 """A PyTerrier dataset with a corpus, a frame with ``docno`` and text, or an iterable of such records."""
 
 
@@ -250,8 +250,7 @@ def _draw(
     source: str,
 ) -> Triples:
     """Makes one triple of every relevant document, its negatives drawn from the candidates of its query."""
-    if isinstance(negatives, bool) or not isinstance(negatives, int) or negatives < 1:
-        raise ValueError(f"negatives={negatives!r}; use a whole number, 1 or more")
+    require_count("negatives", negatives)
     names = ["negative"] if negatives == 1 else [f"negative_{number}" for number in range(1, negatives + 1)]
     rows: dict[str, list[str]] = {name: [] for name in ("query", "positive", *names)}
     dropped: Counter[str] = Counter()
@@ -287,7 +286,7 @@ def _sample(
         return [allowed[index] for index in generator.choice(len(allowed), number, replace=False)]
     drawn: dict[str, None] = {}  # so few are excluded that drawing again is quicker than listing the allowed
     while len(drawn) < number:
-        candidate = candidates[generator.integers(len(candidates))]
+        candidate = candidates[int(generator.integers(len(candidates)))]
         if candidate not in excluded:
             drawn[candidate] = None
     return list(drawn)

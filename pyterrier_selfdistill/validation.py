@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import ir_measures
 import pandas as pd
@@ -16,6 +16,7 @@ from ir_measures import Measure
 from pyterrier_dr import FlexIndex
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
+from sentence_transformers.base.model import BaseModel
 
 from .biencoder import SelfDistillBiEncoder
 from .checks import require_judged, require_texts
@@ -84,7 +85,7 @@ class RetrievalEvaluator(BaseEvaluator):
         self.primary_metric = str(self.measures[0])
 
     def __call__(
-        self, model: SentenceTransformer, output_path: str | None = None, epoch: float = -1, steps: int = -1
+        self, model: BaseModel, output_path: str | None = None, epoch: float = -1, steps: int = -1
     ) -> dict[str, float]:
         """Ranks and measures.
 
@@ -97,7 +98,7 @@ class RetrievalEvaluator(BaseEvaluator):
         Returns:
             The measures by name, averaged over the queries.
         """
-        encoder = SelfDistillBiEncoder(model, **self.encoder_options)
+        encoder = SelfDistillBiEncoder(cast(SentenceTransformer, model), **self.encoder_options)
         ranked = self._search(encoder) if self.searches else encoder(self.topics_or_results)
         values = ir_measures.calc_aggregate(self.measures, *map(_with_ir_measures_columns, (self.qrels, ranked)))
         return {str(measure): float(values[measure]) for measure in self.measures}

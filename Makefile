@@ -1,0 +1,39 @@
+# Each target makes what it needs. VENV and PYTHON choose where and with what.
+
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: help install quickstart test lint format clean
+
+help: ## Show the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+install: $(INSTALLED) ## Make an environment with the package and all its extras, pinned
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[examples,test,dev]'
+	@touch $@
+
+quickstart: $(INSTALLED) ## Train, index, retrieve and compare, offline, in a few minutes
+	$(BIN)/python examples/quickstart.py
+
+test: $(INSTALLED) ## Run the tests and the examples in docstrings
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED) ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED) ## Bring the code into form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## Remove the environment and what tests leave behind
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
