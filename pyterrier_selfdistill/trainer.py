@@ -215,7 +215,8 @@ class SelfDistillTrainer(pt.Estimator):
         """Trains with judged positives.
 
         Negatives are drawn from the results of each query; for topics without results, from the ``corpus`` of the
-        trainer. Validation works likewise: results are re-ranked, topics without results search the corpus.
+        trainer. Validation works likewise: results are re-ranked, topics without results search the corpus. Fitting
+        again starts anew with the first encoder, and replaces what this trainer has written.
 
         Args:
             topics_or_results: ``qid`` and ``query``, and for results ``docno`` and the text field of the encoder.
@@ -228,7 +229,7 @@ class SelfDistillTrainer(pt.Estimator):
 
         Raises:
             ValueError: If there is nothing to train or validate with; the error says why.
-            FileExistsError: If the folder holds another run, and neither ``resume`` nor ``overwrite`` is set.
+            FileExistsError: If the folder holds the run of another trainer, and neither ``resume`` nor ``overwrite`` is set.
         """
         options: dict[str, Any] = {
             "negatives": self.negatives,
@@ -392,7 +393,7 @@ class SelfDistillTrainer(pt.Estimator):
     def _prepare_output_dir(self) -> str | None:
         """Makes the folder, and returns the checkpoint to go on from."""
         checkpoints = self.output_dir / "checkpoints"
-        if self.overwrite:
+        if self.overwrite or self._trained is not None:
             for path in (checkpoints, self.output_dir / "model"):
                 shutil.rmtree(path, ignore_errors=True)
         # the state is written last, so a checkpoint without it was cut off

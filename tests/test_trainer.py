@@ -132,6 +132,13 @@ def test_a_run_is_not_replaced_unasked(make, results, qrels):
     make(overwrite=True).fit(results, qrels)
 
 
+def test_fitting_again_starts_anew(make, results, qrels):
+    trainer = make().fit(results, qrels)
+    first = trainer.encoder.model_name
+    assert trainer.fit_triples([("sort", "sort the rows", "plot")] * 50).encoder.model_name != first
+    assert trainer.fit(results, qrels).encoder.model_name == first
+
+
 def test_resuming_gives_the_model_of_an_uninterrupted_run(make, results, qrels, monkeypatch):
     options = {"num_train_epochs": 2, "save_steps": 3, "eval_steps": 3}
     whole = make("whole", **options).fit(results, qrels, results, qrels)

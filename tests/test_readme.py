@@ -1,0 +1,145 @@
+"""What the README shows, run as it stands, with local data in place of MS MARCO and a tiny model in place of MPNet."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import ir_datasets
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+import pyterrier_dr
+import pytest
+from ir_datasets.formats import TsvDocPairs, TsvDocs, TsvQueries
+from ir_datasets.util import LocalDownload
+from pyterrier_pisa import PisaIndex
+from sentence_transformers import SentenceTransformer
+
+from pyterrier_selfdistill.triples import from_texts
+
+ROOT = Path(__file__).parents[1]
+CODE = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+VERBS, THINGS = ["sort", "read", "write", "plot", "return"], ["table", "matrix", "file", "array", "column"]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def names(folder):
+    """The names that the README's code takes for granted: a retriever, a dataset, topics and judgements."""
+    corpus = pd.DataFrame(
+        [(f"{v}{t}", f"{v} the {t} by mean") for v in VERBS for t in THINGS], columns=["docno", "text"]
+    )
+    topics = pd.DataFrame([(f"q{i}", f"query {t}") for i, t in enumerate(THINGS)], columns=["qid", "query"])
+    pairs = topics.merge(corpus, how="cross")
+    pairs["label"] = [int(q.split()[1] in t) for q, t in zip(pairs["query"], pairs["text"], strict=True)]
+    qrels = pairs[["qid", "docno", "label"]]
+
+    docpairs = [
+        (qid, f"sort{t}", f"plot{THINGS[i - 1]}") for i, (qid, t) in enumerate(zip(topics["qid"], THINGS, strict=True))
+    ]
+    for name, rows in {"docs": corpus, "queries": topics, "docpairs": pd.DataFrame(docpairs)}.items():
+        rows.to_csv(f"{name}.tsv", sep="\t", index=False, header=False)
+    local = {name: LocalDownload(folder / f"{name}.tsv") for name in ("docs", "queries", "docpairs")}
+    ir_datasets.registry._registered["local-readme"] = ir_datasets.Dataset(
+        TsvDocs(local["docs"], namespace="readme"), TsvQueries(local["queries"]), TsvDocPairs(local["docpairs"])
+    )
+    bm25 = PisaIndex(str(folder / "index.pisa"), text_field="text").index(corpus.to_dict(orient="records")).bm25()
+    yield {
+        "bm25": bm25,
+        "dataset": pt.get_dataset("irds:local-readme"),
+        **{"topics": topics, "valid_topics": topics, "test_topics": topics},
+        **{"qrels": qrels, "valid_qrels": qrels, "test_qrels": qrels},
+    }
+    del ir_datasets.registry._registered["local-readme"]
+
+
+def test_in_your_own_code(names, language_model, folder):
+    code = (
+        CODE[0]
+        .replace("microsoft/mpnet-base", language_model)
+        .replace("irds:msmarco-passage/train", "irds:local-readme")
+    )
+    table = "table = pt.Experiment("
+    exec(code.replace("pt.Experiment(", table), names)
+    assert names["table"]["nDCG@10"].notna().all()
+    assert len(names["table"]) == 4
+    encoder, texts = names["encoder"], ["sort the table"]
+    for reader in (
+        pt.Artifact.load("my-model").encode_docs,
+        SentenceTransformer("my-model").encode_document,
+        pyterrier_dr.SBertBiEncoder("my-model").encode_docs,
+    ):
+        np.testing.assert_allclose(reader(texts), encoder.encode_docs(texts), atol=1e-6)
+
+
+def test_the_loss_on_its_own(language_model, folder):
+    code = CODE[1].replace("microsoft/mpnet-base", language_model)
+    names = {"triples": from_texts([("sort", "sort the table", "plot")] * 8).dataset}
+    exec(code, names)
+    assert "margin" in names["loss"].statistics
+
+
+def test_quickstart(names, language_model, folder):
+    """The example on a small dataset of ir_datasets that has no splits of its own."""
+    queries = [(f"q{i}", f"{v} {t}") for i, (v, t) in enumerate((v, t) for v in VERBS for t in THINGS)]
+    program = folder / "run.py"
+    program.write_text(
+        f"""
+import sys
+sys.path.insert(0, {str(ROOT / "examples")!r})
+import ir_datasets, pathlib, quickstart
+from ir_datasets.formats import TrecQrels, TsvDocs, TsvQueries
+from ir_datasets.util import LocalDownload
+pathlib.Path("queries.tsv").write_text({"".join(f"{q}{chr(9)}{t}{chr(10)}" for q, t in queries)!r})
+pathlib.Path("qrels.txt").write_text({"".join(f"{q} 0 {t.replace(' ', '')} 1{chr(10)}" for q, t in queries)!r})
+ir_datasets.registry._registered["whole"] = ir_datasets.Dataset(
+    TsvDocs(LocalDownload("docs.tsv"), namespace="whole"),
+    TsvQueries(LocalDownload("queries.tsv")),
+    TrecQrels(LocalDownload("qrels.txt"), {{}}),
+)
+quickstart.main(quickstart.read_options(sys.argv[1:]))
+"""
+    )
+    done = subprocess.run(
+        [
+            sys.executable,
+            program,
+            "--dataset",
+            "irds:whole",
+            "--model",
+            language_model,
+            "--output",
+            "out",
+            "--target",
+            "0.5",
+        ],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    table = pd.read_csv(folder / "out" / "table.csv")
+    assert table["name"].tolist() == ["bm25", "untrained", "self-distilled", "bm25, re-ranked", "bm25, fused"]
+    assert table["nDCG@10"].between(0, 1).all()
+    written = {path.name for path in (folder / "out").iterdir()}
+    assert {
+        "model",
+        "history.csv",
+        "history.png",
+        "runs",
+        "self-distilled.flex",
+        "untrained.flex",
+        "table.csv",
+    } <= written
+    assert {path.name for path in (folder / "out" / "runs").glob("*.res.gz")} == {
+        f"{name}.res.gz" for name in table["name"]
+    }
+    assert pt.Artifact.load(str(folder / "out" / "model")).training_summary["loss"]["target"] == 0.5
