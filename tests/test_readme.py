@@ -36,7 +36,7 @@ def names(folder):
     corpus = pd.DataFrame(
         [(f"{v}{t}", f"{v} the {t} by mean") for v in VERBS for t in THINGS], columns=["docno", "text"]
     )
-    topics = pd.DataFrame([(f"q{i}", f"query {t}") for i, t in enumerate(THINGS)], columns=["qid", "query"])
+    topics = pd.DataFrame([(f"q{i}", f"mean {t}") for i, t in enumerate(THINGS)], columns=["qid", "query"])
     pairs = topics.merge(corpus, how="cross")
     pairs["label"] = [int(q.split()[1] in t) for q, t in zip(pairs["query"], pairs["text"], strict=True)]
     qrels = pairs[["qid", "docno", "label"]]

@@ -57,7 +57,7 @@ def make(encoder, tmp_path):
 
 def test_learns_in_a_pipeline(make, encoder, corpus, topics, qrels, results):
     retriever = pt.Transformer.from_df(results.drop(columns="query"))
-    trainer = make(num_train_epochs=6, target="adaptive", measures=[nDCG @ 10, RR])
+    trainer = make(num_train_epochs=20, target="adaptive", measures=[nDCG @ 10, RR])
     (retriever >> trainer).fit(topics, qrels, topics, qrels)
 
     history = trainer.history
