@@ -229,7 +229,7 @@ class SelfDistillTrainer(pt.Estimator):
 
         Raises:
             ValueError: If there is nothing to train or validate with; the error says why.
-            FileExistsError: If the folder holds the run of another trainer, and neither ``resume`` nor ``overwrite`` is set.
+            FileExistsError: If the folder holds the run of another trainer, without ``resume`` or ``overwrite``.
         """
         options: dict[str, Any] = {
             "negatives": self.negatives,
