@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pandas as pd
+from ir_measures import Measure
 
 
 def require_count(name: str, value: object, *, at_most: int | None = None) -> None:
@@ -28,6 +29,25 @@ def require_count(name: str, value: object, *, at_most: int | None = None) -> No
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < 1 or (at_most is not None and value > at_most):
         raise ValueError(f"{name}={value!r} is not a whole number, {f'1 to {at_most}' if at_most else '1 or more'}")
+
+
+def require_measures(measures: Sequence[object]) -> None:
+    """Checks that there are measures of ir-measures.
+
+    Raises:
+        ValueError: If there is none.
+        TypeError: If one is something else, such as a name.
+
+    Example:
+        >>> require_measures(["ndcg_cut_10"])
+        Traceback (most recent call last):
+        TypeError: 'ndcg_cut_10' is no measure; give some such as [nDCG @ 10], from pyterrier.measures
+    """
+    if isinstance(measures, str | Measure) or not len(measures):
+        raise ValueError(f"measures={measures!r} is no list of measures; give some such as [nDCG @ 10]")
+    for measure in measures:
+        if not isinstance(measure, Measure):
+            raise TypeError(f"{measure!r} is no measure; give some such as [nDCG @ 10], from pyterrier.measures")
 
 
 def require_columns(frame: pd.DataFrame, columns: Sequence[str], name: str) -> None:

@@ -223,6 +223,13 @@ class SelfDistillationLoss(nn.Module):
             model = SentenceTransformer("microsoft/mpnet-base")
             loss = SelfDistillationLoss(model, AdaptiveMarginLoss(target="adaptive", in_batch=True))
             SentenceTransformerTrainer(model, train_dataset=triples, loss=loss).train()
+
+        >>> loss = SelfDistillationLoss(encoder.model)
+        >>> columns = [["sort"], ["sort the rows"], ["plot a file"]]
+        >>> loss([encoder.model.preprocess(texts) for texts in columns]).shape
+        torch.Size([])
+        >>> list(loss.statistics)
+        ['margin', 'target']
     """
 
     def __init__(self, model: SentenceTransformer, loss: AdaptiveMarginLoss | None = None) -> None:

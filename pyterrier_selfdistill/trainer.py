@@ -35,10 +35,11 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraine
 from torch import nn
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import IntervalStrategy
 
 from . import report, triples
 from .biencoder import SelfDistillBiEncoder
-from .checks import require_count
+from .checks import require_count, require_measures
 from .losses import AdaptiveMarginLoss, SelfDistillationLoss
 from .triples import Corpus, Triples
 from .validation import RetrievalEvaluator
@@ -178,6 +179,7 @@ class SelfDistillTrainer(pt.Estimator):
         if preset not in PRESETS:
             raise ValueError(f"preset={preset!r} is unknown; use one of {', '.join(map(repr, PRESETS))}")
         require_count("negatives", negatives)
+        require_measures(measures)
         if patience is not None:
             require_count("patience", patience)
         if resume and overwrite:
@@ -196,7 +198,8 @@ class SelfDistillTrainer(pt.Estimator):
         self.loss = AdaptiveMarginLoss(target, in_batch, error) if loss is None else loss
         self.preset = preset
         self.negatives = negatives
-        self.corpus = corpus
+        # validation reads the corpus again and again
+        self.corpus = list(corpus) if isinstance(corpus, Iterator) else corpus
         self.measures = tuple(measures)
         self.patience = PRESETS[preset].patience if patience is None else patience
         self.seed = seed
@@ -420,7 +423,7 @@ class SelfDistillTrainer(pt.Estimator):
             "use_cpu": on_cpu,
             "dataloader_pin_memory": not on_cpu,
             "disable_tqdm": True,
-            "save_strategy": "steps",
+            "save_strategy": self.arguments.get("eval_strategy", "steps"),  # the best checkpoint must be there
             "save_total_limit": 1,
             "report_to": "none",
             **PRESETS[self.preset].arguments,
@@ -501,7 +504,7 @@ class _ValidateLast(TrainerCallback):
     """Validates after the last step too, so that the end of training can be the best checkpoint."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **options: Any) -> None:
-        if state.global_step >= state.max_steps:
+        if state.global_step >= state.max_steps and args.eval_strategy == IntervalStrategy.STEPS:
             control.should_evaluate = True
 
 

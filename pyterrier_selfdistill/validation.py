@@ -19,7 +19,7 @@ from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.base.model import BaseModel
 
 from .biencoder import SelfDistillBiEncoder
-from .checks import require_judged, require_texts
+from .checks import require_judged, require_measures, require_texts
 from .triples import Corpus, corpus_records
 
 
@@ -59,8 +59,7 @@ class RetrievalEvaluator(BaseEvaluator):
     ) -> None:
         super().__init__()
         require_judged(topics_or_results, qrels)
-        if not measures:
-            raise ValueError("there is nothing to measure; give measures such as [nDCG @ 10]")
+        require_measures(measures)
         self.encoder_options = encoder_options or {}
         self.searches = "docno" not in topics_or_results
         if self.searches and corpus is None:

@@ -176,6 +176,17 @@ def test_topics_with_a_corpus(make, topics, corpus, qrels):
     assert trainer.history["nDCG@10"].notna().sum() > 5
 
 
+def test_a_corpus_that_can_be_read_once(make, topics, corpus, qrels):
+    trainer = make(corpus=(record for record in corpus.to_dict(orient="records")))
+    trainer.fit(topics, qrels, topics, qrels)
+    assert trainer.history["nDCG@10"].dropna().iloc[-1] > 0
+
+
+def test_validation_once_an_epoch(make, results, qrels):
+    trainer = make(num_train_epochs=2, eval_strategy="epoch").fit(results, qrels, results, qrels)
+    assert trainer.history["step"][trainer.history["nDCG@10"].notna()].tolist() == [0, 5, 10]
+
+
 def test_relevant_documents_that_were_not_retrieved(make, results, qrels, corpus):
     few = results[~results["docno"].str.endswith("plot")]
     data = make("a").fit(few, qrels).encoder.training_summary["data"]
@@ -353,6 +364,8 @@ def test_what_cannot_be_validated_with(make, results, qrels, change, message, tm
         ({"target": 0.5, "loss": AdaptiveMarginLoss()}, ValueError, "beside target"),
         ({"resume": True, "overwrite": True}, ValueError, "choose one"),
         ({"negatives": 0}, ValueError, "negatives=0"),
+        ({"measures": []}, ValueError, "no list of measures"),
+        ({"measures": ["ndcg_cut_10"]}, TypeError, "'ndcg_cut_10' is no measure"),
     ],
 )
 def test_bad_options(make, options, error, message):
