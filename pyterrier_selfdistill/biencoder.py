@@ -56,6 +56,7 @@ class SelfDistillBiEncoder(pt.Artifact, pyterrier_dr.BiEncoder):
 
     Attributes:
         model: The sentence-transformers model.
+        name: The folder or the hub name that the model comes from, if it is known.
         training_summary: How the model was trained: data, loss, arguments, measures. Empty if not by this package.
 
     Example:
@@ -88,11 +89,14 @@ class SelfDistillBiEncoder(pt.Artifact, pyterrier_dr.BiEncoder):
         require_count("batch_size", batch_size)
         pyterrier_dr.BiEncoder.__init__(self, batch_size=batch_size, text_field=text_field, verbose=verbose)
         self.training_summary: dict[str, Any] = {}
+        self.name: str | None
         if isinstance(model, SentenceTransformer):
             pt.Artifact.__init__(self, pt.Artifact.NO_PATH)
+            self.name = model.model_card_data.base_model
         else:
             folder = Path(model)
             pt.Artifact.__init__(self, folder)
+            self.name = str(model)
             self.training_summary = _read_training_summary(folder)
             model = _load(folder, device)
         self.model = _with_unit_length(model)
@@ -174,6 +178,7 @@ class SelfDistillBiEncoder(pt.Artifact, pyterrier_dr.BiEncoder):
         if document_prompt is not None:
             model.prompts["document"] = document_prompt
         encoder = cls(model, batch_size=batch_size, text_field=text_field, verbose=verbose)
+        encoder.name = name
         encoder.training_summary = _read_training_summary(Path(name))
         return encoder
 
@@ -198,7 +203,7 @@ class SelfDistillBiEncoder(pt.Artifact, pyterrier_dr.BiEncoder):
             >>> with tempfile.TemporaryDirectory() as folder:
             ...     path = encoder.copy().save(f"{folder}/model")
             ...     pt.Artifact.load(path)
-            SelfDistillBiEncoder('model')
+            SelfDistillBiEncoder('...model')
         """
         path = Path(path)
         if path.exists() and not overwrite:
@@ -213,7 +218,7 @@ class SelfDistillBiEncoder(pt.Artifact, pyterrier_dr.BiEncoder):
                 replaced = path.rename(f"{folder}.replaced")
         if replaced is not None:
             shutil.rmtree(replaced)
-        self.path = path
+        self.path, self.name = path, str(path)
         return path
 
     def copy(self) -> SelfDistillBiEncoder:
@@ -333,8 +338,7 @@ class SelfDistillBiEncoder(pt.Artifact, pyterrier_dr.BiEncoder):
         return self.model_name, self.batch_size, self.text_field, self.verbose, self.device
 
     def __repr__(self) -> str:
-        name = self.path.name if isinstance(self.path, Path) else self.model.model_card_data.base_model
-        return f"SelfDistillBiEncoder({'' if name is None else repr(Path(name).name)})"
+        return f"SelfDistillBiEncoder({'' if self.name is None else repr(self.name)})"
 
 
 class _QueryEncoder(BiQueryEncoder):

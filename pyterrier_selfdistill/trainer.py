@@ -381,7 +381,7 @@ class SelfDistillTrainer(pt.Estimator):
             "best_step": loop.state.best_global_step,
             "best_measure": {"name": evaluator.primary_metric, "value": loop.state.best_metric} if evaluator else None,
             "seconds": round(time.monotonic() - started, 1),
-            "base_model": encoder.model.model_card_data.base_model,
+            "base_model": self._encoder.name,
             "versions": {
                 module.__name__: module.__version__ for module in (sentence_transformers, transformers, torch)
             },

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -230,6 +231,21 @@ def test_three_readers_give_the_same_vectors(encoder, tmp_path):
     ]:
         np.testing.assert_allclose(documents, vectors[0], atol=1e-6)
         np.testing.assert_allclose(queries, vectors[1], atol=1e-6)
+
+
+def test_names_tell_encoders_apart(encoder, language_model, tmp_path):
+    assert repr(encoder) == f"SelfDistillBiEncoder({language_model!r})"
+    trained = encoder.copy()
+    path = str(trained.save(tmp_path / "trained"))
+    assert repr(trained) == repr(pt.Artifact.load(path)) == f"SelfDistillBiEncoder({path!r})"
+
+
+def test_pickled_and_parallel(encoder, results):
+    assert pickle.loads(pickle.dumps(encoder)) == encoder
+    expected = encoder(results)
+    with pytest.warns(UserWarning, match="experimental"):
+        parallel = encoder.parallel(2)(results)
+    pd.testing.assert_frame_equal(parallel, expected)
 
 
 def test_lengths_and_prompts_survive_saving(language_model, tmp_path):
