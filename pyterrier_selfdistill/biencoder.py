@@ -213,7 +213,7 @@ class SelfDistillBiEncoder(pt.Artifact, pyterrier_dr.BiEncoder):
         with pt.io.finalized_directory(str(path.absolute())) as folder:
             self.model.save_pretrained(folder)
             metadata = {**(self._build_metadata() or {}), "training": self.training_summary}
-            (Path(folder) / METADATA_FILE).write_text(json.dumps(metadata, indent=2) + "\n")
+            (Path(folder) / METADATA_FILE).write_text(json.dumps(metadata, indent=2, default=str) + "\n")
             if path.exists():
                 replaced = path.rename(f"{folder}.replaced")
         if replaced is not None:

@@ -127,6 +127,7 @@ def require_judged(topics: pd.DataFrame, qrels: pd.DataFrame) -> None:
 
     Raises:
         ValueError: If none has, usually since one frame has integers and the other strings.
+        TypeError: If identifiers are no strings, or labels no numbers.
 
     Example:
         >>> topics = pd.DataFrame([["1", "sort"]], columns=["qid", "query"])
@@ -145,4 +146,16 @@ def require_judged(topics: pd.DataFrame, qrels: pd.DataFrame) -> None:
             f"none of the {topics['qid'].nunique()} topics has judgements among the {qrels['qid'].nunique()} judged "
             f"queries: topics have {forms[0]}, qrels have {forms[1]}; identifiers are strings in both, and "
             'frame.astype({"qid": str}) makes them so'
+        )
+    for name, frame in {"topics": topics, "qrels": qrels}.items():
+        for column in {"qid", "docno"} & set(frame.columns):
+            if wrong := [value for value in frame[column] if not isinstance(value, str)]:
+                raise TypeError(
+                    f"the {column} of {name} is no string in {len(wrong)} of {len(frame)} rows ({wrong[:3]}); "
+                    f'identifiers are strings in PyTerrier, and frame.astype({{"{column}": str}}) makes them so'
+                )
+    if not pd.api.types.is_numeric_dtype(qrels["label"]) or qrels["label"].isna().any():
+        raise TypeError(
+            f"the labels of qrels are {qrels['label'].dtype}, {qrels['label'].isna().sum()} of {len(qrels)} missing; "
+            "they are numbers, 1 or more for relevant documents"
         )

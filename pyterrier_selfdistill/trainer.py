@@ -232,6 +232,7 @@ class SelfDistillTrainer(pt.Estimator):
 
         Raises:
             ValueError: If there is nothing to train or validate with; the error says why.
+            TypeError: If identifiers or texts are no strings, or labels no numbers.
             FileExistsError: If the folder holds the run of another trainer, without ``resume`` or ``overwrite``.
         """
         options: dict[str, Any] = {
@@ -350,10 +351,11 @@ class SelfDistillTrainer(pt.Estimator):
             evaluator = RetrievalEvaluator(
                 valid_topics_or_results, valid_qrels, self.measures, corpus=self.corpus, encoder_options=options
             )
-        checkpoint = self._prepare_output_dir()
+        arguments = self._training_arguments(encoder, data.dataset, evaluator)
+        checkpoint = self._prepare_output_dir()  # only now: a bad argument must not cost an earlier run
         loop = _Loop(
             model=encoder.model,
-            args=self._training_arguments(encoder, data.dataset, evaluator),
+            args=arguments,
             train_dataset=data.dataset,
             loss=self._make_loss,
             evaluator=evaluator,
@@ -450,8 +452,8 @@ class SelfDistillTrainer(pt.Estimator):
         return self.loss(model)
 
     def _warn_if_not_better(self) -> None:
-        values = self.history.get(str(self.measures[0]), pd.Series(dtype=float)).dropna()
-        if len(values) > 1 and values.iloc[1:].max() <= values.iloc[0]:
+        values = self.history.set_index("step")[str(self.measures[0])].dropna()
+        if 0 in values.index and len(values) > 1 and values.iloc[1:].max() <= values.iloc[0]:
             logger.warning(
                 "training did not improve %s on the validation queries: %.4f before, %.4f at best after. Try another "
                 "learning_rate, harder negatives (a retriever before the trainer) or more data",

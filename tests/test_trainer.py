@@ -10,6 +10,7 @@ import pytest
 import torch
 from ir_measures import RR, nDCG
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers.base.sampler import BatchSamplers
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
 from pyterrier_selfdistill import AdaptiveMarginLoss, SelfDistillationLoss, SelfDistillBiEncoder, SelfDistillTrainer
@@ -130,6 +131,18 @@ def test_a_run_is_not_replaced_unasked(make, results, qrels):
     with pytest.raises(FileExistsError, match="resume=True.*overwrite=True"):
         make().fit(results, qrels)
     make(overwrite=True).fit(results, qrels)
+
+
+def test_a_bad_argument_does_not_cost_an_earlier_run(make, results, qrels, tmp_path):
+    make().fit(results, qrels)
+    with pytest.raises(ValueError, match="chilly"):
+        make(overwrite=True, lr_scheduler_type="chilly").fit(results, qrels)
+    assert (tmp_path / "run" / "model" / "pt_meta.json").exists()
+
+
+def test_arguments_of_any_type_are_recorded(make, results, qrels):
+    trainer = make(batch_sampler=BatchSamplers.NO_DUPLICATES).fit(results, qrels)
+    assert "no_duplicates" in (trainer.encoder.path / "pt_meta.json").read_text()
 
 
 def test_fitting_again_starts_anew(make, results, qrels):
@@ -316,6 +329,10 @@ def test_before_training(make, results, topics):
     [
         (lambda r, q: (r.drop(columns="text"), q), ValueError, "no column 'text'.*get_text"),
         (lambda r, q: (r, q.astype({"qid": int})), ValueError, "none of the 8 topics.*'0'.*strings"),
+        (lambda r, q: (r.astype({"qid": int}), q.astype({"qid": int})), TypeError, "qid of topics is no string in 320"),
+        (lambda r, q: (r, q.assign(docno=7)), TypeError, "docno of qrels is no string in 320"),
+        (lambda r, q: (r, q.assign(label="1")), TypeError, "labels of qrels are (str|object)"),
+        (lambda r, q: (r, q.assign(label=[None] + [1.0] * 319)), TypeError, "1 of 320 missing"),
         (lambda r, q: (r, q.assign(label=0)), ValueError, "none of the 320 judgements.*relevant"),
         (lambda r, q: (r, q.drop(columns="label")), ValueError, r"\['label'\] missing"),
         (lambda r, q: (r.assign(text=[None] + ["x"] * 319), q), TypeError, "'text' has no string in 1 of 320 rows"),
