@@ -121,7 +121,7 @@ class SelfDistillTrainer(pt.Estimator):
         measures: What to measure in validation; the first decides which checkpoint is best.
         patience: After how many validations without improvement to stop, if not as the preset says.
         seed: The seed of everything random: the same seed gives the same model on the same machine.
-        resume: Whether to go on from the last checkpoint in the folder, if there is one.
+        resume: Whether to go on from the last checkpoint in the folder, if there is one, with the same settings.
         overwrite: Whether to replace what another run left in the folder.
         verbose: Whether to show a progress bar.
         **arguments: Any argument of ``SentenceTransformerTrainingArguments``, such as ``learning_rate``,
@@ -351,13 +351,22 @@ class SelfDistillTrainer(pt.Estimator):
             evaluator = RetrievalEvaluator(
                 valid_topics_or_results, valid_qrels, self.measures, corpus=self.corpus, encoder_options=options
             )
+        loss = self._make_loss(encoder.model)
+        settings = {
+            "data": data.summary,
+            "loss": {"name": type(loss).__name__, **getattr(loss, "get_config_dict", dict)()},
+            "preset": self.preset,
+            "arguments": self.arguments,
+            "seed": self.seed,
+            "base_model": {"name": self._encoder.name, "checksum": self._encoder.model_name},
+        }
         arguments = self._training_arguments(encoder, data.dataset, evaluator)
-        checkpoint = self._prepare_output_dir()  # only now: a bad argument must not cost an earlier run
+        checkpoint = self._prepare_output_dir(settings)  # only now: a bad argument must not cost an earlier run
         loop = _Loop(
             model=encoder.model,
             args=arguments,
             train_dataset=data.dataset,
-            loss=self._make_loss,
+            loss=loss,
             evaluator=evaluator,
             decay=PRESETS[self.preset].decay,
         )
@@ -374,16 +383,11 @@ class SelfDistillTrainer(pt.Estimator):
         self._logs = loop.state.log_history
         encoder.model.eval()
         encoder.training_summary = {
-            "data": data.summary,
-            "loss": {"name": type(loop.loss).__name__, **getattr(loop.loss, "get_config_dict", dict)()},
-            "preset": self.preset,
-            "arguments": self.arguments,
-            "seed": self.seed,
+            **settings,
             "steps": loop.state.global_step,
             "best_step": loop.state.best_global_step,
             "best_measure": {"name": evaluator.primary_metric, "value": loop.state.best_metric} if evaluator else None,
             "seconds": round(time.monotonic() - started, 1),
-            "base_model": self._encoder.name,
             "versions": {
                 module.__name__: module.__version__ for module in (sentence_transformers, transformers, torch)
             },
@@ -395,9 +399,10 @@ class SelfDistillTrainer(pt.Estimator):
         encoder.save(self.output_dir / "model", overwrite=True)
         return self
 
-    def _prepare_output_dir(self) -> str | None:
+    def _prepare_output_dir(self, settings: dict[str, Any]) -> str | None:
         """Makes the folder, and returns the checkpoint to go on from."""
         checkpoints = self.output_dir / "checkpoints"
+        settings = json.loads(json.dumps(settings, default=str))
         if self.overwrite or self._trained is not None:
             for path in (checkpoints, self.output_dir / "model"):
                 shutil.rmtree(path, ignore_errors=True)
@@ -409,7 +414,18 @@ class SelfDistillTrainer(pt.Estimator):
                 "choose another output_dir"
             )
         checkpoints.mkdir(parents=True, exist_ok=True)
-        return str(max(complete, key=lambda path: int(path.name.rpartition("-")[2]))) if complete else None
+        record = checkpoints / "settings.json"
+        if not complete:
+            record.write_text(json.dumps(settings, indent=2) + "\n")
+            return None
+        earlier = json.loads(record.read_text())
+        if changed := [name for name in settings if settings[name] != earlier.get(name)]:
+            raise ValueError(
+                f"resume=True, but the run in {str(self.output_dir)!r} had other settings: "
+                + "; ".join(f"{name} was {earlier.get(name)} and is {settings[name]}" for name in changed)
+                + ". Set them as they were, or begin anew with overwrite=True"
+            )
+        return str(max(complete, key=lambda path: int(path.name.rpartition("-")[2])))
 
     def _training_arguments(
         self, encoder: SelfDistillBiEncoder, dataset: Dataset, evaluator: RetrievalEvaluator | None

@@ -174,6 +174,15 @@ def test_resuming_gives_the_model_of_an_uninterrupted_run(make, results, qrels, 
     pd.testing.assert_frame_equal(resumed.history, whole.history)
 
 
+def test_resuming_with_other_settings(make, results, qrels):
+    make().fit(results, qrels)
+    assert make(resume=True).fit(results, qrels).encoder.training_summary["steps"] == 5
+    with pytest.raises(ValueError, match="other settings: loss was .*distributed.* and is .*0.3.*overwrite=True"):
+        make(resume=True, target=0.3).fit(results, qrels)
+    with pytest.raises(ValueError, match="data was .*'triples': 40.*; seed was 42 and is 7"):
+        make(resume=True, seed=7).fit(results[results["qid"] < "4"], qrels)
+
+
 def test_a_checkpoint_that_was_cut_off_is_not_resumed(make, results, qrels, tmp_path):
     broken = tmp_path / "run" / "checkpoints" / "checkpoint-99"
     broken.mkdir(parents=True)
