@@ -206,8 +206,10 @@ class SelfDistillBiEncoder(pt.Artifact, pyterrier_dr.BiEncoder):
             SelfDistillBiEncoder('...model')
         """
         path = Path(path)
-        if path.exists() and not overwrite:
-            raise FileExistsError(f"{str(path)!r} is there already; choose another folder or pass overwrite=True")
+        if path.exists() and not (overwrite and path.is_dir()):
+            raise FileExistsError(
+                f"{str(path)!r} is there already; choose another folder, or replace a folder with overwrite=True"
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
         replaced = None
         with pt.io.finalized_directory(str(path.absolute())) as folder:

@@ -63,8 +63,10 @@ def plot(history: pd.DataFrame) -> Figure:
     panels = {
         title: drawn for title, columns in panels.items() if (drawn := [c for c in columns if any(history[c].notna())])
     }
-    figure = Figure(figsize=(4 * len(panels), 3), layout="constrained")
-    for axes, (title, columns) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+    figure = Figure(figsize=(4 * max(len(panels), 1), 3), layout="constrained")
+    for axes, (title, columns) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0] if panels else [], panels.items(), strict=True
+    ):
         for column in columns:
             values = history[["step", column]].dropna()
             axes.plot(values["step"], values[column], marker="o" if len(values) < 20 else None, label=column)

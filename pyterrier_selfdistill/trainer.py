@@ -176,6 +176,13 @@ class SelfDistillTrainer(pt.Estimator):
             )
         if loss is not None and (target, in_batch, error) != ("distributed", False, "l2"):
             raise ValueError(f"loss={loss!r} was given beside target, in_batch or error; set those in the loss itself")
+        if not (loss is None or isinstance(loss, AdaptiveMarginLoss)) and (
+            isinstance(loss, nn.Module) or not callable(loss)
+        ):
+            raise TypeError(
+                f"loss={loss!r} is neither an AdaptiveMarginLoss nor a function of the model; for another loss give "
+                "its class, such as MultipleNegativesRankingLoss, or lambda model: TheLoss(model, ...)"
+            )
         if preset not in PRESETS:
             raise ValueError(f"preset={preset!r} is unknown; use one of {', '.join(map(repr, PRESETS))}")
         require_count("negatives", negatives)
@@ -345,6 +352,7 @@ class SelfDistillTrainer(pt.Estimator):
             raise ValueError("validation needs topics (or results) and qrels; only one of them was given")
         logger.info("training with %s", data.summary)
         encoder = self._encoder.copy()
+        encoder.model.float()  # in 16 bits most updates would round to nothing; autocast is for speed
         evaluator = None
         if valid_topics_or_results is not None:
             options = {name: getattr(encoder, name) for name in ("batch_size", "text_field")}
@@ -362,13 +370,15 @@ class SelfDistillTrainer(pt.Estimator):
         }
         arguments = self._training_arguments(encoder, data.dataset, evaluator)
         checkpoint = self._prepare_output_dir(settings)  # only now: a bad argument must not cost an earlier run
+        arguments.eval_on_start = arguments.eval_on_start and checkpoint is None
+        scheduled = self.arguments.keys() & {"lr_scheduler_type", "warmup_steps", "warmup_ratio"}
         loop = _Loop(
             model=encoder.model,
             args=arguments,
             train_dataset=data.dataset,
             loss=loss,
             evaluator=evaluator,
-            decay=PRESETS[self.preset].decay,
+            decay=None if scheduled else PRESETS[self.preset].decay,
         )
         loop.remove_callback(PrinterCallback)
         if self.verbose:
@@ -393,10 +403,10 @@ class SelfDistillTrainer(pt.Estimator):
             },
         }
         self._trained = encoder
-        self._warn_if_not_better()
-        self.history.to_csv(self.output_dir / "history.csv", index=False)
-        self.plot().savefig(self.output_dir / "history.png", dpi=150)
         encoder.save(self.output_dir / "model", overwrite=True)
+        self.history.to_csv(self.output_dir / "history.csv", index=False)
+        report.plot(self.history).savefig(self.output_dir / "history.png", dpi=150)
+        self._warn_if_not_better()
         return self
 
     def _prepare_output_dir(self, settings: dict[str, Any]) -> str | None:
@@ -404,11 +414,16 @@ class SelfDistillTrainer(pt.Estimator):
         checkpoints = self.output_dir / "checkpoints"
         settings = json.loads(json.dumps(settings, default=str))
         if self.overwrite or self._trained is not None:
-            for path in (checkpoints, self.output_dir / "model"):
-                shutil.rmtree(path, ignore_errors=True)
+            shutil.rmtree(checkpoints, ignore_errors=True)  # the model stays until there is another
         # the state is written last, so a checkpoint without it was cut off
         complete = [state.parent for state in checkpoints.glob(f"checkpoint-*/{TRAINER_STATE_NAME}") if _is_json(state)]
-        if (complete or (self.output_dir / "model").exists()) and not self.resume:
+        finished = (self.output_dir / "model").exists()
+        if self.resume and finished and not complete and self._trained is None:
+            raise FileExistsError(
+                f"{str(self.output_dir)!r} holds a model but no checkpoint to resume from; load the model with "
+                "pt.Artifact.load, or train another with overwrite=True"
+            )
+        if (complete or finished) and not (self.resume or self.overwrite or self._trained is not None):
             raise FileExistsError(
                 f"{str(self.output_dir)!r} holds a run; go on with resume=True, replace it with overwrite=True, or "
                 "choose another output_dir"
@@ -418,7 +433,7 @@ class SelfDistillTrainer(pt.Estimator):
         if not complete:
             record.write_text(json.dumps(settings, indent=2) + "\n")
             return None
-        earlier = json.loads(record.read_text())
+        earlier = json.loads(record.read_text()) if record.exists() else {}
         if changed := [name for name in settings if settings[name] != earlier.get(name)]:
             raise ValueError(
                 f"resume=True, but the run in {str(self.output_dir)!r} had other settings: "
@@ -442,7 +457,8 @@ class SelfDistillTrainer(pt.Estimator):
             "dataloader_pin_memory": not on_cpu,
             "disable_tqdm": True,
             "save_strategy": self.arguments.get("eval_strategy", "steps"),  # the best checkpoint must be there
-            "save_total_limit": 1,
+            "save_total_limit": 2,  # the best and the last
+            "restore_callback_states_from_checkpoint": True,  # the patience that is left
             "report_to": "none",
             **PRESETS[self.preset].arguments,
         }

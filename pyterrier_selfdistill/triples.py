@@ -348,6 +348,12 @@ def _from_records(records: Iterable[Any]) -> Dataset:
     records = list(records)
     if not records:
         raise ValueError("the iterable of triples is empty; give (query, positive, negative) texts")
+    if strange := [
+        record for record in records if isinstance(record, str) or not isinstance(record, Mapping | Sequence)
+    ]:
+        raise TypeError(
+            f"a triple is {strange[0]!r}; give tuples or dictionaries of query, positive and negative texts"
+        )
     if not all(isinstance(record, Mapping) for record in records):
         if len({len(record) for record in records}) > 1:
             raise ValueError(f"the triples have different lengths: {sorted({len(record) for record in records})}")

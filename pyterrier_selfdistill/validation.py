@@ -67,6 +67,7 @@ class RetrievalEvaluator(BaseEvaluator):
                 f"the validation topics have no candidates to rank (columns {list(topics_or_results.columns)}); put a "
                 "retriever and pt.text.get_text before the trainer, or give corpus= to search"
             )
+        columns = ["qid", "query"]
         if not self.searches:
             text_field = self.encoder_options.get("text_field", "text")
             if text_field not in topics_or_results:
@@ -75,9 +76,15 @@ class RetrievalEvaluator(BaseEvaluator):
                     f"{list(topics_or_results.columns)}); put pt.text.get_text(dataset) before the trainer"
                 )
             require_texts(topics_or_results, text_field, "docno", empty=True)
-        # what is not judged would only cost time
-        self.topics_or_results = topics_or_results[topics_or_results["qid"].isin(qrels["qid"])]
-        self.qrels = qrels[qrels["qid"].isin(topics_or_results["qid"])]
+            columns += ["docno", text_field]
+        # no other column: vectors that a dense retriever left there would be scored instead of the model's own; and
+        # only what is judged, since the rest would only cost time
+        self.topics_or_results = topics_or_results.loc[topics_or_results["qid"].isin(qrels["qid"]), columns]
+        if (qrels["label"] % 1 != 0).any():
+            raise ValueError(
+                "the validation qrels have labels that are no whole numbers, which measures need; round them"
+            )
+        self.qrels = qrels[qrels["qid"].isin(topics_or_results["qid"])].astype({"label": int})
         self.measures = list(measures)
         self.corpus = corpus
         self.num_results = num_results
@@ -107,7 +114,7 @@ class RetrievalEvaluator(BaseEvaluator):
             index = FlexIndex(f"{folder}/index.flex", verbose=False)
             (encoder >> index).index(corpus_records(self.corpus))
             retriever = encoder >> index.retriever(num_results=self.num_results, drop_query_vec=True)
-            return retriever(self.topics_or_results[["qid", "query"]])
+            return retriever(self.topics_or_results)
 
 
 def _with_ir_measures_columns(frame: pd.DataFrame) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -131,6 +132,47 @@ def test_a_run_is_not_replaced_unasked(make, results, qrels):
     with pytest.raises(FileExistsError, match="resume=True.*overwrite=True"):
         make().fit(results, qrels)
     make(overwrite=True).fit(results, qrels)
+
+
+def test_vectors_of_a_dense_retriever_are_not_validated_with(make, encoder, results, qrels):
+    with_vectors = encoder.doc_encoder()(encoder.query_encoder()(results))
+    clean, stale = (make(f"{i}").fit(results, qrels, r, qrels) for i, r in enumerate([results, with_vectors]))
+    pd.testing.assert_frame_equal(stale.history, clean.history)
+
+
+def test_float_labels(make, results, qrels):
+    floats = qrels.astype({"label": float})
+    assert make("a").fit(results, floats, results, floats).history["nDCG@10"].notna().any()
+    with pytest.raises(ValueError, match="no whole numbers"):
+        make("b").fit(results, floats, results, floats.assign(label=0.5))
+
+
+def test_a_failed_fit_keeps_the_model_before(make, results, qrels, tmp_path, monkeypatch):
+    trainer = make().fit(results, qrels)
+    monkeypatch.setattr(SelfDistillationLoss, "forward", lambda *_: 1 / 0)
+    for again in (trainer, make(overwrite=True)):
+        with pytest.raises(ZeroDivisionError):
+            again.fit(results, qrels)
+        assert pt.Artifact.load(str(tmp_path / "run" / "model")) == trainer.encoder
+
+
+def test_a_model_without_checkpoints_is_not_resumed(make, results, qrels, tmp_path):
+    make().fit(results, qrels)
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    with pytest.raises(FileExistsError, match="no checkpoint to resume from"):
+        make(resume=True).fit(results, qrels)
+
+
+def test_without_anything_to_plot(make, results, qrels, tmp_path):
+    make(logging_strategy="no").fit(results, qrels)
+    assert (tmp_path / "run" / "history.png").exists()
+
+
+def test_16_bit_weights_train_in_32_bits(language_model, results, qrels, tmp_path):
+    encoder = SelfDistillBiEncoder.from_pretrained(language_model, device="cpu", dtype="bfloat16")
+    trainer = SelfDistillTrainer(encoder, tmp_path / "run", verbose=False).fit(results, qrels)
+    assert {p.dtype for p in trainer.encoder.model.parameters()} == {torch.float32}
+    assert {p.dtype for p in encoder.model.parameters()} == {torch.bfloat16}
 
 
 def test_a_bad_argument_does_not_cost_an_earlier_run(make, results, qrels, tmp_path):
@@ -388,6 +430,8 @@ def test_what_cannot_be_validated_with(make, results, qrels, change, message, tm
         ({"preset": "papers"}, ValueError, "'papers' is unknown"),
         ({"target": "distributed", "in_batch": True}, ValueError, "not defined with in_batch"),
         ({"target": 0.5, "loss": AdaptiveMarginLoss()}, ValueError, "beside target"),
+        ({"loss": torch.nn.MSELoss()}, TypeError, "give its class"),
+        ({"loss": "l1"}, TypeError, "'l1' is neither"),
         ({"resume": True, "overwrite": True}, ValueError, "choose one"),
         ({"negatives": 0}, ValueError, "negatives=0"),
         ({"measures": []}, ValueError, "no list of measures"),

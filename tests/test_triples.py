@@ -164,6 +164,7 @@ def test_tsv_without_a_header_and_with_quotes(tmp_path):
     ("source", "error", "message"),
     [
         ([], ValueError, "empty"),
+        (["abc", "def"], TypeError, "a triple is 'abc'"),
         ([("a", "b")], ValueError, "rows of 2 texts"),
         ([("a", "b", "c"), ("a", "b", "c", "d")], ValueError, r"different lengths: \[3, 4\]"),
         ([("a", "b", None), ("a", "b", "c")], ValueError, r"'negative' has no text in 1 of 2 triples \(rows \[0\]\)"),
