@@ -196,7 +196,7 @@ class SelfDistillBiEncoder(pt.Artifact, pyterrier_dr.BiEncoder):
             The folder.
 
         Raises:
-            FileExistsError: If the folder is there and ``overwrite`` is not set.
+            FileExistsError: If the folder is there and ``overwrite`` is not set, or if a file is there.
 
         Example:
             >>> import tempfile

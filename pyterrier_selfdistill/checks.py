@@ -95,13 +95,18 @@ def require_texts(frame: pd.DataFrame, column: str, identifier: str, *, empty: b
 
     Raises:
         TypeError: If a row has something else, such as NaN.
-        ValueError: If a text is empty though it may not be.
+        ValueError: If there is no such column, or a text is empty though it may not be.
 
     Example:
         >>> require_texts(pd.DataFrame({"docno": ["d1", "d2"], "text": ["plot", 7]}), "text", "docno")
         Traceback (most recent call last):
         TypeError: column 'text' has no string in 1 of 2 rows ('d2': 7); ...
     """
+    if column not in frame:
+        raise ValueError(
+            f"there is no column {column!r} among {list(frame.columns)}; put pt.text.get_text(dataset) before the "
+            "trainer, or name the column with text_field= at the encoder"
+        )
     wrong = [not isinstance(text, str) for text in frame[column]]
     error: type[Exception] = TypeError
     fault = "no string"

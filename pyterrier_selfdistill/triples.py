@@ -86,11 +86,6 @@ def from_results(
         {'query': 'sort', 'positive': 'sort rows', 'negative': 'plot a file'}
     """
     require_columns(results, ["qid", "query", "docno"], "results")
-    if text_field not in results:
-        raise ValueError(
-            f"the results have no column {text_field!r} (they have {list(results.columns)}); put "
-            "pt.text.get_text(dataset) before the trainer, or name the column with text_field="
-        )
     relevant = _relevant(results, qrels)
     require_texts(results, text_field, "docno")
     require_texts(results, "query", "qid")
@@ -210,6 +205,7 @@ def from_texts(source: pd.DataFrame | Dataset | str | Path | Iterable[Any], *, l
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the columns are not those above, or texts are missing.
+        TypeError: If a column holds something else than texts.
 
     Example:
         >>> from_texts([("sort", "sort rows", "plot a file")]).dataset[0]
@@ -251,8 +247,7 @@ def _draw(
 ) -> Triples:
     """Makes one triple of every relevant document, its negatives drawn from the candidates of its query."""
     require_count("negatives", negatives)
-    names = ["negative"] if negatives == 1 else [f"negative_{number}" for number in range(1, negatives + 1)]
-    rows: dict[str, list[str]] = {name: [] for name in ("query", "positive", *names)}
+    rows: dict[str, list[str]] = {name: [] for name in _column_names(negatives + 2)}
     dropped: Counter[str] = Counter()
     queries = topics.drop_duplicates("qid")
     for qid, query in zip(queries["qid"], queries["query"], strict=True):
@@ -383,8 +378,9 @@ def _checked(dataset: Dataset, dropped: Mapping[str, int], **origin: Any) -> Tri
     dataset = dataset.select_columns(columns)
     if not len(dataset):
         raise ValueError(f"no triples are there to train with{f': {_counts(dropped)}' if dropped else ''}")
+    table = dataset.with_format("arrow")[:]  # unlike dataset.data, only the rows that were selected
     for name in columns:
-        column = dataset.data.column(name)
+        column = table.column(name)
         if not pa.types.is_string(column.type) and not pa.types.is_large_string(column.type):
             raise TypeError(f"column {name!r} holds {column.type}; training needs texts in {columns}")
         empty = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(pc.fill_null(column, ""))), 0)

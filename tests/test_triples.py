@@ -133,6 +133,11 @@ def test_texts_in_memory(source):
     assert texts_of(triples) == ROWS
 
 
+def test_rows_that_were_not_selected_are_not_checked():
+    dataset = Dataset.from_pandas(pd.DataFrame([*ROWS, ("a", "", "c")], columns=["query", "positive", "negative"]))
+    assert texts_of(from_texts(dataset.select([1, 0]))) == ROWS[::-1]
+
+
 def test_limit():
     assert texts_of(from_texts(ROWS, limit=1)) == ROWS[:1]
 
