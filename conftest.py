@@ -20,6 +20,14 @@ WORDS = "sort the rows of a table by column return mean value array matrix plot 
 pt.documentation._cached_objects_inv = {}  # schematics link to PyTerrier's documentation, which they would download
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_home(tmp_path_factory):
+    """What is cached while testing is not the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTERRIER_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def language_model(tmp_path_factory) -> str:
     """The folder of a plain language model: BERT with two layers of 32 dimensions."""

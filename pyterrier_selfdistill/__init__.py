@@ -3,13 +3,16 @@
 from .biencoder import SelfDistillBiEncoder
 from .losses import AdaptiveMarginLoss, SelfDistillationLoss
 from .trainer import SelfDistillTrainer
+from .triples import Negatives, split_queries
 from .validation import RetrievalEvaluator
 
 __version__ = "0.1.0"
 __all__ = [
     "AdaptiveMarginLoss",
+    "Negatives",
     "RetrievalEvaluator",
     "SelfDistillBiEncoder",
     "SelfDistillTrainer",
     "SelfDistillationLoss",
+    "split_queries",
 ]

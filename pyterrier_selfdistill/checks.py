@@ -84,7 +84,9 @@ def require_distinct_columns(frame: pd.DataFrame, name: str) -> None:
         raise ValueError(f"more than one column of {name} is named {repeated}; rename or drop the others")
 
 
-def require_texts(frame: pd.DataFrame, column: str, identifier: str, *, empty: bool = False) -> None:
+def require_texts(
+    frame: pd.DataFrame, column: str, identifier: str, *, empty: bool = False, missing: bool = False
+) -> None:
     """Checks that a column holds a string in every row.
 
     Args:
@@ -92,6 +94,7 @@ def require_texts(frame: pd.DataFrame, column: str, identifier: str, *, empty: b
         column: The column with texts.
         identifier: The column that names a row in the error, if the frame has it.
         empty: Whether a text may be empty.
+        missing: Whether a text may be missing: None or NaN.
 
     Raises:
         TypeError: If a row has something else, such as NaN.
@@ -107,7 +110,7 @@ def require_texts(frame: pd.DataFrame, column: str, identifier: str, *, empty: b
             f"there is no column {column!r} among {list(frame.columns)}; put pt.text.get_text(dataset) before the "
             "trainer, or name the column with text_field= at the encoder"
         )
-    wrong = [not isinstance(text, str) for text in frame[column]]
+    wrong = [not (isinstance(text, str) or (missing and pd.isna(text))) for text in frame[column]]
     error: type[Exception] = TypeError
     fault = "no string"
     if not any(wrong) and not empty:

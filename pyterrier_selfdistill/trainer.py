@@ -13,14 +13,15 @@ checkpoint and a report (:mod:`.report`) in one folder::
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import logging
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, cast
 
@@ -40,9 +41,10 @@ from transformers.trainer_utils import IntervalStrategy
 from . import report, triples
 from .biencoder import SelfDistillBiEncoder
 from .checks import require_count, require_measures
+from .corpus import Corpus, Documents
 from .losses import AdaptiveMarginLoss, SelfDistillationLoss
-from .triples import Corpus, Triples
-from .validation import RetrievalEvaluator
+from .triples import Negatives, Triples
+from .validation import RetrievalEvaluator, search
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -95,6 +97,10 @@ PRESETS = {
 """Recipes by name; any argument of one can be overridden."""
 
 
+MINING_DEPTH = 100
+"""How many documents are searched for when negatives are mined, unless ``range_max`` says so."""
+
+
 class NotFittedError(AttributeError, RuntimeError):
     """A trainer was asked for what there is only after training."""
 
@@ -114,10 +120,16 @@ class SelfDistillTrainer(pt.Estimator):
         loss: Instead of these three: an :class:`AdaptiveMarginLoss` with more options, or a function that makes any
             loss of sentence-transformers for a model, such as ``MultipleNegativesRankingLoss``.
         preset: ``"default"`` or ``"paper"``, the recipe of the paper.
-        negatives: How many negatives a triple gets in :meth:`fit`.
+        negatives: How many negatives a triple gets in :meth:`fit`, or :class:`Negatives` that say which.
+        min_label: The lowest label of a positive in :meth:`fit`.
         corpus: The documents: a PyTerrier dataset, a frame or a list of records. Negatives are drawn from it where
             :meth:`fit` gets topics, relevant documents that were not retrieved get their text from it, and it is
             searched where validation topics come without candidates.
+        fields: The fields of documents of a dataset or a corpus that make a text, such as ``["title", "text"]``, if not
+            the encoder's text field alone.
+        rounds: Into how many equal parts to divide the steps of :meth:`fit`. From the second on, negatives are drawn
+            again, from what the encoder as trained so far finds in the ``corpus``.
+        remine_steps: Instead of ``rounds``: after how many steps to draw negatives again.
         measures: What to measure in validation; the first decides which checkpoint is best.
         patience: After how many validations without improvement to stop, if not as the preset says.
         seed: The seed of everything random: the same seed gives the same model on the same machine.
@@ -159,8 +171,12 @@ class SelfDistillTrainer(pt.Estimator):
         error: Literal["l2", "l1", "soft"] = "l2",
         loss: AdaptiveMarginLoss | Callable[[SentenceTransformer], nn.Module] | None = None,
         preset: Literal["default", "paper"] = "default",
-        negatives: int = 1,
+        negatives: int | Negatives = 1,
+        min_label: int = 1,
         corpus: Corpus | None = None,
+        fields: Sequence[str] | None = None,
+        rounds: int = 1,
+        remine_steps: int | None = None,
         measures: Sequence[Measure] = (nDCG @ 10,),
         patience: int | None = None,
         seed: int = 42,
@@ -185,13 +201,20 @@ class SelfDistillTrainer(pt.Estimator):
             )
         if preset not in PRESETS:
             raise ValueError(f"preset={preset!r} is unknown; use one of {', '.join(map(repr, PRESETS))}")
-        require_count("negatives", negatives)
+        require_count("min_label", min_label)
+        require_count("rounds", rounds)
+        if remine_steps is not None:
+            require_count("remine_steps", remine_steps)
+        if rounds > 1 and remine_steps is not None:
+            raise ValueError(f"rounds={rounds} and remine_steps={remine_steps} both say when to mine; choose one")
+        if (rounds > 1 or remine_steps is not None) and corpus is None:
+            raise ValueError("negatives can be mined again only where corpus= says what to search")
         require_measures(measures)
         if patience is not None:
             require_count("patience", patience)
         if resume and overwrite:
             raise ValueError("resume=True goes on with a run and overwrite=True replaces it; choose one")
-        known = {field.name for field in fields(SentenceTransformerTrainingArguments) if field.init}
+        known = {field.name for field in dataclasses.fields(SentenceTransformerTrainingArguments) if field.init}
         if unknown := sorted(arguments.keys() - known):
             raise TypeError(
                 f"unknown arguments {unknown}: neither of SelfDistillTrainer nor of sentence-transformers' "
@@ -204,9 +227,13 @@ class SelfDistillTrainer(pt.Estimator):
         self.target, self.in_batch, self.error = target, in_batch, error
         self.loss = AdaptiveMarginLoss(target, in_batch, error) if loss is None else loss
         self.preset = preset
-        self.negatives = negatives
+        self.negatives = negatives if isinstance(negatives, Negatives) else Negatives(negatives)
+        self.min_label = min_label
         # validation reads the corpus again and again
         self.corpus = list(corpus) if isinstance(corpus, Iterator) else corpus
+        self.fields = fields
+        self.rounds = rounds
+        self.remine_steps = remine_steps
         self.measures = tuple(measures)
         self.patience = PRESETS[preset].patience if patience is None else patience
         self.seed = seed
@@ -230,7 +257,7 @@ class SelfDistillTrainer(pt.Estimator):
 
         Args:
             topics_or_results: ``qid`` and ``query``, and for results ``docno`` and the text field of the encoder.
-            qrels: ``qid``, ``docno``, ``label``; documents with a label of 1 or more are positives.
+            qrels: ``qid``, ``docno``, ``label``; documents with a label of ``min_label`` or more are positives.
             valid_topics_or_results: The same to validate with; without it the last checkpoint is the best.
             valid_qrels: The judgements to validate with.
 
@@ -244,8 +271,10 @@ class SelfDistillTrainer(pt.Estimator):
         """
         options: dict[str, Any] = {
             "negatives": self.negatives,
+            "min_label": self.min_label,
             "seed": self.seed,
             "text_field": self._encoder.text_field,
+            "fields": self.fields,
         }
         if "docno" in topics_or_results:
             data = triples.from_results(topics_or_results, qrels, corpus=self.corpus, **options)
@@ -256,7 +285,18 @@ class SelfDistillTrainer(pt.Estimator):
                 f"there are no negatives to train with: the topics have the columns {list(topics_or_results.columns)}; "
                 "put a retriever and pt.text.get_text before the trainer, or give it corpus= to draw from"
             )
-        return self._train(data, valid_topics_or_results, valid_qrels)
+        miner = None
+        if self.rounds > 1 or self.remine_steps is not None:
+            documents = Documents(cast(Corpus, self.corpus), self.fields or [self._encoder.text_field])
+            topics = topics_or_results[["qid", "query"]].drop_duplicates("qid")
+
+            def mine(encoder: SelfDistillBiEncoder, step: int) -> Dataset:
+                results = search(encoder, topics, documents, self.negatives.range_max or MINING_DEPTH)
+                again = {**options, "seed": self.seed + step}
+                return triples.from_results(results, qrels, corpus=self.corpus, **again).dataset
+
+            miner = _Miner(mine, self.rounds, self.remine_steps, self.output_dir / "checkpoints")
+        return self._train(data, valid_topics_or_results, valid_qrels, miner)
 
     def fit_triples(
         self,
@@ -264,8 +304,10 @@ class SelfDistillTrainer(pt.Estimator):
         valid_topics_or_results: pd.DataFrame | None = None,
         valid_qrels: pd.DataFrame | None = None,
         *,
+        topics: pd.DataFrame | None = None,
         max_pairs_per_query: int | None = None,
         limit: int | None = None,
+        store_texts: bool = True,
     ) -> SelfDistillTrainer:
         """Trains with triples that are there already.
 
@@ -274,8 +316,11 @@ class SelfDistillTrainer(pt.Estimator):
                 ``datasets.Dataset``, an iterable, or a file.
             valid_topics_or_results: As in :meth:`fit`.
             valid_qrels: As in :meth:`fit`.
-            max_pairs_per_query: For docpairs: how many pairs to keep of each query.
-            limit: How many triples to keep in all, the first ones.
+            topics: The queries (``qid``, ``query``) of a source that holds identifiers in place of texts; documents are
+                those of the ``corpus``. See :func:`triples.from_identifiers`.
+            max_pairs_per_query: For docpairs and identifiers: how many to keep of each query.
+            limit: How many triples to keep in all: a sample of docpairs and identifiers, the first ones of texts.
+            store_texts: For docpairs and identifiers: whether to store their texts, or to look them up in each step.
 
         Returns:
             The trainer.
@@ -289,15 +334,29 @@ class SelfDistillTrainer(pt.Estimator):
 
                 trainer.fit_triples(pt.get_dataset("irds:msmarco-passage/train"), max_pairs_per_query=128)
                 trainer.fit_triples("triples.tsv")
+                trainer.fit_triples("qidpidtriples.tsv", topics=dataset.get_topics())  # with corpus= at the trainer
         """
+        if self.rounds > 1 or self.remine_steps is not None:
+            raise ValueError("triples that are there already are not mined again; give topics and qrels to fit")
+        options: dict[str, Any] = {
+            "max_pairs_per_query": max_pairs_per_query,
+            "limit": limit,
+            "seed": self.seed,
+            "text_field": self._encoder.text_field,
+            "fields": self.fields,
+            "store_texts": store_texts,
+            "verbose": self.verbose,
+        }
         if isinstance(source, pt.datasets.Dataset):
-            data = triples.from_docpairs(
-                source, max_pairs_per_query=max_pairs_per_query, limit=limit, text_field=self._encoder.text_field
-            )
+            data = triples.from_docpairs(source, **options)
+        elif topics is not None:
+            if self.corpus is None:
+                raise ValueError("topics= says that the source holds identifiers; give their documents as corpus=")
+            data = triples.from_identifiers(source, topics, self.corpus, **options)
         elif max_pairs_per_query is not None:
             raise ValueError(
-                f"max_pairs_per_query={max_pairs_per_query} needs a PyTerrier dataset with docpairs; the source is a "
-                f"{type(source).__name__}, whose triples have no query identifiers"
+                f"max_pairs_per_query={max_pairs_per_query} needs a PyTerrier dataset with docpairs, or topics="
+                f" for identifiers; the source is a {type(source).__name__}, whose triples have no query identifiers"
             )
         else:
             data = triples.from_texts(source, limit=limit)
@@ -346,7 +405,11 @@ class SelfDistillTrainer(pt.Estimator):
         return f"SelfDistillTrainer({self._encoder!r}, {str(self.output_dir)!r})"
 
     def _train(
-        self, data: Triples, valid_topics_or_results: pd.DataFrame | None, valid_qrels: pd.DataFrame | None
+        self,
+        data: Triples,
+        valid_topics_or_results: pd.DataFrame | None,
+        valid_qrels: pd.DataFrame | None,
+        miner: _Miner | None = None,
     ) -> SelfDistillTrainer:
         if (valid_topics_or_results is None) != (valid_qrels is None):
             raise ValueError("validation needs topics (or results) and qrels; only one of them was given")
@@ -357,13 +420,20 @@ class SelfDistillTrainer(pt.Estimator):
         if valid_topics_or_results is not None:
             options = {name: getattr(encoder, name) for name in ("batch_size", "text_field")}
             evaluator = RetrievalEvaluator(
-                valid_topics_or_results, valid_qrels, self.measures, corpus=self.corpus, encoder_options=options
+                valid_topics_or_results,
+                valid_qrels,
+                self.measures,
+                corpus=self.corpus,
+                fields=self.fields,
+                encoder_options=options,
             )
         loss = self._make_loss(encoder.model)
         settings = {
             "data": data.summary,
             "loss": {"name": type(loss).__name__, **getattr(loss, "get_config_dict", dict)()},
             "preset": self.preset,
+            "rounds": self.rounds,
+            "remine_steps": self.remine_steps,
             "arguments": self.arguments,
             "seed": self.seed,
             "base_model": {"name": self._encoder.name, "checksum": self._encoder.model_name},
@@ -375,7 +445,7 @@ class SelfDistillTrainer(pt.Estimator):
         loop = _Loop(
             model=encoder.model,
             args=arguments,
-            train_dataset=data.dataset,
+            train_dataset=data.dataset if miner is None else data.dataset.with_transform(miner.replace),
             loss=loss,
             evaluator=evaluator,
             decay=None if scheduled else PRESETS[self.preset].decay,
@@ -383,6 +453,9 @@ class SelfDistillTrainer(pt.Estimator):
         loop.remove_callback(PrinterCallback)
         if self.verbose:
             loop.add_callback(_ProgressBar())
+        if miner is not None:
+            miner.encoder = encoder
+            loop.add_callback(miner)
         if evaluator is not None:
             loop.add_callback(_ValidateLast())
             loop.add_callback(EarlyStoppingCallback(self.patience))
@@ -391,6 +464,8 @@ class SelfDistillTrainer(pt.Estimator):
             loop.train(resume_from_checkpoint=checkpoint)
 
         self._logs = loop.state.log_history
+        # mixed precision is for training: without this the encoder would not compute as its saved model does
+        loop.accelerator.unwrap_model(encoder.model, keep_fp32_wrapper=False)
         encoder.model.eval()
         encoder.training_summary = {
             **settings,
@@ -540,6 +615,50 @@ class _ValidateLast(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **options: Any) -> None:
         if state.global_step >= state.max_steps and args.eval_strategy == IntervalStrategy.STEPS:
             control.should_evaluate = True
+
+
+class _Miner(TrainerCallback):
+    """Draws negatives again while training goes on.
+
+    What is mined is stored beside the checkpoints, for a run that is resumed.
+    """
+
+    def __init__(
+        self,
+        mine: Callable[[SelfDistillBiEncoder, int], Dataset],
+        rounds: int,
+        steps: int | None,
+        folder: Path,
+    ) -> None:
+        self.mine, self.rounds, self.steps, self.folder = mine, rounds, steps, folder
+        self.encoder: SelfDistillBiEncoder
+        self.negatives: dict[tuple[str, str], list[str]] = {}
+
+    def replace(self, batch: dict[str, list[str]]) -> dict[str, list[str]]:
+        """Puts the negatives that were mined last into a batch; a positive without any keeps those it had."""
+        names = list(batch)[2:]
+        rows = zip(*batch.values(), strict=True)
+        replaced = [(q, p, *self.negatives.get((q, p), old)) for q, p, *old in rows]
+        return dict(zip(["query", "positive", *names], map(list, zip(*replaced, strict=True)), strict=True))
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **options: Any) -> None:
+        if self.steps is None:
+            self.steps = math.ceil(state.max_steps / self.rounds)
+        mined = {int(path.stem.rpartition("-")[2]): path for path in self.folder.glob("mined-*.parquet")}
+        if earlier := [step for step in mined if step <= state.global_step]:
+            self._use(Dataset.from_parquet(str(mined[max(earlier)]), keep_in_memory=True))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **options: Any) -> None:
+        if state.global_step % cast(int, self.steps) == 0 and state.global_step < state.max_steps:
+            logger.info("mining negatives after %d steps", state.global_step)
+            mined = self.mine(self.encoder, state.global_step)
+            with pt.io.finalized_open(str(self.folder / f"mined-{state.global_step}.parquet"), "b") as file:
+                mined.to_parquet(file)
+            self._use(mined)
+
+    def _use(self, mined: Dataset) -> None:
+        rows = zip(*mined[:].values(), strict=True)
+        self.negatives = {(query, positive): negatives for query, positive, *negatives in rows}
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """From what PyTerrier has to what a trainer needs: triples of query, positive and negative texts.
 
 Whatever the source, the result is :class:`Triples`: a ``datasets.Dataset`` with the columns ``query``, ``positive`` and
-``negative`` (``negative_1`` to ``negative_K`` for several), and a summary of what was read and what was left out.
+``negative`` (``negative_1`` to ``negative_K`` for several), and a summary that accounts for every row that was read.
 
 ===========================================  ============================
 Source                                       Function
@@ -9,20 +9,29 @@ Source                                       Function
 results of a pipeline, and judgements        :func:`from_results`
 topics, judgements and a corpus              :func:`from_topics`
 an ``irds:`` dataset with docpairs           :func:`from_docpairs`
+identifiers in a frame or a file             :func:`from_identifiers`
 texts in a frame, a list, a file, ...        :func:`from_texts`
 ===========================================  ============================
+
+Draws depend on a seed and on identifiers alone, never on the order of rows: each positive draws its negatives with a
+generator of its own, and pairs are sampled and shuffled by a checksum. What comes from files and docpairs flows through
+in parts, in memory that does not grow with their number, into an Arrow file that is kept for the next time.
 """
 
 from __future__ import annotations
 
-import csv
+import hashlib
+import json
+import logging
 import re
+import tempfile
 import zlib
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -32,10 +41,23 @@ import pyterrier as pt
 from datasets import Dataset
 from more_itertools import chunked
 
-from .checks import require_columns, require_count, require_judged, require_texts
+from .checks import require_columns, require_count, require_distinct_columns, require_judged, require_texts
+from .corpus import Corpus, Documents
+from .files import read_tables, tables_of
 
-Corpus: TypeAlias = pt.datasets.Dataset | pd.DataFrame | Iterable[Mapping[str, Any]]
-"""A PyTerrier dataset with a corpus, a frame with ``docno`` and text, or an iterable of such records."""
+logger = logging.getLogger(__name__)
+
+CACHE_FORMAT = 1
+"""Changes when the same source and settings give other triples."""
+
+CHUNK = 20_000
+"""How many triples get their texts at once."""
+
+BUCKETS = 256
+"""Into how many parts pairs are sorted on disk; each part is in memory at once."""
+
+SPARE = 8
+"""How many more negatives than needed are drawn from a corpus, for those that turn out to repeat a positive's text."""
 
 
 class Triples(NamedTuple):
@@ -43,40 +65,91 @@ class Triples(NamedTuple):
 
     Attributes:
         dataset: The texts, in the columns ``query``, ``positive``, ``negative`` or ``negative_1``, ..., ``negative_K``.
-        summary: The source, the number of triples, and what was left out, by reason.
+        summary: Where the triples come from and what became of every row of it:
+
+            - ``source`` and the settings;
+            - ``read``, how many rows there were, which is the sum of
+            - ``triples``, how many became triples, and
+            - ``dropped``, how many did not, by reason;
+            - ``queries``, ``positives`` (of a query) and ``negatives`` (of a triple);
+            - ``fingerprint``, a checksum of all texts in their order.
     """
 
     dataset: Dataset
     summary: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Negatives:
+    """Which of the results of a query become negatives.
+
+    Args:
+        number: K, the number of negatives of a triple.
+        range_min: How many of the best results never to draw, since they are often relevant without being judged so.
+        range_max: The rank after which results are not drawn.
+        relative_margin: Leaves suspects out: results that score more than (1 - ``relative_margin``) of what the
+            positive scores. A positive that was not retrieved has no score and suspects nothing.
+
+    Raises:
+        ValueError: If a number is out of its range.
+
+    Example:
+        >>> Negatives(4, range_min=10, range_max=100, relative_margin=0.05)
+        Negatives(number=4, range_min=10, range_max=100, relative_margin=0.05)
+    """
+
+    number: int = 1
+    range_min: int = 0
+    range_max: int | None = None
+    relative_margin: float | None = None
+
+    def __post_init__(self) -> None:
+        require_count("negatives", self.number)
+        if self.range_min != 0:
+            require_count("range_min", self.range_min)
+        if self.range_max is not None:
+            require_count("range_max", self.range_max)
+            if self.range_max < self.range_min + self.number:
+                raise ValueError(
+                    f"ranks {self.range_min} to {self.range_max} have fewer than {self.number} results; widen them"
+                )
+        if self.relative_margin is not None and not 0 <= self.relative_margin <= 1:
+            raise ValueError(f"relative_margin={self.relative_margin!r} is no share; give a number from 0 to 1")
+
+
 def from_results(
     results: pd.DataFrame,
     qrels: pd.DataFrame,
     *,
-    negatives: int = 1,
+    negatives: Negatives = Negatives(),
+    min_label: int = 1,
     seed: int = 42,
     text_field: str = "text",
     corpus: Corpus | None = None,
+    fields: Sequence[str] | None = None,
 ) -> Triples:
     """Makes triples of judged positives and retrieved negatives.
 
-    Every relevant document of a query (label 1 or more) makes one triple, with negatives drawn at random from the
-    results of that query that are not judged relevant.
+    Every relevant document of a query makes one triple, with negatives drawn at random from the results of that query.
+    Documents with any label above 0, and those with the text of a positive, are never drawn.
 
     Args:
-        results: Retrieved documents: ``qid``, ``query``, ``docno`` and the text field.
-        qrels: Judgements: ``qid``, ``docno``, ``label``.
-        negatives: K, the number of negatives of a triple.
+        results: Retrieved documents: ``qid``, ``query``, ``docno``, the text field unless there is a ``corpus``, and
+            ``score`` or ``rank`` where the order of rows is not that of ranks.
+        qrels: Judgements: ``qid``, ``docno``, ``label``. Their number is the ``read`` of the summary.
+        negatives: How many negatives, and which.
+        min_label: The lowest label of a positive.
         seed: Which negatives are drawn. The draw for one positive does not depend on the other rows.
         text_field: The column with the text of documents.
-        corpus: Where to find the text of relevant documents that were not retrieved; without it they are left out.
+        corpus: Where to find texts that the results lack, as of relevant documents that were not retrieved.
+        fields: The fields of the corpus that make a text, if not the text field alone.
 
     Returns:
         The triples.
 
     Raises:
-        ValueError: If texts are missing, topics and judgements share no query, or nothing is left to train with.
+        ValueError: If there are no texts, topics and judgements share no query, or nothing is left to train with.
+        TypeError: If identifiers or texts are no strings, or labels no numbers.
 
     Example:
         >>> results = pd.DataFrame([["1", "sort", "d1", "sort rows"], ["1", "sort", "d2", "plot a file"]],
@@ -86,14 +159,35 @@ def from_results(
         {'query': 'sort', 'positive': 'sort rows', 'negative': 'plot a file'}
     """
     require_columns(results, ["qid", "query", "docno"], "results")
-    relevant = _relevant(results, qrels)
-    require_texts(results, text_field, "docno")
+    judged = _Judged(results, qrels, min_label)
     require_texts(results, "query", "qid")
-    texts = dict(zip(results["docno"], results[text_field], strict=True))
+    texts: dict[str, str] = {}
+    if text_field in results or corpus is None:
+        require_texts(results, text_field, "docno", empty=True, missing=True)
+        with_text = results[[isinstance(text, str) and bool(text.strip()) for text in results[text_field]]]
+        if corpus is None and with_text.empty:
+            require_texts(results, text_field, "docno")
+        texts = dict(zip(with_text["docno"], with_text[text_field], strict=True))
     if corpus is not None:
-        texts |= _texts(corpus, text_field, {docno for docnos in relevant.values() for docno in docnos} - texts.keys())
-    retrieved = {qid: docnos.drop_duplicates().tolist() for qid, docnos in results.groupby("qid")["docno"]}
-    return _draw(results, relevant, retrieved, texts, negatives, seed, source="results")
+        wanted = set(results["docno"]) | {docno for docnos in judged.positives.values() for docno in docnos}
+        texts |= Documents(corpus, fields or [text_field]).texts(sorted(wanted - texts.keys()))
+
+    scores = _scores(results)
+    window = slice(negatives.range_min, negatives.range_max)
+    drawn: dict[tuple[str, str], list[str]] = {}
+    for qid, docnos in judged.positives.items():
+        ranked = list(scores[qid])[window]
+        for docno in docnos:
+            allowed = [
+                other
+                for other in ranked
+                if other in texts
+                and other not in judged.relevant[qid]
+                and not _suspect(scores[qid], docno, other, negatives.relative_margin)
+            ]
+            order = _generator(seed, qid, docno).permutation(len(allowed))
+            drawn[qid, docno] = [allowed[index] for index in order]
+    return _assemble(judged, drawn, texts, negatives, seed=seed, source="results")
 
 
 def from_topics(
@@ -101,25 +195,30 @@ def from_topics(
     qrels: pd.DataFrame,
     corpus: Corpus,
     *,
-    negatives: int = 1,
+    negatives: Negatives = Negatives(),
+    min_label: int = 1,
     seed: int = 42,
     text_field: str = "text",
+    fields: Sequence[str] | None = None,
 ) -> Triples:
     """Makes triples of judged positives and negatives drawn at random from a corpus.
 
     Args:
         topics: Queries: ``qid``, ``query``.
-        qrels: Judgements: ``qid``, ``docno``, ``label``.
+        qrels: As in :func:`from_results`.
         corpus: All documents.
-        negatives: K, the number of negatives of a triple.
+        negatives: How many negatives.
+        min_label: The lowest label of a positive.
         seed: Which negatives are drawn.
         text_field: The field with the text of documents.
+        fields: The fields of the corpus that make a text, if not the text field alone.
 
     Returns:
         The triples.
 
     Raises:
-        ValueError: As :func:`from_results`.
+        ValueError: As :func:`from_results`; or if ranks are given, which a corpus has not.
+        TypeError: As :func:`from_results`.
 
     Example:
         >>> topics = pd.DataFrame([["1", "sort"]], columns=["qid", "query"])
@@ -128,11 +227,19 @@ def from_topics(
         >>> from_topics(topics, qrels, corpus).dataset[0]
         {'query': 'sort', 'positive': 'sort rows', 'negative': 'plot a file'}
     """
-    relevant = _relevant(topics, qrels)
+    if negatives != Negatives(negatives.number):
+        raise ValueError(f"{negatives} chooses among ranks and scores, which a corpus has not; put a retriever before")
+    judged = _Judged(topics, qrels, min_label)
     require_texts(topics, "query", "qid")
-    texts = _texts(corpus, text_field)
-    docnos = sorted(texts)
-    return _draw(topics, relevant, dict.fromkeys(topics["qid"], docnos), texts, negatives, seed, source="topics")
+    documents = Documents(corpus, fields or [text_field])
+    docnos = documents.docnos()
+    drawn = {
+        (qid, docno): _sample(docnos, judged.relevant[qid], negatives.number + SPARE, _generator(seed, qid, docno))
+        for qid, positives in judged.positives.items()
+        for docno in positives
+    }
+    wanted = {docno for pair in drawn for docno in (pair[1], *drawn[pair])}
+    return _assemble(judged, drawn, documents.texts(sorted(wanted)), negatives, seed=seed, source="topics")
 
 
 def from_docpairs(
@@ -140,21 +247,34 @@ def from_docpairs(
     *,
     max_pairs_per_query: int | None = None,
     limit: int | None = None,
+    seed: int = 42,
     text_field: str = "text",
+    fields: Sequence[str] | None = None,
+    store_texts: bool = True,
+    verbose: bool = False,
 ) -> Triples:
-    """Makes triples of a dataset's own training pairs.
+    """Makes triples of a dataset's own training pairs, in a shuffled order.
+
+    All pairs are read once and sorted by a checksum of seed and identifiers; those kept, of a query and in all, are the
+    first in this order: a uniform sample, the same on every machine. The texts then go into an Arrow file in
+    PyTerrier's home, which the same call finds again.
 
     Args:
         dataset: A PyTerrier dataset from ir_datasets that has docpairs, such as ``irds:msmarco-passage/train``.
-        max_pairs_per_query: How many pairs to keep of each query, the first ones.
-        limit: How many pairs to keep in all, the first ones.
+        max_pairs_per_query: How many pairs to keep of each query.
+        limit: How many triples to keep in all.
+        seed: Which pairs are kept, and their order.
         text_field: The field with the text of documents.
+        fields: The fields that make a text, such as ``["title", "text"]``, if not the text field alone.
+        store_texts: Whether the texts are stored. If not, only identifiers are, and each batch looks its texts up while
+            training goes on: the same triples, from a tenth of the disk and less.
+        verbose: Whether to show progress bars.
 
     Returns:
         The triples.
 
     Raises:
-        ValueError: If the dataset has no docpairs.
+        ValueError: If the dataset has no docpairs, or its documents lack a field.
 
     Example:
         ::
@@ -162,41 +282,117 @@ def from_docpairs(
             from_docpairs(pt.get_dataset("irds:msmarco-passage/train"), max_pairs_per_query=128)
     """
     reference = dataset.irds_ref() if hasattr(dataset, "irds_ref") else None
-    if reference is None or not reference.has_docpairs():
-        kinds = ("docs", "queries", "qrels", "scoreddocs")
-        has = [kind for kind in kinds if reference is not None and getattr(reference, f"has_{kind}")()]
+    kinds = ("docs", "queries", "qrels", "scoreddocs", "docpairs")
+    has = [kind for kind in kinds if reference is not None and getattr(reference, f"has_{kind}")()]
+    if reference is None or not {"docs", "queries", "docpairs"} <= set(has):
         raise ValueError(
-            f"{dataset!r} has no docpairs{f' (it has {has})' if has else ''}; give its topics and qrels to fit, behind "
+            f"{dataset!r} has no {'docpairs' if 'docpairs' not in has else 'docs or queries'}"
+            f"{f' (it has {has})' if has else ''}; give its topics and qrels to fit, behind "
             "a retriever or with corpus= at the trainer"
         )
-    queries = {query.query_id: query.default_text() for query in reference.queries_iter()}
-    dropped: Counter[str] = Counter()
-    kept = islice(_first_of_each_query(reference.docpairs_iter(), max_pairs_per_query, dropped), limit)
-    rows: dict[str, list[str]] = {"query": [], "positive": [], "negative": []}
-    store = reference.docs_store()
-    for pairs in chunked(kept, 10_000):
-        documents = store.get_many({docno for pair in pairs for docno in (pair.doc_id_a, pair.doc_id_b)})
-        for pair in pairs:
-            if pair.query_id not in queries:
-                dropped["query without text"] += 1
-            elif pair.doc_id_a not in documents or pair.doc_id_b not in documents:
-                dropped["document without text"] += 1
-            else:
-                rows["query"].append(queries[pair.query_id])
-                rows["positive"].append(getattr(documents[pair.doc_id_a], text_field))
-                rows["negative"].append(getattr(documents[pair.doc_id_b], text_field))
-    return _checked(Dataset.from_dict(rows), dropped, source=repr(dataset))
+    path = Path(reference.docpairs_path()) if hasattr(reference, "docpairs_path") else None
+    source = {"source": repr(dataset), "kind": "docpairs"}
+    state = [source, _stamp(path)]
+
+    def tables() -> Iterator[pa.Table]:
+        pairs = reference.docpairs_iter()
+        for chunk in chunked(pt.tqdm(pairs, desc="Reading docpairs", unit="pair", disable=not verbose), 200_000):
+            columns = zip(*((pair.query_id, pair.doc_id_a, pair.doc_id_b) for pair in chunk), strict=True)
+            yield _table(dict(zip(_column_names(3), columns, strict=True)))
+
+    def queries() -> dict[str, str]:
+        return {query.query_id: query.default_text() for query in reference.queries_iter()}
+
+    return _from_pairs(
+        tables(),
+        queries,
+        Documents(dataset, fields or [text_field]),
+        state,
+        {**source, "max_pairs_per_query": max_pairs_per_query, "limit": limit, "seed": seed},
+        store_texts=store_texts,
+        verbose=verbose,
+    )
+
+
+def from_identifiers(
+    source: pd.DataFrame | str | Path | Iterable[Any],
+    topics: pd.DataFrame,
+    corpus: Corpus,
+    *,
+    max_pairs_per_query: int | None = None,
+    limit: int | None = None,
+    seed: int = 42,
+    text_field: str = "text",
+    fields: Sequence[str] | None = None,
+    store_texts: bool = True,
+    verbose: bool = False,
+) -> Triples:
+    """Makes triples of identifiers: of a query, its positive and its negatives, in a shuffled order.
+
+    Args:
+        source: Rows of identifiers, as :func:`from_texts` takes texts: without names in the order query, positive,
+            negatives; with names in ``qid`` (or ``query``), ``positive`` and ``negative`` or ``negative_1``, ...
+        topics: The queries: ``qid``, ``query``.
+        corpus: The documents.
+        max_pairs_per_query: As in :func:`from_docpairs`, and so are the other options.
+        limit: How many triples to keep in all.
+        seed: Which rows are kept, and their order.
+        text_field: The field with the text of documents.
+        fields: The fields that make a text, if not the text field alone.
+        store_texts: Whether the texts are stored.
+        verbose: Whether to show progress bars.
+
+    Returns:
+        The triples.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If columns are missing, a line is malformed, or no row has all its texts.
+        TypeError: If an identifier is no string.
+
+    Example:
+        >>> topics = pd.DataFrame([["1", "sort"]], columns=["qid", "query"])
+        >>> corpus = [{"docno": "d1", "text": "sort rows"}, {"docno": "d2", "text": "plot a file"}]
+        >>> from_identifiers([("1", "d1", "d2")], topics, corpus, store_texts=False).dataset[0]
+        {'query': 'sort', 'positive': 'sort rows', 'negative': 'plot a file'}
+    """
+    require_columns(topics, ["qid", "query"], "topics")
+    require_texts(topics, "query", "qid")
+    name, tables = _tables(source)
+    origin = {"source": name, "kind": "identifiers"}
+    keep = isinstance(source, str | Path) and isinstance(corpus, pt.datasets.Dataset)
+    described = (
+        [
+            origin,
+            _stamp(Path(name)),
+            repr(corpus),
+            hashlib.sha256(topics[["qid", "query"]].to_json().encode()).hexdigest(),
+        ]
+        if keep
+        else None
+    )
+    return _from_pairs(
+        map(_named_columns, tables),
+        lambda: dict(zip(topics["qid"], topics["query"], strict=True)),
+        Documents(corpus, fields or [text_field]),
+        described,
+        {**origin, "max_pairs_per_query": max_pairs_per_query, "limit": limit, "seed": seed},
+        store_texts=store_texts,
+        verbose=verbose,
+    )
 
 
 def from_texts(source: pd.DataFrame | Dataset | str | Path | Iterable[Any], *, limit: int | None = None) -> Triples:
-    """Makes triples of texts that are there already.
+    """Makes triples of texts that are there already, in their order.
 
     The columns are ``query`` (or ``anchor``), ``positive``, and ``negative`` or ``negative_1``, ``negative_2``, ...;
-    others are left out. Rows without names are taken in this order.
+    others are left out. Rows without names are taken in this order. Rows without a text are dropped and counted;
+    equal rows are kept as they are.
 
     Args:
         source: A frame, a ``datasets.Dataset``, an iterable of tuples or dictionaries, or a file: TSV (with a header
-            or without), CSV, JSON lines or Parquet, the text formats also with ``.gz``.
+            or without), CSV, JSON lines or Parquet, the text formats also with ``.gz``. A file is read in parts and
+            stored as Arrow in PyTerrier's home, where the same call finds it again.
         limit: How many triples to keep, the first ones.
 
     Returns:
@@ -204,81 +400,123 @@ def from_texts(source: pd.DataFrame | Dataset | str | Path | Iterable[Any], *, l
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the columns are not those above, or texts are missing.
+        ValueError: If the columns are not those above, a line is malformed, or no row has all its texts.
         TypeError: If a column holds something else than texts.
 
     Example:
         >>> from_texts([("sort", "sort rows", "plot a file")]).dataset[0]
         {'query': 'sort', 'positive': 'sort rows', 'negative': 'plot a file'}
     """
-    name = str(source) if isinstance(source, str | Path) else type(source).__name__
-    if isinstance(source, str | Path):
-        dataset = _read_file(Path(source))
-    elif isinstance(source, Dataset):
-        dataset = source
-    elif isinstance(source, pd.DataFrame):
-        dataset = Dataset.from_pandas(source, preserve_index=False)
-    else:
-        dataset = _from_records(source)
-    return _checked(dataset if limit is None else dataset.take(limit), {}, source=name)
+    _require_limit("limit", limit)
+    name, tables = _tables(source)
+    ledger = _Ledger({"source": name, "kind": "texts", "limit": limit})
+    described = [ledger.origin, _stamp(Path(name))] if isinstance(source, str | Path) else None
+
+    def checked() -> Iterator[tuple[pa.Table, pa.Table]]:
+        for table in map(_named_columns, tables):
+            ledger.read += len(table)
+            yield ledger.usable(table, table)
+
+    return _stored(checked, ledger, limit, described)
 
 
-def _relevant(topics: pd.DataFrame, qrels: pd.DataFrame) -> dict[str, list[str]]:
-    """Maps the queries that have topics to their relevant documents."""
-    require_judged(topics, qrels)
-    judged = qrels[qrels["qid"].isin(topics["qid"])]
-    positive = judged[judged["label"] >= 1]
-    if positive.empty:
-        raise ValueError(
-            f"none of the {len(judged)} judgements of these topics is of a relevant document, with a label of 1 or "
-            f"more (labels are {sorted(judged['label'].unique().tolist())[:10]}); training needs some"
-        )
-    return {qid: docnos.drop_duplicates().tolist() for qid, docnos in positive.groupby("qid")["docno"]}
+def split_queries(
+    frame: pd.DataFrame,
+    shares: Mapping[str, float] = {"train": 0.9, "valid": 0.1},
+) -> dict[str, pd.DataFrame]:
+    """Splits topics, results or judgements by query.
+
+    A checksum of the ``qid`` says where a query belongs, so that all of its rows stay together, topics and judgements
+    are split alike, and a query keeps its place when others come or go.
+
+    Args:
+        frame: Rows with ``qid``.
+        shares: The names of the parts and their shares, which sum up to 1.
+
+    Returns:
+        The parts by name.
+
+    Raises:
+        ValueError: If the shares do not sum up to 1, or there is no ``qid``.
+        TypeError: If a ``qid`` is no string.
+
+    Example:
+        >>> topics = pd.DataFrame({"qid": [str(i) for i in range(100)]})
+        >>> {name: len(part) for name, part in split_queries(topics, {"train": 0.8, "valid": 0.2}).items()}
+        {'train': 78, 'valid': 22}
+    """
+    require_columns(frame, ["qid"], "rows to split")
+    if not np.isclose(sum(shares.values()), 1) or min(shares.values()) < 0:
+        raise ValueError(f"shares={dict(shares)} do not sum up to 1; give some such as {{'train': 0.9, 'valid': 0.1}}")
+    if wrong := [qid for qid in frame["qid"] if not isinstance(qid, str)]:
+        raise TypeError(f"the qid is no string in {len(wrong)} of {len(frame)} rows ({wrong[:3]}); make it one")
+    places = np.array([zlib.crc32(qid.encode()) % 100 for qid in frame["qid"]], dtype=float)
+    bounds = np.round(100 * np.cumsum([0, *shares.values()]), 6)
+    return {
+        name: frame[(places >= low) & (places < high)]
+        for name, low, high in zip(shares, bounds[:-1], bounds[1:], strict=True)
+    }
 
 
-def _draw(
-    topics: pd.DataFrame,
-    relevant: Mapping[str, list[str]],
-    candidates: Mapping[str, list[str]],
-    texts: Mapping[str, str],
-    negatives: int,
-    seed: int,
-    source: str,
-) -> Triples:
-    """Makes one triple of every relevant document, its negatives drawn from the candidates of its query."""
-    require_count("negatives", negatives)
-    rows: dict[str, list[str]] = {name: [] for name in _column_names(negatives + 2)}
-    dropped: Counter[str] = Counter()
-    queries = topics.drop_duplicates("qid")
-    for qid, query in zip(queries["qid"], queries["query"], strict=True):
-        if qid not in relevant:
-            dropped["query without a relevant document"] += 1
-        for docno in relevant.get(qid, []):
-            generator = np.random.default_rng([seed, zlib.crc32(qid.encode()), zlib.crc32(docno.encode())])
-            if docno not in texts:
-                dropped["relevant document without text"] += 1
-            elif not (drawn := _sample(candidates[qid], set(relevant[qid]), negatives, generator)):
-                dropped[f"relevant document with fewer than {negatives} negatives"] += 1
-            else:
-                for name, text in zip(rows, [query, texts[docno], *(texts[other] for other in drawn)], strict=True):
-                    rows[name].append(text)
-    if not rows["query"]:
-        raise ValueError(
-            f"no triples can be made of {len(queries)} queries: {_counts(dropped)}. Retrieve more documents, or give "
-            "corpus= for the text of relevant documents that are not retrieved"
-        )
-    return _checked(Dataset.from_dict(rows), dropped, source=source, seed=seed)
+class _Judged:
+    """The positives of each topic, and what became of the judgements that are none."""
+
+    def __init__(self, topics: pd.DataFrame, qrels: pd.DataFrame, min_label: int) -> None:
+        require_judged(topics, qrels)
+        require_count("min_label", min_label)
+        self.queries = dict(zip(topics["qid"], topics["query"], strict=True))
+        self.dropped: Counter[str] = Counter()
+        self.read = len(qrels)
+        judged = self._keep(qrels, qrels["qid"].isin(self.queries), "judgement of a query that is not there")
+        self.relevant = {qid: set(docnos) for qid, docnos in judged[judged["label"] > 0].groupby("qid")["docno"]}
+        positives = self._keep(judged, judged["label"] >= min_label, f"judgement with a label below {min_label}")
+        positives = self._keep(positives, ~positives.duplicated(["qid", "docno"]), "judgement that stands there twice")
+        if positives.empty:
+            raise ValueError(
+                f"none of the {len(judged)} judgements of these topics is of a relevant document, with a label of "
+                f"{min_label} or more (labels are {sorted(judged['label'].unique().tolist())[:10]}); training needs "
+                "some"
+            )
+        found = {qid: docnos.tolist() for qid, docnos in positives.groupby("qid")["docno"]}
+        self.positives = {qid: found[qid] for qid in self.queries if qid in found}
+
+    def _keep(self, rows: pd.DataFrame, kept: pd.Series, reason: str) -> pd.DataFrame:
+        if lost := len(rows) - int(kept.sum()):
+            self.dropped[reason] += lost
+        return rows[kept]
+
+
+def _generator(seed: int, qid: str, docno: str) -> np.random.Generator:
+    return np.random.default_rng([seed, zlib.crc32(qid.encode()), zlib.crc32(docno.encode())])
+
+
+def _scores(results: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """Maps each query to its results in the order of their ranks, with their scores (NaN without)."""
+    if "rank" in results:
+        results = results.sort_values(["qid", "rank"], kind="stable")
+    elif "score" in results:
+        results = results.sort_values(["qid", "score"], ascending=[True, False], kind="stable")
+    results = results.drop_duplicates(["qid", "docno"])
+    scores = results["score"] if "score" in results else pd.Series(np.nan, index=results.index)
+    ranked: dict[str, dict[str, float]] = {}
+    for qid, docno, score in zip(results["qid"], results["docno"], scores, strict=True):
+        ranked.setdefault(qid, {})[docno] = score
+    return ranked
+
+
+def _suspect(scores: Mapping[str, float], positive: str, negative: str, relative_margin: float | None) -> bool:
+    if relative_margin is None or positive not in scores:
+        return False
+    return scores[negative] > scores[positive] - relative_margin * abs(scores[positive])
 
 
 def _sample(
     candidates: Sequence[str], excluded: Collection[str], number: int, generator: np.random.Generator
 ) -> list[str]:
-    """Draws distinct candidates that are not excluded; none if there are fewer."""
+    """Draws distinct candidates that are not excluded, as many as asked for or as there are."""
     if len(candidates) < 4 * (len(excluded) + number):
         allowed = [candidate for candidate in candidates if candidate not in excluded]
-        if len(allowed) < number:
-            return []
-        return [allowed[index] for index in generator.choice(len(allowed), number, replace=False)]
+        return [allowed[index] for index in generator.permutation(len(allowed))[:number]]
     drawn: dict[str, None] = {}  # so few are excluded that drawing again is quicker than listing the allowed
     while len(drawn) < number:
         candidate = candidates[int(generator.integers(len(candidates)))]
@@ -287,74 +525,54 @@ def _sample(
     return list(drawn)
 
 
-def corpus_records(corpus: Corpus) -> Iterator[Mapping[str, Any]]:
-    """Iterates over the documents of a corpus, whatever its form."""
-    if isinstance(corpus, pt.datasets.Dataset):
-        return iter(corpus.get_corpus_iter(verbose=False))
-    if isinstance(corpus, pd.DataFrame):
-        return iter(corpus.to_dict(orient="records"))
-    return iter(corpus)
-
-
-def _texts(corpus: Corpus, text_field: str, docnos: Collection[str] | None = None) -> dict[str, str]:
-    """Reads the texts of a corpus, or of some of its documents."""
-    texts = {}
-    for record in corpus_records(corpus):
-        if "docno" not in record or text_field not in record:
-            raise ValueError(f"a document of the corpus has {list(record)}; it needs 'docno' and {text_field!r}")
-        if docnos is None or record["docno"] in docnos:
-            texts[record["docno"]] = record[text_field]
-    return texts
-
-
-def _first_of_each_query(pairs: Iterable[Any], number: int | None, dropped: Counter[str]) -> Iterator[Any]:
-    seen: Counter[str] = Counter()
-    for pair in pairs:
-        seen[pair.query_id] += 1
-        if number is None or seen[pair.query_id] <= number:
-            yield pair
-        else:
-            dropped[f"pair beyond the first {number} of its query"] += 1
-
-
-def _read_file(path: Path) -> Dataset:
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {str(path)!r} to read triples from")
-    match [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]:
-        case [*_, ".parquet"]:
-            frame = pd.read_parquet(path)
-        case [*_, ".jsonl" | ".json"]:
-            frame = pd.read_json(path, lines=True, dtype=False)
-        case [*_, ".csv"]:
-            frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-        case [*_, ".tsv"]:
-            frame = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, quoting=csv.QUOTE_NONE, header=None)
-            header = frame.iloc[0].tolist()
-            if "positive" in header:
-                frame = frame.iloc[1:].set_axis(header, axis=1)
-            else:
-                frame = frame.set_axis(_column_names(frame.shape[1]), axis=1)
-        case _:
-            raise ValueError(f"{str(path)!r} is none of .tsv, .csv, .jsonl and .parquet (.gz may follow)")
-    return Dataset.from_pandas(frame, preserve_index=False)
-
-
-def _from_records(records: Iterable[Any]) -> Dataset:
-    records = list(records)
-    if not records:
-        raise ValueError("the iterable of triples is empty; give (query, positive, negative) texts")
-    if strange := [
-        record for record in records if isinstance(record, str) or not isinstance(record, Mapping | Sequence)
-    ]:
-        raise TypeError(
-            f"a triple is {strange[0]!r}; give tuples or dictionaries of query, positive and negative texts"
+def _assemble(
+    judged: _Judged,
+    drawn: Mapping[tuple[str, str], list[str]],
+    texts: Mapping[str, str],
+    negatives: Negatives,
+    **origin: Any,
+) -> Triples:
+    """Makes one triple of every positive, of the first drawn whose text is no positive's and not taken yet."""
+    rows = []
+    dropped = judged.dropped
+    for qid, docnos in judged.positives.items():
+        known = {texts[docno].strip() for docno in judged.relevant[qid] if docno in texts}
+        for docno in docnos:
+            if not texts.get(docno, "").strip():
+                dropped["positive without text"] += 1
+                continue
+            found: dict[str, str] = {}
+            for other in drawn[qid, docno]:
+                if len(found) < negatives.number and (text := texts.get(other, "")).strip() not in known | {""}:
+                    found.setdefault(text.strip(), text)
+            if len(found) < negatives.number:
+                dropped[f"positive with fewer than {negatives.number} negatives"] += 1
+                continue
+            rows.append((judged.queries[qid], texts[docno], *found.values()))
+    without = len(judged.queries) - len(judged.positives)
+    ledger = _Ledger({**origin, "negatives_from": asdict(negatives), "queries_without_positives": without})
+    ledger.read, ledger.dropped = judged.read, dropped
+    if not rows:
+        raise ValueError(
+            f"no triples can be made of {judged.read} judgements: {_counts(dropped)}. Retrieve more documents, widen "
+            "the ranks, or give corpus= for the text of relevant documents that are not retrieved"
         )
-    if not all(isinstance(record, Mapping) for record in records):
-        if len({len(record) for record in records}) > 1:
-            raise ValueError(f"the triples have different lengths: {sorted({len(record) for record in records})}")
-        names = _column_names(len(records[0]))
-        records = [dict(zip(names, record, strict=True)) for record in records]
-    return Dataset.from_list(records)
+    names = _column_names(negatives.number + 2)
+    table = _table(dict(zip(names, zip(*rows, strict=True), strict=True)))
+    return _stored(lambda: iter([ledger.usable(table, table)]), ledger, None, None)
+
+
+def _tables(source: Any) -> tuple[str, Iterator[pa.Table]]:
+    """Names a source and reads it in parts."""
+    if isinstance(source, str | Path):
+        return str(source), read_tables(Path(source))
+    name = type(source).__name__
+    if isinstance(source, pd.DataFrame):
+        require_distinct_columns(source, "triples")
+        return name, iter([pa.Table.from_pandas(source, preserve_index=False)])
+    if isinstance(source, Dataset):
+        return name, iter(source.with_format("arrow").iter(batch_size=CHUNK))
+    return name, tables_of((f"row {position}", row) for position, row in enumerate(source))
 
 
 def _column_names(number: int) -> list[str]:
@@ -364,32 +582,274 @@ def _column_names(number: int) -> list[str]:
     return ["query", "positive", *(["negative"] if number == 3 else [f"negative_{i}" for i in range(1, number - 1)])]
 
 
-def _checked(dataset: Dataset, dropped: Mapping[str, int], **origin: Any) -> Triples:
-    """Brings columns into the order that losses expect and checks that every text is there."""
-    if "anchor" in dataset.column_names and "query" not in dataset.column_names:
-        dataset = dataset.rename_column("anchor", "query")
-    negatives = [name for name in dataset.column_names if re.fullmatch(r"negative(_\d+)?", name)]
+def _named_columns(table: pa.Table) -> pa.Table:
+    """Brings columns of strings into the order that losses expect."""
+    if all(name.isdecimal() for name in table.column_names):
+        table = table.rename_columns(_column_names(table.num_columns))
+    for other in ("anchor", "qid"):
+        if other in table.column_names and ("query" not in table.column_names or other == "qid"):
+            table = table.drop_columns("query") if "query" in table.column_names else table
+            table = table.rename_columns(["query" if name == other else name for name in table.column_names])
+    negatives = [name for name in table.column_names if re.fullmatch(r"negative(_\d+)?", name)]
     columns = ["query", "positive", *sorted(negatives, key=lambda name: int(name.partition("_")[2] or 0))]
-    if not negatives or not set(columns) <= set(dataset.column_names):
+    if not negatives or not set(columns) <= set(table.column_names):
         raise ValueError(
-            f"triples have the columns {dataset.column_names}; they need 'query' (or 'anchor'), 'positive', and "
-            "'negative' or 'negative_1', 'negative_2', ..."
+            f"triples have the columns {table.column_names}; they need 'query' (or 'anchor'; 'qid' for identifiers), "
+            "'positive', and 'negative' or 'negative_1', 'negative_2', ..."
         )
-    dataset = dataset.select_columns(columns)
-    if not len(dataset):
-        raise ValueError(f"no triples are there to train with{f': {_counts(dropped)}' if dropped else ''}")
-    table = dataset.with_format("arrow")[:]  # unlike dataset.data, only the rows that were selected
+    table = table.select(columns)
     for name in columns:
-        column = table.column(name)
-        if not pa.types.is_string(column.type) and not pa.types.is_large_string(column.type):
-            raise TypeError(f"column {name!r} holds {column.type}; training needs texts in {columns}")
-        empty = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(pc.fill_null(column, ""))), 0)
-        if rows := pc.indices_nonzero(empty).to_pylist():
-            raise ValueError(
-                f"column {name!r} has no text in {len(rows)} of {len(dataset)} triples (rows {rows[:3]}); add the "
-                "texts or drop these rows"
-            )
-    return Triples(dataset, {**origin, "triples": len(dataset), "dropped": dict(dropped)})
+        kind = table.column(name).type
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
+            raise TypeError(f"column {name!r} holds {kind}; training needs texts in {columns}")
+    return table.cast(pa.schema([(name, pa.string()) for name in columns]))
+
+
+def _from_pairs(
+    tables: Iterable[pa.Table],
+    queries: Callable[[], Mapping[str, str]],
+    documents: Documents,
+    described: list[Any] | None,
+    settings: dict[str, Any],
+    *,
+    store_texts: bool,
+    verbose: bool,
+) -> Triples:
+    """Samples, shuffles and looks up what comes as identifiers."""
+    for name in ("max_pairs_per_query", "limit"):
+        _require_limit(name, settings[name])
+    ledger = _Ledger({**settings, "fields": documents.fields})
+    found: dict[str, str] = {}
+
+    def look_up(rows: Mapping[str, Sequence[str]]) -> dict[str, list[str | None]]:
+        found.update({} if found else queries())
+        others = [name for name in rows if name != "query"]
+        texts = documents.texts({docno for name in others for docno in rows[name]})
+        return {"query": [found.get(qid) for qid in rows["query"]]} | {
+            name: [texts.get(docno) for docno in rows[name]] for name in others
+        }
+
+    def checked() -> Iterator[tuple[pa.Table, pa.Table]]:
+        with tempfile.TemporaryDirectory(prefix="triples-") as folder:
+            ledger.read = _sort_into_buckets(tables, settings["seed"], Path(folder))
+            seen: Counter[str] = Counter()
+            bar = pt.tqdm(total=ledger.read, desc="Making triples", unit="pair", disable=not verbose)
+            for path in sorted(Path(folder).iterdir()):
+                frame = _read_bucket(path)
+                size = len(frame)
+                frame = ledger.keep(frame, ~frame.duplicated(), "row that stands there twice")
+                if (most := settings["max_pairs_per_query"]) is not None:
+                    place = frame.groupby("query").cumcount() + frame["query"].map(seen).fillna(0)
+                    seen.update(frame["query"].value_counts().to_dict())
+                    frame = ledger.keep(frame, place < most, f"pair beyond {most} of its query")
+                for start in range(0, len(frame), CHUNK):
+                    identifiers = frame.iloc[start : start + CHUNK].to_dict(orient="list")
+                    yield ledger.usable(_table(look_up(identifiers)), _table(identifiers))
+                bar.update(size)
+            bar.close()
+
+    key = None if described is None else [described, ledger.origin, store_texts]
+    made = _stored(checked, ledger, settings["limit"], key, texts=store_texts)
+    return made if store_texts else Triples(made.dataset.with_transform(look_up), made.summary)
+
+
+def _sort_into_buckets(tables: Iterable[pa.Table], seed: int, folder: Path) -> int:
+    """Writes rows to files by the first bits of a checksum of them and the seed, and counts them."""
+    files: dict[int, Any] = {}
+    number = 0
+    with ExitStack() as stack:
+        for table in tables:
+            number += len(table)
+            table = pa.table({name: pc.fill_null(table.column(name), "") for name in table.column_names})
+            checksums = pd.util.hash_pandas_object(table.to_pandas(), index=False, hash_key=f"{seed:016d}"[-16:])
+            buckets = (checksums.to_numpy() // np.uint64(2**64 // BUCKETS)).astype(int)
+            table = table.append_column("checksum", pa.array(checksums)).take(np.argsort(buckets, kind="stable"))
+            start = 0
+            for bucket, size in enumerate(np.bincount(buckets)):
+                if size and bucket not in files:
+                    files[bucket] = stack.enter_context(pa.ipc.new_stream(folder / f"{bucket:03}.arrow", table.schema))
+                if size:
+                    files[bucket].write_table(table.slice(start, size))
+                start += size
+    return number
+
+
+def _read_bucket(path: Path) -> pd.DataFrame:
+    """Reads a file of :func:`_sort_into_buckets` in the order of the checksums, and removes it."""
+    with pa.ipc.open_stream(path) as stream:
+        frame = stream.read_pandas()
+    path.unlink()
+    return frame.sort_values(["checksum", *frame.columns.drop("checksum")]).drop(columns="checksum")
+
+
+def _table(columns: Mapping[str, Sequence[str | None]]) -> pa.Table:
+    return pa.table({name: pa.array(column, pa.string()) for name, column in columns.items()})
+
+
+class _Ledger:
+    """Accounts for every row: what was read, what was dropped and why, and what was kept.
+
+    Args:
+        summary: The source and the settings; what is counted comes after them.
+    """
+
+    def __init__(self, summary: dict[str, Any]) -> None:
+        self.origin = summary
+        self.read = 0
+        self.kept = 0
+        self.dropped: Counter[str] = Counter()
+        self._queries, self._positives = _Distinct(), _Distinct()
+        self._negatives = 0
+        self._checksums: dict[str, Any] = {}
+
+    def keep(self, rows: pd.DataFrame, kept: pd.Series, reason: str) -> pd.DataFrame:
+        """Drops rows of identifiers."""
+        self._drop(reason, len(rows) - int(kept.sum()))
+        return rows[kept]
+
+    def usable(self, texts: pa.Table, rows: pa.Table) -> tuple[pa.Table, pa.Table]:
+        """Drops rows with texts that cannot be trained with."""
+        trimmed = {name: pc.utf8_trim_whitespace(pc.fill_null(texts[name], "")) for name in texts.column_names}
+        faults = [(f"no text in {name!r}", pc.equal(column, "")) for name, column in trimmed.items()]
+        faults += [
+            ("negative with the text of the positive", pc.equal(trimmed[name], trimmed["positive"]))
+            for name in texts.column_names[2:]
+        ]
+        kept = np.ones(len(texts), dtype=bool)
+        for reason, fault in faults:
+            wrong = kept & fault.to_numpy()
+            self._drop(reason, int(wrong.sum()))
+            kept &= ~wrong
+        return texts.filter(pa.array(kept)), rows.filter(pa.array(kept))
+
+    def count(self, texts: pa.Table) -> None:
+        """Counts rows that are kept, and adds them to the fingerprint."""
+        self.kept += len(texts)
+        self._negatives = texts.num_columns - 2
+        pairs = texts.select(["query", "positive"]).to_pandas()
+        self._queries.add(pd.util.hash_array(pairs["query"].to_numpy(), categorize=False))
+        self._positives.add(pd.util.hash_pandas_object(pairs, index=False, categorize=False).to_numpy())
+        for name in texts.column_names:
+            checksums = self._checksums.setdefault(name, (hashlib.sha256(), hashlib.sha256()))
+            for checksum, part in zip(checksums, _bytes_and_lengths(texts[name]), strict=True):
+                checksum.update(part)
+
+    def summary(self) -> dict[str, Any]:
+        """Says it all, once everything was read."""
+        fingerprint = hashlib.sha256()
+        for name, checksums in self._checksums.items():
+            fingerprint.update(name.encode() + b"".join(checksum.digest() for checksum in checksums))
+        return {
+            **self.origin,
+            "read": self.read,
+            "triples": self.kept,
+            "dropped": dict(self.dropped),
+            "queries": self._queries.number,
+            "positives": self._positives.number,
+            "negatives": self._negatives,
+            "fingerprint": fingerprint.hexdigest()[:16],
+        }
+
+    def _drop(self, reason: str, number: int) -> None:
+        if number:
+            self.dropped[reason] += number
+
+
+class _Distinct:
+    """Counts distinct checksums, at 8 bytes each."""
+
+    def __init__(self) -> None:
+        self._seen = np.empty(0, dtype=np.uint64)
+        self._new: list[np.ndarray] = []
+
+    def add(self, checksums: np.ndarray) -> None:
+        self._new.append(np.unique(checksums))
+        if sum(map(len, self._new)) > max(len(self._seen), 100_000):  # merged rarely, since it sorts
+            self._merge()
+
+    @property
+    def number(self) -> int:
+        self._merge()
+        return len(self._seen)
+
+    def _merge(self) -> None:
+        self._seen, self._new = np.unique(np.concatenate([self._seen, *self._new])), []
+
+
+def _bytes_and_lengths(column: pa.ChunkedArray) -> tuple[bytes, bytes]:
+    """Returns the texts one after another, and how long each is."""
+    data, lengths = [], []
+    for chunk in column.chunks:
+        _, offsets, texts = chunk.buffers()
+        places = np.frombuffer(offsets, dtype=np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
+        lengths.append(np.diff(places).astype("<i4").tobytes())
+        data.append(b"" if texts is None else texts.to_pybytes()[places[0] : places[-1]])
+    return b"".join(data), b"".join(lengths)
+
+
+def _stored(
+    parts: Callable[[], Iterator[tuple[pa.Table, pa.Table]]],
+    ledger: _Ledger,
+    limit: int | None,
+    key: list[Any] | None,
+    *,
+    texts: bool = True,
+) -> Triples:
+    """Writes what is usable, up to a limit, into a folder that the same key finds again; into memory without a key."""
+    if key is None:
+        tables = [pair[0 if texts else 1] for pair in _up_to(limit, parts(), ledger)]
+        summary = _complete(ledger)
+        return Triples(Dataset(pa.concat_tables(tables)), summary)
+    checksum = hashlib.sha256(json.dumps([CACHE_FORMAT, key], default=str).encode()).hexdigest()[:16]
+    folder = Path(pt.io.pyterrier_home()) / "selfdistill" / "triples" / checksum
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with pt.io.finalized_directory(str(folder)) as unfinished, ExitStack() as stack:
+            stream = None
+            for pair in _up_to(limit, parts(), ledger):
+                table = pair[0 if texts else 1]
+                stream = stream or stack.enter_context(pa.ipc.new_stream(f"{unfinished}/triples.arrow", table.schema))
+                stream.write_table(table)
+            (Path(unfinished) / "summary.json").write_text(json.dumps(_complete(ledger), indent=2) + "\n")
+    logger.info("reading triples from %s", folder)
+    summary = json.loads((folder / "summary.json").read_text())
+    return Triples(Dataset.from_file(str(folder / "triples.arrow")), summary)
+
+
+def _up_to(
+    limit: int | None, parts: Iterator[tuple[pa.Table, pa.Table]], ledger: _Ledger
+) -> Iterator[tuple[pa.Table, pa.Table]]:
+    for texts, rows in parts:
+        left = len(texts) if limit is None else limit - ledger.kept
+        ledger.count(texts.slice(0, left))
+        yield texts.slice(0, left), rows.slice(0, left)
+        if limit is not None and ledger.kept == limit:
+            parts.close()  # type: ignore[attr-defined]
+            break
+    if lost := ledger.read - ledger.kept - ledger.dropped.total():
+        ledger.dropped[f"row beyond the first {limit}"] += lost
+
+
+def _complete(ledger: _Ledger) -> dict[str, Any]:
+    if not ledger.kept:
+        reasons = f": {_counts(ledger.dropped)}" if ledger.dropped else ""
+        raise ValueError(f"no triples are there to train with, of {ledger.read} rows{reasons}")
+    if ledger.dropped:
+        logger.warning("%d of %d rows were dropped: %s", ledger.dropped.total(), ledger.read, _counts(ledger.dropped))
+    return ledger.summary()
+
+
+def _stamp(path: Path | None) -> list[Any]:
+    """Tells a file from what it is after a change."""
+    if path is None or not path.is_file():
+        return []
+    status = path.stat()
+    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
+
+
+def _require_limit(name: str, value: int | None) -> None:
+    if value is not None:
+        require_count(name, value)
 
 
 def _counts(dropped: Mapping[str, int]) -> str:

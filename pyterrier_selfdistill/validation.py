@@ -20,7 +20,7 @@ from sentence_transformers.base.model import BaseModel
 
 from .biencoder import SelfDistillBiEncoder
 from .checks import require_judged, require_measures, require_texts
-from .triples import Corpus, corpus_records
+from .corpus import Corpus, Documents
 
 
 class RetrievalEvaluator(BaseEvaluator):
@@ -32,6 +32,7 @@ class RetrievalEvaluator(BaseEvaluator):
         qrels: Judgements: ``qid``, ``docno``, ``label``.
         measures: What to measure; the first one decides which model is best. More is better, for all of them.
         corpus: The documents to search when there are no candidates.
+        fields: The fields of the corpus that make a text, if not the text field alone.
         num_results: How many documents to search for.
         encoder_options: What :class:`SelfDistillBiEncoder` is given with the model, such as ``batch_size``.
 
@@ -54,6 +55,7 @@ class RetrievalEvaluator(BaseEvaluator):
         measures: Sequence[Measure],
         *,
         corpus: Corpus | None = None,
+        fields: Sequence[str] | None = None,
         num_results: int = 1000,
         encoder_options: dict[str, Any] | None = None,
     ) -> None:
@@ -67,9 +69,9 @@ class RetrievalEvaluator(BaseEvaluator):
                 f"the validation topics have no candidates to rank (columns {list(topics_or_results.columns)}); put a "
                 "retriever and pt.text.get_text before the trainer, or give corpus= to search"
             )
+        text_field = self.encoder_options.get("text_field", "text")
         columns = ["qid", "query"]
         if not self.searches:
-            text_field = self.encoder_options.get("text_field", "text")
             require_texts(topics_or_results, text_field, "docno", empty=True)
             columns += ["docno", text_field]
         # no other column: vectors that a dense retriever left there would be scored instead of the model's own; and
@@ -81,7 +83,7 @@ class RetrievalEvaluator(BaseEvaluator):
             )
         self.qrels = qrels[qrels["qid"].isin(topics_or_results["qid"])].astype({"label": int})
         self.measures = list(measures)
-        self.corpus = corpus
+        self.documents = None if corpus is None else Documents(corpus, fields or [text_field])
         self.num_results = num_results
         self.primary_metric = str(self.measures[0])
 
@@ -100,16 +102,37 @@ class RetrievalEvaluator(BaseEvaluator):
             The measures by name, averaged over the queries.
         """
         encoder = SelfDistillBiEncoder(cast(SentenceTransformer, model), **self.encoder_options)
-        ranked = self._search(encoder) if self.searches else encoder(self.topics_or_results)
+        if self.searches:
+            ranked = search(encoder, self.topics_or_results, cast(Documents, self.documents), self.num_results)
+        else:
+            ranked = encoder(self.topics_or_results)
         values = ir_measures.calc_aggregate(self.measures, *map(_with_ir_measures_columns, (self.qrels, ranked)))
         return {str(measure): float(values[measure]) for measure in self.measures}
 
-    def _search(self, encoder: SelfDistillBiEncoder) -> pd.DataFrame:
-        with tempfile.TemporaryDirectory() as folder:
-            index = FlexIndex(f"{folder}/index.flex", verbose=False)
-            (encoder >> index).index(corpus_records(self.corpus))
-            retriever = encoder >> index.retriever(num_results=self.num_results, drop_query_vec=True)
-            return retriever(self.topics_or_results)
+
+def search(encoder: SelfDistillBiEncoder, topics: pd.DataFrame, documents: Documents, num_results: int) -> pd.DataFrame:
+    """Indexes documents with an encoder as it is now, for this once, and searches them.
+
+    Args:
+        encoder: The encoder.
+        topics: ``qid`` and ``query``.
+        documents: The corpus.
+        num_results: How many documents to find for each query.
+
+    Returns:
+        ``qid``, ``query``, ``docno``, ``score`` and ``rank``.
+
+    Example:
+        >>> topics = pd.DataFrame([["1", "sort"]], columns=["qid", "query"])
+        >>> documents = Documents([{"docno": "d1", "text": "sort"}, {"docno": "d2", "text": "plot"}], ["text"])
+        >>> sorted(search(encoder, topics, documents, 10)["docno"])
+        ['d1', 'd2']
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        index = FlexIndex(f"{folder}/index.flex", verbose=False)
+        records = ({"docno": docno, encoder.text_field: text} for docno, text in documents)
+        (encoder.doc_encoder() >> index).index(records)
+        return (encoder >> index.retriever(num_results=num_results, drop_query_vec=True))(topics)
 
 
 def _with_ir_measures_columns(frame: pd.DataFrame) -> pd.DataFrame:

@@ -14,7 +14,13 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraine
 from sentence_transformers.base.sampler import BatchSamplers
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
-from pyterrier_selfdistill import AdaptiveMarginLoss, SelfDistillationLoss, SelfDistillBiEncoder, SelfDistillTrainer
+from pyterrier_selfdistill import (
+    AdaptiveMarginLoss,
+    Negatives,
+    SelfDistillationLoss,
+    SelfDistillBiEncoder,
+    SelfDistillTrainer,
+)
 from pyterrier_selfdistill.trainer import PRESETS, NotFittedError, mixed_precision
 from pyterrier_selfdistill.triples import from_texts
 
@@ -90,7 +96,7 @@ def test_same_seed_same_model(make, results, qrels):
 
 def test_best_checkpoint_is_kept(make, results, qrels):
     """A learning rate that destroys the model after a good start: the encoder is the one from the start."""
-    trainer = make(num_train_epochs=4, learning_rate=0.3, warmup_steps=0, max_grad_norm=1e9, eval_steps=2)
+    trainer = make(num_train_epochs=4, learning_rate=0.3, warmup_steps=0, max_grad_norm=1e9, eval_steps=2, bf16=False)
     trainer.fit(results, qrels, results, qrels)
     measured = trainer.history.set_index("step")["nDCG@10"].dropna()
     best = trainer.encoder.training_summary["best_step"]
@@ -254,9 +260,53 @@ def test_validation_once_an_epoch(make, results, qrels):
 def test_relevant_documents_that_were_not_retrieved(make, results, qrels, corpus):
     few = results[~results["docno"].str.endswith("plot")]
     data = make("a").fit(few, qrels).encoder.training_summary["data"]
-    assert (data["triples"], data["dropped"]) == (32, {"relevant document without text": 8})
+    assert (data["triples"], data["dropped"]["positive without text"]) == (32, 8)
     data = make("b", corpus=corpus).fit(few, qrels).encoder.training_summary["data"]
-    assert (data["triples"], data["dropped"]) == (40, {})
+    assert data["triples"] == 40
+    assert "positive without text" not in data["dropped"]
+
+
+def test_graded_labels(make, results, qrels):
+    graded = qrels.assign(label=qrels["label"] * (1 + results["docno"].str.endswith("plot").to_numpy()))
+    summary = make(min_label=2).fit(results, graded).encoder.training_summary["data"]
+    assert (summary["read"], summary["triples"]) == (320, 8)
+
+
+def test_negatives_are_mined_again(make, topics, corpus, qrels, caplog):
+    with caplog.at_level(logging.INFO, "pyterrier_selfdistill"):
+        trainer = make(corpus=corpus, rounds=3, num_train_epochs=3, negatives=Negatives(2, range_max=20))
+        # from a corpus without ranks, the first round draws from results
+        retrieved = topics.merge(corpus, how="cross").assign(score=0.0, rank=0)
+        trainer.fit(retrieved, qrels)
+    assert [r.args for r in caplog.records if r.msg.startswith("mining")] == [(5,), (10,)]
+    folder = trainer.output_dir / "checkpoints"
+    mined = {step: pd.read_parquet(folder / f"mined-{step}.parquet") for step in (5, 10)}
+    for frame in mined.values():
+        things = frame["query"].str.removeprefix("query ")
+        for name in ("negative_1", "negative_2"):
+            assert not any(f" the {thing} " in text for thing, text in zip(things, frame[name], strict=True))
+    assert not mined[5].equals(mined[10])
+
+
+def test_mined_negatives_are_trained_with_and_resumed(make, topics, corpus, qrels, monkeypatch):
+    options = {"corpus": corpus, "remine_steps": 4, "num_train_epochs": 2, "save_steps": 3}
+    plain = make("plain", corpus=corpus, num_train_epochs=2).fit(topics, qrels)
+    whole = make("whole", **options).fit(topics, qrels)
+    assert whole.encoder.model_name != plain.encoder.model_name
+
+    compute, steps = SelfDistillationLoss.forward, iter(range(100))
+
+    def interrupted(*args, **kwargs):
+        if next(steps) == 7:
+            raise KeyboardInterrupt
+        return compute(*args, **kwargs)
+
+    monkeypatch.setattr(SelfDistillationLoss, "forward", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        make("cut", **options).fit(topics, qrels)
+    monkeypatch.undo()
+    resumed = make("cut", resume=True, **options).fit(topics, qrels)
+    assert resumed.encoder.model_name == whole.encoder.model_name
 
 
 @pytest.mark.parametrize(
@@ -386,18 +436,15 @@ def test_before_training(make, results, topics):
         (lambda r, q: (r, q.assign(label=[None] + [1.0] * 319)), TypeError, "1 of 320 missing"),
         (lambda r, q: (r, q.assign(label=0)), ValueError, "none of the 320 judgements.*relevant"),
         (lambda r, q: (r, q.drop(columns="label")), ValueError, r"\['label'\] missing"),
-        (lambda r, q: (r.assign(text=[None] + ["x"] * 319), q), TypeError, "'text' has no string in 1 of 320 rows"),
-        (
-            lambda r, q: (r.assign(text=["  "] + ["x"] * 319), q),
-            ValueError,
-            "'text' has an empty text in 1 of 320 rows",
-        ),
-        (lambda r, q: (r, q.assign(label=1)), ValueError, "no triples.*320 x relevant document with fewer than 1 neg"),
+        (lambda r, q: (r.assign(text=7), q), TypeError, "'text' has no string in 320 of 320 rows"),
+        (lambda r, q: (r.assign(text=None), q), TypeError, "'text' has no string in 320 of 320 rows"),
+        (lambda r, q: (r.assign(text="  "), q), ValueError, "'text' has an empty text in 320 of 320 rows"),
+        (lambda r, q: (r, q.assign(label=1)), ValueError, "no triples.*320 x positive with fewer than 1 neg"),
         (lambda r, q: (r[r.docno == "x"], q), ValueError, "none of the 0 topics"),
         (
             lambda r, q: (r[(r.qid == "0") & ~r.docno.str.startswith("table")], q),
             ValueError,
-            "no triples.*5 x relevant document without text.*corpus=",
+            "no triples.*5 x positive without text.*corpus=",
         ),
         (lambda r, q: (r[["qid", "query"]].drop_duplicates(), q), ValueError, "no negatives.*corpus="),
     ],
@@ -434,6 +481,9 @@ def test_what_cannot_be_validated_with(make, results, qrels, change, message, tm
         ({"loss": "l1"}, TypeError, "'l1' is neither"),
         ({"resume": True, "overwrite": True}, ValueError, "choose one"),
         ({"negatives": 0}, ValueError, "negatives=0"),
+        ({"rounds": 2}, ValueError, "corpus="),
+        ({"rounds": 2, "remine_steps": 3, "corpus": []}, ValueError, "choose one"),
+        ({"min_label": 0}, ValueError, "min_label=0"),
         ({"measures": []}, ValueError, "no list of measures"),
         ({"measures": ["ndcg_cut_10"]}, TypeError, "'ndcg_cut_10' is no measure"),
     ],
@@ -448,8 +498,10 @@ def test_the_encoder_must_be_one(tiny_model, tmp_path):
         SelfDistillTrainer(tiny_model, tmp_path)
 
 
-def test_readers_of_a_trained_model(make, results, qrels, tmp_path):
-    encoder = make().fit(results, qrels).encoder
+@pytest.mark.parametrize("bf16", [False, True])
+def test_readers_of_a_trained_model(make, results, qrels, tmp_path, bf16):
+    """The saved model computes what the encoder in memory does, in whatever precision it was trained."""
+    encoder = make(bf16=bf16).fit(results, qrels).encoder
     texts = ["sort the table"]
     st = SentenceTransformer(str(tmp_path / "run" / "model"))
     np.testing.assert_allclose(st.encode_document(texts), encoder.encode_docs(texts), atol=1e-6)

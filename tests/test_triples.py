@@ -1,5 +1,7 @@
 """Triples from each source: the right ones, the same ones each time, and no row lost without a word."""
 
+from pathlib import Path
+
 import ir_datasets
 import pandas as pd
 import pyterrier as pt
@@ -10,7 +12,9 @@ from hypothesis import strategies as st
 from ir_datasets.formats import TrecQrels, TsvDocPairs, TsvDocs, TsvQueries
 from ir_datasets.util import LocalDownload
 
-from pyterrier_selfdistill.triples import from_docpairs, from_results, from_texts, from_topics
+from pyterrier_selfdistill import Negatives, split_queries
+from pyterrier_selfdistill import triples as module
+from pyterrier_selfdistill.triples import from_docpairs, from_identifiers, from_results, from_texts, from_topics
 
 ROWS = [("sort", "sort rows", "plot a file"), ("plot", "plot a matrix", "read a value")]
 
@@ -22,31 +26,46 @@ def texts_of(triples):
 identifiers = st.integers(0, 5).map(str)
 
 
-@settings(deadline=None, max_examples=200)
+def accounted(summary):
+    return summary["triples"] + sum(summary["dropped"].values()) == summary["read"]
+
+
+@settings(deadline=None, max_examples=300)
 @given(
-    retrieved=st.lists(st.tuples(identifiers, identifiers), min_size=1, max_size=30),
-    judged=st.lists(st.tuples(identifiers, identifiers, st.integers(0, 2)), min_size=1, max_size=30),
-    negatives=st.integers(1, 3),
+    retrieved=st.lists(st.tuples(identifiers, identifiers, st.floats(-1, 1)), min_size=1, max_size=30),
+    judged=st.lists(st.tuples(identifiers, identifiers, st.integers(0, 3)), min_size=1, max_size=30),
+    copies=st.dictionaries(identifiers, identifiers, max_size=3),
+    number=st.integers(1, 3),
+    range_min=st.integers(0, 2),
+    range_max=st.none() | st.integers(5, 8),
+    relative_margin=st.none() | st.floats(0, 1),
+    min_label=st.integers(1, 2),
     seed=st.integers(0, 3),
 )
-def test_no_known_positive_is_drawn_as_a_negative(retrieved, judged, negatives, seed):
-    results = pd.DataFrame(
-        [(q, f"query {q}", d, f"text {d}") for q, d in retrieved], columns=["qid", "query", "docno", "text"]
-    )
+def test_no_known_positive_is_drawn_as_a_negative(
+    retrieved, judged, copies, number, range_min, range_max, relative_margin, min_label, seed
+):
+    """Nor another document with its text; and every judgement is accounted for."""
+    text_of = {str(i): f"text {copies.get(str(i), i)}" for i in range(6)}
+    rows = [(q, f"query {q}", d, text_of[d], score) for q, d, score in retrieved]
+    results = pd.DataFrame(rows, columns=["qid", "query", "docno", "text", "score"])
     qrels = pd.DataFrame(judged, columns=["qid", "docno", "label"])
-    relevant = {(f"query {q}", f"text {d}") for q, d, label in judged if label >= 1}
-    found = {(f"query {q}", f"text {d}") for q, d in retrieved}
+    relevant = {(q, d) for q, d, label in judged if label > 0}
+    with_text = {d for _, d, _ in retrieved}
+    known = {(f"query {q}", text_of[d]) for q, d in relevant if d in with_text}
+    positives = {(f"query {q}", text_of[d]) for q, d, label in judged if label >= min_label}
+    others = {(f"query {q}", text_of[d]) for q, d, _ in retrieved if (q, d) not in relevant}
+    negatives = Negatives(number, range_min=range_min, range_max=range_max, relative_margin=relative_margin)
     try:
-        triples = from_results(results, qrels, negatives=negatives, seed=seed)
+        triples = from_results(results, qrels, negatives=negatives, min_label=min_label, seed=seed)
     except ValueError:
         return  # there was nothing to make triples of
     for query, positive, *drawn in texts_of(triples):
-        assert (query, positive) in relevant
-        assert len(set(drawn)) == negatives
-        assert all((query, negative) in found - relevant for negative in drawn)
-    asked = {(q, d) for q, d, label in judged if label >= 1 and q in results["qid"].tolist()}
-    lost = {reason: number for reason, number in triples.summary["dropped"].items() if reason.startswith("relevant")}
-    assert triples.summary["triples"] + sum(lost.values()) == len(asked)
+        assert (query, positive) in positives
+        assert len(set(drawn)) == number
+        assert all((query, negative) in others - known for negative in drawn)
+    assert accounted(triples.summary)
+    assert triples.summary["read"] == len(judged)
 
 
 @pytest.fixture
@@ -66,7 +85,9 @@ def qrels():
 
 
 def test_the_same_seed_draws_the_same(topics, qrels, corpus):
-    first, again, other = (texts_of(from_topics(topics, qrels, corpus, negatives=3, seed=s)) for s in (1, 1, 2))
+    first, again, other = (
+        texts_of(from_topics(topics, qrels, corpus, negatives=Negatives(3), seed=s)) for s in (1, 1, 2)
+    )
     assert first == again
     assert first != other
 
@@ -92,15 +113,121 @@ def test_forms_of_a_corpus(topics, qrels, corpus, form):
 
 
 def test_columns_of_several_negatives(topics, qrels, corpus):
-    triples = from_topics(topics, qrels, corpus, negatives=3)
+    triples = from_topics(topics, qrels, corpus, negatives=Negatives(3))
     assert triples.dataset.column_names == ["query", "positive", "negative_1", "negative_2", "negative_3"]
-    assert triples.summary == {"source": "topics", "seed": 42, "triples": 3, "dropped": {}}
+    assert triples.summary == {
+        "source": "topics",
+        "seed": 42,
+        "negatives_from": {"number": 3, "range_min": 0, "range_max": None, "relative_margin": None},
+        "queries_without_positives": 0,
+        "read": 4,
+        "triples": 3,
+        "dropped": {"judgement with a label below 1": 1},
+        "queries": 2,
+        "positives": 3,
+        "negatives": 3,
+        "fingerprint": "a129e31b824a4d96",
+    }
 
 
 def test_documents_that_the_corpus_lacks_are_counted(topics, qrels, corpus):
     triples = from_topics(topics, qrels, corpus[:2] + corpus[10:])
     assert triples.summary["triples"] == 1
-    assert triples.summary["dropped"] == {"relevant document without text": 2}
+    assert triples.summary["dropped"] == {"judgement with a label below 1": 1, "positive without text": 2}
+    with pytest.raises(ValueError, match="3 x positive without text"):
+        from_topics(topics, qrels, corpus[10:])
+
+
+def test_ranks_that_negatives_are_drawn_from(topics, qrels):
+    """Whatever the order of rows; judged documents take a rank but are not drawn."""
+    rows = [(q, t, f"d{i}", f"text {i}", 10.0 - i) for q, t in topics.to_numpy() for i in range(10)]
+    results = pd.DataFrame(rows, columns=["qid", "query", "docno", "text", "score"]).sample(frac=1, random_state=0)
+    for frame in (results, pt.model.add_ranks(results).sample(frac=1, random_state=1)):
+        drawn = {
+            row[-1]
+            for seed in range(20)
+            for row in texts_of(from_results(frame, qrels, negatives=Negatives(range_min=3, range_max=6), seed=seed))
+        }
+        assert drawn == {"text 3", "text 4", "text 5"}
+
+
+def test_suspects_are_not_drawn(topics, qrels):
+    rows = [("1", "sort", f"d{i}", f"text {i}", score) for i, score in enumerate([9.0, 10.0, 1.0, 9.6, 9.4])]
+    results = pd.DataFrame(rows, columns=["qid", "query", "docno", "text", "score"])
+    one = qrels[:1]
+    drawn = {
+        row[-1]
+        for seed in range(20)
+        for row in texts_of(from_results(results, one, negatives=Negatives(relative_margin=0.05), seed=seed))
+    }
+    assert drawn == {"text 0", "text 2", "text 4"}
+
+
+def test_fewer_candidates_than_negatives_and_empty_texts(topics, qrels):
+    texts = {"d0": "a", "d1": "b", "d2": "c", "d3": "d", "d7": "", "d8": None, "copy": "b"}
+    rows = [("1", "sort", docno, text) for docno, text in texts.items()]
+    rows += [("2", "plot", "d4", "e"), ("2", "plot", "d9", "f")]
+    results = pd.DataFrame(rows, columns=["qid", "query", "docno", "text"])
+    triples = from_results(results, qrels, negatives=Negatives(2))
+    assert {frozenset(row[2:]) for row in texts_of(triples)} == {frozenset("ad")}
+    assert triples.summary["dropped"] == {
+        "judgement with a label below 1": 1,
+        "positive with fewer than 2 negatives": 1,
+    }
+
+
+def test_judgements_that_are_no_triples(topics, corpus):
+    rows = [("1", "d1", 1), ("1", "d1", 1), ("3", "d1", 1), ("2", "d2", 0)]
+    triples = from_topics(topics, pd.DataFrame(rows, columns=["qid", "docno", "label"]), corpus)
+    assert triples.summary["dropped"] == {
+        "judgement of a query that is not there": 1,
+        "judgement with a label below 1": 1,
+        "judgement that stands there twice": 1,
+    }
+    assert triples.summary["queries_without_positives"] == 1
+
+
+def test_texts_come_from_a_dataset(irds):
+    dataset = irds[0]
+    results = pd.DataFrame([("q1", "sort", "d2"), ("q1", "sort", "d3")], columns=["qid", "query", "docno"])
+    qrels = pd.DataFrame([("q1", "d1", 1)], columns=["qid", "docno", "label"])
+    assert texts_of(from_results(results[:1], qrels, corpus=dataset)) == [("sort", "text 1", "text 2")]
+    with pytest.raises(ValueError, match=r"fields \['doc_id', 'text'\], not 'title'; choose .* fields="):
+        from_results(results, qrels, corpus=dataset, fields=["title", "text"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"number": 0}, "negatives=0"),
+        ({"range_min": -1}, "range_min=-1"),
+        ({"number": 3, "range_min": 8, "range_max": 10}, "fewer than 3 results"),
+        ({"relative_margin": 5}, "relative_margin=5"),
+    ],
+)
+def test_bad_choices_of_negatives(options, message):
+    with pytest.raises(ValueError, match=message):
+        Negatives(**options)
+
+
+def test_a_corpus_has_no_ranks(topics, qrels, corpus):
+    with pytest.raises(ValueError, match="put a retriever before"):
+        from_topics(topics, qrels, corpus, negatives=Negatives(range_max=10))
+
+
+def test_queries_are_split_whole_and_alike(qrels):
+    frame = pd.DataFrame({"qid": [str(i % 500) for i in range(1000)]})
+    shares = {"train": 0.6, "dev": 0.2, "test": 0.2}
+    parts = split_queries(frame, shares)
+    assert sum(map(len, parts.values())) == 1000
+    for name, part in parts.items():
+        assert len(part) == pytest.approx(1000 * shares[name], rel=0.3)
+        assert part["qid"].value_counts().eq(2).all()
+        assert set(split_queries(frame[::3], shares)[name]["qid"]) <= set(part["qid"])
+    with pytest.raises(ValueError, match="do not sum up to 1"):
+        split_queries(frame, {"train": 0.6})
+    with pytest.raises(TypeError, match="no string in 1000"):
+        split_queries(frame.astype(int))
 
 
 def test_a_corpus_without_texts(topics, qrels, corpus):
@@ -168,13 +295,14 @@ def test_tsv_without_a_header_and_with_quotes(tmp_path):
 @pytest.mark.parametrize(
     ("source", "error", "message"),
     [
-        ([], ValueError, "empty"),
-        (["abc", "def"], TypeError, "a triple is 'abc'"),
+        ([], ValueError, "no triples are there to train with, of 0 rows"),
+        (["abc", "def"], TypeError, "row 0 is 'abc'"),
         ([("a", "b")], ValueError, "rows of 2 texts"),
-        ([("a", "b", "c"), ("a", "b", "c", "d")], ValueError, r"different lengths: \[3, 4\]"),
-        ([("a", "b", None), ("a", "b", "c")], ValueError, r"'negative' has no text in 1 of 2 triples \(rows \[0\]\)"),
-        ([("a", "b", "c"), ("a", " ", "c")], ValueError, r"'positive' has no text in 1 of 2 triples \(rows \[1\]\)"),
-        ([("a", "b", 3)], TypeError, "'negative' holds int64"),
+        ([("a", "b", "c"), ("a", "b", "c", "d")], ValueError, "row 1 has 4 texts, the first one has 3"),
+        ([("a", "b", None), ("a", "b", "")], ValueError, "of 2 rows: 2 x no text in 'negative'"),
+        ([("a", "b", 3)], TypeError, "row 0, column '2', holds 3"),
+        ([{"query": "a", "positive": "b", "negative": "c"}, {"query": "a"}], ValueError, "row 1 has .* missing"),
+        (pd.DataFrame([("a", "b", 3)], columns=["query", "positive", "negative"]), TypeError, "'negative' holds int64"),
         (pd.DataFrame({"query": ["a"], "positive": ["b"]}), ValueError, r"\['query', 'positive'\]; they need"),
         (pd.DataFrame(columns=["query", "positive", "negative"], dtype=str), ValueError, "no triples are there"),
         ("nowhere.tsv", FileNotFoundError, "nowhere.tsv"),
@@ -184,6 +312,69 @@ def test_tsv_without_a_header_and_with_quotes(tmp_path):
 def test_bad_texts(source, error, message):
     with pytest.raises(error, match=message):
         from_texts(source)
+
+
+def test_rows_without_text_are_counted():
+    rows = [*ROWS, ("a", "b", None), ("a", " ", "c"), (float("nan"), "b", "c"), ("a", "b", "b ")]
+    triples = from_texts(rows)
+    assert texts_of(triples) == ROWS
+    assert triples.summary["dropped"] == {
+        "no text in 'query'": 1,
+        "no text in 'positive'": 1,
+        "no text in 'negative'": 1,
+        "negative with the text of the positive": 1,
+    }
+    assert accounted(triples.summary)
+    assert from_texts(rows, limit=1).summary["dropped"]["row beyond the first 1"] == 1
+
+
+def test_the_fingerprint_is_of_the_texts(tmp_path, monkeypatch):
+    whole = from_texts(ROWS * 50).summary["fingerprint"]
+    monkeypatch.setattr("pyterrier_selfdistill.files.ROWS", 7)
+    assert from_texts(ROWS * 50).summary["fingerprint"] == whole
+    assert from_texts(ROWS[::-1] * 50).summary["fingerprint"] != whole
+    assert from_texts([("sor", "tsort rows", "plot a file")]).summary["fingerprint"] != whole
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.tsv", b"a\tb\tc\na\tb\n", "a.tsv, line 2 has 2 texts, the first one has 3"),
+        ("a.tsv", b"Query\tPositive\tNegative\na\tb\tc\td\n", "a.tsv, line 2 has 4 columns, the header has 3"),
+        ("a.tsv", b"a\tb\tc\n\xff\tb\tc\n", "a.tsv, line 2 is not UTF-8"),
+        ("a.csv", b'a,b,c\na,b,"c"d\n', "a.csv, line 2: "),
+        ("a.jsonl", b'{"query": "a", "positive": "b", "negative": "c"}\n{"query"\n', "a.jsonl, line 2 is not JSON"),
+        ("a.jsonl", b'[{"query": "a", "positive": "b", "negative": "c"}]', "line 1 is a JSON array of rows"),
+    ],
+)
+def test_malformed_lines(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        from_texts(tmp_path / name)
+    (tmp_path / name).write_bytes(b"\n".join(content.split(b"\n")[:1]))  # and no half of it is found again
+    assert not [path for path in cache().glob("*") if not (path / "summary.json").exists()]
+
+
+def cache():
+    return Path(pt.io.pyterrier_home()) / "selfdistill" / "triples"
+
+
+def test_headers_in_capitals(tmp_path):
+    (tmp_path / "a.tsv").write_text("Negative\tQuery\tPositive\nc\ta\tb\n")
+    assert texts_of(from_texts(tmp_path / "a.tsv")) == [("a", "b", "c")]
+
+
+def test_a_file_is_read_once_until_it_changes(tmp_path, monkeypatch):
+    path = write(tmp_path / "triples.tsv", ROWS)
+    first = from_texts(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_named_columns", lambda _: pytest.fail("the file was read again"))
+        again = from_texts(path)
+    assert again.summary == first.summary
+    assert texts_of(again) == ROWS
+    assert again.dataset.cache_files
+    write(path, ROWS[:1])
+    assert texts_of(from_texts(path)) == ROWS[:1]
 
 
 def test_a_file_of_another_kind(tmp_path):
@@ -224,22 +415,96 @@ def irds(tmp_path):
         del ir_datasets.registry._registered[name]
 
 
+PAIRS = {
+    ("sort", "text 1", "text 2"),
+    ("sort", "text 1", "text 3"),
+    ("plot", "text 4", "text 5"),
+    ("sort", "text 1", "text 0"),
+}
+
+
 def test_docpairs(irds):
     triples = from_docpairs(irds[0])
-    assert texts_of(triples) == [
-        ("sort", "text 1", "text 2"),
-        ("sort", "text 1", "text 3"),
-        ("plot", "text 4", "text 5"),
-        ("sort", "text 1", "text 0"),
-    ]
-    assert triples.summary["dropped"] == {"query without text": 1}
+    assert set(texts_of(triples)) == PAIRS
+    assert triples.summary["dropped"] == {"no text in 'query'": 1}
+    assert accounted(triples.summary)
+    assert (triples.summary["queries"], triples.summary["positives"], triples.summary["negatives"]) == (2, 2, 1)
 
 
 def test_docpairs_of_each_query_and_in_all(irds):
     triples = from_docpairs(irds[0], max_pairs_per_query=1)
-    assert texts_of(triples) == [("sort", "text 1", "text 2"), ("plot", "text 4", "text 5")]
-    assert triples.summary["dropped"] == {"pair beyond the first 1 of its query": 2, "query without text": 1}
-    assert len(from_docpairs(irds[0], limit=3).dataset) == 3
+    assert sorted(row[0] for row in texts_of(triples)) == ["plot", "sort"]
+    assert triples.summary["dropped"] == {"pair beyond 1 of its query": 2, "no text in 'query'": 1}
+    assert {len(from_docpairs(irds[0], limit=n).dataset) for n in (3, 3)} == {3}
+    limited = from_docpairs(irds[0], limit=2).summary
+    assert accounted(limited)
+    samples = {frozenset(texts_of(from_docpairs(irds[0], max_pairs_per_query=1, seed=seed))) for seed in range(20)}
+    assert len(samples) == 3
+    with pytest.raises(ValueError, match="limit=-1"):
+        from_docpairs(irds[0], limit=-1)
+
+
+def test_docpairs_without_stored_texts(irds):
+    stored, looked_up = (from_docpairs(irds[0], store_texts=s) for s in (True, False))
+    assert looked_up.summary == stored.summary
+    assert texts_of(looked_up) == texts_of(stored)
+    assert looked_up.dataset[1:3] == stored.dataset[1:3]
+    assert looked_up.dataset.column_names == ["query", "positive", "negative"]
+
+
+def test_docpairs_are_made_once(irds, monkeypatch):
+    first = from_docpairs(irds[0], seed=7)
+    monkeypatch.setattr(module, "_sort_into_buckets", lambda *_: pytest.fail("the pairs were read again"))
+    assert from_docpairs(irds[0], seed=7).dataset[:] == first.dataset[:]
+
+
+def test_an_interrupted_preparation_leaves_nothing(irds, monkeypatch):
+    before = set(cache().glob("*"))
+    monkeypatch.setattr(module._Ledger, "summary", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        from_docpairs(irds[0], seed=8)
+    assert set(cache().glob("*")) == before
+    assert not list(cache().glob(".*"))
+
+
+IDENTIFIERS = [("q1", "d1", "d2"), ("q1", "d1", "d3"), ("q2", "d4", "d5"), ("q1", "d1", "d0"), ("q3", "d1", "d2")]
+
+
+def test_identifiers(irds, tmp_path, corpus):
+    topics = pd.DataFrame([("q1", "sort"), ("q2", "plot")], columns=["qid", "query"])
+    expected = from_docpairs(irds[0])
+    frame = pd.DataFrame(IDENTIFIERS, columns=["qid", "positive", "negative"])
+    (tmp_path / "ids.tsv").write_text("".join("\t".join(row) + "\n" for row in IDENTIFIERS))
+    for source, documents in [
+        (IDENTIFIERS, corpus),
+        (frame[::-1], corpus),
+        (tmp_path / "ids.tsv", irds[0]),
+        (frame, pd.DataFrame(corpus)),
+    ]:
+        triples = from_identifiers(source, topics, documents)
+        assert texts_of(triples) == texts_of(expected)  # in the same shuffled order, whatever that of the source
+        assert triples.summary["fingerprint"] == expected.summary["fingerprint"]
+    twice = from_identifiers(IDENTIFIERS * 2, topics, corpus)
+    assert texts_of(twice) == texts_of(expected)
+    assert twice.summary["dropped"] == {"row that stands there twice": 5, "no text in 'query'": 1}
+    missing = from_identifiers([*IDENTIFIERS, ("q1", "d999", "d1"), ("q1", None, "d1")], topics, corpus)
+    assert missing.summary["dropped"] == {"no text in 'query'": 1, "no text in 'positive'": 2}
+    assert accounted(missing.summary)
+    with pytest.raises(TypeError, match="holds 7"):
+        from_identifiers([("q1", 7, "d1")], topics, corpus)
+
+
+def test_pairs_sorted_in_parts(topics, corpus, monkeypatch):
+    """Reading and looking up in parts of any size gives the same."""
+    rows = [(str(1 + i % 2), f"d{i % 7}", f"d{10 + i % 83}") for i in range(500)]
+    whole = from_identifiers(rows, topics, corpus, max_pairs_per_query=100, limit=150)
+    monkeypatch.setattr(module, "CHUNK", 3)
+    monkeypatch.setattr("pyterrier_selfdistill.files.ROWS", 11)
+    parts = from_identifiers(rows, topics, corpus, max_pairs_per_query=100, limit=150)
+    assert texts_of(parts) == texts_of(whole)
+    assert parts.summary == whole.summary
+    assert whole.summary["triples"] == 150
+    assert accounted(whole.summary)
 
 
 def test_a_dataset_without_docpairs(irds):
@@ -255,5 +520,21 @@ def test_training_with_docpairs(irds, encoder, tmp_path):
     trainer = SelfDistillTrainer(encoder, tmp_path / "run", verbose=False)
     trainer.fit_triples(irds[0], max_pairs_per_query=2)
     assert trainer.encoder.training_summary["data"]["triples"] == 3
+    with pytest.raises(ValueError, match="topics= says"):
+        trainer.fit_triples(IDENTIFIERS, topics=irds[0].get_topics())
     with pytest.raises(ValueError, match="max_pairs_per_query=2 needs a PyTerrier dataset"):
         trainer.fit_triples(ROWS, max_pairs_per_query=2)
+
+
+def test_training_with_identifiers_whose_texts_are_looked_up(irds, encoder, tmp_path):
+    from pyterrier_selfdistill import SelfDistillTrainer
+
+    models = {
+        store: SelfDistillTrainer(encoder, tmp_path / f"{store}", corpus=irds[0], verbose=False)
+        .fit_triples(IDENTIFIERS, topics=irds[0].get_topics(), store_texts=store)
+        .encoder.model_name
+        for store in (True, False)
+    }
+    assert models[True] == models[False]
+    with pytest.raises(ValueError, match="not mined again"):
+        SelfDistillTrainer(encoder, tmp_path / "r", corpus=irds[0], rounds=2).fit_triples(ROWS)
