@@ -21,7 +21,6 @@ in parts, in memory that does not grow with their number, into an Arrow file tha
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import re
 import tempfile
@@ -31,7 +30,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -44,11 +43,9 @@ from more_itertools import chunked
 from .checks import require_columns, require_count, require_distinct_columns, require_judged, require_texts
 from .corpus import Corpus, Documents
 from .files import read_tables, tables_of
+from .ledger import Ledger, Triples, counts, stamp, store
 
 logger = logging.getLogger(__name__)
-
-CACHE_FORMAT = 1
-"""Changes when the same source and settings give other triples."""
 
 CHUNK = 20_000
 """How many triples get their texts at once."""
@@ -58,25 +55,6 @@ BUCKETS = 256
 
 SPARE = 8
 """How many more negatives than needed are drawn from a corpus, for those that turn out to repeat a positive's text."""
-
-
-class Triples(NamedTuple):
-    """Training data and where it came from.
-
-    Attributes:
-        dataset: The texts, in the columns ``query``, ``positive``, ``negative`` or ``negative_1``, ..., ``negative_K``.
-        summary: Where the triples come from and what became of every row of it:
-
-            - ``source`` and the settings;
-            - ``read``, how many rows there were, which is the sum of
-            - ``triples``, how many became triples, and
-            - ``dropped``, how many did not, by reason;
-            - ``queries``, ``positives`` (of a query) and ``negatives`` (of a triple);
-            - ``fingerprint``, a checksum of all texts in their order.
-    """
-
-    dataset: Dataset
-    summary: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -187,7 +165,8 @@ def from_results(
             ]
             order = _generator(seed, qid, docno).permutation(len(allowed))
             drawn[qid, docno] = [allowed[index] for index in order]
-    return _assemble(judged, drawn, texts, negatives, seed=seed, source="results")
+    without = len(set(results["docno"]) - texts.keys())
+    return _assemble(judged, drawn, texts, negatives, seed=seed, source="results", documents_without_text=without)
 
 
 def from_topics(
@@ -292,7 +271,7 @@ def from_docpairs(
         )
     path = Path(reference.docpairs_path()) if hasattr(reference, "docpairs_path") else None
     source = {"source": repr(dataset), "kind": "docpairs"}
-    state = [source, _stamp(path)]
+    state = [source, stamp(path)]
 
     def tables() -> Iterator[pa.Table]:
         pairs = reference.docpairs_iter()
@@ -364,7 +343,7 @@ def from_identifiers(
     described = (
         [
             origin,
-            _stamp(Path(name)),
+            stamp(Path(name)),
             repr(corpus),
             hashlib.sha256(topics[["qid", "query"]].to_json().encode()).hexdigest(),
         ]
@@ -409,15 +388,15 @@ def from_texts(source: pd.DataFrame | Dataset | str | Path | Iterable[Any], *, l
     """
     _require_limit("limit", limit)
     name, tables = _tables(source)
-    ledger = _Ledger({"source": name, "kind": "texts", "limit": limit})
-    described = [ledger.origin, _stamp(Path(name))] if isinstance(source, str | Path) else None
+    ledger = Ledger({"source": name, "kind": "texts", "limit": limit})
+    described = [ledger.origin, stamp(Path(name))] if isinstance(source, str | Path) else None
 
     def checked() -> Iterator[tuple[pa.Table, pa.Table]]:
         for table in map(_named_columns, tables):
             ledger.read += len(table)
             yield ledger.usable(table, table)
 
-    return _stored(checked, ledger, limit, described)
+    return store(checked, ledger, limit, described)
 
 
 def split_queries(
@@ -550,16 +529,16 @@ def _assemble(
                 continue
             rows.append((judged.queries[qid], texts[docno], *found.values()))
     without = len(judged.queries) - len(judged.positives)
-    ledger = _Ledger({**origin, "negatives_from": asdict(negatives), "queries_without_positives": without})
+    ledger = Ledger({**origin, "negatives_from": asdict(negatives), "queries_without_positives": without})
     ledger.read, ledger.dropped = judged.read, dropped
     if not rows:
         raise ValueError(
-            f"no triples can be made of {judged.read} judgements: {_counts(dropped)}. Retrieve more documents, widen "
+            f"no triples can be made of {judged.read} judgements: {counts(dropped)}. Retrieve more documents, widen "
             "the ranks, or give corpus= for the text of relevant documents that are not retrieved"
         )
     names = _column_names(negatives.number + 2)
     table = _table(dict(zip(names, zip(*rows, strict=True), strict=True)))
-    return _stored(lambda: iter([ledger.usable(table, table)]), ledger, None, None)
+    return store(lambda: iter([ledger.usable(table, table)]), ledger, None, None)
 
 
 def _tables(source: Any) -> tuple[str, Iterator[pa.Table]]:
@@ -618,7 +597,7 @@ def _from_pairs(
     """Samples, shuffles and looks up what comes as identifiers."""
     for name in ("max_pairs_per_query", "limit"):
         _require_limit(name, settings[name])
-    ledger = _Ledger({**settings, "fields": documents.fields})
+    ledger = Ledger({**settings, "fields": documents.fields})
     found: dict[str, str] = {}
 
     def look_up(rows: Mapping[str, Sequence[str]]) -> dict[str, list[str | None]]:
@@ -649,7 +628,7 @@ def _from_pairs(
             bar.close()
 
     key = None if described is None else [described, ledger.origin, store_texts]
-    made = _stored(checked, ledger, settings["limit"], key, texts=store_texts)
+    made = store(checked, ledger, settings["limit"], key, texts=store_texts)
     return made if store_texts else Triples(made.dataset.with_transform(look_up), made.summary)
 
 
@@ -686,171 +665,6 @@ def _table(columns: Mapping[str, Sequence[str | None]]) -> pa.Table:
     return pa.table({name: pa.array(column, pa.string()) for name, column in columns.items()})
 
 
-class _Ledger:
-    """Accounts for every row: what was read, what was dropped and why, and what was kept.
-
-    Args:
-        summary: The source and the settings; what is counted comes after them.
-    """
-
-    def __init__(self, summary: dict[str, Any]) -> None:
-        self.origin = summary
-        self.read = 0
-        self.kept = 0
-        self.dropped: Counter[str] = Counter()
-        self._queries, self._positives = _Distinct(), _Distinct()
-        self._negatives = 0
-        self._checksums: dict[str, Any] = {}
-
-    def keep(self, rows: pd.DataFrame, kept: pd.Series, reason: str) -> pd.DataFrame:
-        """Drops rows of identifiers."""
-        self._drop(reason, len(rows) - int(kept.sum()))
-        return rows[kept]
-
-    def usable(self, texts: pa.Table, rows: pa.Table) -> tuple[pa.Table, pa.Table]:
-        """Drops rows with texts that cannot be trained with."""
-        trimmed = {name: pc.utf8_trim_whitespace(pc.fill_null(texts[name], "")) for name in texts.column_names}
-        faults = [(f"no text in {name!r}", pc.equal(column, "")) for name, column in trimmed.items()]
-        faults += [
-            ("negative with the text of the positive", pc.equal(trimmed[name], trimmed["positive"]))
-            for name in texts.column_names[2:]
-        ]
-        kept = np.ones(len(texts), dtype=bool)
-        for reason, fault in faults:
-            wrong = kept & fault.to_numpy()
-            self._drop(reason, int(wrong.sum()))
-            kept &= ~wrong
-        return texts.filter(pa.array(kept)), rows.filter(pa.array(kept))
-
-    def count(self, texts: pa.Table) -> None:
-        """Counts rows that are kept, and adds them to the fingerprint."""
-        self.kept += len(texts)
-        self._negatives = texts.num_columns - 2
-        pairs = texts.select(["query", "positive"]).to_pandas()
-        self._queries.add(pd.util.hash_array(pairs["query"].to_numpy(), categorize=False))
-        self._positives.add(pd.util.hash_pandas_object(pairs, index=False, categorize=False).to_numpy())
-        for name in texts.column_names:
-            checksums = self._checksums.setdefault(name, (hashlib.sha256(), hashlib.sha256()))
-            for checksum, part in zip(checksums, _bytes_and_lengths(texts[name]), strict=True):
-                checksum.update(part)
-
-    def summary(self) -> dict[str, Any]:
-        """Says it all, once everything was read."""
-        fingerprint = hashlib.sha256()
-        for name, checksums in self._checksums.items():
-            fingerprint.update(name.encode() + b"".join(checksum.digest() for checksum in checksums))
-        return {
-            **self.origin,
-            "read": self.read,
-            "triples": self.kept,
-            "dropped": dict(self.dropped),
-            "queries": self._queries.number,
-            "positives": self._positives.number,
-            "negatives": self._negatives,
-            "fingerprint": fingerprint.hexdigest()[:16],
-        }
-
-    def _drop(self, reason: str, number: int) -> None:
-        if number:
-            self.dropped[reason] += number
-
-
-class _Distinct:
-    """Counts distinct checksums, at 8 bytes each."""
-
-    def __init__(self) -> None:
-        self._seen = np.empty(0, dtype=np.uint64)
-        self._new: list[np.ndarray] = []
-
-    def add(self, checksums: np.ndarray) -> None:
-        self._new.append(np.unique(checksums))
-        if sum(map(len, self._new)) > max(len(self._seen), 100_000):  # merged rarely, since it sorts
-            self._merge()
-
-    @property
-    def number(self) -> int:
-        self._merge()
-        return len(self._seen)
-
-    def _merge(self) -> None:
-        self._seen, self._new = np.unique(np.concatenate([self._seen, *self._new])), []
-
-
-def _bytes_and_lengths(column: pa.ChunkedArray) -> tuple[bytes, bytes]:
-    """Returns the texts one after another, and how long each is."""
-    data, lengths = [], []
-    for chunk in column.chunks:
-        _, offsets, texts = chunk.buffers()
-        places = np.frombuffer(offsets, dtype=np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
-        lengths.append(np.diff(places).astype("<i4").tobytes())
-        data.append(b"" if texts is None else texts.to_pybytes()[places[0] : places[-1]])
-    return b"".join(data), b"".join(lengths)
-
-
-def _stored(
-    parts: Callable[[], Iterator[tuple[pa.Table, pa.Table]]],
-    ledger: _Ledger,
-    limit: int | None,
-    key: list[Any] | None,
-    *,
-    texts: bool = True,
-) -> Triples:
-    """Writes what is usable, up to a limit, into a folder that the same key finds again; into memory without a key."""
-    if key is None:
-        tables = [pair[0 if texts else 1] for pair in _up_to(limit, parts(), ledger)]
-        summary = _complete(ledger)
-        return Triples(Dataset(pa.concat_tables(tables)), summary)
-    checksum = hashlib.sha256(json.dumps([CACHE_FORMAT, key], default=str).encode()).hexdigest()[:16]
-    folder = Path(pt.io.pyterrier_home()) / "selfdistill" / "triples" / checksum
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with pt.io.finalized_directory(str(folder)) as unfinished, ExitStack() as stack:
-            stream = None
-            for pair in _up_to(limit, parts(), ledger):
-                table = pair[0 if texts else 1]
-                stream = stream or stack.enter_context(pa.ipc.new_stream(f"{unfinished}/triples.arrow", table.schema))
-                stream.write_table(table)
-            (Path(unfinished) / "summary.json").write_text(json.dumps(_complete(ledger), indent=2) + "\n")
-    logger.info("reading triples from %s", folder)
-    summary = json.loads((folder / "summary.json").read_text())
-    return Triples(Dataset.from_file(str(folder / "triples.arrow")), summary)
-
-
-def _up_to(
-    limit: int | None, parts: Iterator[tuple[pa.Table, pa.Table]], ledger: _Ledger
-) -> Iterator[tuple[pa.Table, pa.Table]]:
-    for texts, rows in parts:
-        left = len(texts) if limit is None else limit - ledger.kept
-        ledger.count(texts.slice(0, left))
-        yield texts.slice(0, left), rows.slice(0, left)
-        if limit is not None and ledger.kept == limit:
-            parts.close()  # type: ignore[attr-defined]
-            break
-    if lost := ledger.read - ledger.kept - ledger.dropped.total():
-        ledger.dropped[f"row beyond the first {limit}"] += lost
-
-
-def _complete(ledger: _Ledger) -> dict[str, Any]:
-    if not ledger.kept:
-        reasons = f": {_counts(ledger.dropped)}" if ledger.dropped else ""
-        raise ValueError(f"no triples are there to train with, of {ledger.read} rows{reasons}")
-    if ledger.dropped:
-        logger.warning("%d of %d rows were dropped: %s", ledger.dropped.total(), ledger.read, _counts(ledger.dropped))
-    return ledger.summary()
-
-
-def _stamp(path: Path | None) -> list[Any]:
-    """Tells a file from what it is after a change."""
-    if path is None or not path.is_file():
-        return []
-    status = path.stat()
-    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
-
-
 def _require_limit(name: str, value: int | None) -> None:
     if value is not None:
         require_count(name, value)
-
-
-def _counts(dropped: Mapping[str, int]) -> str:
-    return ", ".join(f"{number} x {reason}" for reason, number in dropped.items())

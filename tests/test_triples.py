@@ -174,6 +174,7 @@ def test_fewer_candidates_than_negatives_and_empty_texts(topics, qrels):
         "judgement with a label below 1": 1,
         "positive with fewer than 2 negatives": 1,
     }
+    assert triples.summary["documents_without_text"] == 2
 
 
 def test_judgements_that_are_no_triples(topics, corpus):
@@ -460,7 +461,7 @@ def test_docpairs_are_made_once(irds, monkeypatch):
 
 def test_an_interrupted_preparation_leaves_nothing(irds, monkeypatch):
     before = set(cache().glob("*"))
-    monkeypatch.setattr(module._Ledger, "summary", lambda _: 1 / 0)
+    monkeypatch.setattr(module.Ledger, "summary", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         from_docpairs(irds[0], seed=8)
     assert set(cache().glob("*")) == before
