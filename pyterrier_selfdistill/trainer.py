@@ -209,6 +209,8 @@ class SelfDistillTrainer(pt.Estimator):
             raise ValueError(f"rounds={rounds} and remine_steps={remine_steps} both say when to mine; choose one")
         if (rounds > 1 or remine_steps is not None) and corpus is None:
             raise ValueError("negatives can be mined again only where corpus= says what to search")
+        if (rounds > 1 or remine_steps is not None) and arguments.get("dataloader_num_workers"):
+            raise ValueError("workers of a data loader would not see what is mined; leave dataloader_num_workers out")
         require_measures(measures)
         if patience is not None:
             require_count("patience", patience)

@@ -21,7 +21,6 @@ in parts, in memory that does not grow with their number, into an Arrow file tha
 from __future__ import annotations
 
 import hashlib
-import logging
 import re
 import tempfile
 import zlib
@@ -44,8 +43,6 @@ from .checks import require_columns, require_count, require_distinct_columns, re
 from .corpus import Corpus, Documents
 from .files import read_tables, tables_of
 from .ledger import Ledger, Triples, counts, stamp, store
-
-logger = logging.getLogger(__name__)
 
 CHUNK = 20_000
 """How many triples get their texts at once."""

@@ -482,6 +482,7 @@ def test_what_cannot_be_validated_with(make, results, qrels, change, message, tm
         ({"resume": True, "overwrite": True}, ValueError, "choose one"),
         ({"negatives": 0}, ValueError, "negatives=0"),
         ({"rounds": 2}, ValueError, "corpus="),
+        ({"rounds": 2, "corpus": [], "dataloader_num_workers": 1}, ValueError, "workers"),
         ({"rounds": 2, "remine_steps": 3, "corpus": []}, ValueError, "choose one"),
         ({"min_label": 0}, ValueError, "min_label=0"),
         ({"measures": []}, ValueError, "no list of measures"),
