@@ -1,7 +1,7 @@
 """Documents, whatever holds them: a PyTerrier dataset, a frame, or an iterable of records.
 
 :class:`Documents` iterates over them, lists their identifiers and finds the texts of some; a dataset of ir_datasets
-answers the last from its docstore, without reading the whole.
+answers the last from its docstore; of other corpora all texts are kept in memory.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ class Documents:
         self.corpus = list(corpus) if isinstance(corpus, Iterator) else corpus
         self.fields = list(fields)
         self._store: tuple[int, Any] | None = None
+        self._texts: dict[str, str] = {}
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         """Iterates over identifiers and texts."""
@@ -59,8 +60,8 @@ class Documents:
         """Finds the texts of some documents; those that the corpus lacks are left out."""
         reference = self._reference()
         if reference is None:
-            wanted = set(docnos)
-            return {docno: text for docno, text in self if docno in wanted}
+            self._texts = self._texts or dict(self)
+            return {docno: self._texts[docno] for docno in docnos if docno in self._texts}
         if missing := set(self.fields) - set(reference.docs_cls()._fields):
             raise ValueError(
                 f"documents of {self.corpus!r} have the fields {list(reference.docs_cls()._fields)}, not "

@@ -144,7 +144,7 @@ def from_results(
             require_texts(results, text_field, "docno")
         texts = dict(zip(with_text["docno"], with_text[text_field], strict=True))
     if corpus is not None:
-        wanted = set(results["docno"]) | {docno for docnos in judged.positives.values() for docno in docnos}
+        wanted = set(results["docno"]).union(*judged.relevant.values())
         texts |= Documents(corpus, fields or [text_field]).texts(sorted(wanted - texts.keys()))
 
     scores = _scores(results)
@@ -214,7 +214,7 @@ def from_topics(
         for qid, positives in judged.positives.items()
         for docno in positives
     }
-    wanted = {docno for pair in drawn for docno in (pair[1], *drawn[pair])}
+    wanted = {docno for order in drawn.values() for docno in order}.union(*judged.relevant.values())
     return _assemble(judged, drawn, documents.texts(sorted(wanted)), negatives, seed=seed, source="topics")
 
 
@@ -348,7 +348,7 @@ def from_identifiers(
         else None
     )
     return _from_pairs(
-        map(_named_columns, tables),
+        (_named_columns(table, ("qid", "query")) for table in tables),
         lambda: dict(zip(topics["qid"], topics["query"], strict=True)),
         Documents(corpus, fields or [text_field]),
         described,
@@ -558,14 +558,13 @@ def _column_names(number: int) -> list[str]:
     return ["query", "positive", *(["negative"] if number == 3 else [f"negative_{i}" for i in range(1, number - 1)])]
 
 
-def _named_columns(table: pa.Table) -> pa.Table:
-    """Brings columns of strings into the order that losses expect."""
+def _named_columns(table: pa.Table, query: Sequence[str] = ("query", "anchor")) -> pa.Table:
+    """Brings columns of strings into the order that losses expect; ``query`` are names of the first, best first."""
     if all(name.isdecimal() for name in table.column_names):
         table = table.rename_columns(_column_names(table.num_columns))
-    for other in ("anchor", "qid"):
-        if other in table.column_names and ("query" not in table.column_names or other == "qid"):
-            table = table.drop_columns("query") if "query" in table.column_names else table
-            table = table.rename_columns(["query" if name == other else name for name in table.column_names])
+    if present := [name for name in query if name in table.column_names]:
+        others = [name for name in table.column_names if name != "query" or present[0] == "query"]
+        table = table.select(others).rename_columns(["query" if name == present[0] else name for name in others])
     negatives = [name for name in table.column_names if re.fullmatch(r"negative(_\d+)?", name)]
     columns = ["query", "positive", *sorted(negatives, key=lambda name: int(name.partition("_")[2] or 0))]
     if not negatives or not set(columns) <= set(table.column_names):

@@ -261,6 +261,23 @@ def test_texts_in_memory(source):
     assert texts_of(triples) == ROWS
 
 
+def test_identifiers_beside_texts_are_left_out():
+    frame = pd.DataFrame(ROWS, columns=["query", "positive", "negative"]).assign(qid=["1", "2"], anchor="x")
+    assert texts_of(from_texts(frame)) == ROWS
+
+
+def test_copies_of_documents_with_any_label_are_not_drawn():
+    """Even where only the corpus has the texts, and though they are no positives themselves."""
+    corpus = [{"docno": d, "text": t} for d, t in [("d1", "a"), ("d2", "b"), ("copy", "b"), ("d3", "c")]]
+    qrels = pd.DataFrame([("1", "d1", 2), ("1", "d2", 1)], columns=["qid", "docno", "label"])
+    topics = pd.DataFrame([("1", "sort")], columns=["qid", "query"])
+    results = topics.merge(pd.DataFrame({"docno": ["copy", "d3"]}), how="cross")
+    for seed in range(10):
+        options = {"min_label": 2, "seed": seed, "corpus": corpus}
+        assert texts_of(from_results(results, qrels, **options)) == [("sort", "a", "c")]
+        assert texts_of(from_topics(topics, qrels, **options)) == [("sort", "a", "c")]
+
+
 def test_rows_that_were_not_selected_are_not_checked():
     dataset = Dataset.from_pandas(pd.DataFrame([*ROWS, ("a", "", "c")], columns=["query", "positive", "negative"]))
     assert texts_of(from_texts(dataset.select([1, 0]))) == ROWS[::-1]
