@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
@@ -20,16 +19,25 @@ import pandas as pd
 import pyterrier as pt
 import pyterrier_dr
 import torch
-from pyterrier_dr import BiDocEncoder, BiQueryEncoder
+from pyterrier._ops import Compose
+from pyterrier_dr import BiDocEncoder, BiQueryEncoder, SimFn
+from pyterrier_dr.biencoder import BiScorer
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 from sentence_transformers.util.file_io import is_sentence_transformer_model
 
 from .checks import require_count, require_distinct_columns, require_texts
+from .corpus import Corpus, Documents
+from .folders import written_whole
+from .index import EncoderMismatchError, SelfDistillIndex
 from .losses import normalize
+from .vectors import EncodedVector, EncoderIdentity, encoders_of
 
 METADATA_FILE = "pt_meta.json"
+
+READ_AHEAD = 2048
+"""How many documents an indexing pipeline reads at once, to encode those of like length together."""
 
 PoolingMode = Literal["cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 
@@ -63,7 +71,7 @@ class SelfDistillBiEncoder(pt.Artifact, pyterrier_dr.BiEncoder):
         Index a corpus, then search it::
 
             encoder = SelfDistillBiEncoder.from_pretrained("sentence-transformers/all-MiniLM-L6-v2")
-            index = pyterrier_dr.FlexIndex("corpus.flex")
+            index = SelfDistillIndex("corpus.flex")
             (encoder >> index).index(dataset.get_corpus_iter())
             retriever = encoder >> index
             reranker = bm25 >> pt.text.get_text(dataset) >> encoder
@@ -206,26 +214,78 @@ class SelfDistillBiEncoder(pt.Artifact, pyterrier_dr.BiEncoder):
             SelfDistillBiEncoder('...model')
         """
         path = Path(path)
-        if path.exists() and not (overwrite and path.is_dir()):
-            raise FileExistsError(
-                f"{str(path)!r} is there already; choose another folder, or replace a folder with overwrite=True"
-            )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replaced = None
-        with pt.io.finalized_directory(str(path.absolute())) as folder:
-            self.model.save_pretrained(folder)
+        with written_whole(path, overwrite=overwrite) as folder:
+            self.model.save_pretrained(str(folder))
             metadata = {**(self._build_metadata() or {}), "training": self.training_summary}
-            (Path(folder) / METADATA_FILE).write_text(json.dumps(metadata, indent=2, default=str) + "\n")
-            if path.exists():
-                replaced = path.rename(f"{folder}.replaced")
-        if replaced is not None:
-            shutil.rmtree(replaced)
+            (folder / METADATA_FILE).write_text(json.dumps(metadata, indent=2, default=str) + "\n")
         self.path, self.name = path, str(path)
         return path
 
     def copy(self) -> SelfDistillBiEncoder:
         """Returns an encoder with weights of its own, equal to these."""
         return copy.deepcopy(self)
+
+    def build_retriever(
+        self,
+        corpus: Corpus,
+        path: str | Path,
+        *,
+        fields: Sequence[str] | None = None,
+        num_results: int = 1000,
+        overwrite: bool = False,
+    ) -> pt.Transformer:
+        """Indexes a corpus and returns the retriever, in one call.
+
+        Args:
+            corpus: A PyTerrier dataset, a frame or an iterable of records with ``docno`` and text.
+            path: The folder of the index.
+            fields: The fields of documents that make a text, such as ``["title", "text"]``, if not the text field
+                alone.
+            num_results: How many documents to find for a query.
+            overwrite: Whether to replace an index that is there.
+
+        Returns:
+            ``encoder.query_encoder() >> index.retriever(...)``, from ``qid`` and ``query`` to ``docno``, ``score`` and
+            ``rank``. Later, ``encoder >> SelfDistillIndex(path)`` searches the same index.
+
+        Raises:
+            FileExistsError: If there is an index already and ``overwrite`` is not set.
+            ValueError: If a document has no text or no identifier of its own, or there are no documents.
+
+        Example:
+            >>> import tempfile
+            >>> corpus = [{"docno": "d1", "text": "sort the rows"}, {"docno": "d2", "text": "plot a matrix"}]
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     retriever = encoder.build_retriever(corpus, f"{folder}/index.flex")
+            ...     (retriever % 1).search("plot a matrix")["docno"].tolist()
+            ['d2']
+        """
+        index = SelfDistillIndex(path, verbose=self.verbose)
+        records = (
+            {"docno": docno, self.text_field: text} for docno, text in Documents(corpus, fields or [self.text_field])
+        )
+        (self.doc_encoder(verbose=False) >> index.indexer(mode="overwrite" if overwrite else "create")).index(records)
+        return self.query_encoder() >> index.retriever(num_results=num_results, drop_query_vec=True)
+
+    def cache_path(self, path: str | Path) -> Path:
+        """Returns a path for what is computed with this encoder, so that a changed encoder has a cache of its own.
+
+        Args:
+            path: Where caches of this kind are, whatever the encoder.
+
+        Returns:
+            The path with a part of the encoder's checksum in its name.
+
+        Example:
+            Caches of pyterrier-caching do not see that a model was trained further; their paths may::
+
+                bm25 >> text >> ScorerCache(encoder.cache_path("scores.cache"), encoder)
+
+            >>> str(encoder.cache_path("caches/scores.cache"))
+            'caches/scores-...cache'
+        """
+        path = Path(path)
+        return path.with_name(f"{path.stem}-{self.model_name[:12]}{path.suffix}")
 
     def query_encoder(self, verbose: bool | None = None, batch_size: int | None = None) -> pt.Transformer:
         """Returns a transformer that adds ``query_vec`` to frames with ``query``."""
@@ -234,6 +294,16 @@ class SelfDistillBiEncoder(pt.Artifact, pyterrier_dr.BiEncoder):
     def doc_encoder(self, verbose: bool | None = None, batch_size: int | None = None) -> pt.Transformer:
         """Returns a transformer that adds ``doc_vec`` to frames with the text field."""
         return _DocEncoder(self, verbose=verbose, batch_size=batch_size)
+
+    def text_scorer(
+        self, verbose: bool | None = None, batch_size: int | None = None, sim_fn: SimFn | None = None
+    ) -> pt.Transformer:
+        """Returns a transformer that adds ``score`` and ``rank`` to frames with queries and documents.
+
+        Vectors that the frame has already are taken, if this encoder made them or nobody knows who did; those of
+        another encoder are not, and the texts are encoded instead.
+        """
+        return _Scorer(self, verbose=verbose, batch_size=batch_size, sim_fn=sim_fn)
 
     def encode_queries(self, texts: Sequence[str], batch_size: int | None = None) -> np.ndarray:
         """Encodes queries.
@@ -316,17 +386,27 @@ class SelfDistillBiEncoder(pt.Artifact, pyterrier_dr.BiEncoder):
         work that pipelines have in common, so a trained encoder is never mistaken for the one it started from.
         """
         parameters = list(self.model.state_dict().values())
-        # in-place changes raise a tensor's version, so that a model trained further is summed again
-        key = tuple((tensor.data_ptr(), tensor._version) for tensor in parameters), str(self.model), self._settings()
+        # to sum anew takes a second for a large model. In-place changes raise a tensor's version, except those of fused
+        # optimizers, so some values of each are looked at too
+        seen = tuple((tensor.data_ptr(), tensor._version, _bytes(_sample(tensor))) for tensor in parameters)
+        key = seen, str(self.model), self._settings()
         if getattr(self, "_summed", (None,))[0] != key:
             checksum = hashlib.sha256(repr(key[1:]).encode())
             for tensor in parameters:
-                checksum.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+                checksum.update(_bytes(tensor))
             self._summed = key, checksum.hexdigest()
         return self._summed[1]
 
+    @property
+    def identity(self) -> EncoderIdentity:
+        """The name and the checksum, which vectors and indexes remember."""
+        return EncoderIdentity(self.name, self.model_name)
+
     def _settings(self) -> tuple[Any, ...]:
         return self.query_length, self.document_length, self.model.max_seq_length, tuple(self.model.prompts.items())
+
+    def __rshift__(self, right: pt.Transformer) -> pt.Transformer:
+        return _EncoderPipeline(self, right)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, SelfDistillBiEncoder):
@@ -348,7 +428,7 @@ class _QueryEncoder(BiQueryEncoder):
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         _check_texts(inp, "query", "qid")
-        return super().transform(inp)
+        return _marked(super().transform(inp), "query_vec", self.bi_encoder_model)
 
 
 class _DocEncoder(BiDocEncoder):
@@ -356,7 +436,68 @@ class _DocEncoder(BiDocEncoder):
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         _check_texts(inp, self.text_field, "docno")
-        return super().transform(inp)
+        return _marked(super().transform(inp), "doc_vec", self.bi_encoder_model)
+
+    def __rshift__(self, right: pt.Transformer) -> pt.Transformer:
+        return _EncoderPipeline(self, right)
+
+
+class _Scorer(BiScorer):
+    schematic: ClassVar = {"label": "Scorer"}
+
+    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
+        own = self.bi_encoder_model.identity
+        known = inp
+        for vectors, texts in {"query_vec": "query", "doc_vec": self.text_field}.items():
+            others = [e for e in encoders_of(inp.get(vectors, [])) if e.checksum != own.checksum]
+            if others and texts not in inp:
+                raise EncoderMismatchError(
+                    f"{vectors} was made by {others[0]}, this encoder is {own}, and there is no {texts!r} to encode "
+                    f"again; score with the encoder of the vectors, or keep {texts!r}"
+                )
+            if others:
+                known = known.drop(columns=vectors)
+        scored = super().transform(known)
+        return scored if known is inp else inp.assign(score=scored["score"], rank=scored["rank"])
+
+    def _key(self) -> tuple[Any, ...]:
+        return self.bi_encoder_model, self.verbose, self.batch_size, self.text_field, self.sim_fn
+
+    def __eq__(self, other: object) -> bool:
+        return self._key() == other._key() if isinstance(other, _Scorer) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+
+class _EncoderPipeline(Compose):
+    """An encoder and what follows it."""
+
+    def transform_inputs(self) -> list[list[str]]:
+        # an encoder takes queries, documents and results; an index after it does not take the vectors of documents
+        inputs = super().transform_inputs()
+        fitting = [columns for columns in inputs if pt.inspect.transformer_outputs(self, columns, strict=False)]
+        return fitting or inputs
+
+    def index(self, iter: Any, batch_size: int | None = None) -> Any:
+        # by itself PyTerrier reads a hundred documents at once
+        return super().index(iter, READ_AHEAD if batch_size is None else batch_size)
+
+
+def _marked(frame: pd.DataFrame, column: str, encoder: SelfDistillBiEncoder) -> pd.DataFrame:
+    """Has vectors remember their encoder."""
+    if frame.empty:
+        return frame
+    return frame.assign(**{column: EncodedVector.rows(np.stack(frame[column]), encoder.identity)})
+
+
+def _sample(tensor: torch.Tensor) -> torch.Tensor:
+    values = tensor.detach().reshape(-1)
+    return values[:: max(1, len(values) // 64)].contiguous()
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    return tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def _check_texts(frame: pd.DataFrame, column: str, identifier: str) -> None:

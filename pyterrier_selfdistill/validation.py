@@ -13,7 +13,6 @@ from typing import Any, cast
 import ir_measures
 import pandas as pd
 from ir_measures import Measure
-from pyterrier_dr import FlexIndex
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.base.model import BaseModel
@@ -129,10 +128,8 @@ def search(encoder: SelfDistillBiEncoder, topics: pd.DataFrame, documents: Docum
         ['d1', 'd2']
     """
     with tempfile.TemporaryDirectory() as folder:
-        index = FlexIndex(f"{folder}/index.flex", verbose=False)
         records = ({"docno": docno, encoder.text_field: text} for docno, text in documents)
-        (encoder.doc_encoder() >> index).index(records)
-        return (encoder >> index.retriever(num_results=num_results, drop_query_vec=True))(topics)
+        return encoder.build_retriever(records, f"{folder}/index.flex", num_results=num_results)(topics)
 
 
 def _with_ir_measures_columns(frame: pd.DataFrame) -> pd.DataFrame:

@@ -344,6 +344,18 @@ def test_equality_is_by_what_is_computed(encoder, language_model):
     assert len({encoder, shorter, prompted, other}) == 4
 
 
+@pytest.mark.parametrize("options", [{"fused": True}, {"foreach": True}, {"fused": False, "foreach": False}])
+def test_name_follows_every_step_of_training(encoder, options):
+    parameters = [p for p in encoder.model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, **options)
+    names = {encoder.model_name}
+    for _ in range(3):
+        encoder.encode_queries_torch(QUERIES).sum().backward()
+        optimizer.step()
+        names.add(encoder.model_name)
+    assert len(names) == 4
+
+
 def test_index_and_search(encoder, corpus, topics, tmp_path):
     index = FlexIndex(str(tmp_path / "index.flex"), verbose=False)
     (encoder >> index).index(corpus.to_dict(orient="records"))

@@ -1,0 +1,49 @@
+"""Folders that are written whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyterrier as pt
+
+
+@contextmanager
+def written_whole(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Gives a temporary folder to write to, which becomes ``path`` when all is written.
+
+    If writing fails, what was at ``path`` is as it was; if the process is killed, too, and a hidden temporary folder is
+    left beside it.
+
+    Args:
+        path: The folder to write. Folders above it are made; a symbolic link is followed.
+        overwrite: Whether to replace a folder that is there.
+
+    Raises:
+        FileExistsError: If the folder is there and ``overwrite`` is not set, or if a file is there.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as parent:
+        ...     with written_whole(f"{parent}/model") as folder:
+        ...         _ = (folder / "weights").write_text("0.5")
+        ...     (Path(parent) / "model" / "weights").read_text()
+        '0.5'
+    """
+    target = Path(path).resolve()
+    if target.exists() and not (overwrite and target.is_dir()):
+        raise FileExistsError(
+            f"{str(path)!r} is there already; choose another folder, or replace this one with overwrite=True"
+            if target.is_dir()
+            else f"{str(path)!r} is a file; choose another path"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    replaced = None
+    with pt.io.finalized_directory(str(target)) as folder:
+        yield Path(folder)
+        if target.exists():
+            replaced = target.rename(f"{folder}.replaced")
+    if replaced is not None:
+        shutil.rmtree(replaced)
