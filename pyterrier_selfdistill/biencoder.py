@@ -27,6 +27,7 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 from sentence_transformers.util.file_io import is_sentence_transformer_model
 
+from . import card
 from .checks import require_count, require_distinct_columns, require_texts
 from .corpus import Corpus, Documents
 from .folders import written_whole
@@ -215,11 +216,44 @@ class SelfDistillBiEncoder(pt.Artifact, pyterrier_dr.BiEncoder):
         """
         path = Path(path)
         with written_whole(path, overwrite=overwrite) as folder:
-            self.model.save_pretrained(str(folder))
-            metadata = {**(self._build_metadata() or {}), "training": self.training_summary}
-            (folder / METADATA_FILE).write_text(json.dumps(metadata, indent=2, default=str) + "\n")
+            # a model that was only loaded keeps its card
+            self.model.save_pretrained(str(folder), create_model_card=not self.training_summary)
+            metadata = {
+                **(self._build_metadata() or {}),
+                "model": card.describe(self),
+                "training": json.loads(json.dumps(self.training_summary, default=str)),
+            }
+            (folder / METADATA_FILE).write_text(json.dumps(metadata, indent=2) + "\n")
+            if self.training_summary:
+                page = card.model_card(
+                    metadata["model"],
+                    metadata["training"],
+                    title=path.name,
+                    load=f"pt.Artifact.load({path.name!r})",
+                    front_matter=card.front_matter(metadata["training"]),
+                )
+                (folder / "README.md").write_text(page, encoding="utf-8")
         self.path, self.name = path, str(path)
         return path
+
+    def _hf_readme(
+        self,
+        *,
+        repo: str,
+        branch: str | None = "main",
+        pretty_name: str | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> str:
+        """Writes the page for :meth:`to_hf`."""
+        where = repo if branch in (None, "main") else f"{repo}@{branch}"
+        metadata = metadata or cast(dict[str, Any], self._build_metadata())
+        return card.model_card(
+            metadata.get("model") or card.describe(self),
+            metadata.get("training", {}),
+            title=pretty_name or repo.rpartition("/")[2],
+            load=f"pt.Artifact.from_hf({where!r})",
+            front_matter=card.artifact_front_matter(metadata, pretty_name),
+        )
 
     def copy(self) -> SelfDistillBiEncoder:
         """Returns an encoder with weights of its own, equal to these."""

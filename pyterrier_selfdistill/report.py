@@ -43,6 +43,27 @@ def history(logs: Iterable[Mapping[str, Any]], measures: Iterable[str] = ()) -> 
     return pd.DataFrame([rows[step] for step in sorted(rows)], columns=list(columns.values()))
 
 
+def milestones(history: pd.DataFrame) -> list[dict[str, Any]]:
+    """Returns the rows of a history in which something was measured, or the last one if nothing was.
+
+    Args:
+        history: What :func:`history` returns.
+
+    Returns:
+        A dictionary a row, without what was not logged.
+
+    Example:
+        >>> logs = [{"step": 1, "loss": 0.7}, {"step": 2, "loss": 0.5}, {"step": 2, "eval_RR": 0.2}]
+        >>> milestones(history(logs, ["RR"]))
+        [{'step': 2, 'loss': 0.5, 'RR': 0.2}]
+    """
+    measures = [name for name in history if name not in PROGRESS]
+    measured = history[history[measures].notna().any(axis=1)] if measures else history.iloc[:0]
+    rows = measured if len(measured) else history.tail(1)
+    columns = ["step", "loss", "margin", "target", *measures]
+    return [{c: row[c] for c in columns if pd.notna(row[c])} for row in rows.to_dict(orient="records")]
+
+
 def plot(history: pd.DataFrame) -> Figure:
     """Draws a history: the loss, the margin against the target, and the first measure.
 

@@ -475,6 +475,7 @@ class SelfDistillTrainer(pt.Estimator):
             "best_step": loop.state.best_global_step,
             "best_measure": {"name": evaluator.primary_metric, "value": loop.state.best_metric} if evaluator else None,
             "seconds": round(time.monotonic() - started, 1),
+            "history": report.milestones(self.history),
             "versions": {
                 module.__name__: module.__version__ for module in (sentence_transformers, transformers, torch)
             },

@@ -303,8 +303,8 @@ import sys, time
 from pyterrier_selfdistill import SelfDistillBiEncoder
 encoder = SelfDistillBiEncoder.from_pretrained(sys.argv[1], device="cpu")
 save = encoder.model.save_pretrained
-def slow(folder):
-    save(folder)
+def slow(folder, **options):
+    save(folder, **options)
     print("saving", flush=True)
     time.sleep(60)
 encoder.model.save_pretrained = slow
