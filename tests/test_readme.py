@@ -6,66 +6,21 @@ import subprocess
 import sys
 from pathlib import Path
 
-import ir_datasets
 import numpy as np
 import pandas as pd
 import pyterrier as pt
 import pyterrier_dr
-import pytest
-from ir_datasets.formats import TsvDocPairs, TsvDocs, TsvQueries
-from ir_datasets.util import LocalDownload
-from pyterrier_pisa import PisaIndex
 from sentence_transformers import SentenceTransformer
 
+from conftest import THINGS, VERBS
 from pyterrier_selfdistill.triples import from_texts
 
 ROOT = Path(__file__).parents[1]
 CODE = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-VERBS, THINGS = ["sort", "read", "write", "plot", "return"], ["table", "matrix", "file", "array", "column"]
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def names(folder):
-    """The names that the README's code takes for granted: a retriever, a dataset, topics and judgements."""
-    corpus = pd.DataFrame(
-        [(f"{v}{t}", f"{v} the {t} by mean") for v in VERBS for t in THINGS], columns=["docno", "text"]
-    )
-    topics = pd.DataFrame([(f"q{i}", f"mean {t}") for i, t in enumerate(THINGS)], columns=["qid", "query"])
-    pairs = topics.merge(corpus, how="cross")
-    pairs["label"] = [int(q.split()[1] in t) for q, t in zip(pairs["query"], pairs["text"], strict=True)]
-    qrels = pairs[["qid", "docno", "label"]]
-
-    docpairs = [
-        (qid, f"sort{t}", f"plot{THINGS[i - 1]}") for i, (qid, t) in enumerate(zip(topics["qid"], THINGS, strict=True))
-    ]
-    for name, rows in {"docs": corpus, "queries": topics, "docpairs": pd.DataFrame(docpairs)}.items():
-        rows.to_csv(f"{name}.tsv", sep="\t", index=False, header=False)
-    local = {name: LocalDownload(folder / f"{name}.tsv") for name in ("docs", "queries", "docpairs")}
-    ir_datasets.registry._registered["local-readme"] = ir_datasets.Dataset(
-        TsvDocs(local["docs"], namespace="readme"), TsvQueries(local["queries"]), TsvDocPairs(local["docpairs"])
-    )
-    bm25 = PisaIndex(str(folder / "index.pisa"), text_field="text").index(corpus.to_dict(orient="records")).bm25()
-    yield {
-        "bm25": bm25,
-        "dataset": pt.get_dataset("irds:local-readme"),
-        **{"topics": topics, "valid_topics": topics, "test_topics": topics},
-        **{"qrels": qrels, "valid_qrels": qrels, "test_qrels": qrels},
-    }
-    del ir_datasets.registry._registered["local-readme"]
 
 
 def test_in_your_own_code(names, language_model, folder):
-    code = (
-        CODE[0]
-        .replace("microsoft/mpnet-base", language_model)
-        .replace("irds:msmarco-passage/train", "irds:local-readme")
-    )
+    code = CODE[0].replace("microsoft/mpnet-base", language_model).replace("irds:msmarco-passage/train", "irds:local")
     table = "table = pt.Experiment("
     exec(code.replace("pt.Experiment(", table), names)
     assert names["table"]["nDCG@10"].notna().all()

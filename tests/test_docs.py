@@ -1,0 +1,124 @@
+"""What the documentation shows, run page by page as it stands, on a small collection with tiny models."""
+
+import os
+import re
+from pathlib import Path
+
+import pandas as pd
+import pyterrier as pt
+import pytest
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+
+import pyterrier_selfdistill
+from pyterrier_selfdistill import SelfDistillBiEncoder, SelfDistillIndex, SelfDistillTrainer
+
+PAGES = Path(pyterrier_selfdistill.__file__).parent / "pt_docs"
+BLOCK = re.compile(r"^( *)\.\. code-block:: python\n((?:\1    \S.*\n)*)\n((?:\1    .*\n|\s*\n)+)", re.MULTILINE)
+
+
+def blocks(page: str) -> list[str]:
+    """Returns the Python of a page, block by block."""
+    found = BLOCK.findall((PAGES / page).read_text() + "\n")
+    return ["\n".join(line[len(indent) + 4 :] for line in code.split("\n")) for indent, _, code in found]
+
+
+@pytest.fixture
+def cross_encoder(language_model, folder) -> str:
+    """The folder of a cross-encoder with random weights."""
+    config = BertConfig.from_pretrained(language_model, num_labels=1)
+    BertForSequenceClassification(config).save_pretrained(folder / "cross")
+    BertTokenizerFast.from_pretrained(language_model).save_pretrained(folder / "cross")
+    return str(folder / "cross")
+
+
+@pytest.fixture
+def known(names, language_model, cross_encoder, folder):
+    """All names that pages take for granted, and the models and datasets of theirs that are stood in for."""
+    encoder = SelfDistillBiEncoder.from_pretrained(language_model, query_length=20, device="cpu")
+    other = SelfDistillBiEncoder.from_pretrained(language_model, pooling="mean", device="cpu")
+    other.save(folder / "my-model")
+    encoder.build_retriever(names["dataset"], folder / "index.flex")
+    results = "microsoft/mpnet-base", "cross-encoder/ms-marco-MiniLM-L6-v2", "irds:msmarco-passage/train"
+    stand_ins = dict(zip(results, (language_model, cross_encoder, "irds:local"), strict=True))
+    return stand_ins, {
+        **names,
+        "pt": pt,
+        "os": os,
+        "encoder": encoder,
+        "index": SelfDistillIndex(folder / "index.flex", verbose=False),
+        "SelfDistillTrainer": SelfDistillTrainer,
+    }
+
+
+def run(page, known):
+    stand_ins, names = known
+    for code in blocks(page):
+        for name, stand_in in stand_ins.items():
+            code = code.replace(name, stand_in)
+        exec(compile(code, page, "exec"), names)
+    return names
+
+
+@pytest.mark.parametrize("page", [path.name for path in PAGES.glob("*.rst")])
+def test_every_block_of_python_is_found(page):
+    assert len(blocks(page)) == (PAGES / page).read_text().count("code-block:: python")
+
+
+def test_overview(known, folder):
+    stand_ins, names = known
+    (folder / "my-model").rename(folder / "earlier")
+    stand_ins["document_length=200"] = "document_length=60"
+    names = run("overview.rst", (stand_ins, names))
+    assert len(names["retriever"](names["topics"])) == 5 * 25
+    assert isinstance(names["SentenceTransformer"](str(folder / "my-model")), SentenceTransformer)
+
+
+def test_training_data(known, folder):
+    stand_ins, names = known
+    stand_ins['"train": 0.9, "valid": 0.1'] = '"train": 0.5, "valid": 0.5'
+    names["trainer"] = SelfDistillTrainer(names["encoder"], "runs/a", overwrite=True, corpus=names["dataset"])
+    names = run("training_data.rst", (stand_ins, names))
+    assert names["trainer"].encoder.training_summary["data"]["triples"]
+
+
+def test_retrieval(known, folder):
+    run("retrieval.rst", known)
+
+
+@pytest.fixture
+def how_to(known):
+    known[1]["bm25"] = known[1]["bm25"] % 8  # of 25 documents, so that neighbours are others
+    return run("how-to.rst", known)
+
+
+PIPELINES = [
+    *("reranker", "fast_reranker", "three_stages", "linear", "reciprocal", "tuned", "feedback", "by_passages"),
+    *("passage_reranker", "cached_reranker", "cached_retriever", "adaptive", "adaptive_texts", "partial", "parallel"),
+]
+
+
+def test_how_to(how_to):
+    topics, found = how_to["topics"], {}
+    for name in PIPELINES:
+        found[name] = results = how_to[name](topics)
+        assert set(results["qid"]) == set(topics["qid"]), name
+        assert not results.duplicated(["qid", "docno"]).any(), name
+        for _, group in results.groupby("qid"):
+            assert sorted(group["rank"]) == list(range(len(group))), name
+            assert group.sort_values("rank")["score"].is_monotonic_decreasing, name
+
+    def scores(name):
+        return found[name].set_index(["qid", "docno"])["score"].sort_index()
+
+    pd.testing.assert_series_equal(scores("reranker"), scores("fast_reranker"), atol=1e-5)
+    pd.testing.assert_series_equal(scores("reranker"), scores("cached_reranker"), check_dtype=False, atol=1e-5)
+    pd.testing.assert_series_equal(scores("parallel"), scores("cached_retriever"), atol=1e-5)
+    assert found["three_stages"].groupby("qid").size().max() <= 20
+    assert found["partial"]["docno"].str.endswith("table").all()
+    assert len(found["adaptive"]) > len(found["reranker"])  # neighbours that BM25 did not find
+    assert found["by_passages"]["docno"].isin(found["parallel"]["docno"]).all()
+    assert list(how_to["table"]["name"]) == ["bm25", "first", "second"]
+    assert "nDCG@10 p-value corrected" in how_to["table"]
+    assert how_to["again"] == how_to["encoder"]
+    assert isinstance(how_to["model"], CrossEncoder)
