@@ -255,6 +255,14 @@ class SelfDistillBiEncoder(pt.Artifact, pyterrier_dr.BiEncoder):
             front_matter=card.artifact_front_matter(metadata, pretty_name),
         )
 
+    def apply_attributes(self, **attributes: Any) -> SelfDistillBiEncoder:
+        """Returns an encoder with the same model and other arguments, for :mod:`pyterrier.inspect`."""
+        given = {name: getattr(self, name) for name in ("model", "batch_size", "text_field", "verbose")}
+        changed = SelfDistillBiEncoder(**{**given, **attributes})
+        if changed.model is self.model:
+            changed.name, changed.path, changed.training_summary = self.name, self.path, self.training_summary
+        return changed
+
     def copy(self) -> SelfDistillBiEncoder:
         """Returns an encoder with weights of its own, equal to these."""
         return copy.deepcopy(self)

@@ -188,6 +188,15 @@ class SelfDistillIndex(FlexIndex):
     def _closed() -> dict[str, Any]:
         return {"_meta": None, "_docnos": None, "_dvecs": None, "_cache": {}}
 
+    def _key(self) -> tuple[Any, ...]:
+        return self.index_path, self.encoder if self.built() else None, self.sim_fn, self.any_encoder
+
+    def __eq__(self, other: object) -> bool:
+        return self._key() == other._key() if isinstance(other, SelfDistillIndex) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
     def __repr__(self) -> str:
         return f"SelfDistillIndex({str(self.index_path)!r})"
 
@@ -291,8 +300,7 @@ class IndexTransformer(pt.Transformer):
         options = {name: value for name, value in self.options.items() if name != "mask"}
         mask = self.options.get("mask")
         return (
-            self.index.index_path,
-            self.index.encoder if self.index.built() else None,
+            self.index,
             self.method,
             tuple(sorted(options.items())),
             None if mask is None else np.asarray(mask, dtype=np.int8).tobytes(),
@@ -302,7 +310,7 @@ class IndexTransformer(pt.Transformer):
         return self._key() == other._key() if isinstance(other, IndexTransformer) else NotImplemented
 
     def __hash__(self) -> int:
-        return hash(self._key()[:3])
+        return hash(self._key()[:2])
 
     def __repr__(self) -> str:
         defaults = inspect.signature(getattr(FlexIndex, self.method)).parameters

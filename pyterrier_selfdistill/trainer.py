@@ -227,7 +227,8 @@ class SelfDistillTrainer(pt.Estimator):
         self._logs: list[dict[str, Any]] = []
         self.output_dir = Path(output_dir)
         self.target, self.in_batch, self.error = target, in_batch, error
-        self.loss = AdaptiveMarginLoss(target, in_batch, error) if loss is None else loss
+        self.loss = loss
+        self._objective = AdaptiveMarginLoss(target, in_batch, error) if loss is None else loss
         self.preset = preset
         self.negatives = negatives if isinstance(negatives, Negatives) else Negatives(negatives)
         self.min_label = min_label
@@ -557,9 +558,9 @@ class SelfDistillTrainer(pt.Estimator):
         return SentenceTransformerTrainingArguments(**arguments)
 
     def _make_loss(self, model: SentenceTransformer) -> nn.Module:
-        if isinstance(self.loss, AdaptiveMarginLoss):
-            return SelfDistillationLoss(model, self.loss)
-        return self.loss(model)
+        if isinstance(self._objective, AdaptiveMarginLoss):
+            return SelfDistillationLoss(model, self._objective)
+        return self._objective(model)
 
     def _warn_if_not_better(self) -> None:
         values = self.history.set_index("step")[str(self.measures[0])].dropna()

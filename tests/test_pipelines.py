@@ -1,0 +1,293 @@
+"""The encoder among other transformers: what pyterrier-dr and PyTerrier promise of a biencoder holds for ours."""
+
+import pickle
+
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+import pytest
+import torch
+from pyterrier.measures import RR, nDCG
+from pyterrier_caching import RetrieverCache, ScorerCache
+from pyterrier_dr import AveragePrf, VectorPrf
+
+from pyterrier_selfdistill import SelfDistillBiEncoder, SelfDistillIndex, SelfDistillTrainer
+
+
+@pytest.fixture
+def index(encoder, names, folder):
+    encoder.build_retriever(names["dataset"], folder / "index.flex")
+    return SelfDistillIndex(folder / "index.flex", verbose=False)
+
+
+@pytest.fixture
+def other(encoder):
+    other = encoder.copy()
+    with torch.no_grad():
+        for parameter in other.model.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    return other
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Counts the texts that are encoded, by encoder."""
+    counted = {}
+    encode = SelfDistillBiEncoder._encode
+
+    def count(self, encode_role, texts, batch_size):
+        texts = list(texts)
+        counted[self.model_name] = counted.get(self.model_name, 0) + len(texts)
+        return encode(self, encode_role, texts, batch_size)
+
+    monkeypatch.setattr(SelfDistillBiEncoder, "_encode", count)
+    return counted
+
+
+# --- roles ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["frame", "list", "iterable"])
+def test_frames_lists_and_iterables(encoder, names, form):
+    topics = names["topics"]
+    records = topics.to_dict(orient="records")
+    given = {"frame": topics, "list": records, "iterable": iter(records)}[form]
+    encoded = encoder(given)
+    assert isinstance(encoded, pd.DataFrame if form == "frame" else list)
+    encoded = pd.DataFrame(encoded)
+    assert list(encoded.columns) == ["qid", "query", "query_vec"]
+    assert encoded["query_vec"].dtype == object
+    assert {(vector.dtype, vector.shape) for vector in encoded["query_vec"]} == {(np.dtype(np.float32), (32,))}
+    np.testing.assert_allclose(np.stack(encoded["query_vec"]), encoder.encode_queries(topics["query"]), atol=1e-6)
+
+
+@pytest.mark.parametrize("queries", ["query", "query_vec", "both"])
+@pytest.mark.parametrize("documents", ["text", "doc_vec", "both"])
+def test_scores_by_any_mix_of_texts_and_vectors(encoder, names, queries, documents):
+    results = names["topics"].merge(pd.DataFrame(names["dataset"].get_corpus_iter()), how="cross")
+    full = encoder.doc_encoder()(encoder.query_encoder()(results))
+    dropped = {"query": "query_vec", "query_vec": "query", "text": "doc_vec", "doc_vec": "text"}
+    given = full.drop(columns=[dropped[name] for name in (queries, documents) if name != "both"])
+    scored = encoder(given)
+    assert set(given.columns) | {"score", "rank"} == set(scored.columns)
+    assert scored[["qid", "docno"]].equals(results[["qid", "docno"]])
+    cosines = encoder.encode_queries(names["topics"]["query"]) @ encoder.encode_docs(results["text"][:25]).T
+    np.testing.assert_allclose(scored["score"], cosines.reshape(-1), atol=1e-6)
+    for _, group in scored.groupby("qid"):
+        assert sorted(group["rank"]) == list(range(25))
+        assert group.sort_values("rank")["score"].is_monotonic_decreasing
+
+
+def test_prf_asks_the_index_for_what_it_needs(encoder, index, names):
+    for prf in (VectorPrf(k=3), AveragePrf(k=3)):
+        retriever = index.retriever()
+        pipeline = encoder >> retriever >> index.vec_loader() >> prf >> (retriever % 2)
+        compiled = pipeline.compile()
+        assert [t.num_results for t in compiled if hasattr(t, "num_results")] == [3, 2]
+        pd.testing.assert_frame_equal(compiled(names["topics"]), pipeline(names["topics"]))
+
+
+# --- identity -------------------------------------------------------------------------------------------------------
+
+
+def test_equality_means_the_same_vectors(language_model, names):
+    options = [
+        {},
+        {"pooling": "mean"},
+        {"query_length": 4},
+        {"document_length": 4},
+        {"query_prompt": "query: "},
+        {"document_prompt": "d: "},
+        {"dtype": "bfloat16"},
+    ]
+    load = SelfDistillBiEncoder.from_pretrained
+    encoders = [load(language_model, device="cpu", **given) for given in options]
+    again = [load(language_model, device="cpu", **given) for given in options]
+    for i, one in enumerate(encoders):
+        assert [one == two for two in again] == [i == j for j in range(len(options))]
+        assert hash(one) == hash(again[i])
+        roles = [lambda e: e.query_encoder(), lambda e: e.doc_encoder(), lambda e: e.scorer()]
+        for role in roles:
+            assert role(one) == role(again[i])
+            assert hash(role(one)) == hash(role(again[i]))
+            assert role(one) != role(encoders[i - 1])
+
+
+def test_what_systems_share_runs_once(encoder, index, names, calls):
+    systems = [
+        encoder >> index,
+        encoder >> index.retriever(num_results=5),
+        encoder >> index >> index.vec_loader() >> VectorPrf() >> index,
+    ]
+    arguments = names["topics"], names["qrels"], [nDCG @ 10]
+    apart = pt.Experiment(systems, *arguments)
+    assert calls == {encoder.model_name: 3 * 5}
+    calls.clear()
+    together = pt.Experiment(systems, *arguments, plan="tree")
+    assert calls == {encoder.model_name: 5}
+    assert together["nDCG@10"].tolist() == apart["nDCG@10"].tolist()
+
+
+def test_two_models_are_never_shared(encoder, other, names, calls):
+    text = pt.text.get_text(names["dataset"])
+    candidates = names["bm25"] >> text
+    systems = [candidates >> encoder, candidates >> other, candidates >> encoder.copy() >> pt.RankCutoff(5)]
+    together = pt.Experiment(systems, names["topics"], names["qrels"], [RR], plan="tree")
+    assert calls == {encoder.model_name: 5 + 125, other.model_name: 5 + 125}
+    apart = [pt.Experiment([s], names["topics"], names["qrels"], [RR])["RR"].item() for s in systems]
+    assert together["RR"].tolist() == apart
+
+
+def test_filters_are_not_shared(encoder, index, names):
+    docnos = [doc["docno"] for doc in names["dataset"].get_corpus_iter()]
+    systems = [encoder >> index.retriever(mask=index.mask(part)) for part in (docnos[:12], docnos[12:])]
+    systems = [system >> pt.Transformer.identity() for system in systems]
+    table = pt.Experiment(systems, names["topics"], names["qrels"], [nDCG @ 10], plan="tree")
+    apart = [pt.Experiment([s], names["topics"], names["qrels"], [nDCG @ 10])["nDCG@10"].item() for s in systems]
+    assert table["nDCG@10"].tolist() == apart
+
+
+# --- caches, grids, processes ---------------------------------------------------------------------------------------
+
+
+def test_caches_notice_that_a_model_changed(encoder, other, index, names, calls):
+    text = pt.text.get_text(names["dataset"])
+    candidates = (names["bm25"] >> text)(names["topics"])
+    expected = {model: model(candidates)["score"].to_numpy() for model in (encoder, other)}
+    calls.clear()
+    for model, encodes in [(encoder, True), (other, True), (encoder, False), (encoder.copy(), False)]:
+        before = dict(calls)
+        with ScorerCache(model.cache_path("caches/scores"), model) as cached:
+            scored = candidates.drop(columns=["score", "rank"]).merge(cached(candidates), on=["qid", "docno"])
+        np.testing.assert_allclose(scored["score"], expected[model], atol=1e-5)
+        assert (calls != before) == encodes
+
+    before = RetrieverCache(encoder.cache_path("caches/results"), encoder >> index)(names["topics"])
+    willing = SelfDistillIndex(index.index_path, verbose=False, any_encoder=True)
+    after = RetrieverCache(other.cache_path("caches/results"), other >> willing)(names["topics"])
+    assert before["score"].tolist() != after["score"].tolist()
+
+
+def test_trained_further_in_place_is_another_cache(encoder):
+    before = encoder.cache_path("caches/scores.cache")
+    with torch.no_grad():
+        next(encoder.model.parameters()).add_(0.1)
+    after = encoder.cache_path("caches/scores.cache")
+    assert before != after
+    assert before.parent == after.parent
+    assert after.suffix == ".cache"
+
+
+def test_grid_search_finds_the_weight_that_is_best(encoder, index, names):
+    dense = encoder >> index
+    good = pt.Transformer.from_df(names["qrels"].rename(columns={"label": "score"}).merge(names["topics"], on="qid"))
+    weighted = good * 0.5
+    pipeline = weighted + dense
+    grid = {weighted[-1]: {"scalar": [-1.0, 0.0, 1.0]}}
+    best, settings = pt.GridSearch(
+        pipeline, grid, names["topics"], names["qrels"], metric="ndcg_cut_10", return_type="best_setting"
+    )
+    assert best == pytest.approx(1)
+    assert [(name, value) for _, name, value in settings] == [("scalar", 1.0)]
+
+
+def test_grid_search_over_options_of_the_index(encoder, index, names):
+    retriever = index.retriever(num_results=1)
+    best, settings = pt.GridSearch(
+        encoder >> retriever,
+        {retriever: {"num_results": [1, 25]}},
+        names["topics"],
+        names["qrels"],
+        metric="recall_100",
+        return_type="best_setting",
+    )
+    assert [(name, value) for _, name, value in settings] == [("num_results", 25)]
+    assert best == 1
+
+
+@pytest.fixture(scope="module")
+def ray_cluster():
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.parametrize("backend", ["joblib", "ray"])
+def test_parallel(encoder, index, names, backend, request):
+    if backend == "ray":
+        request.getfixturevalue("ray_cluster")
+    pipeline = encoder >> index
+    expected = pipeline(names["topics"])
+    with pytest.warns(UserWarning, match="experimental"):
+        parallel = pipeline.parallel(2, backend=backend)(names["topics"])
+    columns = ["qid", "docno", "score", "rank"]
+    pd.testing.assert_frame_equal(
+        parallel[columns].reset_index(drop=True), expected[columns].reset_index(drop=True), atol=1e-6
+    )
+
+
+# --- inspection -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def transformers(encoder, index, folder):
+    return {
+        "encoder": encoder,
+        "query encoder": encoder.query_encoder(),
+        "document encoder": encoder.doc_encoder(),
+        "scorer": encoder.scorer(),
+        "trainer": SelfDistillTrainer(encoder, folder / "run", target="adaptive", num_train_epochs=2),
+        "index": index,
+        "retriever": index.retriever(num_results=5),
+        "re-ranker": index.gar(4),
+    }
+
+
+def test_attributes(transformers):
+    for name, transformer in transformers.items():
+        attributes = {attribute.name: attribute.value for attribute in pt.inspect.transformer_attributes(transformer)}
+        same = pt.inspect.transformer_apply_attributes(transformer)
+        again = {attribute.name: attribute.value for attribute in pt.inspect.transformer_attributes(same)}
+        assert again.keys() == attributes.keys()
+        assert name == "trainer" or same == transformer
+    encoder = transformers["encoder"]
+    encoder.training_summary = {"steps": 5}
+    changed = pt.inspect.transformer_apply_attributes(encoder, batch_size=7)
+    assert (changed.batch_size, encoder.batch_size) == (7, 32)
+    assert (changed.name, changed.training_summary) == (encoder.name, {"steps": 5})
+    trainer = pt.inspect.transformer_apply_attributes(transformers["trainer"], seed=7)
+    assert (trainer.seed, trainer.target, trainer.arguments) == (7, "adaptive", {"num_train_epochs": 2})
+
+
+def test_inputs_and_outputs(transformers):
+    queries, candidates = ["qid", "query"], ["qid", "query", "docno", "text"]
+    outputs = pt.inspect.transformer_outputs
+    assert queries in pt.inspect.transformer_inputs(transformers["encoder"])
+    assert outputs(transformers["encoder"], queries) == [*queries, "query_vec"]
+    assert outputs(transformers["encoder"], candidates) == [*candidates, "score", "rank"]
+    assert outputs(transformers["trainer"], candidates) == [*candidates, "score", "rank"]
+    pipeline = transformers["encoder"] >> transformers["retriever"]
+    assert pt.inspect.transformer_inputs(pipeline)[0] == queries
+    assert set(outputs(pipeline, queries)) == {*queries, "query_vec", "docno", "docid", "score", "rank"}
+
+
+def test_schematics(transformers, names):
+    for transformer in transformers.values():
+        assert len(pt.schematic.transformer_schematic(transformer)["label"]) <= 20
+        assert "<div" in pt.schematic.draw(transformer)
+    encoder, index = transformers["encoder"], transformers["index"]
+    pipeline = names["bm25"] % 10 >> pt.text.get_text(names["dataset"]) >> encoder
+    for drawn in (encoder >> index, pipeline, encoder >> transformers["retriever"] >> transformers["re-ranker"]):
+        html = drawn._repr_html_()
+        assert html.count("pts-transformer-title") >= len(drawn)
+    assert "NumpyRetriever" in (encoder >> transformers["retriever"])._repr_html_()
+
+
+def test_pickles(transformers, names, encoder, index):
+    for name, transformer in transformers.items():
+        again = pickle.loads(pickle.dumps(transformer))
+        assert name == "trainer" or again == transformer
+    pipeline = pickle.loads(pickle.dumps(encoder >> index))
+    pd.testing.assert_series_equal(pipeline(names["topics"])["docno"], (encoder >> index)(names["topics"])["docno"])
