@@ -16,7 +16,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ import numpy as np
 import pyterrier as pt
 from ir_datasets.formats import TsvDocPairs, TsvDocs, TsvQueries
 from ir_datasets.util import LocalDownload
+from memory import PeakMemory, resident
 from sentence_transformers import SentenceTransformerTrainer
 
 from pyterrier_selfdistill import SelfDistillBiEncoder, SelfDistillTrainer
@@ -58,31 +58,6 @@ def register(folder: Path, documents: int) -> pt.datasets.Dataset:
         docs, TsvQueries(local["queries"]), TsvDocPairs(local["docpairs"])
     )
     return pt.get_dataset("irds:benchmark")
-
-
-class PeakMemory:
-    """The most memory of this process that no file backs, in MB, read every 50 ms."""
-
-    def __enter__(self) -> PeakMemory:
-        self.peak = 0.0
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._done.wait(0.05):
-            self.peak = max(self.peak, resident("RssAnon"))
-
-
-def resident(name: str) -> float:
-    """Reads a line of the process's status, in MB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(name))
 
 
 def measure(folder: Path, documents: int, store_texts: bool) -> dict[str, Any]:

@@ -367,6 +367,9 @@ class _VectorLoader(NumpyVectorLoader):
             return out
         return out.assign(doc_vec=EncodedVector.rows(np.stack(out["doc_vec"]), encoder))
 
+    def __repr__(self) -> str:
+        return f"{self.flex_index!r}.vec_loader()"
+
 
 class _Indexer(FlexIndexer):
     """Builds an index beside the place where it will be, and moves it there when it is whole."""

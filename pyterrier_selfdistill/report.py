@@ -7,12 +7,11 @@ The trainer of transformers logs dictionaries: some with the loss, some with mea
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from io import BytesIO
+from typing import Any
 
 import pandas as pd
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from matplotlib.figure import Figure
 
 PROGRESS = ["step", "epoch", "loss", "margin", "target", "learning_rate"]
 """The columns of a history that are no measures."""
@@ -77,14 +76,12 @@ def plot(history: pd.DataFrame) -> Figure:
         >>> plot(history([{"step": 2, "loss": 0.5, "margin": 0.1, "target": 0.6}])).axes[1].get_title()
         'Margin against target'
     """
-    from matplotlib.figure import Figure
-
     measures = [name for name in history if name not in PROGRESS]
     panels = {"Loss": ["loss"], "Margin against target": ["margin", "target"], "Validation": measures[:1]}
     panels = {
         title: drawn for title, columns in panels.items() if (drawn := [c for c in columns if any(history[c].notna())])
     }
-    figure = Figure(figsize=(4 * max(len(panels), 1), 3), layout="constrained")
+    figure = _HistoryFigure(figsize=(4 * max(len(panels), 1), 3), layout="constrained")
     for axes, (title, columns) in zip(
         figure.subplots(1, len(panels), squeeze=False)[0] if panels else [], panels.items(), strict=True
     ):
@@ -95,3 +92,12 @@ def plot(history: pd.DataFrame) -> Figure:
         axes.grid(alpha=0.3)
         axes.legend()
     return figure
+
+
+class _HistoryFigure(Figure):
+    """A figure that notebooks show though pyplot, which would open windows elsewhere, does not know it."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = BytesIO()
+        self.savefig(buffer, format="png")
+        return buffer.getvalue()
