@@ -22,10 +22,9 @@ import pandas as pd
 import pyterrier as pt
 from pyterrier.measures import RR, R, nDCG
 from pyterrier_alpha.fusion import RRFusion
-from pyterrier_dr import FlexIndex
 from pyterrier_pisa import PisaIndex
 
-from pyterrier_selfdistill import SelfDistillBiEncoder, SelfDistillTrainer, split_queries
+from pyterrier_selfdistill import SelfDistillBiEncoder, SelfDistillIndex, SelfDistillTrainer, split_queries
 
 logger = logging.getLogger("quickstart")
 
@@ -73,11 +72,9 @@ def main(options: argparse.Namespace) -> pd.DataFrame:
     systems = {"bm25": bm25}
     for name, encoder in {"untrained": untrained, "self-distilled": trainer.encoder}.items():
         logger.info("indexing with the %s encoder", name)
-        index = FlexIndex(str(output / f"{name}.flex"))
-        # texts of like length are encoded together, and a thousand have more of them than PyTerrier's usual hundred
-        (encoder.doc_encoder() >> index).index(dataset.get_corpus_iter(verbose=False), batch_size=1000)
-        index.verbose = False
-        systems[name] = encoder >> index.retriever(num_results=DEPTH, drop_query_vec=True)
+        folder = output / f"{name}.flex"
+        systems[name] = encoder.build_retriever(dataset, folder, num_results=DEPTH)
+    index = SelfDistillIndex(folder, verbose=False)
     # the index has the vectors of the documents already; bm25 >> text >> trainer.encoder would encode them again
     systems["bm25, re-ranked"] = bm25 >> trainer.encoder.query_encoder() >> index.scorer()
     systems["bm25, fused"] = RRFusion(bm25, systems["self-distilled"], num_results=DEPTH)
