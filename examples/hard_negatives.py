@@ -21,7 +21,6 @@ from typing import Any
 import pandas as pd
 import pyterrier as pt
 from pyterrier.measures import RR, R, nDCG
-from pyterrier_dr import FlexIndex
 from pyterrier_pisa import PisaIndex
 
 from pyterrier_selfdistill import Negatives, SelfDistillBiEncoder, SelfDistillTrainer, split_queries
@@ -49,7 +48,7 @@ def main(options: argparse.Namespace) -> pd.DataFrame:
         "bm25": {"negatives": hard},
         "re-mined": {"rounds": options.rounds, "negatives": Negatives(range_max=options.depth)},
     }
-    systems = {"bm25": bm25, "untrained": retriever(base, dataset, output / "untrained.flex")}
+    systems = {"bm25": bm25, "untrained": base.build_retriever(dataset, output / "untrained.flex", num_results=100)}
     for name, recipe in recipes.items():
         logger.info("training with %s negatives", name)
         trainer = SelfDistillTrainer(
@@ -69,7 +68,8 @@ def main(options: argparse.Namespace) -> pd.DataFrame:
             (systems["untrained"] >> trainer).fit(topics, qrels)
         data = trainer.encoder.training_summary["data"]
         logger.info("%s negatives: %d triples, dropped %s", name, data["triples"], data["dropped"])
-        systems[f"{name} negatives"] = retriever(trainer.encoder, dataset, output / f"{name}.flex")
+        folder = output / f"{name}.flex"
+        systems[f"{name} negatives"] = trainer.encoder.build_retriever(dataset, folder, num_results=100)
 
     measures = [nDCG @ 10, RR @ 10, R @ 100]
     table = pt.Experiment(
@@ -79,13 +79,6 @@ def main(options: argparse.Namespace) -> pd.DataFrame:
     table.to_csv(output / "table.csv", index=False)
     print(table.to_string(index=False))
     return table
-
-
-def retriever(encoder: SelfDistillBiEncoder, dataset: pt.datasets.Dataset, folder: Path) -> pt.Transformer:
-    """Indexes a dataset and returns what searches it."""
-    index = FlexIndex(str(folder), verbose=False)
-    (encoder.doc_encoder() >> index).index(dataset.get_corpus_iter(verbose=False), batch_size=1000)
-    return encoder >> index.retriever(num_results=100, drop_query_vec=True)
 
 
 def topics_and_qrels(name: str) -> tuple[pd.DataFrame, pd.DataFrame]:

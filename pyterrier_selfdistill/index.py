@@ -232,8 +232,8 @@ class IndexTransformer(pt.Transformer):
                 return FlexIndex.torch_retriever(self.index, device="cpu", **common)
         inner = getattr(FlexIndex, self.method)(self.index, **options)
         if self.method == "voyager_retriever":
-            # Voyager refuses to find more than there are, and pyterrier-dr does not pass the number on
-            inner.num_results = min(options["num_results"], len(self.index))
+            inner.num_results = options["num_results"]  # which pyterrier-dr does not pass on
+            inner.voyager_index = _VoyagerIndex(inner.voyager_index)
         return inner
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
@@ -316,6 +316,22 @@ class IndexTransformer(pt.Transformer):
         defaults = inspect.signature(getattr(FlexIndex, self.method)).parameters
         given = [f"{k}={v!r}" for k, v in self.options.items() if v is not defaults[k].default]
         return f"{self.index!r}.{self.method}({', '.join(given)})"
+
+
+class _VoyagerIndex:
+    """Voyager's index, as pyterrier-dr 0.8 means to query it.
+
+    That passes ``query_ef`` as the number of threads, and asks for more documents than there are or than ``query_ef``,
+    which Voyager refuses. It also takes the distance, 1 - similarity, for the negative similarity.
+    """
+
+    def __init__(self, index: Any) -> None:
+        self.index = index
+
+    def query(self, vectors: np.ndarray, k: int, query_ef: int) -> tuple[np.ndarray, np.ndarray]:
+        k = min(k, len(self.index))
+        docids, distances = self.index.query(vectors, k, query_ef=max(query_ef, k))
+        return docids, distances - 1
 
 
 def _without_arrays(results: pd.DataFrame) -> pd.DataFrame:
