@@ -24,7 +24,10 @@ from datasets import Dataset
 
 logger = logging.getLogger(__name__)
 
-CACHE_FORMAT = 1
+LABEL = "label"
+"""The column of numbers that may stand beside texts, as sentence-transformers names what it gives to losses."""
+
+CACHE_FORMAT = 2
 """Changes when the same source and settings give other triples."""
 
 
@@ -32,7 +35,8 @@ class Triples(NamedTuple):
     """Training data and where it came from.
 
     Attributes:
-        dataset: The texts, in the columns ``query``, ``positive``, ``negative`` or ``negative_1``, ..., ``negative_K``.
+        dataset: The texts, in the columns ``query``, ``positive``, ``negative`` or ``negative_1``, ..., ``negative_K``;
+            and ``label``, if the source has it.
         summary: Where the triples come from and what became of every row of it:
 
             - ``source`` and the settings;
@@ -40,7 +44,7 @@ class Triples(NamedTuple):
             - ``triples``, how many became triples, and
             - ``dropped``, how many did not, by reason;
             - ``queries``, ``positives`` (of a query) and ``negatives`` (of a triple);
-            - ``fingerprint``, a checksum of all texts in their order.
+            - ``fingerprint``, a checksum of all texts, and labels, in their order.
     """
 
     dataset: Dataset
@@ -83,8 +87,8 @@ class Ledger:
             kept &= ~wrong
         return texts.filter(pa.array(kept)), rows.filter(pa.array(kept))
 
-    def count(self, texts: pa.Table) -> None:
-        """Counts rows that are kept, and adds them to the fingerprint."""
+    def count(self, texts: pa.Table, rows: pa.Table) -> None:
+        """Counts rows that are kept, and adds their texts and labels to the fingerprint."""
         self.kept += len(texts)
         self._negatives = texts.num_columns - 2
         pairs = texts.select(["query", "positive"]).to_pandas()
@@ -94,6 +98,9 @@ class Ledger:
             checksums = self._checksums.setdefault(name, (hashlib.sha256(), hashlib.sha256()))
             for checksum, part in zip(checksums, _bytes_and_lengths(texts[name]), strict=True):
                 checksum.update(part)
+        if LABEL in rows.column_names:
+            checksums = self._checksums.setdefault(LABEL, (hashlib.sha256(),))
+            checksums[0].update(rows[LABEL].to_numpy().tobytes())
 
     def summary(self) -> dict[str, Any]:
         """Says it all, once everything was read."""
@@ -208,7 +215,7 @@ def _up_to(
 ) -> Iterator[tuple[pa.Table, pa.Table]]:
     for texts, rows in parts:
         left = len(texts) if limit is None else limit - ledger.kept
-        ledger.count(texts.slice(0, left))
+        ledger.count(texts.slice(0, left), rows.slice(0, left))
         yield texts.slice(0, left), rows.slice(0, left)
         if limit is not None and ledger.kept == limit:
             parts.close()  # type: ignore[attr-defined]

@@ -42,6 +42,7 @@ from . import report, triples
 from .biencoder import SelfDistillBiEncoder
 from .checks import require_count, require_measures
 from .corpus import Corpus, Documents
+from .ledger import LABEL
 from .losses import AdaptiveMarginLoss, SelfDistillationLoss
 from .triples import Negatives, Triples
 from .validation import RetrievalEvaluator, search
@@ -524,7 +525,8 @@ class SelfDistillTrainer(pt.Estimator):
     def _training_arguments(
         self, encoder: SelfDistillBiEncoder, dataset: Dataset, evaluator: RetrievalEvaluator | None
     ) -> SentenceTransformerTrainingArguments:
-        roles = {name: "query" if name == "query" else "document" for name in dataset.column_names}
+        texts = [name for name in dataset.column_names if name != LABEL]
+        roles = {name: "query" if name == "query" else "document" for name in texts}
         prompts = {name: prompt for name, role in roles.items() if (prompt := encoder.model.prompts.get(role))}
         on_cpu = encoder.device.type == "cpu"
         arguments: dict[str, Any] = {

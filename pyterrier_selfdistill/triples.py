@@ -42,7 +42,7 @@ from more_itertools import chunked
 from .checks import require_columns, require_count, require_distinct_columns, require_judged, require_texts
 from .corpus import Corpus, Documents
 from .files import read_tables, tables_of
-from .ledger import Ledger, Triples, counts, stamp, store
+from .ledger import LABEL, Ledger, Triples, counts, stamp, store
 
 CHUNK = 20_000
 """How many triples get their texts at once."""
@@ -361,7 +361,8 @@ def from_identifiers(
 def from_texts(source: pd.DataFrame | Dataset | str | Path | Iterable[Any], *, limit: int | None = None) -> Triples:
     """Makes triples of texts that are there already, in their order.
 
-    The columns are ``query`` (or ``anchor``), ``positive``, and ``negative`` or ``negative_1``, ``negative_2``, ...;
+    The columns are ``query`` (or ``anchor``), ``positive``, and ``negative`` or ``negative_1``, ``negative_2``, ...; a
+    column ``label`` of numbers is kept for losses that need one, such as a teacher's margins for ``MarginMSELoss``;
     others are left out. Rows without names are taken in this order. Rows without a text are dropped and counted;
     equal rows are kept as they are.
 
@@ -377,7 +378,7 @@ def from_texts(source: pd.DataFrame | Dataset | str | Path | Iterable[Any], *, l
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the columns are not those above, a line is malformed, or no row has all its texts.
-        TypeError: If a column holds something else than texts.
+        TypeError: If a column holds something else than texts, or ``label`` something else than numbers.
 
     Example:
         >>> from_texts([("sort", "sort rows", "plot a file")]).dataset[0]
@@ -389,11 +390,12 @@ def from_texts(source: pd.DataFrame | Dataset | str | Path | Iterable[Any], *, l
     described = [ledger.origin, stamp(Path(name))] if isinstance(source, str | Path) else None
 
     def checked() -> Iterator[tuple[pa.Table, pa.Table]]:
-        for table in map(_named_columns, tables):
-            ledger.read += len(table)
-            yield ledger.usable(table, table)
+        for table in tables:
+            texts = _named_columns(table)
+            ledger.read += len(texts)
+            yield ledger.usable(texts, _with_label(texts, table))
 
-    return store(checked, ledger, limit, described)
+    return store(checked, ledger, limit, described, texts=False)
 
 
 def split_queries(
@@ -578,6 +580,23 @@ def _named_columns(table: pa.Table, query: Sequence[str] = ("query", "anchor")) 
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
             raise TypeError(f"column {name!r} holds {kind}; training needs texts in {columns}")
     return table.cast(pa.schema([(name, pa.string()) for name in columns]))
+
+
+def _with_label(texts: pa.Table, table: pa.Table) -> pa.Table:
+    """Puts the labels of a table beside its texts, if it has some."""
+    if LABEL not in table.column_names:
+        return texts
+    labels = table.column(LABEL)
+    try:
+        numbers = labels.cast(pa.float32())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        numbers = None
+    if numbers is None or numbers.null_count or pc.any(pc.is_nan(numbers)).as_py():
+        raise TypeError(
+            f"column {LABEL!r} holds {labels.type}, {labels.null_count} missing; a loss needs a number in every row: "
+            "drop the rows without one, or the column if the loss needs none"
+        )
+    return texts.append_column(LABEL, numbers)
 
 
 def _from_pairs(

@@ -12,7 +12,7 @@ import torch
 from ir_measures import RR, nDCG
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.base.sampler import BatchSamplers
-from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from sentence_transformers.sentence_transformer.losses import MarginMSELoss, MultipleNegativesRankingLoss
 
 from pyterrier_selfdistill import (
     AdaptiveMarginLoss,
@@ -520,3 +520,15 @@ def _keep_model_folder(language_model):
 
 def _unfitted():
     return SelfDistillTrainer(SelfDistillBiEncoder.from_pretrained(_model_folder, device="cpu"), "unused")
+
+
+def test_a_teacher_says_the_margins(encoder, tmp_path):
+    rows = [("sort", "sort the rows", "read a file"), ("plot", "plot a matrix", "write a table")] * 8
+    margins = {}
+    for teacher in (1.5, -1.5):
+        frame = pd.DataFrame(rows, columns=["query", "positive", "negative"]).assign(label=teacher)
+        options = {"loss": MarginMSELoss, "learning_rate": 1e-3, "num_train_epochs": 3, "verbose": False}
+        trained = SelfDistillTrainer(encoder, tmp_path / str(teacher), **options).fit_triples(frame).encoder
+        query, positive, negative = trained.encode_docs(rows[0])
+        margins[teacher] = query @ positive - query @ negative
+    assert margins[1.5] > margins[-1.5] + 0.1

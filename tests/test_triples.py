@@ -261,6 +261,29 @@ def test_texts_in_memory(source):
     assert texts_of(triples) == ROWS
 
 
+@pytest.mark.parametrize("form", [pd.DataFrame, Dataset.from_pandas, "labels.tsv", "labels.parquet"])
+def test_labels_stay_beside_their_texts(form, folder):
+    frame = pd.DataFrame([*ROWS, ("read", "", "plot")], columns=["query", "positive", "negative"])
+    frame["label"] = [0.25, -1.5, 7.0]
+    source = form if isinstance(form, str) else form(frame)
+    if form == "labels.tsv":
+        frame.to_csv(form, sep="\t", index=False)
+    elif form == "labels.parquet":
+        frame.to_parquet(form)
+    triples = from_texts(source)
+    assert [(*row[:3], row[3]) for row in texts_of(triples)] == [(*ROWS[0], 0.25), (*ROWS[1], -1.5)]
+    assert triples.summary["negatives"] == 1
+    other = from_texts(frame.assign(label=[0.5, -1.5, 7.0])).summary["fingerprint"]
+    assert other not in (triples.summary["fingerprint"], from_texts(frame.iloc[:, :3]).summary["fingerprint"])
+
+
+@pytest.mark.parametrize("labels", [[1.0, None], ["high", "low"]])
+def test_labels_that_are_no_numbers(labels):
+    frame = pd.DataFrame(ROWS, columns=["query", "positive", "negative"]).assign(label=labels)
+    with pytest.raises(TypeError, match="column 'label' holds .*a number in every row"):
+        from_texts(frame)
+
+
 def test_identifiers_beside_texts_are_left_out():
     frame = pd.DataFrame(ROWS, columns=["query", "positive", "negative"]).assign(qid=["1", "2"], anchor="x")
     assert texts_of(from_texts(frame)) == ROWS
