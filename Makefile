@@ -4,13 +4,15 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
+DATA ?= ../shared/data
+STUDY := $(BIN)/python benchmarks/study.py
 
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help install quickstart test lint format clean
+.PHONY: help install quickstart study-small results test lint format clean
 
 help: ## Show the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 install: $(INSTALLED) ## Make an environment with the package and all its extras, pinned
 
@@ -22,6 +24,15 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 quickstart: $(INSTALLED) ## Train, index, retrieve and compare, offline, in a few minutes
 	$(BIN)/python examples/quickstart.py
+
+study-small: $(INSTALLED) ## Compare losses on two collections, in less than half an hour
+	$(STUDY) run benchmarks/studies/small.yaml --data $(DATA) --records runs/study-small/records --work runs/study-small
+	$(STUDY) report benchmarks/studies/small.yaml --records runs/study-small/records --to runs/study-small
+	cat runs/study-small/RESULTS.md
+
+results: $(INSTALLED) ## Write benchmarks/RESULTS.md anew from the records of the full study
+	$(STUDY) report benchmarks/studies/full.yaml --records benchmarks/results --to benchmarks \
+		--template benchmarks/RESULTS.md.j2
 
 test: $(INSTALLED) ## Run the tests and the examples in docstrings
 	$(BIN)/python -m pytest

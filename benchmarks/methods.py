@@ -115,6 +115,7 @@ class Teacher:
             report_to="none",
             disable_tqdm=True,
             seed=self.seed,
+            use_cpu=self.model.device.type == "cpu",
             **mixed_precision(self.model.device),
         )
         CrossEncoderTrainer(

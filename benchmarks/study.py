@@ -28,11 +28,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pandas as pd
 import pyterrier as pt
 import testbeds
 import torch
+import transformers
 from datasets import Dataset
 from filelock import FileLock, Timeout
 from memory import PeakMemory
@@ -352,4 +354,6 @@ def main(arguments: list[str] | None = None) -> int:
 if __name__ == "__main__":
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logger.setLevel(logging.INFO)
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
     raise SystemExit(main())
