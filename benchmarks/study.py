@@ -52,8 +52,12 @@ from pyterrier_selfdistill.triples import from_results, from_topics
 
 logger = logging.getLogger("study")
 
-MEASURES = [nDCG @ 10, RR @ 10, R @ 100, R @ 1000]
-DEPTH = 1000
+TEST = {100: [nDCG @ 10, RR @ 10, R @ 100], 1000: [R @ 1000]}
+DEPTHS = {"dev": {10: [nDCG @ 10, RR @ 10]}, "test": TEST, "all": TEST}
+"""What is measured of how many results: dev is for choosing only, and test for the report."""
+
+SAVED = 100
+"""How many results of a query the TREC runs have at most; a thousand take most of the time of an evaluation."""
 
 TEACHER_TRIPLES = 4096
 """What a teacher is trained with, whatever share of it the student sees."""
@@ -217,29 +221,24 @@ class Laboratory:
             collection = self.collection(name)
             started = time.monotonic()
             path = folder / f"{name}.flex"
-            retriever = encoder.build_retriever(collection.documents, path, num_results=DEPTH)
+            retriever = encoder.build_retriever(collection.documents, path, num_results=max(TEST))
             cost[f"indexing_{name}_seconds"] = time.monotonic() - started
             space = space or describe_space(SelfDistillIndex(path, verbose=False).np_vecs())
             for split in sorted(collection.splits.keys() - {"train"}):
-                # dev is for choosing, by the first ten results
-                measures = MEASURES[:2] if split == "dev" else MEASURES
-                trec = self.work / "trec" / f"{name}-{split}"
-                trec.mkdir(parents=True, exist_ok=True)
-                table = pt.Experiment(
-                    [retriever % 10 if split == "dev" else retriever],
-                    *collection.splits[split],
-                    measures,
-                    names=[run.key],
-                    perquery=True,
-                    save_dir=str(trec),
-                    save_mode="overwrite",
-                    validate="ignore",
-                )
-                values = table.pivot(index="qid", columns="measure", values="value").sort_index()
+                topics, qrels = collection.splits[split]
+                ranked = pt.Transformer.from_df((retriever % max(DEPTHS[split]))(topics))
+                tables = []
+                for depth, measures in DEPTHS[split].items():
+                    trec = self.work / "trec" / f"{name}-{split}-{depth}"
+                    saved = {"save_dir": str(trec), "save_mode": "overwrite"} if depth <= SAVED else {}
+                    trec.mkdir(parents=True, exist_ok=True)
+                    options = {"names": [run.key], "perquery": True, "validate": "ignore", **saved}
+                    tables.append(pt.Experiment([ranked % depth], topics, qrels, measures, **options))
+                values = pd.concat(tables).pivot(index="qid", columns="measure", values="value").sort_index()
                 where = f"{name}/{split}"
-                means[where] = {str(m): round(float(values[str(m)].mean()), 5) for m in measures}
+                means[where] = {measure: round(float(column.mean()), 5) for measure, column in values.items()}
                 if split != "dev":
-                    queries[where] = {str(m): [round(float(x), 4) for x in values[str(m)]] for m in measures}
+                    queries[where] = {measure: column.round(4).tolist() for measure, column in values.items()}
         return means, queries, space
 
 
