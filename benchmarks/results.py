@@ -200,6 +200,7 @@ class Results:
             difference = system.better_than(other, where=where)
             differences.append(difference)
             trained = system.run.loss != "untouched"
+            same = dataclasses.replace(system.run, transfer=()) == dataclasses.replace(other.run, transfer=())
             rows.append(
                 {
                     "loss": system.run.method,
@@ -207,7 +208,7 @@ class Results:
                     "seeds": len(system.records),
                     **{measure: f"{system.mean(where, measure):.3f}" for measure in measures},
                     "seed sd": f"{system.deviation(where, 'nDCG@10'):.3f}" if len(system.records) > 1 else "",
-                    "difference": str(difference) if system is not other else "",
+                    "difference": "" if same else str(difference),
                     "training s": f"{system.cost('training_seconds'):.0f}" if trained else "",
                 }
             )
