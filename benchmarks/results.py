@@ -77,6 +77,22 @@ class System:
         return float(np.mean([record["cost"].get(name, 0.0) for record in self.records]))
 
     @property
+    def training(self) -> float:
+        """The seconds of training, mean over seeds."""
+        return self.cost("training_seconds")
+
+    @property
+    def total(self) -> float:
+        """The seconds of training, those of the teacher and its labels included."""
+        return sum(map(self.cost, ("training_seconds", "teacher_seconds", "labelling_seconds")))
+
+    @property
+    def final_target(self) -> float:
+        """The mean target in the last tenth of the steps that were kept; NaN for losses without."""
+        kept = [np.array(record["training"]["history"]["target"], dtype=float) for record in self.records]
+        return float(np.mean([targets[-max(1, len(targets) // 10) :] for targets in kept]))
+
+    @property
     def test(self) -> str:
         """The split that the study is about."""
         return f"{self.run.collection}/test"
@@ -134,18 +150,16 @@ class Results:
         """Returns the systems of a grid, those with the given settings."""
         return [s for s in self._systems(self.study.grids[name]) if _has(s.run, settings)]
 
-    def one(self, grid: str | None = None, **settings: Any) -> System:
-        """Returns the system with the given settings and, in all else, the defaults.
+    def one(self, grid: str, **settings: Any) -> System:
+        """Returns the only system of a grid with the given settings.
 
         Raises:
-            KeyError: If it has not run.
+            KeyError: If there is none, or more than one.
         """
-        systems = self.all if grid is None else self.grid(grid)
-        wanted = Run(**settings)
-        for system in systems:
-            if dataclasses.replace(system.run, seed=wanted.seed, transfer=wanted.transfer) == wanted:
-                return system
-        raise KeyError(f"no record of {settings}")
+        found = self.grid(grid, **settings)
+        if len(found) != 1:
+            raise KeyError(f"{len(found)} systems of {grid!r} have {settings}")
+        return found[0]
 
     def untouched(self, run: Run) -> System:
         """Returns the model as it was before a run."""
@@ -159,6 +173,36 @@ class Results:
         """Returns the static margin that is best on dev."""
         found = [system for system in self.all if system.run.loss == "static" and _has(system.run, settings)]
         return max(found, key=lambda system: system.mean(f"{system.run.collection}/dev", "nDCG@10"))
+
+    def plain(self, system: System) -> System:
+        """Returns the system with l2 and the gradient through the target, in all else the same."""
+        return self._changed(system, error="l2", detach_target=False)
+
+    def random(self, system: System) -> System:
+        """Returns the system with random negatives, in all else the same."""
+        return self._changed(system, negatives="random")
+
+    def infonce(self, system: System) -> System:
+        """Returns InfoNCE with the settings of a system."""
+        return self._changed(system, loss="infonce", margin=None, in_batch=False, error="l2", detach_target=False)
+
+    def machine(self) -> str:
+        """Says where the records are from."""
+        kinds = {
+            f"{m['processor']}, {m['cores']} cores, {m['gpu'] or 'no GPU'}, {m['precision']}"
+            for m in (record["machine"] for record in self.found.values())
+        }
+        return "; ".join(sorted(kinds))
+
+    def _changed(self, system: System, **changes: Any) -> System:
+        """Returns the system that differs in these settings, with the seeds of this one where it has them."""
+        wanted = dataclasses.replace(system.run, **changes, seed=0)
+        seeds = [record["run"]["seed"] for record in system.records]
+        for other in self.all:
+            if dataclasses.replace(other.run, seed=0) == wanted:
+                same = [record for record in other.records if record["run"]["seed"] in seeds]
+                return System(same or other.records)
+        raise KeyError(f"no record of {wanted}")
 
     def _systems(self, runs: Sequence[Run]) -> list[System]:
         grouped: dict[Run, list[dict[str, Any]]] = {}
@@ -175,6 +219,8 @@ class Results:
         *,
         against: Callable[[System], System] | None = None,
         measures: Sequence[str] = MEASURES,
+        costs: bool = False,
+        space: bool = False,
         **settings: Any,
     ) -> pd.DataFrame:
         """Makes a table of a grid.
@@ -185,6 +231,8 @@ class Results:
             columns: Settings to show beside the method.
             against: What each system is compared with; by default the untouched model.
             measures: The measures, on test.
+            costs: Whether to show the seconds with those of the teacher.
+            space: Whether to show how documents are spread, and the targets at the end.
             **settings: Which systems of the grid.
 
         Returns:
@@ -209,9 +257,13 @@ class Results:
                     **{measure: f"{system.mean(where, measure):.3f}" for measure in measures},
                     "seed sd": f"{system.deviation(where, 'nDCG@10'):.3f}" if len(system.records) > 1 else "",
                     "difference": "" if same else str(difference),
-                    "training s": f"{system.cost('training_seconds'):.0f}" if trained else "",
+                    "training s": f"{system.training:.0f}" if trained else "",
+                    **({"total s": f"{system.total:.0f}"} if costs else {}),
+                    **(_space(system) if space else {}),
                 }
             )
+        if not rows:
+            raise KeyError(f"no records of the grid {grid!r} with {settings} on {collection}")
         compared = [i for i, row in enumerate(rows) if row["difference"]]
         corrected = multipletests([differences[i].p for i in compared], method="holm")[1] if compared else []
         table = pd.DataFrame(rows)
@@ -219,6 +271,15 @@ class Results:
         for i, p in zip(compared, corrected, strict=True):
             table.loc[i, "p"] = f"{p:.1g}"
         return table
+
+
+def _space(system: System) -> dict[str, str]:
+    spaces = [record["space"] for record in system.records]
+    return {
+        "similarity": f"{np.mean([space['similarity'] for space in spaces]):.2f}",
+        "dimensions": f"{np.mean([space['dimensions'] for space in spaces]):.0f}",
+        "target": "" if np.isnan(system.final_target) else f"{system.final_target:.2f}",
+    }
 
 
 def _has(run: Run, settings: dict[str, Any]) -> bool:
@@ -333,6 +394,22 @@ def write_report(study: Study, records: Path, target: Path, template: str | None
         drawn.savefig(figures / f"{name}.png", dpi=110)
         return f"![{name}](figures/{name}.png)"
 
+    def transferred(grid: str, collection: str, others: Sequence[str]) -> str:
+        """Tables nDCG@10 where it was not trained, with the difference to the untouched model."""
+        rows = []
+        for system in results.grid(grid, collection=collection):
+            before = results.untouched(system.run)
+            row = {"loss": system.run.method}
+            for where in [
+                name for name in system.records[0]["queries"] if name.partition("/")[0] in (collection, *others)
+            ]:
+                row[where] = f"{system.mean(where, 'nDCG@10'):.3f}"
+                row[f"difference, {where}"] = (
+                    str(system.better_than(before, where=where)) if system.run.loss != "untouched" else ""
+                )
+            rows.append(row)
+        return markdown(pd.DataFrame(rows))
+
     def varying(grid: str) -> list[str]:
         shown = [f.name for f in dataclasses.fields(Run)]
         hidden = {"collection", "seed", "loss", "margin", "in_batch", "error", "detach_target", "transfer"}
@@ -354,9 +431,8 @@ def write_report(study: Study, records: Path, target: Path, template: str | None
         draw_margins=lambda grid: draw_margins(results, grid),
         draw_distributions=draw_distributions,
         x_triples=lambda system: system.run.triples,
-        x_cost=lambda system: sum(map(system.cost, ("training_seconds", "teacher_seconds", "labelling_seconds"))),
-        x_rate=lambda system: system.run.learning_rate,
-        x_batch=lambda system: system.run.batch_size,
+        x_cost=lambda system: system.total,
+        transferred=transferred,
     )
     text = Path(template).read_text() if template else PLAIN
     (target / "RESULTS.md").write_text(environment.from_string(text).render())

@@ -249,6 +249,11 @@ def test_study(tiny, options, tmp_path, capsys):
     (distributed,) = made.grid("variants", loss="distributed")
     assert len(distributed.records) == 2
     assert made.untouched(distributed.run).run.loss == "untouched"
+    assert made.infonce(distributed).run.loss == "infonce"
+    assert made.one("more", loss="margin_mse").total > made.one("more", loss="margin_mse").training
+    assert np.isnan(made.one("more", loss="margin_mse").final_target)
+    with pytest.raises(KeyError, match="2 systems"):
+        made.one("variants", loss="static")
     best = made.best_static(collection="tiny")
     assert best.mean("tiny/dev", "nDCG@10") == max(
         s.mean("tiny/dev", "nDCG@10") for s in made.all if s.run.loss == "static"
