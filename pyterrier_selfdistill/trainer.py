@@ -102,6 +102,14 @@ MINING_DEPTH = 100
 """How many documents are searched for when negatives are mined, unless ``range_max`` says so."""
 
 
+WATCHED_DOCUMENTS = 32
+"""How many documents of the training data are encoded now and then, to see whether all documents become alike."""
+
+COLLAPSE = 2 / 3
+"""What may be left of the mean cosine distance of documents before the trainer warns. ``benchmarks/RESULTS.md``, section 6,
+says what became of runs above and below it."""
+
+
 class NotFittedError(AttributeError, RuntimeError):
     """A trainer was asked for what there is only after training."""
 
@@ -460,6 +468,8 @@ class SelfDistillTrainer(pt.Estimator):
         if miner is not None:
             miner.encoder = encoder
             loop.add_callback(miner)
+        watch = _WatchSimilarity(encoder, data.dataset)
+        loop.add_callback(watch)
         if evaluator is not None:
             loop.add_callback(_ValidateLast())
             loop.add_callback(EarlyStoppingCallback(self.patience))
@@ -477,6 +487,7 @@ class SelfDistillTrainer(pt.Estimator):
             "best_step": loop.state.best_global_step,
             "best_measure": {"name": evaluator.primary_metric, "value": loop.state.best_metric} if evaluator else None,
             "seconds": round(time.monotonic() - started, 1),
+            "similarity": watch.similarity,
             "history": report.milestones(self.history),
             "versions": {
                 module.__name__: module.__version__ for module in (sentence_transformers, transformers, torch)
@@ -621,6 +632,44 @@ class _ValidateLast(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **options: Any) -> None:
         if state.global_step >= state.max_steps and args.eval_strategy == IntervalStrategy.STEPS:
             control.should_evaluate = True
+
+
+class _WatchSimilarity(TrainerCallback):
+    """Measures the mean cosine of some documents five times while training, and warns when it rises.
+
+    It rises when scores are pulled up together, or documents are pushed to where queries are: the space of vectors
+    collapses, whatever the loss says.
+    """
+
+    def __init__(self, encoder: SelfDistillBiEncoder, dataset: Dataset) -> None:
+        rows = dataset[:WATCHED_DOCUMENTS]
+        texts = dict.fromkeys(text for name, column in rows.items() if name not in ("query", LABEL) for text in column)
+        self.encoder, self.texts = encoder, list(texts)[:WATCHED_DOCUMENTS]
+        self.similarity: dict[str, float] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **options: Any) -> None:
+        self.similarity = {"before": self._measure()}
+        self.steps = {math.ceil(state.max_steps * part / 5) for part in range(1, 6)}
+        self.warned = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **options: Any) -> None:
+        if state.global_step not in self.steps:
+            return
+        self.similarity["after"] = self._measure()
+        if 1 - self.similarity["after"] < COLLAPSE * (1 - self.similarity["before"]) and not self.warned:
+            self.warned = True
+            logger.warning(
+                "documents become alike: their mean cosine was %.2f before training and is %.2f after %d steps. "
+                "Try a lower learning_rate, another target, or negatives that are no unjudged positives",
+                self.similarity["before"],
+                self.similarity["after"],
+                state.global_step,
+            )
+
+    def _measure(self) -> float:
+        vectors = self.encoder.encode_docs(self.texts)
+        number, total = len(vectors), vectors.sum(axis=0)
+        return round(float((total @ total - number) / max(number * (number - 1), 1)), 4)
 
 
 class _Miner(TrainerCallback):

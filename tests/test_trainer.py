@@ -13,6 +13,7 @@ from ir_measures import RR, nDCG
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.base.sampler import BatchSamplers
 from sentence_transformers.sentence_transformer.losses import MarginMSELoss, MultipleNegativesRankingLoss
+from torch import nn
 
 from pyterrier_selfdistill import (
     AdaptiveMarginLoss,
@@ -532,3 +533,26 @@ def test_a_teacher_says_the_margins(encoder, tmp_path):
         query, positive, negative = trained.encode_docs(rows[0])
         margins[teacher] = query @ positive - query @ negative
     assert margins[1.5] > margins[-1.5] + 0.1
+
+
+class Together(nn.Module):
+    """Pulls all documents to one place, or pushes them apart."""
+
+    def __init__(self, model, sign):
+        super().__init__()
+        self.model, self.sign = model, sign
+
+    def forward(self, features, labels=None):
+        _, positive, negative = (self.model(f)["sentence_embedding"] for f in features)
+        return -self.sign * (positive @ negative.T).mean()
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_warns_when_documents_become_alike(encoder, tmp_path, caplog, sign):
+    things = ["table", "matrix", "file", "array", "column", "rows", "value", "mean"]
+    rows = [("sort", f"sort the {thing}", f"plot {thing} by {other}") for thing in things for other in things]
+    loss = lambda model: Together(model, sign)  # noqa: E731
+    trainer = SelfDistillTrainer(encoder, tmp_path / "run", loss=loss, learning_rate=1e-2, verbose=False)
+    similarity = trainer.fit_triples(rows * 4).encoder.training_summary["similarity"]
+    assert (similarity["after"] > similarity["before"]) == (sign == 1)
+    assert ("documents become alike" in caplog.text) == (sign == 1)
