@@ -106,8 +106,8 @@ WATCHED_DOCUMENTS = 32
 """How many documents of the training data are encoded now and then, to see whether all documents become alike."""
 
 COLLAPSE = 2 / 3
-"""What may be left of the mean cosine distance of documents before the trainer warns. ``benchmarks/RESULTS.md``, section 6,
-says what became of runs above and below it."""
+"""What may be left of the mean cosine distance of documents before the trainer warns: section 6 of
+``benchmarks/RESULTS.md`` says what became of runs above and below it."""
 
 
 class NotFittedError(AttributeError, RuntimeError):
