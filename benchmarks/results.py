@@ -23,6 +23,8 @@ from plan import Run, Study
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
+from pyterrier_selfdistill.trainer import COLLAPSE
+
 matplotlib.use("Agg")
 
 MEASURES = ("nDCG@10", "RR@10", "R@100", "R@1000")
@@ -185,6 +187,19 @@ class Results:
     def infonce(self, system: System) -> System:
         """Returns InfoNCE with the settings of a system."""
         return self._changed(system, loss="infonce", margin=None, in_batch=False, error="l2", detach_target=False)
+
+    def alarms(self) -> dict[bool, list[float]]:
+        """Returns the changes of nDCG@10 by training, by whether the trainer's warning of collapse is due."""
+        changes: dict[bool, list[float]] = {True: [], False: []}
+        for system in self.all:
+            if system.run.loss == "untouched":
+                continue
+            before = self.untouched(system.run)
+            for record in system.records:
+                left = (1 - record["space"]["similarity"]) / (1 - before.records[0]["space"]["similarity"])
+                change = record["means"][system.test]["nDCG@10"] - before.mean(system.test, "nDCG@10")
+                changes[left < COLLAPSE].append(change)
+        return changes
 
     def machine(self) -> str:
         """Says where the records are from."""
