@@ -89,6 +89,11 @@ class System:
         return sum(map(self.cost, ("training_seconds", "teacher_seconds", "labelling_seconds")))
 
     @property
+    def agreement(self) -> float:
+        """The share of triples whose positive the teacher scores above the negative."""
+        return float(np.mean([record["training"]["teacher_agreement"] for record in self.records]))
+
+    @property
     def final_target(self) -> float:
         """The mean target in the last tenth of the steps that were kept; NaN for losses without."""
         kept = [np.array(record["training"]["history"]["target"], dtype=float) for record in self.records]
@@ -446,7 +451,6 @@ def write_report(study: Study, records: Path, target: Path, template: str | None
         draw_margins=lambda grid: draw_margins(results, grid),
         draw_distributions=draw_distributions,
         x_triples=lambda system: system.run.triples,
-        x_cost=lambda system: system.total,
         transferred=transferred,
     )
     text = Path(template).read_text() if template else PLAIN

@@ -152,6 +152,7 @@ class Laboratory:
         topics, qrels = collection.splits["train"]
         positives = sample_positives(qrels, collection.documents, run.triples, run.seed)
         cost |= {"teacher_seconds": 0.0, "labelling_seconds": 0.0}
+        agreement = None  # the share of triples whose positive the teacher scores above the negative
         if run.negatives == "re-mined":
             trainer.fit(topics, positives)
         else:
@@ -161,6 +162,7 @@ class Laboratory:
                 started = time.monotonic()
                 triples = teacher.label(triples)
                 cost |= {"teacher_seconds": teacher.seconds, "labelling_seconds": time.monotonic() - started}
+                agreement = float(np.mean(np.array(triples["label"]) > 0))
             trainer.fit_triples(triples)
         summary = trainer.encoder.training_summary
         cost["training_seconds"] = summary["seconds"]
@@ -170,6 +172,7 @@ class Laboratory:
         return trainer.encoder, {
             "data": {name: summary["data"][name] for name in ("read", "triples", "queries", "fingerprint")},
             "available": len(sample_positives(qrels, collection.documents, None, run.seed)),
+            "teacher_agreement": agreement,
             "loss": summary["loss"],
             "steps": summary["steps"],
             "history": history.iloc[kept][["step", "loss", "margin", "target"]].round(5).to_dict(orient="list"),
@@ -202,7 +205,11 @@ class Laboratory:
             logger.info("training a teacher for %s", name)
             topics, qrels = self.collection(name).splits["train"]
             positives = sample_positives(qrels, self.collection(name).documents, TEACHER_TRIPLES, 0)
-            triples = self._triples(Run(name, negatives="bm25", seed=0), topics, positives)
+            # with BM25's negatives alone, it learns that what shares words with a query is not relevant
+            halves = zip(("random", "bm25"), (positives.iloc[::2], positives.iloc[1::2]), strict=True)
+            triples = datasets.concatenate_datasets(
+                [self._triples(Run(name, negatives=negatives, seed=0), topics, half) for negatives, half in halves]
+            )
             with tempfile.TemporaryDirectory(dir=self.work) as trainer:
                 teacher = Teacher(model_folder(model), length, 0).fit(triples, trainer)
             with pt.io.finalized_directory(str(folder)) as unfinished:

@@ -232,6 +232,7 @@ def test_study(tiny, options, tmp_path, capsys):
     assert len(set(seeds)) == 2
     (teacher,) = [loaded[r.key] for r in read.runs if r.loss == "margin_mse"]
     assert teacher["cost"]["teacher_seconds"] > 0
+    assert 0 <= teacher["training"]["teacher_agreement"] <= 1
     paper = [loaded[r.key]["training"]["distributions"] for r in read.runs if r.loss == "distributed"]
     assert all(len(row["margin"]) == 5 for distributions in paper for row in distributions.values())
     transferred = next(loaded[r.key] for r in read.runs if r.transfer)
