@@ -236,7 +236,8 @@ class Laboratory:
                 ranked = pt.Transformer.from_df((retriever % max(DEPTHS[split]))(topics))
                 tables = []
                 for depth, measures in DEPTHS[split].items():
-                    trec = self.work / "trec" / f"{name}-{split}-{depth}"
+                    # a folder a run: PyTerrier keeps a table beside the TREC runs, which processes must not share
+                    trec = self.work / "trec" / run.key / f"{name}-{split}"
                     saved = {"save_dir": str(trec), "save_mode": "overwrite"} if depth <= SAVED else {}
                     trec.mkdir(parents=True, exist_ok=True)
                     options = {"names": [run.key], "perquery": True, "validate": "ignore", **saved}

@@ -225,7 +225,7 @@ def test_study(tiny, options, tmp_path, capsys):
         )
         assert record["cost"]["seconds"] > 0
         assert record["cost"]["peak_memory_mb"] > 0
-        assert list((tmp_path / "work" / "trec" / "tiny-test-100").glob(f"{run.key}.res.gz"))
+        assert list((tmp_path / "work" / "trec" / run.key / "tiny-test").glob(f"{run.key}.res.gz"))
         if run.loss != "untouched":
             assert record["training"]["data"]["triples"] == run.triples
     seeds = [loaded[r.key]["training"]["data"]["fingerprint"] for r in read.runs if r.loss == "infonce"]
