@@ -193,6 +193,12 @@ class Results:
         """Returns InfoNCE with the settings of a system."""
         return self._changed(system, loss="infonce", margin=None, in_batch=False, error="l2", detach_target=False)
 
+    @property
+    def open(self) -> dict[str, int]:
+        """How many runs of a grid have no record, by grid."""
+        counts = {name: sum(run.key not in self.found for run in grid) for name, grid in self.study.grids.items()}
+        return {name: count for name, count in counts.items() if count}
+
     def alarms(self) -> dict[bool, list[float]]:
         """Returns the changes of nDCG@10 by training, by whether the trainer's warning of collapse is due."""
         changes: dict[bool, list[float]] = {True: [], False: []}

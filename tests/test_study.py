@@ -247,6 +247,7 @@ def test_study(tiny, options, tmp_path, capsys):
         assert (tmp_path / "report" / "tables" / f"variants-tiny.{suffix}").stat().st_size
 
     made = results.Results(read, records)
+    assert made.open == {}
     (distributed,) = made.grid("variants", loss="distributed")
     assert len(distributed.records) == 2
     assert made.untouched(distributed.run).run.loss == "untouched"
