@@ -386,10 +386,12 @@ def draw_distributions(systems: Sequence[System]) -> Figure:
 PLAIN = """# Results of the study {{ study.name }}
 
 {{ results.found | length }} of {{ study.runs | length }} runs. Differences of nDCG@10 are to the untouched model.
+
 {% for grid in study.grids %}{% for collection in collections(grid) %}
 ## {{ grid }}, {{ collection }}
 
 {{ table(grid, collection, varying(grid)) }}
+
 {% endfor %}{% endfor %}"""
 """The report of a study that has no template of its own."""
 
