@@ -244,7 +244,6 @@ class Results:
         columns: Sequence[str] = (),
         *,
         against: Callable[[System], System] | None = None,
-        measures: Sequence[str] = MEASURES,
         costs: bool = False,
         space: bool = False,
         **settings: Any,
@@ -256,7 +255,6 @@ class Results:
             collection: The collection that it is about.
             columns: Settings to show beside the method.
             against: What each system is compared with; by default the untouched model.
-            measures: The measures, on test.
             costs: Whether to show the seconds with those of the teacher.
             space: Whether to show how documents are spread, and the targets at the end.
             **settings: Which systems of the grid.
@@ -280,7 +278,7 @@ class Results:
                     "loss": system.run.method,
                     **{column.replace("_", " "): getattr(system.run, column) for column in columns},
                     "seeds": len(system.records),
-                    **{measure: f"{system.mean(where, measure):.3f}" for measure in measures},
+                    **{measure: f"{system.mean(where, measure):.3f}" for measure in MEASURES},
                     "seed sd": f"{system.deviation(where, 'nDCG@10'):.3f}" if len(system.records) > 1 else "",
                     "difference": "" if same else str(difference),
                     "training s": f"{system.training:.0f}" if trained else "",
@@ -321,7 +319,7 @@ def markdown(table: pd.DataFrame) -> str:
 # --- figures --------------------------------------------------------------------------------------------------------
 
 
-def draw_by(results: Results, grid: str, x: Callable[[System], float], label: str, log: bool = True) -> Figure:
+def draw_by(results: Results, grid: str, x: Callable[[System], float], label: str) -> Figure:
     """Draws nDCG@10 of the systems of a grid against something, a panel a collection and a line a method."""
     systems = [system for system in results.grid(grid) if system.run.loss != "untouched"]
     collections = list(dict.fromkeys(system.run.collection for system in systems))
@@ -333,7 +331,7 @@ def draw_by(results: Results, grid: str, x: Callable[[System], float], label: st
             axes.plot(*zip(*points, strict=True), marker="o", label=method)
         before = results.untouched(ours[0].run)
         axes.axhline(before.mean(before.test, "nDCG@10"), color="grey", linestyle=":", label="untouched")
-        axes.set(title=collection, xlabel=label, ylabel="nDCG@10", xscale="log" if log else "linear")
+        axes.set(title=collection, xlabel=label, ylabel="nDCG@10", xscale="log")
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
     return figure

@@ -49,6 +49,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from pyterrier_selfdistill import Negatives, SelfDistillBiEncoder, SelfDistillIndex, SelfDistillTrainer
 from pyterrier_selfdistill.trainer import mixed_precision
 from pyterrier_selfdistill.triples import from_results, from_topics
+from pyterrier_selfdistill.vectors import mean_cosine
 
 logger = logging.getLogger("study")
 
@@ -76,28 +77,27 @@ class Laboratory:
     """
 
     def __init__(self, study: Study, data: Path, work: Path, records: Path) -> None:
-        self.study, self.data, self.work, self.records = study, data, work, records
+        self.work, self.records = work, records
         self.collection = cache(lambda name: testbeds.load(study.collections[name], data))
         self.first_stage = cache(self._first_stage)
         self.teacher = cache(self._teacher)
 
-    def run(self, run: Run) -> bool:
-        """Does a run, unless its record is there or another process is at it; returns whether it did."""
+    def run(self, run: Run) -> None:
+        """Does a run, unless its record is there or another process is at it."""
         record = self.records / f"{run.key}.json"
         if record.exists():
-            return False
+            return
         lock = FileLock(self.work / "locks" / run.key)  # the system gives it back if this process is killed
         try:
             with lock.acquire(timeout=0):
                 if record.exists():
-                    return False
+                    return
                 logger.info("%s: %s on %s, seed %d", run.key, run.method, run.collection, run.seed)
-                content = json.dumps(self._measure(run), indent=None, separators=(",", ":"))
+                content = json.dumps(self._measure(run), separators=(",", ":"))
                 with pt.io.finalized_open(str(record), "t") as file:
                     file.write(content + "\n")
         except Timeout:
-            return False
-        return True
+            logger.info("%s: another process is at it", run.key)
 
     def _measure(self, run: Run) -> dict[str, Any]:
         started = time.monotonic()
@@ -285,11 +285,9 @@ def describe_space(vectors: np.ndarray) -> dict[str, float]:
     """
     rows = np.random.default_rng(0).permutation(len(vectors))[:1000]
     chosen = np.asarray(vectors[np.sort(rows)], dtype=np.float64)
-    total = chosen.sum(axis=0)
-    similarity = (total @ total - len(chosen)) / (len(chosen) * (len(chosen) - 1))
     eigenvalues = np.linalg.eigvalsh(np.cov(chosen.T))
     return {
-        "similarity": round(float(similarity), 4),
+        "similarity": round(mean_cosine(chosen), 4),
         "dimensions": round(float(eigenvalues.sum() ** 2 / (eigenvalues**2).sum()), 1),
     }
 
@@ -320,10 +318,8 @@ def run_study(study: Study, options: argparse.Namespace) -> int:
         folder.mkdir(parents=True, exist_ok=True)
     laboratory = Laboratory(study, Path(options.data), work, records)
     failed = 0
-    runs = [run for name, grid in study.grids.items() if name in (options.grids or study.grids) for run in grid]
-    runs = list(dict.fromkeys(runs))
-    bar = pt.tqdm(runs, desc=study.name, unit="run")
-    for run in bar:
+    runs = [run for name in options.grids or study.grids for run in study.grids[name]]
+    for run in pt.tqdm(list(dict.fromkeys(runs)), desc=study.name, unit="run"):
         try:
             laboratory.run(run)
         except Exception:
@@ -341,10 +337,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", default="../shared/data", help="the folder of the test collections")
     parser.add_argument("--work", default="runs/study", help="the folder for TREC runs, teachers and what is temporary")
     parser.add_argument("--grids", nargs="*", help="which grids of the study, if not all")
-    parser.add_argument("--to", help="the folder of the report")
+    parser.add_argument("--to", default="runs/study", help="the folder of the report")
     parser.add_argument("--template", help="the report, in Jinja, if not just tables and figures")
     options = parser.parse_args(arguments)
     study = read_study(options.study)
+    if unknown := sorted(set(options.grids or ()) - study.grids.keys()):
+        parser.error(f"--grids names {unknown}; {options.study} has {list(study.grids)}")
     if options.command == "run":
         return run_study(study, options)
     if options.command == "list":

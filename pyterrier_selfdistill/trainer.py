@@ -46,6 +46,7 @@ from .ledger import LABEL
 from .losses import AdaptiveMarginLoss, SelfDistillationLoss
 from .triples import Negatives, Triples
 from .validation import RetrievalEvaluator, search
+from .vectors import mean_cosine
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -667,9 +668,7 @@ class _WatchSimilarity(TrainerCallback):
             )
 
     def _measure(self) -> float:
-        vectors = self.encoder.encode_docs(self.texts)
-        number, total = len(vectors), vectors.sum(axis=0)
-        return round(float((total @ total - number) / max(number * (number - 1), 1)), 4)
+        return round(mean_cosine(self.encoder.encode_docs(self.texts)), 4)
 
 
 class _Miner(TrainerCallback):

@@ -70,6 +70,20 @@ class EncodedVector(np.ndarray):
         self.encoder = state[1]
 
 
+def mean_cosine(vectors: np.ndarray) -> float:
+    """Returns the mean cosine of two different vectors, 1 where all are the same.
+
+    Args:
+        vectors: Unit vectors, of shape ``(number, dimension)``.
+
+    Example:
+        >>> mean_cosine(np.eye(3))
+        0.0
+    """
+    number, total = len(vectors), vectors.sum(axis=0, dtype=np.float64)
+    return float((total @ total - number) / max(number * (number - 1), 1))
+
+
 def encoders_of(vectors: Iterable[Any]) -> set[EncoderIdentity]:
     """Returns the encoders that are known to have made some of the vectors.
 

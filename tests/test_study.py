@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import candidates
+import ir_datasets
 import numpy as np
 import pandas as pd
 import plan
@@ -15,6 +16,8 @@ import study
 import torch
 from candidates import CriticalLoss, critical_temperature
 from filelock import FileLock
+from ir_datasets.formats import TrecQrels
+from ir_datasets.util import LocalDownload
 from plan import Run
 
 from conftest import THINGS, VERBS
@@ -276,6 +279,30 @@ def test_no_collection_and_no_records(tmp_path, tiny, options):
         study.testbeds.load("nowhere", tmp_path)
     with pytest.raises(FileNotFoundError, match="run the study first"):
         results.Results(plan.read_study(tiny), tmp_path / "nothing")
+
+
+def test_datasets_of_ir_datasets(names, folder):
+    registered = ir_datasets.registry._registered
+    Path("qrels").write_text("q0 0 sorttable 1\n")
+    parts = TrecQrels(LocalDownload("qrels"), {1: "relevant"}), registered["local"]
+    for split in ("train", "dev", "test"):
+        registered[f"local/{split}"] = ir_datasets.Dataset(*parts)
+    try:
+        loaded = study.testbeds.load("irds:local", folder)
+    finally:
+        for split in ("train", "dev", "test"):
+            del registered[f"local/{split}"]
+    assert list(loaded.documents.columns) == ["docno", "text"]
+    assert len(loaded.documents) == 25
+    for topics, qrels in loaded.splits.values():
+        assert topics["qid"].tolist() == names["topics"]["qid"].tolist()
+        assert qrels[["qid", "docno", "label"]].to_numpy().tolist() == [["q0", "sorttable", 1]]
+
+
+def test_unknown_grids(tiny, options, capsys):
+    with pytest.raises(SystemExit):
+        study.main(["run", str(tiny), *options, "--grids", "nothing"])
+    assert "--grids names ['nothing']" in capsys.readouterr().err
 
 
 def test_describe_space():
