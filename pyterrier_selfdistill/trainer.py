@@ -46,7 +46,7 @@ from .ledger import LABEL
 from .losses import AdaptiveMarginLoss, SelfDistillationLoss
 from .triples import Negatives, Triples
 from .validation import RetrievalEvaluator, search
-from .vectors import mean_cosine
+from .vectors import kept_similarity, mean_cosine
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -104,11 +104,14 @@ MINING_DEPTH = 100
 
 
 WATCHED_DOCUMENTS = 32
-"""How many documents of the training data are encoded now and then, to see whether all documents become alike."""
+"""How many documents of the training data are encoded now and then, to see what becomes of their similarity."""
 
 COLLAPSE = 2 / 3
 """What may be left of the mean cosine distance of documents before the trainer warns: section 6 of
 ``benchmarks/RESULTS.md`` says what became of runs above and below it."""
+
+FORGOTTEN = 0.5
+"""How little the cosines of documents may correlate with those before training before the trainer warns; likewise."""
 
 
 class NotFittedError(AttributeError, RuntimeError):
@@ -636,39 +639,48 @@ class _ValidateLast(TrainerCallback):
 
 
 class _WatchSimilarity(TrainerCallback):
-    """Measures the mean cosine of some documents five times while training, and warns when it rises.
+    """Compares the cosines of some documents with those before training, five times, and warns where they tell of harm.
 
-    It rises when scores are pulled up together, or documents are pushed to where queries are: the space of vectors
-    collapses, whatever the loss says.
+    Their mean rises when scores are pulled up together, or documents are pushed to where queries are: the space of
+    vectors collapses, whatever the loss says. Where they no longer go with what they were, the encoder has forgotten
+    what is alike.
     """
 
     def __init__(self, encoder: SelfDistillBiEncoder, dataset: Dataset) -> None:
         rows = dataset[:WATCHED_DOCUMENTS]
         texts = dict.fromkeys(text for name, column in rows.items() if name not in ("query", LABEL) for text in column)
         self.encoder, self.texts = encoder, list(texts)[:WATCHED_DOCUMENTS]
-        self.similarity: dict[str, float] = {}
+        self.vectors = encoder.encode_docs(self.texts)  # here, since a checkpoint is loaded before training begins
+        self.similarity: dict[str, float | None] = {"before": round(mean_cosine(self.vectors), 4)}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **options: Any) -> None:
-        self.similarity = {"before": self._measure()}
         self.steps = {math.ceil(state.max_steps * part / 5) for part in range(1, 6)}
-        self.warned = False
+        self.warned: set[str] = set()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **options: Any) -> None:
         if state.global_step not in self.steps:
             return
-        self.similarity["after"] = self._measure()
-        if 1 - self.similarity["after"] < COLLAPSE * (1 - self.similarity["before"]) and not self.warned:
-            self.warned = True
-            logger.warning(
-                "documents become alike: their mean cosine was %.2f before training and is %.2f after %d steps. "
-                "Try a lower learning_rate, another target, or negatives that are no unjudged positives",
-                self.similarity["before"],
-                self.similarity["after"],
-                state.global_step,
+        vectors = self.encoder.encode_docs(self.texts)
+        before, after = mean_cosine(self.vectors), mean_cosine(vectors)
+        kept = kept_similarity(self.vectors, vectors)  # NaN where there are too few documents
+        self.similarity |= {"after": round(after, 4), "kept": None if math.isnan(kept) else round(kept, 4)}
+        if 1 - after < COLLAPSE * (1 - before):
+            self._warn(
+                f"documents become alike: their mean cosine was {before:.2f} before training and is {after:.2f} after "
+                f"{state.global_step} steps. Try another target, negatives that are no unjudged positives, or a lower "
+                "learning_rate"
+            )
+        if kept < FORGOTTEN:
+            self._warn(
+                "the encoder forgets what is alike: the cosines of documents correlate with those before training by "
+                f"{kept:.2f} after {state.global_step} steps. Try a lower learning_rate, and validate"
             )
 
-    def _measure(self) -> float:
-        return round(mean_cosine(self.encoder.encode_docs(self.texts)), 4)
+    def _warn(self, message: str) -> None:
+        kind = message.partition(":")[0]
+        if kind not in self.warned:
+            self.warned.add(kind)
+            logger.warning(message)
 
 
 class _Miner(TrainerCallback):

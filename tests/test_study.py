@@ -1,6 +1,5 @@
 """The study from its YAML file to its report, on a small collection with a tiny model."""
 
-import dataclasses
 import json
 import math
 from pathlib import Path
@@ -183,7 +182,7 @@ def tiny(tmp_path, write, language_model):
         "more": {
             "any_of": [
                 {"loss": "adaptive", "in_batch": True, "negatives": ["random", "bm25", "re-mined"]},
-                {"loss": "margin_mse", "triples": 10},
+                {"loss": "margin_mse", "triples": 10, "margin": 0.5},
                 {"loss": "untouched", "transfer": ["other"]},
             ]
         },
@@ -228,6 +227,8 @@ def test_study(tiny, options, tmp_path, capsys):
         )
         assert record["cost"]["seconds"] > 0
         assert record["cost"]["peak_memory_mb"] > 0
+        if run.loss == "untouched":
+            assert record["space"]["kept"] == pytest.approx(1, abs=1e-3)
         assert list((tmp_path / "work" / "trec" / run.key / "tiny-test").glob(f"{run.key}.res.gz"))
         if run.loss != "untouched":
             assert record["training"]["data"]["triples"] == run.triples
@@ -307,13 +308,27 @@ def test_unknown_grids(tiny, options, capsys):
 
 def test_describe_space():
     generator = np.random.default_rng(0)
-    spread = generator.normal(size=(2000, 64))
+    spread = generator.normal(size=(1000, 64))
     spread /= np.linalg.norm(spread, axis=1, keepdims=True)
     collapsed = spread * 0.01 + np.eye(64)[0]
     collapsed /= np.linalg.norm(collapsed, axis=1, keepdims=True)
-    assert abs(study.describe_space(spread)["similarity"]) < 0.01
-    assert study.describe_space(spread)["dimensions"] > 50
-    assert study.describe_space(collapsed)["similarity"] > 0.99
+    same, alike, other = (study.describe_space(vectors, spread) for vectors in (spread, collapsed, spread[::-1]))
+    assert same["kept"] == 1
+    assert abs(same["similarity"]) < 0.01
+    assert same["dimensions"] > 50
+    assert alike["similarity"] > 0.99
+    assert abs(other["kept"]) < 0.01
+
+
+def test_samples_of_positives():
+    rows = [("q1", "d1", 2), ("q1", "d2", 1), ("q1", "d3", 0), ("q2", "gone", 2)]
+    qrels = pd.DataFrame(rows, columns=["qid", "docno", "label"])
+    documents = pd.DataFrame({"docno": ["d1", "d2", "d3"]})
+    assert study.judged_positives(qrels, documents)["docno"].tolist() == ["d1", "d2"]
+    positives = study.judged_positives(qrels, documents, min_label=2)
+    assert positives["docno"].tolist() == ["d1"]
+    with pytest.raises(ValueError, match="triples=2, and the collection has 1 relevant"):
+        study.sample_positives(positives, 2, seed=1)
 
 
 def test_records_in_the_repository_are_of_the_study():
@@ -321,4 +336,5 @@ def test_records_in_the_repository_are_of_the_study():
     known = {run.key: run for run in read.runs}
     for path in (BENCHMARKS / "results").glob("*.json"):
         record = json.loads(path.read_text())
-        assert dataclasses.asdict(known[path.stem]) | {"transfer": record["run"]["transfer"]} == record["run"]
+        settings = {**record["run"], "transfer": tuple(record["run"]["transfer"])}
+        assert known[path.stem] == Run(**settings)  # a record from before a setting was added has its default

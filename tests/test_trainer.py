@@ -220,6 +220,7 @@ def test_resuming_gives_the_model_of_an_uninterrupted_run(make, results, qrels, 
         make("cut", **options).fit(results, qrels, results, qrels)
     resumed = make("cut", resume=True, **options).fit(results, qrels, results, qrels)
     assert resumed.encoder.model_name == whole.encoder.model_name
+    assert resumed.encoder.training_summary["similarity"] == whole.encoder.training_summary["similarity"]
     pd.testing.assert_frame_equal(resumed.history, whole.history)
 
 
@@ -554,4 +555,31 @@ def test_warns_when_documents_become_alike(encoder, tmp_path, caplog, loss, lear
     trainer = SelfDistillTrainer(encoder, tmp_path / "run", loss=loss, learning_rate=learning_rate, verbose=False)
     similarity = trainer.fit_triples(rows * 4).encoder.training_summary["similarity"]
     assert (similarity["after"] > similarity["before"]) == (loss is Together)
-    assert ("documents become alike" in caplog.text) == (loss is Together)
+    assert caplog.text.count("documents become alike") == (loss is Together)
+
+
+class Afar(nn.Module):
+    """Pushes alike documents apart, and others together."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, features, labels=None):
+        _, positive, negative = (self.model(f)["sentence_embedding"] for f in features)
+        return (positive @ negative.T).diagonal().mean() - (positive @ positive.T).mean()
+
+
+@pytest.mark.parametrize("learning_rate", [1e-2, 1e-5])
+def test_warns_when_the_encoder_forgets(encoder, tmp_path, caplog, learning_rate):
+    things = ["table", "matrix", "file", "array", "column", "rows", "value", "mean"]
+    rows = [(f"sort {thing}", f"sort the {thing}", f"sort a {thing}") for thing in things] * 32
+    trainer = SelfDistillTrainer(encoder, tmp_path / "run", loss=Afar, learning_rate=learning_rate, verbose=False)
+    similarity = trainer.fit_triples(rows).encoder.training_summary["similarity"]
+    assert (similarity["kept"] < 0.5) == (learning_rate == 1e-2)
+    assert caplog.text.count("the encoder forgets what is alike") == (learning_rate == 1e-2)
+
+
+def test_two_documents_are_too_few_to_see_what_is_forgotten(encoder, tmp_path):
+    trainer = SelfDistillTrainer(encoder, tmp_path / "run", verbose=False).fit_triples([("sort", "sort it", "plot it")])
+    assert trainer.encoder.training_summary["similarity"]["kept"] is None
