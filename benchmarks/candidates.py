@@ -44,13 +44,15 @@ class CriticalLoss(nn.Module):
     - ``"softmax, tolerant"``: with :math:`m_{ij} + (t_{ij} - \bar t_i)`, where it may come closer;
     - ``"weighted"``: the mean of :math:`\sum_j w_{ij} (m_{ij} - t_{ij})^2`, where :math:`w_i` is the softmax of
       :math:`-m_{ij} / T`, without gradient;
+    - ``"weighted, mild"``: the same with the weights' temperature at the standard deviation of the scores, which is
+      higher, so that more negatives have a say;
     - ``"uniform"``: the same with equal weights: the adaptive in-batch loss, with the other positives as negatives.
 
     Args:
         form: One of these.
     """
 
-    FORMS = ("softmax", "softmax, adaptive", "softmax, tolerant", "weighted", "uniform")
+    FORMS = ("softmax", "softmax, adaptive", "softmax, tolerant", "weighted", "weighted, mild", "uniform")
 
     def __init__(self, form: str) -> None:
         super().__init__()
@@ -74,9 +76,10 @@ class CriticalLoss(nn.Module):
                 logits = (asked - margin) / temperature
                 loss = torch.logsumexp(nn.functional.pad(logits, (1, 0)), dim=1).mean()
             else:
-                weights = torch.softmax(-margin.detach() / temperature, dim=1)
-                if self.form == "uniform":
-                    weights = torch.full_like(margin, 1 / margin.shape[1])
+                weights = torch.full_like(margin, 1 / margin.shape[1])
+                if self.form.startswith("weighted"):
+                    spread = temperature if self.form == "weighted" else scores[others].std().detach()
+                    weights = torch.softmax(-margin.detach() / spread, dim=1)
                 loss = (weights * (margin - target).square()).sum(dim=1).mean()
             return MarginTerms(loss, margin, target)
 

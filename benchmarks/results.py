@@ -23,7 +23,7 @@ from plan import Run, Study
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from pyterrier_selfdistill.trainer import COLLAPSE
+from pyterrier_selfdistill.trainer import COLLAPSE, FORGOTTEN
 
 matplotlib.use("Agg")
 
@@ -98,6 +98,11 @@ class System:
         """The mean target in the last tenth of the steps that were kept; NaN for losses without."""
         kept = [np.array(record["training"]["history"]["target"], dtype=float) for record in self.records]
         return float(np.mean([targets[-max(1, len(targets) // 10) :] for targets in kept]))
+
+    @property
+    def dev(self) -> float:
+        """Mean nDCG@10 on dev, by which systems are chosen."""
+        return self.mean(f"{self.run.collection}/dev", "nDCG@10")
 
     @property
     def test(self) -> str:
@@ -179,12 +184,11 @@ class Results:
     def best_static(self, **settings: Any) -> System:
         """Returns the static margin that is best on dev."""
         found = [system for system in self.all if system.run.loss == "static" and _has(system.run, settings)]
-        return max(found, key=lambda system: system.mean(f"{system.run.collection}/dev", "nDCG@10"))
+        return max(found, key=lambda system: system.dev)
 
     def cheapest(self, grid: str, quality: float, **settings: Any) -> System | None:
         """Returns the system of a grid that reaches an nDCG@10 on dev at the lowest total cost, if any does."""
-        systems = self.grid(grid, **settings)
-        found = [system for system in systems if system.mean(f"{system.run.collection}/dev", "nDCG@10") >= quality]
+        found = [system for system in self.grid(grid, **settings) if system.dev >= quality]
         return min(found, key=lambda system: system.total, default=None)
 
     def plain(self, system: System) -> System:
@@ -205,9 +209,14 @@ class Results:
         counts = {name: sum(run.key not in self.found for run in grid) for name, grid in self.study.grids.items()}
         return {name: count for name, count in counts.items() if count}
 
-    def alarms(self) -> dict[bool, list[float]]:
-        """Returns the changes of nDCG@10 by training, by whether the trainer's warning of collapse is due."""
-        changes: dict[bool, list[float]] = {True: [], False: []}
+    def alarms(self) -> pd.DataFrame:
+        """Counts the runs in which a warning of the trainer is due, and those of them that training harmed.
+
+        Returns:
+            A row a warning, and one for runs with neither: ``runs`` in which it was measured, those in which it is
+            ``due``, and how many of these lost more than 0.01 of nDCG@10.
+        """
+        rows = []
         for system in self.all:
             if system.run.loss == "untouched":
                 continue
@@ -215,8 +224,20 @@ class Results:
             for record in system.records:
                 left = (1 - record["space"]["similarity"]) / (1 - before.records[0]["space"]["similarity"])
                 change = record["means"][system.test]["nDCG@10"] - before.mean(system.test, "nDCG@10")
-                changes[left < COLLAPSE].append(change)
-        return changes
+                rows.append((change < -0.01, left < COLLAPSE, record["space"].get("kept", np.nan)))
+        harmed, alike, kept = (np.array(column) for column in zip(*rows, strict=True))
+        forgets, measured = kept < FORGOTTEN, ~np.isnan(kept)
+        counts = {
+            "documents become alike": (np.ones_like(alike), alike),
+            "the encoder forgets": (measured, forgets),
+            "neither": (measured, measured & ~alike & ~forgets),
+        }
+        return pd.DataFrame(
+            [
+                {"warning": name, "runs": runs.sum(), "due": due.sum(), "lost more than 0.01": (due & harmed).sum()}
+                for name, (runs, due) in counts.items()
+            ]
+        )
 
     def machine(self) -> str:
         """Says where the records are from."""
@@ -271,7 +292,7 @@ class Results:
         """
         where = f"{collection}/test"
         systems = self.grid(grid, collection=collection, **settings)
-        systems.sort(key=lambda system: -system.mean(f"{collection}/dev", "nDCG@10"))
+        systems.sort(key=lambda system: -system.dev)
         rows, differences = [], []
         for system in systems:
             other = (against or (lambda system: self.untouched(system.run)))(system)
@@ -314,7 +335,8 @@ def _space(system: System) -> dict[str, str]:
 
 
 def _has(run: Run, settings: dict[str, Any]) -> bool:
-    return all(getattr(run, name) == value for name, value in settings.items())
+    """Whether a run has the settings, or one of several values of a setting."""
+    return all(getattr(run, k) in v if isinstance(v, list) else getattr(run, k) == v for k, v in settings.items())
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -453,6 +475,7 @@ def write_report(study: Study, records: Path, target: Path, template: str | None
         return list(dict.fromkeys(system.run.collection for system in results.grid(grid)))
 
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True)
+    environment.filters |= {"thousands": "{:,}".format, "markdown": markdown}
     environment.globals.update(
         study=study,
         results=results,
