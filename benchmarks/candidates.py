@@ -46,13 +46,24 @@ class CriticalLoss(nn.Module):
       :math:`-m_{ij} / T`, without gradient;
     - ``"weighted, mild"``: the same with the weights' temperature at the standard deviation of the scores, which is
       higher, so that more negatives have a say;
+    - ``"weighted, trusting"``: the same where each query's own temperature is that, divided by Somers' D of its
+      positive, the share of negatives that score lower less the share that score higher, or 0 if that is negative: the
+      less a positive stands out, the more its negatives weigh alike;
     - ``"uniform"``: the same with equal weights: the adaptive in-batch loss, with the other positives as negatives.
 
     Args:
         form: One of these.
     """
 
-    FORMS = ("softmax", "softmax, adaptive", "softmax, tolerant", "weighted", "weighted, mild", "uniform")
+    FORMS = (
+        "softmax",
+        "softmax, adaptive",
+        "softmax, tolerant",
+        "weighted",
+        "weighted, mild",
+        "weighted, trusting",
+        "uniform",
+    )
 
     def __init__(self, form: str) -> None:
         super().__init__()
@@ -76,10 +87,13 @@ class CriticalLoss(nn.Module):
                 logits = (asked - margin) / temperature
                 loss = torch.logsumexp(nn.functional.pad(logits, (1, 0)), dim=1).mean()
             else:
-                weights = torch.full_like(margin, 1 / margin.shape[1])
-                if self.form.startswith("weighted"):
-                    spread = temperature if self.form == "weighted" else scores[others].std().detach()
-                    weights = torch.softmax(-margin.detach() / spread, dim=1)
+                sharpness = {
+                    "weighted": 1 / temperature,
+                    "weighted, mild": 1 / scores[others].std(),
+                    "weighted, trusting": margin.sign().mean(dim=1, keepdim=True).clamp(min=0) / scores[others].std(),
+                    "uniform": torch.zeros_like(temperature),
+                }[self.form]
+                weights = torch.softmax(-margin * sharpness, dim=1).detach()
                 loss = (weights * (margin - target).square()).sum(dim=1).mean()
             return MarginTerms(loss, margin, target)
 
