@@ -46,9 +46,6 @@ class CriticalLoss(nn.Module):
       :math:`-m_{ij} / T`, without gradient;
     - ``"weighted, mild"``: the same with the weights' temperature at the standard deviation of the scores, which is
       higher, so that more negatives have a say;
-    - ``"weighted, trusting"``: the same where each query's own temperature is that, divided by Somers' D of its
-      positive, the share of negatives that score lower less the share that score higher, or 0 if that is negative: the
-      less a positive stands out, the more its negatives weigh alike;
     - ``"uniform"``: the same with equal weights: the adaptive in-batch loss, with the other positives as negatives.
 
     Args:
@@ -61,7 +58,6 @@ class CriticalLoss(nn.Module):
         "softmax, tolerant",
         "weighted",
         "weighted, mild",
-        "weighted, trusting",
         "uniform",
     )
 
@@ -90,7 +86,6 @@ class CriticalLoss(nn.Module):
                 sharpness = {
                     "weighted": 1 / temperature,
                     "weighted, mild": 1 / scores[others].std(),
-                    "weighted, trusting": margin.sign().mean(dim=1, keepdim=True).clamp(min=0) / scores[others].std(),
                     "uniform": torch.zeros_like(temperature),
                 }[self.form]
                 weights = torch.softmax(-margin * sharpness, dim=1).detach()

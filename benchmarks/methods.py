@@ -27,7 +27,7 @@ from sentence_transformers.sentence_transformer.losses import (
 from torch import Tensor
 
 from pyterrier_selfdistill import AdaptiveMarginLoss, SelfDistillationLoss
-from pyterrier_selfdistill.losses import MarginTerms
+from pyterrier_selfdistill.losses import TARGETS, MarginTerms
 from pyterrier_selfdistill.trainer import mixed_precision
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -37,7 +37,7 @@ Loss = AdaptiveMarginLoss | Callable[[Any], torch.nn.Module]
 
 
 class RecordedLoss(AdaptiveMarginLoss):
-    """The loss of the paper, which remembers how margins and targets were distributed in each step."""
+    """The loss of the package, which remembers how margins and targets were distributed in each step."""
 
     def __init__(self, *options: Any, **more: Any) -> None:
         super().__init__(*options, **more)
@@ -56,7 +56,7 @@ class RecordedLoss(AdaptiveMarginLoss):
         return terms
 
 
-def _paper(run: Run) -> Loss:
+def _ours(run: Run) -> Loss:
     target = run.margin if run.loss == "static" else run.loss
     return RecordedLoss(target, run.in_batch, run.error, detach_target=run.detach_target)  # type: ignore[arg-type]
 
@@ -66,7 +66,7 @@ def _candidate(run: Run) -> Loss:
 
 
 LOSSES: dict[str, Callable[[Run], Loss]] = {
-    **dict.fromkeys(("distributed", "adaptive", "static"), _paper),
+    **dict.fromkeys((*TARGETS, "static"), _ours),
     "infonce": lambda run: MultipleNegativesRankingLoss,  # scale 20, the library's default
     "triplet": lambda run: lambda model: TripletLoss(model, TripletDistanceMetric.COSINE, run.margin),
     "margin_mse": lambda run: MarginMSELoss,

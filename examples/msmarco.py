@@ -24,6 +24,7 @@ import pyterrier as pt
 from pyterrier.measures import RR, R, nDCG
 
 from pyterrier_selfdistill import SelfDistillBiEncoder, SelfDistillTrainer
+from pyterrier_selfdistill.losses import TARGETS
 
 logger = logging.getLogger("msmarco")
 
@@ -98,7 +99,7 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--test", default="irds:msmarco-passage/trec-dl-2020/judged", help="one with scoreddocs")
     parser.add_argument("--model", default="microsoft/mpnet-base", help="a model on the Hugging Face hub, or a folder")
     parser.add_argument("--output", default="runs/msmarco", help="the folder to write")
-    parser.add_argument("--target", default="distributed", choices=["distributed", "adaptive"])
+    parser.add_argument("--target", default="distributed", choices=TARGETS)
     parser.add_argument("--max-pairs-per-query", type=int, default=128)
     parser.add_argument("--limit", type=int, help="how many triples to train with in all")
     parser.add_argument("--store-texts", action=argparse.BooleanOptionalAction, default=True)

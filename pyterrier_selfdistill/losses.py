@@ -28,7 +28,7 @@ ERRORS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 """Error functions of ``margin - target``, by name."""
 
-TARGETS = ("distributed", "adaptive")
+TARGETS = ("distributed", "adaptive", "trusting")
 """The parameter-free targets."""
 
 PAIRINGS = ("query", "released")
@@ -70,11 +70,22 @@ class AdaptiveMarginLoss(nn.Module):
     negatives weigh more without being mined. The distributed target compares a triple's own margin with what its
     negative gets from every positive of the batch, at the cost of one matrix product.
 
+    ``"trusting"`` is not from the paper. It has the adaptive target, takes the positives of the other queries as
+    negatives too, and instead of the mean over the N = B*K + B - 1 pairs of a query the weighted one, with weights
+
+    .. math:: w_{ij} \propto \exp\left(\frac{\max(D_i, 0)}{\sigma} s(q_i, d_j)\right), \quad
+              D_i = \frac{1}{N} \sum_j \operatorname{sign}(m_{ij})
+
+    and no gradient through them. :math:`\sigma` is the standard deviation of the scores of all pairs of the batch, and
+    :math:`D_i`, Somers' D, how far the positive stands out: 1 if it scores above all others, 0 if above half of them.
+    So hard negatives weigh more where the positive can be trusted, and all the same where they may be as relevant as
+    it is. ``benchmarks/RESULTS.md`` compares it with the others.
+
     Scores are cosines; they and the loss are computed in float32 under autocast, and in float64 for float64 input.
     The loss has no parameters to tune or to learn.
 
     Args:
-        target: ``"distributed"``, ``"adaptive"``, or a constant margin in (0, 2].
+        target: ``"distributed"``, ``"adaptive"``, ``"trusting"``, or a constant margin in (0, 2].
         in_batch: Whether the negatives of the other queries count as negatives too.
         error: ``"l2"`` (:math:`x^2`), ``"l1"`` (:math:`|x|`) or ``"soft"`` (:math:`\log(1 + e^{-x})`).
         detach_target: Whether to stop the gradient through the target (an ablation; the paper lets it flow).
@@ -103,7 +114,7 @@ class AdaptiveMarginLoss(nn.Module):
 
     def __init__(
         self,
-        target: Literal["distributed", "adaptive"] | float = "distributed",
+        target: Literal["distributed", "adaptive", "trusting"] | float = "distributed",
         in_batch: bool = False,
         error: Literal["l2", "l1", "soft"] = "l2",
         *,
@@ -116,10 +127,10 @@ class AdaptiveMarginLoss(nn.Module):
             raise ValueError(f"error={error!r} is unknown; use one of {', '.join(map(repr, ERRORS))}")
         if pairing not in PAIRINGS:
             raise ValueError(f"pairing={pairing!r} is unknown; use one of {', '.join(map(repr, PAIRINGS))}")
-        if target == "distributed" and in_batch:
+        if target in ("distributed", "trusting") and in_batch:
             raise ValueError(
-                "target='distributed' already compares each margin with every positive of the batch and is not "
-                "defined with in_batch=True; use target='adaptive' or a number with in_batch=True, or in_batch=False"
+                f"target={target!r} already compares with the whole batch and is not defined with in_batch=True; use "
+                "target='adaptive' or a number with in_batch=True, or in_batch=False"
             )
         if pairing == "released" and not in_batch:
             raise ValueError(
@@ -157,28 +168,41 @@ class AdaptiveMarginLoss(nn.Module):
         _check_embeddings(query, positive, negative)
         with torch.autocast(query.device.type, enabled=False):
             q, p, n = normalize(query), normalize(positive), normalize(negative.reshape(-1, negative.shape[-1]))
-            positive_score = (q * p).sum(dim=-1)
-            negative_score = q @ n.T
-            columns = torch.arange(len(n), device=n.device)
-            owner = columns // (len(n) // len(q))
-
-            if not self.in_batch:
-                margin = positive_score[owner] - negative_score[owner, columns]
-            elif self.pairing == "released":
-                margin = positive_score[owner] - negative_score
-            else:
-                margin = positive_score[:, None] - negative_score
-
-            if isinstance(self.target, str):
-                target = (1 + p @ n.T) / 2
-                if self.target == "adaptive" and not self.in_batch:
-                    target = target[owner, columns]
-            else:
-                target = margin.new_tensor(self.target)
+            margin, target, weights = self._pairs(q, p, n)
             if self.detach_target:
                 target = target.detach()
+            error = ERRORS[self.error](margin - target)
+            return MarginTerms(error.mean() if weights is None else (weights * error).sum(dim=1).mean(), margin, target)
 
-            return MarginTerms(ERRORS[self.error](margin - target).mean(), margin, target)
+    def _pairs(self, q: Tensor, p: Tensor, n: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Returns the margins and targets of unit vectors, and the weights of a query's pairs if they differ."""
+        if self.target == "trusting":
+            documents = torch.cat([p, n])
+            others = ~torch.eye(len(q), len(documents), dtype=torch.bool, device=q.device)
+            scores = q @ documents.T
+            score = scores[others].reshape(len(q), -1)
+            margin = scores.diagonal()[:, None] - score
+            target = ((1 + p @ documents.T) / 2)[others].reshape(len(q), -1)
+            return margin, target, trusting_weights(margin.detach(), score.detach())
+
+        positive_score = (q * p).sum(dim=-1)
+        negative_score = q @ n.T
+        columns = torch.arange(len(n), device=n.device)
+        owner = columns // (len(n) // len(q))
+
+        if not self.in_batch:
+            margin = positive_score[owner] - negative_score[owner, columns]
+        elif self.pairing == "released":
+            margin = positive_score[owner] - negative_score
+        else:
+            margin = positive_score[:, None] - negative_score
+
+        if not isinstance(self.target, str):
+            return margin, margin.new_tensor(self.target), None
+        target = (1 + p @ n.T) / 2
+        if self.target == "adaptive" and not self.in_batch:
+            target = target[owner, columns]
+        return margin, target, None
 
     def get_config_dict(self) -> dict[str, Any]:
         """Returns the options, for model cards and records of runs."""
@@ -289,6 +313,29 @@ CITATION = """
 """
 
 
+def trusting_weights(margin: Tensor, score: Tensor) -> Tensor:
+    """Weighs each query's negatives: the higher their score the more, as far as the positive stands out.
+
+    Args:
+        margin: What the positive's score is above the negatives', ``(B, N)``.
+        score: The negatives' scores, ``(B, N)``.
+
+    Returns:
+        Weights that sum to 1 for each query, ``(B, N)``; :class:`AdaptiveMarginLoss` defines them.
+
+    Example:
+        The first positive stands out, the second is in the middle.
+
+        >>> score = torch.tensor([[0.1, 0.3], [0.1, 0.3]])
+        >>> trusting_weights(torch.tensor([[0.5], [0.2]]) - score, score)
+        tensor([[0.1192, 0.8808],
+                [0.5000, 0.5000]])
+    """
+    somers = margin.sign().mean(dim=1, keepdim=True).clamp(min=0)
+    deviation = score.std(correction=0).clamp(min=torch.finfo(score.dtype).eps)  # 0 where all scores are the same
+    return torch.softmax(somers * score / deviation, dim=1)
+
+
 def normalize(vectors: Tensor) -> Tensor:
     """Scales vectors to unit length in at least float32; a zero vector stays zero and gets a finite gradient.
 
@@ -304,10 +351,10 @@ def normalize(vectors: Tensor) -> Tensor:
 
 def _check_target(target: object) -> None:
     if isinstance(target, bool) or not isinstance(target, str | Real):
-        raise TypeError(f"target={target!r} is a {type(target).__name__}; use 'distributed', 'adaptive' or a number")
+        raise TypeError(f"target={target!r} is a {type(target).__name__}; use one of {TARGETS} or a number")
     if isinstance(target, str):
         if target not in TARGETS:
-            raise ValueError(f"target={target!r} is unknown; use 'distributed', 'adaptive' or a number in (0, 2]")
+            raise ValueError(f"target={target!r} is unknown; use one of {TARGETS} or a number in (0, 2]")
     elif not (0 < float(target) <= 2):
         raise ValueError(f"target={target!r} is not a margin between two cosines that can be asked for; use (0, 2]")
 

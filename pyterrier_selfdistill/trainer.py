@@ -179,7 +179,7 @@ class SelfDistillTrainer(pt.Estimator):
         encoder: SelfDistillBiEncoder,
         output_dir: str | Path,
         *,
-        target: Literal["distributed", "adaptive"] | float = "distributed",
+        target: Literal["distributed", "adaptive", "trusting"] | float = "distributed",
         in_batch: bool = False,
         error: Literal["l2", "l1", "soft"] = "l2",
         loss: AdaptiveMarginLoss | Callable[[SentenceTransformer], nn.Module] | None = None,

@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 from pathlib import Path
 
 import pytest
@@ -9,17 +10,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyterrier_selfdistill.losses import ERRORS, AdaptiveMarginLoss, normalize
+from pyterrier_selfdistill.losses import ERRORS, AdaptiveMarginLoss, normalize, trusting_weights
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "released_loss.json").read_text())["cases"]
 VARIANTS = [
     {"target": target, "in_batch": in_batch, "error": error, "detach_target": detach, "pairing": pairing}
-    for target in (0.3, "adaptive", "distributed")
+    for target in (0.3, "adaptive", "distributed", "trusting")
     for in_batch in (False, True)
     for error in ERRORS
     for detach in (False, True)
     for pairing in ("query", "released")
-    if not (target == "distributed" and in_batch) and not (pairing == "released" and not in_batch)
+    if not (target in ("distributed", "trusting") and in_batch) and not (pairing == "released" and not in_batch)
 ]
 
 
@@ -37,6 +38,19 @@ def definition(query, positive, negative, *, target, in_batch, error, detach_tar
 
     phi = {"l2": lambda x: x * x, "l1": abs, "soft": lambda x: math.log1p(math.exp(-x))}[error]
     rows, k = len(query), negative.shape[1]
+    if target == "trusting":
+        documents = [*positive, *negative.reshape(rows * k, -1)]
+        pairs = [[d for j, d in enumerate(documents) if j != i] for i in range(rows)]
+        scores = [[s(query[i], d) for d in pairs[i]] for i in range(rows)]
+        deviation = statistics.pstdev([score for row in scores for score in row])
+        losses = []
+        for i in range(rows):
+            margins = [s(query[i], positive[i]) - score for score in scores[i]]
+            somers = sum((m > 0) - (m < 0) for m in margins) / len(margins)
+            weights = [math.exp(max(somers, 0) * score / deviation) for score in scores[i]]
+            errors = [phi(m - (1 + s(positive[i], d)) / 2) for m, d in zip(margins, pairs[i], strict=True)]
+            losses.append(sum(w * e for w, e in zip(weights, errors, strict=True)) / sum(weights))
+        return sum(losses) / rows
     negatives = [(i, negative[i, j]) for i in range(rows) for j in range(k)]
     errors = []
     for i in range(rows):
@@ -78,13 +92,40 @@ def test_equals_its_definition(options, negatives):
     assert AdaptiveMarginLoss(**options)(*tensors).item() == pytest.approx(expected, abs=1e-12)
 
 
-@pytest.mark.parametrize("options", [o for o in VARIANTS if not o["detach_target"]], ids=str)
+@pytest.mark.parametrize(
+    "options", [o for o in VARIANTS if not o["detach_target"] and o["target"] != "trusting"], ids=str
+)
 @pytest.mark.parametrize("negatives", [1, 2])
 def test_gradcheck(options, negatives):
     assert torch.autograd.gradcheck(AdaptiveMarginLoss(**options), embeddings(3, 4, negatives))
 
 
-@pytest.mark.parametrize("options", [o for o in VARIANTS if o["detach_target"]], ids=str)
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("detach_target", [False, True])
+def test_weights_get_no_gradient(error, detach_target):
+    """The gradient equals that of the weighted error with the same weights held constant."""
+    tensors = embeddings(negatives=2)
+    loss = AdaptiveMarginLoss("trusting", error=error, detach_target=detach_target)
+    gradients = torch.autograd.grad(loss(*tensors), tensors)
+
+    _, margin, target = AdaptiveMarginLoss("trusting").terms(*tensors)
+    score = torch.cosine_similarity(tensors[0], tensors[1])[:, None] - margin
+    weights = trusting_weights(margin.detach(), score.detach())
+    error_of_pairs = ERRORS[error](margin - (target.detach() if detach_target else target))
+    expected = torch.autograd.grad((weights * error_of_pairs).sum(dim=1).mean(), tensors)
+    torch.testing.assert_close(gradients, expected)
+
+
+def test_weights_are_equal_where_the_positive_does_not_stand_out():
+    score = torch.tensor([[0.1, 0.2, 0.3, 0.4]] * 3)
+    margin = torch.tensor([[0.9], [0.25], [0.0]]) - score
+    trusted, middle, below = trusting_weights(margin, score)
+    assert trusted.tolist() == sorted(trusted.tolist())
+    assert trusted[-1] > 3 * trusted[0]
+    torch.testing.assert_close(torch.stack([middle, below]), torch.full((2, 4), 0.25))
+
+
+@pytest.mark.parametrize("options", [o for o in VARIANTS if o["detach_target"] and o["target"] != "trusting"], ids=str)
 def test_detached_target_gets_no_gradient(options):
     """The gradient equals that of the error between the margins and the same targets held constant."""
     tensors = embeddings()
@@ -176,6 +217,7 @@ def test_normalize_keeps_float64():
         ({"target": float("nan")}, ValueError, r"\(0, 2\]"),
         ({"error": "huber"}, ValueError, "'huber' is unknown.*'l1'"),
         ({"target": "distributed", "in_batch": True}, ValueError, "not defined with in_batch=True"),
+        ({"target": "trusting", "in_batch": True}, ValueError, "not defined with in_batch=True"),
         ({"target": "adaptive", "pairing": "released"}, ValueError, "in_batch=True"),
         ({"target": "adaptive", "in_batch": True, "pairing": "own"}, ValueError, "'own' is unknown"),
     ],
