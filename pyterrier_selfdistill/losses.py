@@ -40,7 +40,8 @@ class MarginTerms(NamedTuple):
 
     Attributes:
         loss: The scalar loss.
-        margin: The margins, ``(B*K,)``, or ``(B, B*K)`` with in-batch negatives.
+        margin: The margins, ``(B*K,)``, ``(B, B*K)`` with in-batch negatives, or ``(B, B*K + B - 1)`` of the trusting
+            target.
         target: What the margins were compared with, in a shape that broadcasts with ``margin``.
     """
 
