@@ -214,7 +214,7 @@ class Results:
 
         Returns:
             A row a warning, and one for runs with neither: ``runs`` in which it was measured, those in which it is
-            ``due``, and how many of these lost more than 0.01 of nDCG@10.
+            due, and how many of these training harmed: they lost more than 0.01 of nDCG@10.
         """
         rows = []
         for system in self.all:
@@ -234,7 +234,7 @@ class Results:
         }
         return pd.DataFrame(
             [
-                {"warning": name, "runs": runs.sum(), "due": due.sum(), "lost more than 0.01": (due & harmed).sum()}
+                {"warning": name, "runs": runs.sum(), "due in": due.sum(), "of these harmed": (due & harmed).sum()}
                 for name, (runs, due) in counts.items()
             ]
         )

@@ -576,7 +576,7 @@ def test_warns_when_the_encoder_forgets(encoder, tmp_path, caplog, learning_rate
     rows = [(f"sort {thing}", f"sort the {thing}", f"sort a {thing}") for thing in things] * 32
     trainer = SelfDistillTrainer(encoder, tmp_path / "run", loss=Afar, learning_rate=learning_rate, verbose=False)
     similarity = trainer.fit_triples(rows).encoder.training_summary["similarity"]
-    assert (similarity["kept"] < 0.5) == (learning_rate == 1e-2)
+    assert (similarity["kept"] < 0.4) == (learning_rate == 1e-2)
     assert caplog.text.count("the encoder forgets what is alike") == (learning_rate == 1e-2)
 
 
