@@ -103,9 +103,9 @@ def kept_similarity(before: np.ndarray, after: np.ndarray) -> float:
         >>> round(kept_similarity(vectors, -vectors), 6)
         1.0
     """
-    pairs = np.triu_indices(len(before), k=1)
     if len(before) < 3:
         return math.nan
+    pairs = np.triu_indices(len(before), k=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         return float(np.corrcoef((before @ before.T)[pairs], (after @ after.T)[pairs])[0, 1])
 

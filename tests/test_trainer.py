@@ -536,8 +536,8 @@ def test_a_teacher_says_the_margins(encoder, tmp_path):
     assert margins[1.5] > margins[-1.5] + 0.1
 
 
-class Together(nn.Module):
-    """Pulls all documents to one place."""
+class Pulled(nn.Module):
+    """A loss that no one would train with, to see what the trainer says of it."""
 
     def __init__(self, model):
         super().__init__()
@@ -545,6 +545,13 @@ class Together(nn.Module):
 
     def forward(self, features, labels=None):
         _, positive, negative = (self.model(f)["sentence_embedding"] for f in features)
+        return self.pull(positive, negative)
+
+
+class Together(Pulled):
+    """Pulls all documents to one place."""
+
+    def pull(self, positive, negative):
         return -(positive @ negative.T).mean()
 
 
@@ -558,15 +565,10 @@ def test_warns_when_documents_become_alike(encoder, tmp_path, caplog, loss, lear
     assert caplog.text.count("documents become alike") == (loss is Together)
 
 
-class Afar(nn.Module):
+class Afar(Pulled):
     """Pushes alike documents apart, and others together."""
 
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, features, labels=None):
-        _, positive, negative = (self.model(f)["sentence_embedding"] for f in features)
+    def pull(self, positive, negative):
         return (positive @ negative.T).diagonal().mean() - (positive @ positive.T).mean()
 
 
