@@ -28,7 +28,7 @@ from torch import Tensor
 
 from pyterrier_selfdistill import AdaptiveMarginLoss, SelfDistillationLoss
 from pyterrier_selfdistill.losses import TARGETS, MarginTerms
-from pyterrier_selfdistill.trainer import mixed_precision
+from pyterrier_selfdistill.training.arguments import mixed_precision
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 """Of margins and targets, in a record."""

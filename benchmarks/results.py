@@ -23,7 +23,7 @@ from plan import Run, Study
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from pyterrier_selfdistill.trainer import COLLAPSE, FORGOTTEN
+from pyterrier_selfdistill.training.similarity import COLLAPSE, FORGETTING
 
 matplotlib.use("Agg")
 
@@ -226,7 +226,7 @@ class Results:
                 change = record["means"][system.test]["nDCG@10"] - before.mean(system.test, "nDCG@10")
                 rows.append((change < -0.01, left < COLLAPSE, record["space"].get("kept", np.nan)))
         harmed, alike, kept = (np.array(column) for column in zip(*rows, strict=True))
-        forgets, measured = kept < FORGOTTEN, ~np.isnan(kept)
+        forgets, measured = kept < FORGETTING, ~np.isnan(kept)
         counts = {
             "documents become alike": (np.ones_like(alike), alike),
             "the encoder forgets": (measured, forgets),

@@ -47,9 +47,9 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
 from pyterrier_selfdistill import Negatives, SelfDistillBiEncoder, SelfDistillIndex, SelfDistillTrainer
-from pyterrier_selfdistill.trainer import mixed_precision
-from pyterrier_selfdistill.triples import from_results, from_topics
-from pyterrier_selfdistill.vectors import kept_similarity, mean_cosine
+from pyterrier_selfdistill.data.negatives import from_results, from_topics
+from pyterrier_selfdistill.training.arguments import mixed_precision
+from pyterrier_selfdistill.training.similarity import mean_cosine, representational_similarity
 
 logger = logging.getLogger("study")
 
@@ -305,14 +305,14 @@ def describe_space(vectors: np.ndarray, before: np.ndarray) -> dict[str, float]:
     Returns:
         ``similarity``, the mean cosine of two documents, 1 where all are the same; ``dimensions``, the participation
         ratio of the eigenvalues of their covariance: how many directions they really use; and ``kept``, how much of
-        the similarity of documents is what it was (:func:`pyterrier_selfdistill.vectors.kept_similarity`).
+        the similarity of documents is what it was, their representational similarity.
     """
     vectors = np.asarray(vectors, dtype=np.float64)
     eigenvalues = np.linalg.eigvalsh(np.cov(vectors.T))
     return {
         "similarity": round(mean_cosine(vectors), 4),
         "dimensions": round(float(eigenvalues.sum() ** 2 / (eigenvalues**2).sum()), 1),
-        "kept": round(kept_similarity(before, vectors), 4),
+        "kept": round(representational_similarity(before, vectors), 4),
     }
 
 

@@ -29,7 +29,7 @@ from memory import PeakMemory, resident
 from sentence_transformers import SentenceTransformerTrainer
 
 from pyterrier_selfdistill import SelfDistillBiEncoder, SelfDistillTrainer
-from pyterrier_selfdistill.triples import from_docpairs
+from pyterrier_selfdistill.data.triples import from_docpairs
 
 
 def generate(folder: Path, pairs: int, documents: int, queries: int) -> None:

@@ -1,17 +1,20 @@
 """Dense retrievers trained by self-distillation with adaptive relevance margins, for PyTerrier."""
 
 from .biencoder import SelfDistillBiEncoder
-from .index import EncoderMismatchError, SelfDistillIndex
+from .data.negatives import Negatives
+from .data.splits import split_queries
+from .identity import EncoderMismatchError
+from .index import SelfDistillIndex
 from .losses import AdaptiveMarginLoss, SelfDistillationLoss
-from .trainer import SelfDistillTrainer
-from .triples import Negatives, split_queries
-from .validation import RetrievalEvaluator
+from .training.evaluation import RetrievalEvaluator
+from .training.trainer import NotFittedError, SelfDistillTrainer
 
 __version__ = "0.1.0"
 __all__ = [
     "AdaptiveMarginLoss",
     "EncoderMismatchError",
     "Negatives",
+    "NotFittedError",
     "RetrievalEvaluator",
     "SelfDistillBiEncoder",
     "SelfDistillIndex",

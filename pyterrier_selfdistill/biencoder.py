@@ -19,21 +19,20 @@ import pandas as pd
 import pyterrier as pt
 import pyterrier_dr
 import torch
-from pyterrier._ops import Compose
-from pyterrier_dr import BiDocEncoder, BiQueryEncoder, SimFn
-from pyterrier_dr.biencoder import BiScorer
+from pyterrier import Compose
+from pyterrier_dr import BiDocEncoder, BiQueryEncoder, BiScorer, SimFn
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
-from sentence_transformers.util.file_io import is_sentence_transformer_model
+from sentence_transformers.util import is_sentence_transformer_model
 
-from . import card
-from .checks import require_count, require_distinct_columns, require_texts
-from .corpus import Corpus, Documents
-from .folders import written_whole
-from .index import EncoderMismatchError, SelfDistillIndex
+from . import model_card as card
+from .data.corpus import Corpus, Documents
+from .identity import EncodedVector, EncoderIdentity, EncoderMismatchError, encoders_of
+from .index import SelfDistillIndex
+from .io import atomic_folder
 from .losses import normalize
-from .vectors import EncodedVector, EncoderIdentity, encoders_of
+from .validate import require_distinct_columns, require_positive_integer, require_texts
 
 METADATA_FILE = "pt_meta.json"
 
@@ -95,7 +94,7 @@ class SelfDistillBiEncoder(pt.Artifact, pyterrier_dr.BiEncoder):
         verbose: bool = False,
         device: str | torch.device | None = None,
     ) -> None:
-        require_count("batch_size", batch_size)
+        require_positive_integer("batch_size", batch_size)
         pyterrier_dr.BiEncoder.__init__(self, batch_size=batch_size, text_field=text_field, verbose=verbose)
         self.training_summary: dict[str, Any] = {}
         self.name: str | None
@@ -215,7 +214,7 @@ class SelfDistillBiEncoder(pt.Artifact, pyterrier_dr.BiEncoder):
             SelfDistillBiEncoder('...model')
         """
         path = Path(path)
-        with written_whole(path, overwrite=overwrite) as folder:
+        with atomic_folder(path, overwrite=overwrite) as folder:
             # a model that was only loaded keeps its card
             self.model.save_pretrained(str(folder), create_model_card=not self.training_summary)
             metadata = {
@@ -571,7 +570,7 @@ def _set_lengths(model: SentenceTransformer, query_length: int | None, document_
             continue
         if not isinstance(model[0], Transformer):
             raise ValueError(f"{name}={length} was given, but the model starts with {model[0]}, which cuts no texts")
-        require_count(name, length, at_most=getattr(model[0].config, "max_position_embeddings", None))
+        require_positive_integer(name, length, at_most=getattr(model[0].config, "max_position_embeddings", None))
         setattr(model[0], name, length)
     if document_length is not None:
         model.max_seq_length = document_length  # for readers that do not tell documents from queries

@@ -19,18 +19,15 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 from pyterrier_dr import FlexIndex, SimFn
-from pyterrier_dr.flex.core import FlexIndexer, IndexingMode
+from pyterrier_dr.flex import IndexingMode
+from pyterrier_dr.flex.core import FlexIndexer
 from pyterrier_dr.flex.np_retr import NumpyScorer, NumpyVectorLoader
 
-from .folders import written_whole
-from .vectors import EncodedVector, EncoderIdentity, encoders_of
+from .identity import EncodedVector, EncoderIdentity, EncoderMismatchError, encoders_of
+from .io import atomic_folder
 
 METADATA_FILE = "pt_meta.json"
 VECTORS_FILE = "vecs.f4"
-
-
-class EncoderMismatchError(ValueError):
-    """Vectors of one encoder were to be compared with those of another."""
 
 
 class SelfDistillIndex(FlexIndex):
@@ -405,7 +402,7 @@ class _Indexer(FlexIndexer):
         first = list(itertools.islice(records, 1))
         if not first:
             raise ValueError("there are no documents to index; the iterable is empty, or was read before")
-        with written_whole(path, overwrite=True) as folder:
+        with atomic_folder(path, overwrite=True) as folder:
             part = FlexIndex(str(folder), verbose=index.verbose)
             part.indexer(mode="overwrite").index(_checked(itertools.chain(first, records), encoders))
             metadata = folder / METADATA_FILE

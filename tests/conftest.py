@@ -1,16 +1,63 @@
-"""What several tests take for granted: a small collection, as the code in README and documentation names it."""
+"""What several tests share: a small collection, and datasets of ir_datasets that are made of local files."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import ir_datasets
 import pandas as pd
 import pyterrier as pt
 import pytest
-from ir_datasets.formats import TsvDocPairs, TsvDocs, TsvQueries
+from ir_datasets.formats import TrecQrels, TrecScoredDocs, TsvDocPairs, TsvDocs, TsvQueries
 from ir_datasets.util import LocalDownload
 from pyterrier_pisa import PisaIndex
 
-VERBS, THINGS = ["sort", "read", "write", "plot", "return"], ["table", "matrix", "file", "array", "column"]
+VERBS = ["sort", "read", "write", "return", "plot"]
+THINGS = ["table", "matrix", "file", "array", "row", "column", "value", "data"]
+
+
+class Collection(NamedTuple):
+    """Documents about things, and queries for them.
+
+    Attributes:
+        verbs: The five verbs.
+        things: The eight things.
+        corpus: One document for each verb and thing: ``docno`` and ``text``.
+        topics: One query for each thing: ``qid`` and ``query``.
+        qrels: All pairs; the label is 2 for the five documents about the thing of the query, 0 for others.
+        results: All pairs of topics and documents, unranked: ``qid``, ``query``, ``docno``, ``text``.
+    """
+
+    verbs: list[str]
+    things: list[str]
+    corpus: pd.DataFrame
+    topics: pd.DataFrame
+    qrels: pd.DataFrame
+    results: pd.DataFrame
+
+    @property
+    def records(self) -> list[dict[str, str]]:
+        """The documents as records."""
+        return self.corpus.to_dict(orient="records")
+
+
+@pytest.fixture(scope="session")
+def _collection() -> Collection:
+    documents = [(f"{verb}-{thing}", f"{verb} the {thing} by mean") for verb in VERBS for thing in THINGS]
+    corpus = pd.DataFrame(documents, columns=["docno", "text"])
+    queries = [(f"q{number}", f"mean {thing}") for number, thing in enumerate(THINGS)]
+    topics = pd.DataFrame(queries, columns=["qid", "query"])
+    results = topics.merge(corpus, how="cross")
+    things = results["query"].str.removeprefix("mean "), results["docno"].str.partition("-")[2]
+    qrels = results[["qid", "docno"]].assign(label=2 * (things[0] == things[1]).astype(int))
+    return Collection(VERBS, THINGS, corpus, topics, qrels, results)
+
+
+@pytest.fixture
+def collection(_collection) -> Collection:
+    """A copy of the small collection, to change at will."""
+    copies = [part.copy() for part in _collection]
+    return Collection(*copies)
 
 
 @pytest.fixture
@@ -20,31 +67,53 @@ def folder(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-def names(folder):
-    """The names that documentation takes for granted: a retriever, a dataset, topics and judgements."""
-    corpus = pd.DataFrame(
-        [(f"{v}{t}", f"{v} the {t} by mean") for v in VERBS for t in THINGS], columns=["docno", "text"]
-    )
-    topics = pd.DataFrame([(f"q{i}", f"mean {t}") for i, t in enumerate(THINGS)], columns=["qid", "query"])
-    pairs = topics.merge(corpus, how="cross")
-    pairs["label"] = [2 * int(q.split()[1] in t) for q, t in zip(pairs["query"], pairs["text"], strict=True)]
-    qrels = pairs[["qid", "docno", "label"]]
+FORMATS = {
+    "docs": lambda file, name: TsvDocs(file, namespace=name),
+    "queries": lambda file, name: TsvQueries(file),
+    "docpairs": lambda file, name: TsvDocPairs(file),
+    "qrels": lambda file, name: TrecQrels(file, {0: "no", 1: "related", 2: "relevant"}),
+    "scoreddocs": lambda file, name: TrecScoredDocs(file),
+}
+"""The real classes of ir_datasets by the part of a dataset that they read."""
 
-    docpairs = [
-        (qid, f"sort{t}", f"plot{THINGS[i - 1]}") for i, (qid, t) in enumerate(zip(topics["qid"], THINGS, strict=True))
-    ]
-    for name, rows in {"docs": corpus, "queries": topics, "docpairs": pd.DataFrame(docpairs)}.items():
-        rows.to_csv(f"{name}.tsv", sep="\t", index=False, header=False)
-    local = {name: LocalDownload(folder / f"{name}.tsv") for name in ("docs", "queries", "docpairs")}
-    ir_datasets.registry._registered["local"] = ir_datasets.Dataset(
-        TsvDocs(local["docs"], namespace="local"), TsvQueries(local["queries"]), TsvDocPairs(local["docpairs"])
+
+@pytest.fixture
+def register(tmp_path) -> Iterator[Callable[..., pt.datasets.Dataset]]:
+    """Register datasets of ir_datasets: ``register("name", docs=rows, queries=rows, ...)``."""
+    registry = ir_datasets.registry._registered
+    before = set(registry)
+
+    def register(name: str, **parts: Any) -> pt.datasets.Dataset:
+        handlers = []
+        for part, rows in parts.items():
+            path = tmp_path / "irds" / name / part
+            path.parent.mkdir(parents=True, exist_ok=True)
+            separator = " " if part in ("qrels", "scoreddocs") else "\t"
+            lines = [separator.join(map(str, row)) + "\n" for row in rows]
+            path.write_text("".join(lines))
+            handlers.append(FORMATS[part](LocalDownload(path), name.replace("/", "-")))
+        registry[name] = ir_datasets.Dataset(*handlers)
+        return pt.get_dataset(f"irds:{name}")
+
+    yield register
+    for name in set(registry) - before:
+        del registry[name]
+
+
+@pytest.fixture
+def names(collection, register, folder) -> dict[str, Any]:
+    """The names that documentation takes for granted: a retriever, a dataset, topics and judgements."""
+    topics, qrels, things = collection.topics, collection.qrels, collection.things
+    negatives = [f"plot-{thing}" for thing in [things[-1], *things[:-1]]]
+    positives = [f"sort-{thing}" for thing in things]
+    docpairs = list(zip(topics["qid"], positives, negatives, strict=True))
+    dataset = register(
+        "local", docs=collection.corpus.to_numpy(), queries=collection.topics.to_numpy(), docpairs=docpairs
     )
-    bm25 = PisaIndex(str(folder / "index.pisa"), text_field="text").index(corpus.to_dict(orient="records")).bm25()
-    yield {
+    bm25 = PisaIndex(str(folder / "index.pisa"), text_field="text").index(collection.records).bm25()
+    return {
         "bm25": bm25,
-        "dataset": pt.get_dataset("irds:local"),
+        "dataset": dataset,
         **{"topics": topics, "valid_topics": topics, "test_topics": topics, "all_topics": topics},
         **{"qrels": qrels, "valid_qrels": qrels, "test_qrels": qrels, "all_qrels": qrels},
     }
-    del ir_datasets.registry._registered["local"]

@@ -94,7 +94,7 @@ def test_card_of_a_model_that_was_not_trained_here_is_its_own(language_model, tm
 
 
 def test_card_names_a_base_model_of_the_hub(encoder):
-    from pyterrier_selfdistill.card import front_matter
+    from pyterrier_selfdistill.model_card import front_matter
 
     assert front_matter({"base_model": {"name": "microsoft/mpnet-base"}})["base_model"] == "microsoft/mpnet-base"
     assert "base_model" not in front_matter({"base_model": {"name": "/models/mine"}})

@@ -129,11 +129,15 @@ def test_progress_bar_counts_texts(encoder, corpus, capsys):
         (
             {"docno": ["d1", "d2"], "text": ["plot", None]},
             TypeError,
-            "'text' has no string in 1 of 2 rows.*'d2'.*get_text",
+            "'text' must hold a string.* in 1 of 2 rows.*'d2'.*get_text",
         ),
         ({"docno": ["d1"], "text": [5]}, TypeError, "'d1': 5"),
-        ({"qid": ["1", "2"], "query": [float("nan"), "plot"]}, TypeError, "'query' has no string in 1 of 2 rows.*'1'"),
-        ({"qid": ["1"], "docno": ["d1"], "query": ["plot"], "text": [["a"]]}, TypeError, "'text' has no string"),
+        (
+            {"qid": ["1", "2"], "query": [float("nan"), "plot"]},
+            TypeError,
+            "'query' must hold .* in 1 of 2 rows.*'1'",
+        ),
+        ({"qid": ["1"], "docno": ["d1"], "query": ["plot"], "text": [["a"]]}, TypeError, "'text' must hold a string"),
         ({"docno": ["d1"], "title": ["plot"]}, pt.validate.InputValidationError, "text"),
     ],
 )
@@ -143,7 +147,7 @@ def test_bad_frames(encoder, frame, error, message):
 
 
 def test_duplicate_columns(encoder, corpus):
-    with pytest.raises(ValueError, match="more than one column of the input frame is named \\['text'\\]"):
+    with pytest.raises(ValueError, match="the input frame must have distinct columns, got \\['text'\\]"):
         encoder(pd.concat([corpus, corpus["text"]], axis=1))
 
 
@@ -202,12 +206,12 @@ def test_prompts(language_model):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"query_length": 0}, "whole number, 1 to 64"),
-        ({"document_length": 65}, "whole number, 1 to 64"),
-        ({"document_length": True}, "whole number, 1 to 64"),
+        ({"query_length": 0}, "an integer from 1 to 64"),
+        ({"document_length": 65}, "an integer from 1 to 64"),
+        ({"document_length": True}, "an integer from 1 to 64"),
         ({"dtype": "int8"}, "int8"),
         ({"dtype": "floaty"}, "floaty"),
-        ({"batch_size": 0}, "batch_size=0"),
+        ({"batch_size": 0}, "batch_size must be a positive integer, got 0"),
     ],
 )
 def test_bad_options(language_model, options, message):

@@ -177,8 +177,8 @@ def test_building_over_an_index(encoder, index, corpus):
     ("document", "error", "message"),
     [
         ({"docno": "sort-table", "text": "again"}, ValueError, "'sort-table' comes twice"),
-        ({"docno": "d1", "text": None}, TypeError, "'text' has no string.*'d1'"),
-        ({"docno": "d1"}, TypeError, "'text' has no string.*'d1'"),
+        ({"docno": "d1", "text": None}, TypeError, "'text' must hold a string.*'d1'"),
+        ({"docno": "d1"}, TypeError, "'text' must hold a string.*'d1'"),
         ({"docno": 7, "text": "seven"}, TypeError, "docno 7 is of type int"),
         ({"text": "nobody"}, TypeError, "docno nan is of type float"),
     ],

@@ -71,10 +71,10 @@ def test_scores_by_any_mix_of_texts_and_vectors(encoder, names, queries, documen
     scored = encoder(given)
     assert set(given.columns) | {"score", "rank"} == set(scored.columns)
     assert scored[["qid", "docno"]].equals(results[["qid", "docno"]])
-    cosines = encoder.encode_queries(names["topics"]["query"]) @ encoder.encode_docs(results["text"][:25]).T
+    cosines = encoder.encode_queries(names["topics"]["query"]) @ encoder.encode_docs(results["text"][:40]).T
     np.testing.assert_allclose(scored["score"], cosines.reshape(-1), atol=1e-6)
     for _, group in scored.groupby("qid"):
-        assert sorted(group["rank"]) == list(range(25))
+        assert sorted(group["rank"]) == list(range(40))
         assert group.sort_values("rank")["score"].is_monotonic_decreasing
 
 
@@ -121,10 +121,10 @@ def test_what_systems_share_runs_once(encoder, index, names, calls):
     ]
     arguments = names["topics"], names["qrels"], [nDCG @ 10]
     apart = pt.Experiment(systems, *arguments)
-    assert calls == {encoder.model_name: 3 * 5}
+    assert calls == {encoder.model_name: 3 * 8}
     calls.clear()
     together = pt.Experiment(systems, *arguments, plan="tree")
-    assert calls == {encoder.model_name: 5}
+    assert calls == {encoder.model_name: 8}
     assert together["nDCG@10"].tolist() == apart["nDCG@10"].tolist()
 
 
@@ -133,7 +133,7 @@ def test_two_models_are_never_shared(encoder, other, names, calls):
     candidates = names["bm25"] >> text
     systems = [candidates >> encoder, candidates >> other, candidates >> encoder.copy() >> pt.RankCutoff(5)]
     together = pt.Experiment(systems, names["topics"], names["qrels"], [RR], plan="tree")
-    assert calls == {encoder.model_name: 5 + 125, other.model_name: 5 + 125}
+    assert calls == {encoder.model_name: 8 + 320, other.model_name: 8 + 320}
     apart = [pt.Experiment([s], names["topics"], names["qrels"], [RR])["RR"].item() for s in systems]
     assert together["RR"].tolist() == apart
 
@@ -195,13 +195,13 @@ def test_grid_search_over_options_of_the_index(encoder, index, names):
     retriever = index.retriever(num_results=1)
     best, settings = pt.GridSearch(
         encoder >> retriever,
-        {retriever: {"num_results": [1, 25]}},
+        {retriever: {"num_results": [1, 40]}},
         names["topics"],
         names["qrels"],
         metric="recall_100",
         return_type="best_setting",
     )
-    assert [(name, value) for _, name, value in settings] == [("num_results", 25)]
+    assert [(name, value) for _, name, value in settings] == [("num_results", 40)]
     assert best == 1
 
 

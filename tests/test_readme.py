@@ -12,8 +12,7 @@ import pyterrier as pt
 import pyterrier_dr
 from sentence_transformers import SentenceTransformer
 
-from conftest import THINGS, VERBS
-from pyterrier_selfdistill.triples import from_texts
+from pyterrier_selfdistill.data.triples import from_texts
 
 ROOT = Path(__file__).parents[1]
 CODE = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
@@ -41,9 +40,11 @@ def test_the_loss_on_its_own(language_model, folder):
     assert "margin" in names["loss"].statistics
 
 
-def test_quickstart(names, language_model, folder):
+def test_quickstart(collection, names, language_model, folder):
     """The example on a small dataset of ir_datasets that has no splits of its own."""
-    queries = [(f"q{i}", f"{v} {t}") for i, (v, t) in enumerate((v, t) for v in VERBS for t in THINGS)]
+    queries = [
+        (f"q{i}", f"{v} {t}") for i, (v, t) in enumerate((v, t) for v in collection.verbs for t in collection.things)
+    ]
     program = folder / "run.py"
     program.write_text(
         f"""
@@ -53,9 +54,9 @@ import ir_datasets, pathlib, quickstart
 from ir_datasets.formats import TrecQrels, TsvDocs, TsvQueries
 from ir_datasets.util import LocalDownload
 pathlib.Path("queries.tsv").write_text({"".join(f"{q}{chr(9)}{t}{chr(10)}" for q, t in queries)!r})
-pathlib.Path("qrels.txt").write_text({"".join(f"{q} 0 {t.replace(' ', '')} 1{chr(10)}" for q, t in queries)!r})
+pathlib.Path("qrels.txt").write_text({"".join(f"{q} 0 {t.replace(' ', '-')} 1{chr(10)}" for q, t in queries)!r})
 ir_datasets.registry._registered["whole"] = ir_datasets.Dataset(
-    TsvDocs(LocalDownload("docs.tsv"), namespace="whole"),
+    TsvDocs(LocalDownload("irds/local/docs"), namespace="whole"),
     TsvQueries(LocalDownload("queries.tsv")),
     TrecQrels(LocalDownload("qrels.txt"), {{}}),
 )

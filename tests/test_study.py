@@ -19,9 +19,9 @@ from ir_datasets.formats import TrecQrels
 from ir_datasets.util import LocalDownload
 from plan import Run
 
-from conftest import THINGS, VERBS
 from pyterrier_selfdistill import AdaptiveMarginLoss
 
+VERBS, THINGS = ["sort", "read", "write", "plot", "return"], ["table", "matrix", "file", "array", "column"]
 BENCHMARKS = Path(study.__file__).parent
 
 # --- the plan -------------------------------------------------------------------------------------------------------
@@ -284,7 +284,7 @@ def test_no_collection_and_no_records(tmp_path, tiny, options):
 
 def test_datasets_of_ir_datasets(names, folder):
     registered = ir_datasets.registry._registered
-    Path("qrels").write_text("q0 0 sorttable 1\n")
+    Path("qrels").write_text("q0 0 sort-table 1\n")
     parts = TrecQrels(LocalDownload("qrels"), {1: "relevant"}), registered["local"]
     for split in ("train", "dev", "test"):
         registered[f"local/{split}"] = ir_datasets.Dataset(*parts)
@@ -294,10 +294,10 @@ def test_datasets_of_ir_datasets(names, folder):
         for split in ("train", "dev", "test"):
             del registered[f"local/{split}"]
     assert list(loaded.documents.columns) == ["docno", "text"]
-    assert len(loaded.documents) == 25
+    assert len(loaded.documents) == 40
     for topics, qrels in loaded.splits.values():
         assert topics["qid"].tolist() == names["topics"]["qid"].tolist()
-        assert qrels[["qid", "docno", "label"]].to_numpy().tolist() == [["q0", "sorttable", 1]]
+        assert qrels[["qid", "docno", "label"]].to_numpy().tolist() == [["q0", "sort-table", 1]]
 
 
 def test_unknown_grids(tiny, options, capsys):

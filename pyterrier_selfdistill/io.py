@@ -1,4 +1,4 @@
-"""Folders that are written whole or not at all."""
+"""Folders that are written atomically: complete, or not there at all."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pyterrier as pt
 
 
 @contextmanager
-def written_whole(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Gives a temporary folder to write to, which becomes ``path`` when all is written.
+def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Give a temporary folder to write to, which becomes ``path`` on exit.
 
     If writing fails, what was at ``path`` is as it was; if the process is killed, too, and a hidden temporary folder is
     left beside it.
@@ -27,7 +27,7 @@ def written_whole(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as parent:
-        ...     with written_whole(f"{parent}/model") as folder:
+        ...     with atomic_folder(f"{parent}/model") as folder:
         ...         _ = (folder / "weights").write_text("0.5")
         ...     (Path(parent) / "model" / "weights").read_text()
         '0.5'

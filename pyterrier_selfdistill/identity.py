@@ -7,7 +7,6 @@ that an index and a scorer can refuse what another encoder made.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple, cast
 
@@ -71,45 +70,6 @@ class EncodedVector(np.ndarray):
         self.encoder = state[1]
 
 
-def mean_cosine(vectors: np.ndarray) -> float:
-    """Returns the mean cosine of two different vectors, 1 where all are the same.
-
-    Args:
-        vectors: Unit vectors, of shape ``(number, dimension)``.
-
-    Example:
-        >>> mean_cosine(np.eye(3))
-        0.0
-    """
-    number, total = len(vectors), vectors.sum(axis=0, dtype=np.float64)
-    return float((total @ total - number) / max(number * (number - 1), 1))
-
-
-def kept_similarity(before: np.ndarray, after: np.ndarray) -> float:
-    """Returns how much two encoders agree on which of some texts are alike: 1 for wholly, 0 for not at all.
-
-    It is the correlation of the cosines of all pairs, as in representational similarity analysis (Kriegeskorte et al.,
-    2008), so it does not see rotations, or cosines that rise or fall together.
-
-    Args:
-        before: Unit vectors of some texts by one encoder, of shape ``(number, dimension)``.
-        after: Those of the same texts by the other encoder; their dimension may differ.
-
-    Returns:
-        The correlation; NaN for fewer than three texts, or where all cosines are the same.
-
-    Example:
-        >>> vectors = np.array([[1, 0], [0.8, 0.6], [0, 1]])
-        >>> round(kept_similarity(vectors, -vectors), 6)
-        1.0
-    """
-    if len(before) < 3:
-        return math.nan
-    pairs = np.triu_indices(len(before), k=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return float(np.corrcoef((before @ before.T)[pairs], (after @ after.T)[pairs])[0, 1])
-
-
 def encoders_of(vectors: Iterable[Any]) -> set[EncoderIdentity]:
     """Returns the encoders that are known to have made some of the vectors.
 
@@ -119,3 +79,7 @@ def encoders_of(vectors: Iterable[Any]) -> set[EncoderIdentity]:
     """
     identities = {vector.encoder for vector in vectors if isinstance(vector, EncodedVector)}
     return {identity for identity in identities if identity is not None}
+
+
+class EncoderMismatchError(ValueError):
+    """Vectors of one encoder were to be compared with those of another."""

@@ -17,9 +17,9 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.base.model import BaseModel
 
-from .biencoder import SelfDistillBiEncoder
-from .checks import require_judged, require_measures, require_texts
-from .corpus import Corpus, Documents
+from ..biencoder import SelfDistillBiEncoder
+from ..data.corpus import Corpus, Documents
+from ..validate import require_judged, require_measures, require_texts
 
 
 class RetrievalEvaluator(BaseEvaluator):

@@ -13,8 +13,8 @@ import pyterrier as pt
 import pytest
 from pyterrier.datasets import _core
 
-from pyterrier_selfdistill import docstrings
-from pyterrier_selfdistill.docstrings import DocstringsDataset, DocstringsDatasetProvider, split_docstring
+from pyterrier_selfdistill.datasets import docstrings
+from pyterrier_selfdistill.datasets.docstrings import DocstringsDataset, DocstringsDatasetProvider, split_docstring
 
 
 def rest(topic: str) -> str:
@@ -372,7 +372,7 @@ def test_description(home, collections):
 
 def test_collecting_leaves_no_trace(home, capfd, caplog):
     filters, handlers = list(warnings.filters), list(logging.getLogger().handlers)
-    with warnings.catch_warnings(), caplog.at_level(logging.DEBUG, "pyterrier_selfdistill.docstrings"):
+    with warnings.catch_warnings(), caplog.at_level(logging.DEBUG, "pyterrier_selfdistill.datasets.docstrings"):
         warnings.simplefilter("error")
         assert len(corpus(DocstringsDataset(["synthetic"]))) == len(DOCNOS)
     assert not [module for module in sys.modules if module.partition(".")[0] == "synthetic"]

@@ -22,10 +22,9 @@ import pyarrow.compute as pc
 import pyterrier as pt
 from datasets import Dataset
 
-logger = logging.getLogger(__name__)
+from .columns import LABEL
 
-LABEL = "label"
-"""The column of numbers that may stand beside texts, as sentence-transformers names what it gives to losses."""
+logger = logging.getLogger(__name__)
 
 CACHE_FORMAT = 2
 """Changes when the same source and settings give other triples."""
@@ -233,7 +232,7 @@ def _complete(ledger: Ledger) -> dict[str, Any]:
     return ledger.summary()
 
 
-def stamp(path: Path | None) -> list[Any]:
+def file_signature(path: Path | None) -> list[Any]:
     """Says of a file what changes when its content does."""
     if path is None or not path.is_file():
         return []

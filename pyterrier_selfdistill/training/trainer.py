@@ -14,7 +14,6 @@ checkpoint and a report (:mod:`.report`) in one folder::
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import logging
 import math
@@ -23,7 +22,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import pandas as pd
 import pyterrier as pt
@@ -38,66 +37,23 @@ from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallbac
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import IntervalStrategy
 
-from . import report, triples
-from .biencoder import SelfDistillBiEncoder
-from .checks import require_count, require_measures
-from .corpus import Corpus, Documents
-from .ledger import LABEL
-from .losses import AdaptiveMarginLoss, SelfDistillationLoss
-from .triples import Negatives, Triples
-from .validation import RetrievalEvaluator, search
-from .vectors import kept_similarity, mean_cosine
+from ..biencoder import SelfDistillBiEncoder
+from ..data import triples
+from ..data.cache import Triples
+from ..data.columns import LABEL
+from ..data.corpus import Corpus, Documents
+from ..data.negatives import Negatives, from_results, from_topics
+from ..losses import AdaptiveMarginLoss, SelfDistillationLoss
+from ..validate import require_measures, require_positive_integer
+from . import history as report
+from .arguments import PRESETS, mixed_precision
+from .evaluation import RetrievalEvaluator, search
+from .similarity import has_collapsed, has_forgotten, mean_cosine, representational_similarity
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 logger = logging.getLogger(__name__)
-
-
-class Preset(NamedTuple):
-    """A recipe of training.
-
-    Attributes:
-        arguments: Training arguments of sentence-transformers.
-        patience: After how many validations without improvement training stops.
-        decay: What the learning rate is multiplied with each step; None for the schedule of the arguments.
-    """
-
-    arguments: dict[str, Any]
-    patience: int
-    decay: float | None = None
-
-
-PRESETS = {
-    "default": Preset(
-        {
-            "num_train_epochs": 1,
-            "per_device_train_batch_size": 32,
-            "learning_rate": 2e-5,
-            "warmup_steps": 0.1,
-            "weight_decay": 0.01,
-            "eval_steps": 0.1,
-            "logging_steps": 0.02,
-        },
-        patience=5,
-    ),
-    # The experiments of the paper, section 4. Queries are cut at 20 and documents at 200 tokens there, and at most 128
-    # pairs a query are trained with; both are set where encoders and triples are made.
-    "paper": Preset(
-        {
-            "per_device_train_batch_size": 128,
-            "learning_rate": 5e-7,
-            "weight_decay": 1e-6,
-            "optim": "adamw_8bit" if importlib.util.find_spec("bitsandbytes") else "adamw_torch",
-            "eval_steps": 500,
-            "logging_steps": 50,
-        },
-        patience=16,
-        decay=0.99999,
-    ),
-}
-"""Recipes by name; any argument of one can be overridden."""
-
 
 MINING_DEPTH = 100
 """How many documents are searched for when negatives are mined, unless ``range_max`` says so."""
@@ -105,13 +61,6 @@ MINING_DEPTH = 100
 
 WATCHED_DOCUMENTS = 32
 """How many documents of the training data are encoded now and then, to see what becomes of their similarity."""
-
-COLLAPSE = 2 / 3
-"""What may be left of the mean cosine distance of documents before the trainer warns: section 6 of
-``benchmarks/RESULTS.md`` says what became of runs above and below it."""
-
-FORGOTTEN = 0.4
-"""How little the cosines of documents may correlate with those before training before the trainer warns; likewise."""
 
 
 class NotFittedError(AttributeError, RuntimeError):
@@ -214,10 +163,10 @@ class SelfDistillTrainer(pt.Estimator):
             )
         if preset not in PRESETS:
             raise ValueError(f"preset={preset!r} is unknown; use one of {', '.join(map(repr, PRESETS))}")
-        require_count("min_label", min_label)
-        require_count("rounds", rounds)
+        require_positive_integer("min_label", min_label)
+        require_positive_integer("rounds", rounds)
         if remine_steps is not None:
-            require_count("remine_steps", remine_steps)
+            require_positive_integer("remine_steps", remine_steps)
         if rounds > 1 and remine_steps is not None:
             raise ValueError(f"rounds={rounds} and remine_steps={remine_steps} both say when to mine; choose one")
         if (rounds > 1 or remine_steps is not None) and corpus is None:
@@ -226,7 +175,7 @@ class SelfDistillTrainer(pt.Estimator):
             raise ValueError("workers of a data loader would not see what is mined; leave dataloader_num_workers out")
         require_measures(measures)
         if patience is not None:
-            require_count("patience", patience)
+            require_positive_integer("patience", patience)
         if resume and overwrite:
             raise ValueError("resume=True goes on with a run and overwrite=True replaces it; choose one")
         known = {field.name for field in dataclasses.fields(SentenceTransformerTrainingArguments) if field.init}
@@ -293,9 +242,9 @@ class SelfDistillTrainer(pt.Estimator):
             "fields": self.fields,
         }
         if "docno" in topics_or_results:
-            data = triples.from_results(topics_or_results, qrels, corpus=self.corpus, **options)
+            data = from_results(topics_or_results, qrels, corpus=self.corpus, **options)
         elif self.corpus is not None:
-            data = triples.from_topics(topics_or_results, qrels, self.corpus, **options)
+            data = from_topics(topics_or_results, qrels, self.corpus, **options)
         else:
             raise ValueError(
                 f"there are no negatives to train with: the topics have the columns {list(topics_or_results.columns)}; "
@@ -309,7 +258,7 @@ class SelfDistillTrainer(pt.Estimator):
             def mine(encoder: SelfDistillBiEncoder, step: int) -> Dataset:
                 results = search(encoder, topics, documents, self.negatives.range_max or MINING_DEPTH)
                 again = {**options, "seed": self.seed + step}
-                return triples.from_results(results, qrels, corpus=self.corpus, **again).dataset
+                return from_results(results, qrels, corpus=self.corpus, **again).dataset
 
             miner = _Miner(mine, self.rounds, self.remine_steps, self.output_dir / "checkpoints")
         return self._train(data, valid_topics_or_results, valid_qrels, miner)
@@ -662,15 +611,15 @@ class _WatchSimilarity(TrainerCallback):
             return
         vectors = self.encoder.encode_docs(self.texts)
         before, after = mean_cosine(self.vectors), mean_cosine(vectors)
-        kept = kept_similarity(self.vectors, vectors)  # NaN where there are too few documents
+        kept = representational_similarity(self.vectors, vectors)  # NaN where there are too few documents
         self.similarity |= {"after": round(after, 4), "kept": None if math.isnan(kept) else round(kept, 4)}
-        if 1 - after < COLLAPSE * (1 - before):
+        if has_collapsed(before, after):
             self._warn(
                 f"documents become alike: their mean cosine was {before:.2f} before training and is {after:.2f} after "
                 f"{state.global_step} steps. Try another target, negatives that are no unjudged positives, or a lower "
                 "learning_rate"
             )
-        if kept < FORGOTTEN:
+        if has_forgotten(kept):
             self._warn(
                 "the encoder forgets what is alike: the cosines of documents correlate with those before training by "
                 f"{kept:.2f} after {state.global_step} steps. That is no harm to a raw language model; for an encoder "
@@ -738,23 +687,6 @@ def _without_progress_bars_of_transformers() -> Iterator[None]:
     finally:
         if shown:
             transformers.utils.logging.enable_progress_bar()
-
-
-def mixed_precision(device: torch.device) -> dict[str, bool]:
-    """Returns the training arguments for the fastest precision that a device has in hardware.
-
-    A GPU trains in bfloat16, or in float16 if it is too old for that. A CPU trains in bfloat16 only where it has
-    instructions for it (AVX512-BF16 or AMX): others emulate it many times slower than float32.
-
-    Example:
-        >>> mixed_precision(torch.device("meta"))
-        {}
-    """
-    if device.type == "cuda":
-        return {"bf16": True} if torch.cuda.is_bf16_supported() else {"fp16": True}
-    if device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
-        return {"bf16": True}
-    return {}
 
 
 def _is_json(path: Path) -> bool:

@@ -13,8 +13,9 @@ from ir_datasets.formats import TrecQrels, TsvDocPairs, TsvDocs, TsvQueries
 from ir_datasets.util import LocalDownload
 
 from pyterrier_selfdistill import Negatives, split_queries
-from pyterrier_selfdistill import triples as module
-from pyterrier_selfdistill.triples import from_docpairs, from_identifiers, from_results, from_texts, from_topics
+from pyterrier_selfdistill.data import triples as module
+from pyterrier_selfdistill.data.negatives import from_results, from_topics
+from pyterrier_selfdistill.data.triples import from_docpairs, from_identifiers, from_texts
 
 ROWS = [("sort", "sort rows", "plot a file"), ("plot", "plot a matrix", "read a value")]
 
@@ -200,8 +201,8 @@ def test_texts_come_from_a_dataset(irds):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"number": 0}, "negatives=0"),
-        ({"range_min": -1}, "range_min=-1"),
+        ({"number": 0}, "negatives must be a positive integer, got 0"),
+        ({"range_min": -1}, "range_min must be a positive integer, got -1"),
         ({"number": 3, "range_min": 8, "range_max": 10}, "fewer than 3 results"),
         ({"relative_margin": 5}, "relative_margin=5"),
     ],
@@ -240,7 +241,7 @@ def test_a_corpus_without_texts(topics, qrels, corpus):
 def test_a_query_without_text(topics, qrels, corpus, query):
     topics = topics.astype(object)
     topics.loc[1, "query"] = query
-    with pytest.raises((TypeError, ValueError), match="'query' has .* in 1 of 2 rows \\('2'"):
+    with pytest.raises((TypeError, ValueError), match="'query' must hold .* in 1 of 2 rows \\('2'"):
         from_topics(topics, qrels, corpus)
 
 
@@ -371,7 +372,7 @@ def test_rows_without_text_are_counted():
 
 def test_the_fingerprint_is_of_the_texts(tmp_path, monkeypatch):
     whole = from_texts(ROWS * 50).summary["fingerprint"]
-    monkeypatch.setattr("pyterrier_selfdistill.files.ROWS", 7)
+    monkeypatch.setattr("pyterrier_selfdistill.data.readers.ROWS", 7)
     assert from_texts(ROWS * 50).summary["fingerprint"] == whole
     assert from_texts(ROWS[::-1] * 50).summary["fingerprint"] != whole
     assert from_texts([("sor", "tsort rows", "plot a file")]).summary["fingerprint"] != whole
@@ -409,7 +410,7 @@ def test_a_file_is_read_once_until_it_changes(tmp_path, monkeypatch):
     path = write(tmp_path / "triples.tsv", ROWS)
     first = from_texts(path)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_named_columns", lambda _: pytest.fail("the file was read again"))
+        patch.setattr(module, "named_columns", lambda _: pytest.fail("the file was read again"))
         again = from_texts(path)
     assert again.summary == first.summary
     assert texts_of(again) == ROWS
@@ -481,7 +482,7 @@ def test_docpairs_of_each_query_and_in_all(irds):
     assert accounted(limited)
     samples = {frozenset(texts_of(from_docpairs(irds[0], max_pairs_per_query=1, seed=seed))) for seed in range(20)}
     assert len(samples) == 3
-    with pytest.raises(ValueError, match="limit=-1"):
+    with pytest.raises(ValueError, match="limit must be a positive integer, got -1"):
         from_docpairs(irds[0], limit=-1)
 
 
@@ -495,7 +496,7 @@ def test_docpairs_without_stored_texts(irds):
 
 def test_docpairs_are_made_once(irds, monkeypatch):
     first = from_docpairs(irds[0], seed=7)
-    monkeypatch.setattr(module, "_sort_into_buckets", lambda *_: pytest.fail("the pairs were read again"))
+    monkeypatch.setattr(module, "sort_into_buckets", lambda *_: pytest.fail("the pairs were read again"))
     assert from_docpairs(irds[0], seed=7).dataset[:] == first.dataset[:]
 
 
@@ -540,7 +541,7 @@ def test_pairs_sorted_in_parts(topics, corpus, monkeypatch):
     rows = [(str(1 + i % 2), f"d{i % 7}", f"d{10 + i % 83}") for i in range(500)]
     whole = from_identifiers(rows, topics, corpus, max_pairs_per_query=100, limit=150)
     monkeypatch.setattr(module, "CHUNK", 3)
-    monkeypatch.setattr("pyterrier_selfdistill.files.ROWS", 11)
+    monkeypatch.setattr("pyterrier_selfdistill.data.readers.ROWS", 11)
     parts = from_identifiers(rows, topics, corpus, max_pairs_per_query=100, limit=150)
     assert texts_of(parts) == texts_of(whole)
     assert parts.summary == whole.summary

@@ -18,12 +18,13 @@ from torch import nn
 from pyterrier_selfdistill import (
     AdaptiveMarginLoss,
     Negatives,
+    NotFittedError,
     SelfDistillationLoss,
     SelfDistillBiEncoder,
     SelfDistillTrainer,
 )
-from pyterrier_selfdistill.trainer import PRESETS, NotFittedError, mixed_precision
-from pyterrier_selfdistill.triples import from_texts
+from pyterrier_selfdistill.data.triples import from_texts
+from pyterrier_selfdistill.training.arguments import PRESETS, mixed_precision
 
 THINGS = ["table", "matrix", "file", "plot", "array", "row", "column", "value"]
 
@@ -430,19 +431,31 @@ def test_before_training(make, results, topics):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (lambda r, q: (r.drop(columns="text"), q), ValueError, "no column 'text'.*get_text"),
-        (lambda r, q: (r, q.astype({"qid": int})), ValueError, "none of the 8 topics.*'0'.*strings"),
-        (lambda r, q: (r.astype({"qid": int}), q.astype({"qid": int})), TypeError, "qid of topics is no string in 320"),
-        (lambda r, q: (r, q.assign(docno=7)), TypeError, "docno of qrels is no string in 320"),
-        (lambda r, q: (r, q.assign(label="1")), TypeError, "labels of qrels are (str|object)"),
+        (lambda r, q: (r.drop(columns="text"), q), ValueError, "expected a column 'text'.*get_text"),
+        (
+            lambda r, q: (r, q.astype({"qid": int})),
+            ValueError,
+            "got none: 8 topics.*'0'.*strings",
+        ),
+        (
+            lambda r, q: (r.astype({"qid": int}), q.astype({"qid": int})),
+            TypeError,
+            "topics must be a string.*in 320",
+        ),
+        (lambda r, q: (r, q.assign(docno=7)), TypeError, "docno of qrels must be a string.*in 320"),
+        (lambda r, q: (r, q.assign(label="1")), TypeError, "labels of qrels must be numbers.*got (str|object)"),
         (lambda r, q: (r, q.assign(label=[None] + [1.0] * 319)), TypeError, "1 of 320 missing"),
         (lambda r, q: (r, q.assign(label=0)), ValueError, "none of the 320 judgements.*relevant"),
         (lambda r, q: (r, q.drop(columns="label")), ValueError, r"\['label'\] missing"),
-        (lambda r, q: (r.assign(text=7), q), TypeError, "'text' has no string in 320 of 320 rows"),
-        (lambda r, q: (r.assign(text=None), q), TypeError, "'text' has no string in 320 of 320 rows"),
-        (lambda r, q: (r.assign(text="  "), q), ValueError, "'text' has an empty text in 320 of 320 rows"),
+        (lambda r, q: (r.assign(text=7), q), TypeError, "'text' must hold a string.* in 320 of 320 rows"),
+        (lambda r, q: (r.assign(text=None), q), TypeError, "'text' must hold a string.* in 320 of 320 rows"),
+        (
+            lambda r, q: (r.assign(text="  "), q),
+            ValueError,
+            "'text' must hold a text.* in 320 of 320 rows",
+        ),
         (lambda r, q: (r, q.assign(label=1)), ValueError, "no triples.*320 x positive with fewer than 1 neg"),
-        (lambda r, q: (r[r.docno == "x"], q), ValueError, "none of the 0 topics"),
+        (lambda r, q: (r[r.docno == "x"], q), ValueError, "got none: 0 topics"),
         (
             lambda r, q: (r[(r.qid == "0") & ~r.docno.str.startswith("table")], q),
             ValueError,
@@ -462,8 +475,8 @@ def test_what_cannot_be_trained_with(make, results, qrels, change, error, messag
     [
         (lambda r, q: (r, None), "topics .* and qrels"),
         (lambda r, q: (r[["qid", "query"]], q), "no candidates.*corpus="),
-        (lambda r, q: (r.drop(columns="text"), q), "no column 'text'"),
-        (lambda r, q: (r, q.astype({"qid": int})), "none of the 8 topics"),
+        (lambda r, q: (r.drop(columns="text"), q), "expected a column 'text'"),
+        (lambda r, q: (r, q.astype({"qid": int})), "got none: 8 topics"),
     ],
 )
 def test_what_cannot_be_validated_with(make, results, qrels, change, message, tmp_path):
@@ -482,13 +495,13 @@ def test_what_cannot_be_validated_with(make, results, qrels, change, message, tm
         ({"loss": torch.nn.MSELoss()}, TypeError, "give its class"),
         ({"loss": "l1"}, TypeError, "'l1' is neither"),
         ({"resume": True, "overwrite": True}, ValueError, "choose one"),
-        ({"negatives": 0}, ValueError, "negatives=0"),
+        ({"negatives": 0}, ValueError, "negatives must be a positive integer, got 0"),
         ({"rounds": 2}, ValueError, "corpus="),
         ({"rounds": 2, "corpus": [], "dataloader_num_workers": 1}, ValueError, "workers"),
         ({"rounds": 2, "remine_steps": 3, "corpus": []}, ValueError, "choose one"),
-        ({"min_label": 0}, ValueError, "min_label=0"),
-        ({"measures": []}, ValueError, "no list of measures"),
-        ({"measures": ["ndcg_cut_10"]}, TypeError, "'ndcg_cut_10' is no measure"),
+        ({"min_label": 0}, ValueError, "min_label must be a positive integer, got 0"),
+        ({"measures": []}, ValueError, "must be a list of measures"),
+        ({"measures": ["ndcg_cut_10"]}, TypeError, "expected an ir_measures.Measure, got 'ndcg_cut_10'"),
     ],
 )
 def test_bad_options(make, options, error, message):

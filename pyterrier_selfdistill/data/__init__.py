@@ -1,0 +1,1 @@
+"""Training data: from what PyTerrier has to triples of texts."""
