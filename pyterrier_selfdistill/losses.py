@@ -31,6 +31,9 @@ ERRORS: dict[str, Callable[[Tensor], Tensor]] = {
 TARGETS = ("distributed", "adaptive", "trusting")
 """The parameter-free targets."""
 
+WHOLE_BATCH_TARGETS = ("distributed", "trusting")
+"""Those that compare with the whole batch in any case."""
+
 PAIRINGS = ("query", "released")
 """Which positive score an in-batch margin starts from: the row's own, or the column's as in the authors' release."""
 
@@ -51,7 +54,7 @@ class MarginTerms(NamedTuple):
 
 
 class AdaptiveMarginLoss(nn.Module):
-    r"""Compares score margins with relevance margins that the encoder distills from itself.
+    r"""Compare score margins with relevance margins that the encoder distills from itself.
 
     For B queries with one positive and K negatives each, the loss is the mean of the error function
     :math:`\phi(m - t)` over the pairs ``(i, j)`` of the table, where column ``j`` is the ``j``-th of all ``B*K``
@@ -123,12 +126,12 @@ class AdaptiveMarginLoss(nn.Module):
         pairing: Literal["query", "released"] = "query",
     ) -> None:
         super().__init__()
-        _check_target(target)
+        _require_target(target)
         if error not in ERRORS:
-            raise ValueError(f"error={error!r} is unknown; use one of {', '.join(map(repr, ERRORS))}")
+            raise ValueError(f"error must be one of {tuple(ERRORS)}, got {error!r}")
         if pairing not in PAIRINGS:
-            raise ValueError(f"pairing={pairing!r} is unknown; use one of {', '.join(map(repr, PAIRINGS))}")
-        if target in ("distributed", "trusting") and in_batch:
+            raise ValueError(f"pairing must be one of {PAIRINGS}, got {pairing!r}")
+        if in_batch and target in WHOLE_BATCH_TARGETS:
             raise ValueError(
                 f"target={target!r} already compares with the whole batch and is not defined with in_batch=True; use "
                 "target='adaptive' or a number with in_batch=True, or in_batch=False"
@@ -144,7 +147,7 @@ class AdaptiveMarginLoss(nn.Module):
         self.pairing = pairing
 
     def forward(self, query: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-        """Computes the loss; see :meth:`terms` for the arguments.
+        """Compute the loss; see :meth:`terms` for the arguments.
 
         Returns:
             A scalar tensor.
@@ -152,7 +155,7 @@ class AdaptiveMarginLoss(nn.Module):
         return self.terms(query, positive, negative).loss
 
     def terms(self, query: Tensor, positive: Tensor, negative: Tensor) -> MarginTerms:
-        """Computes the loss and returns the margins and targets with it, for logging.
+        """Compute the loss, and return the margins and targets with it, for logging.
 
         Args:
             query: Query embeddings, ``(B, D)``, of any length (cosines are taken here).
@@ -166,47 +169,50 @@ class AdaptiveMarginLoss(nn.Module):
             ValueError: If the shapes do not agree or the batch is empty.
             TypeError: If an argument is not a floating point tensor.
         """
-        _check_embeddings(query, positive, negative)
+        _require_embeddings(query, positive, negative)
+        # under autocast, products would be in 16 bits, and differences of cosines are small
         with torch.autocast(query.device.type, enabled=False):
-            q, p, n = normalize(query), normalize(positive), normalize(negative.reshape(-1, negative.shape[-1]))
-            margin, target, weights = self._pairs(q, p, n)
+            q = normalize(query)
+            p = normalize(positive)
+            n = normalize(negative.reshape(-1, negative.shape[-1]))
+            if self.target == "trusting":
+                score, margin, target = pairs_with_other_documents(q, p, n)
+                weights = trusting_weights(margin.detach(), score.detach())
+            else:
+                margin = self._margin(q, p, n)
+                target = self._target(p, n)
+                weights = None
             if self.detach_target:
                 target = target.detach()
             error = ERRORS[self.error](margin - target)
-            return MarginTerms(error.mean() if weights is None else (weights * error).sum(dim=1).mean(), margin, target)
+            if weights is None:
+                loss = error.mean()
+            else:
+                loss = (weights * error).sum(dim=1).mean()
+            return MarginTerms(loss, margin, target)
 
-    def _pairs(self, q: Tensor, p: Tensor, n: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Returns the margins and targets of unit vectors, and the weights of a query's pairs if they differ."""
-        if self.target == "trusting":
-            documents = torch.cat([p, n])
-            others = ~torch.eye(len(q), len(documents), dtype=torch.bool, device=q.device)
-            scores = q @ documents.T
-            score = scores[others].reshape(len(q), -1)
-            margin = scores.diagonal()[:, None] - score
-            target = ((1 + p @ documents.T) / 2)[others].reshape(len(q), -1)
-            return margin, target, trusting_weights(margin.detach(), score.detach())
-
+    def _margin(self, q: Tensor, p: Tensor, n: Tensor) -> Tensor:
+        """Compute the margins of positives over negatives, from unit vectors."""
         positive_score = (q * p).sum(dim=-1)
         negative_score = q @ n.T
-        columns = torch.arange(len(n), device=n.device)
-        owner = columns // (len(n) // len(q))
-
+        rows, columns = _own_negatives(q, n)
         if not self.in_batch:
-            margin = positive_score[owner] - negative_score[owner, columns]
-        elif self.pairing == "released":
-            margin = positive_score[owner] - negative_score
-        else:
-            margin = positive_score[:, None] - negative_score
+            return positive_score[rows] - negative_score[rows, columns]
+        if self.pairing == "released":
+            return positive_score[rows] - negative_score
+        return positive_score[:, None] - negative_score
 
+    def _target(self, p: Tensor, n: Tensor) -> Tensor:
+        """Compute the targets of the margins, in a shape that broadcasts with them."""
         if not isinstance(self.target, str):
-            return margin, margin.new_tensor(self.target), None
-        target = (1 + p @ n.T) / 2
+            return p.new_tensor(self.target)
+        target = relevance_target(p, n)
         if self.target == "adaptive" and not self.in_batch:
-            target = target[owner, columns]
-        return margin, target, None
+            return target[_own_negatives(p, n)]
+        return target
 
     def get_config_dict(self) -> dict[str, Any]:
-        """Returns the options, for model cards and records of runs."""
+        """Return the options, for model cards and records of runs."""
         return {
             "target": self.target,
             "in_batch": self.in_batch,
@@ -216,12 +222,13 @@ class AdaptiveMarginLoss(nn.Module):
         }
 
     def extra_repr(self) -> str:
-        """Returns the options, for ``repr``."""
-        return ", ".join(f"{name}={value!r}" for name, value in self.get_config_dict().items())
+        """Return the options, for ``repr``."""
+        options = [f"{name}={value!r}" for name, value in self.get_config_dict().items()]
+        return ", ".join(options)
 
 
 class SelfDistillationLoss(nn.Module):
-    """:class:`AdaptiveMarginLoss` on texts, for a ``SentenceTransformerTrainer``.
+    """Compute :class:`AdaptiveMarginLoss` on texts, for a ``SentenceTransformerTrainer``.
 
     Args:
         model: The model to train.
@@ -264,7 +271,7 @@ class SelfDistillationLoss(nn.Module):
         self.statistics: dict[str, Tensor] = {}
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None) -> Tensor:
-        """Embeds each column and computes the loss.
+        """Embed each column and compute the loss.
 
         Args:
             sentence_features: The tokenized columns: query, positive, and one or more negatives.
@@ -277,7 +284,7 @@ class SelfDistillationLoss(nn.Module):
         return self.compute_loss_from_embeddings(embeddings, labels)
 
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None = None) -> Tensor:
-        """Computes the loss from one ``(B, D)`` tensor a column.
+        """Compute the loss from one ``(B, D)`` tensor a column.
 
         Raises:
             ValueError: If there are fewer than three columns.
@@ -293,7 +300,7 @@ class SelfDistillationLoss(nn.Module):
         return loss
 
     def get_config_dict(self) -> dict[str, Any]:
-        """Returns the options, for the model card."""
+        """Return the options, for the model card."""
         return self.loss.get_config_dict()
 
     @property
@@ -314,8 +321,54 @@ CITATION = """
 """
 
 
+def relevance_target(positive: Tensor, negative: Tensor) -> Tensor:
+    """Compute the adaptive relevance margin of each positive and each negative document.
+
+    Args:
+        positive: Unit vectors of P documents, ``(P, D)``.
+        negative: Unit vectors of N documents, ``(N, D)``.
+
+    Returns:
+        The cosines, scaled from [-1, 1] to [0, 1], ``(P, N)``.
+
+    Example:
+        >>> relevance_target(torch.eye(2), torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))
+        tensor([[1.0000, 0.0000],
+                [0.5000, 0.5000]])
+    """
+    return (1 + positive @ negative.T) / 2
+
+
+def pairs_with_other_documents(query: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Pair each query's positive with all other documents of the batch: the negatives and the other positives.
+
+    Args:
+        query: Unit vectors of B queries, ``(B, D)``.
+        positive: Those of their positives, ``(B, D)``.
+        negative: Those of all negatives, ``(B*K, D)``.
+
+    Returns:
+        The other documents' scores, the positive's margins over them, and the targets of these margins, each
+        ``(B, B - 1 + B*K)``.
+
+    Example:
+        >>> score, margin, target = pairs_with_other_documents(torch.eye(2), torch.eye(2), -torch.eye(2))
+        >>> margin
+        tensor([[1., 2., 1.],
+                [1., 1., 2.]])
+    """
+    documents = torch.cat([positive, negative])
+    is_other = ~torch.eye(len(query), len(documents), dtype=torch.bool, device=query.device)
+    scores = query @ documents.T
+    targets = relevance_target(positive, documents)
+    score = scores[is_other].reshape(len(query), -1)
+    margin = scores.diagonal()[:, None] - score
+    target = targets[is_other].reshape(len(query), -1)
+    return score, margin, target
+
+
 def trusting_weights(margin: Tensor, score: Tensor) -> Tensor:
-    """Weighs each query's negatives: the higher their score the more, as far as the positive stands out.
+    """Weigh each query's negatives: the higher their score the more, as far as the positive stands out.
 
     Args:
         margin: What the positive's score is above the negatives', ``(B, N)``.
@@ -338,7 +391,7 @@ def trusting_weights(margin: Tensor, score: Tensor) -> Tensor:
 
 
 def normalize(vectors: Tensor) -> Tensor:
-    """Scales vectors to unit length in at least float32; a zero vector stays zero and gets a finite gradient.
+    """Scale vectors to unit length in at least float32; a zero vector stays zero and gets a finite gradient.
 
     Example:
         >>> normalize(torch.tensor([[3.0, 4.0], [0.0, 0.0]], dtype=torch.bfloat16))
@@ -350,31 +403,36 @@ def normalize(vectors: Tensor) -> Tensor:
     return vectors / torch.where(length > 0, length, 1.0)
 
 
-def _check_target(target: object) -> None:
+def _own_negatives(queries: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the row of the query that each negative belongs to, and the negative's column."""
+    columns = torch.arange(len(negatives), device=negatives.device)
+    number = len(negatives) // len(queries)
+    return columns // number, columns
+
+
+def _require_target(target: object) -> None:
+    """Check that a target is a name or a margin between two cosines."""
     if isinstance(target, bool) or not isinstance(target, str | Real):
-        raise TypeError(f"target={target!r} is a {type(target).__name__}; use one of {TARGETS} or a number")
+        raise TypeError(f"target must be one of {TARGETS} or a number, got {target!r}, a {type(target).__name__}")
     if isinstance(target, str):
-        if target not in TARGETS:
-            raise ValueError(f"target={target!r} is unknown; use one of {TARGETS} or a number in (0, 2]")
-    elif not (0 < float(target) <= 2):
-        raise ValueError(f"target={target!r} is not a margin between two cosines that can be asked for; use (0, 2]")
+        is_known = target in TARGETS
+    else:
+        is_known = 0 < float(target) <= 2
+    if not is_known:
+        raise ValueError(f"target must be one of {TARGETS} or a number in (0, 2], got {target!r}")
 
 
-def _check_embeddings(query: Tensor, positive: Tensor, negative: Tensor) -> None:
+def _require_embeddings(query: Tensor, positive: Tensor, negative: Tensor) -> None:
+    """Check the types and the shapes of a batch."""
     for name, tensor in {"query": query, "positive": positive, "negative": negative}.items():
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            given = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise TypeError(f"{name} is {given}; the loss takes floating point tensors")
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a floating point tensor, got a {type(tensor).__name__}")
+        if not tensor.is_floating_point():
+            raise TypeError(f"{name} must be a floating point tensor, got {tensor.dtype}")
     shapes = f"query {tuple(query.shape)}, positive {tuple(positive.shape)}, negative {tuple(negative.shape)}"
-    agree = (
-        query.ndim == 2
-        and positive.shape == query.shape
-        and negative.ndim in (2, 3)
-        and (negative.shape[0], negative.shape[-1]) == tuple(query.shape)
-    )
-    if not agree:
-        raise ValueError(
-            f"shapes do not agree: {shapes}; use query (B, D), positive (B, D), negative (B, D) or (B, K, D)"
-        )
+    are_matrices = query.ndim == 2 and negative.ndim in (2, 3)
+    agree = positive.shape == query.shape and (negative.shape[0], negative.shape[-1]) == tuple(query.shape)
+    if not (are_matrices and agree):
+        raise ValueError(f"expected query (B, D), positive (B, D) and negative (B, D) or (B, K, D), got {shapes}")
     if 0 in negative.shape:
-        raise ValueError(f"the batch is empty: {shapes}; B, K and D must be at least 1")
+        raise ValueError(f"expected a batch with B, K and D of at least 1, got {shapes}")
