@@ -14,250 +14,32 @@ a subprocess, once per set of package versions, and cached under PyTerrier's hom
 from __future__ import annotations
 
 import hashlib
-import importlib
 import importlib.metadata
 import importlib.util
-import inspect
 import json
 import logging
 import os
-import pkgutil
 import platform
 import re
 import subprocess
 import sys
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from types import ModuleType
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import pandas as pd
 import pyterrier as pt
 
-__all__ = ["DocstringsDataset", "DocstringsDatasetProvider", "split_docstring"]
+from . import collector
+from .collector import Entry, is_api, makes_query, preference
 
-_logger = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
-FORMAT = 2  # of the cache files; to be raised whenever other documents or summaries are collected
-MIN_SUMMARY_WORDS = 3  # shorter summaries ("Return self") do not say what is looked for: they make no query
-MIN_TEXT_WORDS = 20  # shorter rests ("See also: ...") tell nothing about the object: they make no document
-SPLITS = {"train": range(0, 70), "dev": range(70, 80), "test": range(80, 100)}  # the checksums of topics, modulo 100
+CACHE_FORMAT = 2
+"""The format of the cache, to raise whenever other documents or summaries are collected."""
 
-# tests and scripts, vendored packages, and what Python 3.12 has withdrawn
-_NOT_API = {"benchmarks", "conftest", "setup", "test", "tests", "externals", "distutils"}
-
-# "name(...)", which may nest two deep, perhaps "-> result", and the "--" that CPython puts behind it
-_PARENTHESES = r"\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)"
-_SIGNATURE = re.compile(rf"\A[\w.]+{_PARENTHESES}(?:[ ]*->.*)?[ ]*(?:\n--[ ]*)?(?:\n\s*|\Z)")
-_RULER = re.compile(r"^[ ]*([=~*#^-])\1{2,}[ ]*$", re.MULTILINE)
-
-
-class _Entry(NamedTuple):
-    docno: str
-    summary: str
-    text: str
-
-
-# --- From a docstring to a query and a document ---------------------------------------------------------------------
-
-
-def split_docstring(docstring: str) -> tuple[str, str]:
-    """Split a docstring into its summary, in one line, and the rest, in which the summary is not repeated.
-
-    Left out of both are the signatures with which the docstrings of C functions begin, and the rulers under headings.
-
-    Example:
-        >>> split_docstring('''add(x1, x2, /)
-        ...
-        ...     Add arguments
-        ...     element-wise.
-        ...
-        ...     The inputs are broadcast.''')
-        ('Add arguments element-wise.', 'The inputs are broadcast.')
-    """
-    doc = _RULER.sub("", inspect.cleandoc(docstring)).strip()
-    while signature := _SIGNATURE.match(doc):
-        doc = doc[signature.end() :]
-    first, *others = re.split(r"\n\s*\n", doc, maxsplit=1)
-    summary, text = " ".join(first.split()), "".join(others)
-    if _makes_query(summary):
-        repetition = r"\s+".join(map(re.escape, summary.rstrip(".").split()))
-        text = re.sub(repetition, "", text, flags=re.IGNORECASE)
-    return summary, text.strip()
-
-
-def _makes_query(summary: str) -> bool:
-    return len(summary.split()) >= MIN_SUMMARY_WORDS
-
-
-# --- From a package to its docstrings: run in a subprocess ----------------------------------------------------------
-
-
-def _is_public(name: str) -> bool:
-    return not name.startswith("_")
-
-
-def _is_api(module: str) -> bool:
-    return _is_public(module) and module not in _NOT_API
-
-
-def _package_of(obj: object) -> str | None:
-    module = getattr(obj, "__module__", None)
-    return module.partition(".")[0] if isinstance(module, str) else None
-
-
-def _modules(name: str, skipped: list[str]) -> list[ModuleType]:
-    module = importlib.import_module(name)
-    modules = [module]
-    for info in pkgutil.iter_modules(getattr(module, "__path__", ()), f"{name}."):
-        if _is_api(info.name.rpartition(".")[2]):
-            try:
-                modules += _modules(info.name, skipped)
-            except KeyboardInterrupt:
-                raise
-            except BaseException as error:  # also modules that exit, or skip themselves as pytest does
-                skipped.append(f"{info.name} ({error!r})")
-    return modules
-
-
-def _attributes(module: ModuleType) -> Iterator[tuple[str, Any]]:
-    package = module.__name__.partition(".")[0]
-    exported = getattr(module, "__all__", None)
-    for name in filter(_is_public, dir(module) if exported is None else exported):
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", DeprecationWarning)  # do not follow shims to where objects have moved
-                value = getattr(module, name)
-                origin = _package_of(value)
-        except Exception:
-            continue
-        # ufuncs do not tell where they come from: believe the module that claims them
-        if not isinstance(value, ModuleType) and (origin == package or (origin is None and exported is not None)):
-            yield f"{module.__name__}.{name}", value
-
-
-def _members(name: str, cls: type) -> Iterator[tuple[str, Any]]:
-    package = _package_of(cls)
-    members: dict[str, Any] = {}
-    for base in reversed(cls.__mro__):
-        if _package_of(base) == package:
-            members.update(vars(base))
-    for attribute, value in members.items():
-        patched_in = inspect.isfunction(value) and _package_of(value) != package  # as tqdm does to pandas
-        if _is_public(attribute) and not patched_in:
-            yield f"{name}.{attribute}", value
-
-
-def _own_doc(obj: Any) -> str:
-    try:
-        doc = obj.__doc__
-    except Exception:
-        return ""
-    # constants and other instances show the docstring of their class, sometimes with its signature in front
-    of_class = type(obj).__doc__
-    inherited = isinstance(of_class, str) and of_class != "" and str(doc).endswith(of_class)
-    return doc if isinstance(doc, str) and not inherited else ""
-
-
-def _preference(named: Sequence[Any]) -> tuple[int, str]:
-    return len(named[0]), named[0]
-
-
-def _collect(packages: Iterable[str]) -> list[_Entry]:
-    skipped: list[str] = []
-    modules = [module for package in packages for module in _modules(package, skipped)]
-    named: dict[str, Any] = {module.__name__: module for module in modules}
-    for module in modules:
-        named.update(_attributes(module))
-    # the best of an object's names comes last and stays
-    names = {id(obj): name for name, obj in sorted(named.items(), key=_preference, reverse=True)}
-    objects = {name: named[name] for name in names.values()}
-    for name, obj in list(objects.items()):
-        if isinstance(obj, type):
-            objects.update(_members(name, obj))
-
-    entries: dict[str, _Entry] = {}
-    for name, obj in sorted(objects.items(), key=_preference):
-        summary, text = split_docstring(_own_doc(obj))
-        if len(text.split()) >= MIN_TEXT_WORDS:
-            entries.setdefault(text, _Entry(name, summary, text))
-    _logger.debug("%d documents; skipped %d modules: %s", len(entries), len(skipped), ", ".join(skipped))
-    return sorted(entries.values())
-
-
-def _main(path: str, *packages: str) -> None:
-    _logger.setLevel(logging.DEBUG)
-    _logger.addHandler(logging.StreamHandler())
-    entries = _collect(packages)
-    with pt.io.finalized_autoopen(path, "b") as file:
-        for entry in entries:
-            file.write(json.dumps(entry._asdict()).encode() + b"\n")
-
-
-def _run_collector(packages: Sequence[str], path: str) -> None:
-    """Collect into the file in a process that finds the same packages as this one, but shares nothing else with it."""
-    # a script, since importing this module would import all of pyterrier_selfdistill, which takes longer than the work
-    script = f"import runpy; runpy.run_path({__file__!r}, run_name='__main__')"
-    environment = {
-        "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)),
-        "PYTHONSAFEPATH": "1",
-        "PYTHONHASHSEED": "0",  # some docstrings are generated, from sets
-        "MPLBACKEND": "Agg",
-    }
-    process = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script, path, *packages],
-        env=os.environ | environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        encoding="utf-8",
-        errors="replace",
-    )
-    _logger.debug("collector of %s: %s", ", ".join(packages), process.stderr.strip())
-    if not os.path.exists(path):
-        raise RuntimeError(
-            f"collecting the docstrings of {', '.join(packages)} ended with exit status {process.returncode}:\n"
-            + process.stderr[-2000:]
-        )
-
-
-# --- From names to installed packages -------------------------------------------------------------------------------
-
-
-def _normalised(distribution: str) -> str:
-    return re.sub(r"[-_.]+", "-", distribution).lower()
-
-
-def _import_names(name: str) -> list[str]:
-    if name.isidentifier() and importlib.util.find_spec(name):
-        return [name]
-    provided = importlib.metadata.packages_distributions().items()
-    names = [
-        package
-        for package, distributions in provided
-        if package.isidentifier() and _is_api(package) and _normalised(name) in map(_normalised, distributions)
-    ]
-    if not names:
-        raise ModuleNotFoundError(f"no package {name!r} is installed to read docstrings from: pip install {name}")
-    return names
-
-
-def _versions(packages: Iterable[str]) -> Iterator[str]:
-    provided = importlib.metadata.packages_distributions()
-    for package in packages:
-        try:
-            versions = {importlib.metadata.version(name) for name in provided.get(package, [package])}
-        except importlib.metadata.PackageNotFoundError:  # as for the standard library
-            versions = {platform.python_version()}
-        yield "+".join(sorted(versions))
-
-
-def _checksum(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
-
-
-# --- The dataset ----------------------------------------------------------------------------------------------------
+SPLITS = {"train": range(0, 70), "dev": range(70, 80), "test": range(80, 100)}
+"""The split of a topic by its checksum modulo 100."""
 
 
 class DocstringsDataset(pt.datasets.Dataset):
@@ -295,25 +77,30 @@ class DocstringsDataset(pt.datasets.Dataset):
         names = {name.strip() for name in packages} - {""}
         if not names:
             raise ValueError("no package is named to read docstrings from: write, e.g., 'docstrings:numpy,scipy'")
-        self.packages = sorted({package for name in names for package in _import_names(name)})
+        found: set[str] = set()
+        for name in names:
+            found.update(_import_names(name))
+        self.packages = sorted(found)
 
     @cached_property
-    def _entries(self) -> list[_Entry]:
+    def _entries(self) -> list[Entry]:
+        """The documents, from the cache if they are there."""
         directory = os.path.join(pt.io.pyterrier_home(), "docstrings")
-        key = _checksum(repr([FORMAT, self.packages, *_versions(self.packages)]))
+        key = _checksum(repr([CACHE_FORMAT, self.packages, *_versions(self.packages)]))
         path = os.path.join(directory, f"{'+'.join(self.packages)[:100]}-{key}.jsonl.gz")
         if not os.path.exists(path):
             os.makedirs(directory, exist_ok=True)
             _run_collector(self.packages, path)
         with pt.io.autoopen(path, "rt", encoding="utf-8") as file:
-            return [_Entry(**json.loads(line)) for line in file]
+            return [Entry(**json.loads(line)) for line in file]
 
     @cached_property
     def _judgements(self) -> pd.DataFrame:
-        topics: dict[str, _Entry] = {}
+        """The topics with their relevant documents; equal summaries are one topic."""
+        topics: dict[str, Entry] = {}
         rows = []
-        for entry in sorted(self._entries, key=_preference):
-            if _makes_query(entry.summary):
+        for entry in sorted(self._entries, key=preference):
+            if makes_query(entry.summary):
                 topic = topics.setdefault(entry.summary.rstrip(".").casefold(), entry)
                 rows.append((_checksum(topic.docno), topic.summary, entry.docno, 1))
         return pd.DataFrame(rows, columns=["qid", "query", "docno", "label"])
@@ -323,7 +110,8 @@ class DocstringsDataset(pt.datasets.Dataset):
             return self._judgements
         if variant not in SPLITS:
             raise ValueError(f"{self!r} has no variant {variant!r}: choose from {list(SPLITS)}, or None for all topics")
-        return self._judgements[[int(qid, 16) % 100 in SPLITS[variant] for qid in self._judgements["qid"]]]
+        is_in_split = [int(qid, 16) % 100 in SPLITS[variant] for qid in self._judgements["qid"]]
+        return self._judgements[is_in_split]
 
     def get_corpus_iter(self, *, verbose: bool = True) -> pt.model.IterDict:
         """Return the documents, ordered by docno.
@@ -335,7 +123,7 @@ class DocstringsDataset(pt.datasets.Dataset):
             An iterable with a length, of dicts with the keys docno (the qualified name of the object), title (again
             this name) and text (the docstring without its summary).
         """
-        entries = pt.tqdm(self._entries, desc=f"{self!r} documents") if verbose else self._entries
+        entries = pt.tqdm(self._entries, desc=f"{self!r} documents", disable=not verbose)
         rows = ({"docno": entry.docno, "title": entry.docno, "text": entry.text} for entry in entries)
         return pt.utils.GeneratorLen(rows, len(self._entries))
 
@@ -389,8 +177,14 @@ class DocstringsDataset(pt.datasets.Dataset):
             ValueError: If a field is unknown.
         """
         available = ["title", "text"]
-        columns = available if fields == "*" else [fields] if isinstance(fields, str) else list(fields)
-        if unknown := set(columns) - set(available):
+        if fields == "*":
+            columns = available
+        elif isinstance(fields, str):
+            columns = [fields]
+        else:
+            columns = list(fields)
+        unknown = set(columns) - set(available)
+        if unknown:
             raise ValueError(f"{self!r} has no field {', '.join(sorted(unknown))}: choose from {available}")
 
         def load(documents: pd.DataFrame) -> pd.DataFrame:
@@ -398,17 +192,17 @@ class DocstringsDataset(pt.datasets.Dataset):
             loaded = corpus.loc[documents["docno"], columns].set_index(documents.index)
             return documents.assign(**loaded)
 
-        return pt.apply.generic(
-            load,
-            required_columns=["docno"],
-            transform_outputs=lambda inputs: inputs + [column for column in columns if column not in inputs],
-            label="TextLoader",
-        )
+        def outputs(inputs: list[str]) -> list[str]:
+            return inputs + [column for column in columns if column not in inputs]
+
+        return pt.apply.generic(load, required_columns=["docno"], transform_outputs=outputs, label="TextLoader")
 
     def _describe_component(self, component: str) -> bool | list[str] | None:
         if component in ("topics", "qrels"):
             return list(SPLITS)
-        return True if component == "corpus" else None
+        if component == "corpus":
+            return True
+        return None
 
     def __repr__(self) -> str:
         return f"DocstringsDataset({self.packages})"
@@ -442,5 +236,63 @@ class DocstringsDatasetProvider(pt.datasets.DatasetProvider):
         return ["numpy,pandas"]
 
 
-if __name__ == "__main__":
-    _main(*sys.argv[1:])
+def _import_names(name: str) -> list[str]:
+    """Find the packages that a name stands for: that of a package, or of the distribution that provides it."""
+    if name.isidentifier() and importlib.util.find_spec(name):
+        return [name]
+    names = []
+    for package, distributions in importlib.metadata.packages_distributions().items():
+        is_provided = _normalized(name) in map(_normalized, distributions)
+        if is_provided and package.isidentifier() and is_api(package):
+            names.append(package)
+    if not names:
+        raise ModuleNotFoundError(f"no package {name!r} is installed to read docstrings from: pip install {name}")
+    return names
+
+
+def _normalized(distribution: str) -> str:
+    """Return the name by which distributions are compared, as in PEP 503."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+def _versions(packages: Iterable[str]) -> Iterator[str]:
+    """Iterate over the installed versions of packages."""
+    provided = importlib.metadata.packages_distributions()
+    for package in packages:
+        try:
+            versions = {importlib.metadata.version(name) for name in provided.get(package, [package])}
+        except importlib.metadata.PackageNotFoundError:  # as for the standard library
+            versions = {platform.python_version()}
+        yield "+".join(sorted(versions))
+
+
+def _checksum(text: str) -> str:
+    """Return the identifier of a topic, or of a cache."""
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+
+
+def _run_collector(packages: Sequence[str], path: str) -> None:
+    """Collect into the file in a process that finds the same packages as this one, but shares nothing else with it."""
+    # run by path, since importing by name would import all of pyterrier_selfdistill, which takes longer than the work
+    script = f"import runpy; runpy.run_path({collector.__file__!r}, run_name='__main__')"
+    environment = {
+        "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)),
+        "PYTHONSAFEPATH": "1",
+        "PYTHONHASHSEED": "0",  # some docstrings are generated, from sets
+        "MPLBACKEND": "Agg",
+    }
+    process = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script, path, *packages],
+        env=os.environ | environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        errors="replace",
+    )
+    logger.debug("collector of %s: %s", ", ".join(packages), process.stderr.strip())
+    if not os.path.exists(path):
+        raise RuntimeError(
+            f"collecting the docstrings of {', '.join(packages)} ended with exit status {process.returncode}:\n"
+            + process.stderr[-2000:]
+        )

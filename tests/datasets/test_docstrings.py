@@ -13,12 +13,12 @@ import pyterrier as pt
 import pytest
 from pyterrier.datasets import _core
 
-from pyterrier_selfdistill.datasets import docstrings
-from pyterrier_selfdistill.datasets.docstrings import DocstringsDataset, DocstringsDatasetProvider, split_docstring
+from pyterrier_selfdistill.datasets import collector, docstrings
+from pyterrier_selfdistill.datasets.docstrings import DocstringsDataset, DocstringsDatasetProvider
 
 
 def rest(topic: str) -> str:
-    return f"It is about {topic}. " + " ".join(f"{topic}-{i}" for i in range(docstrings.MIN_TEXT_WORDS))
+    return f"It is about {topic}. " + " ".join(f"{topic}-{i}" for i in range(collector.MIN_TEXT_WORDS))
 
 
 PACKAGE = {
@@ -234,27 +234,6 @@ def corpus(dataset: DocstringsDataset) -> dict[str, str]:
 
 
 # --- Documents and queries ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("docstring", "summary", "text"),
-    [
-        ("One line.", "One line.", ""),
-        ("", "", ""),
-        ("Two\n    lines.\n \n\n    Rest\n      indented.\n\n    More.", "Two lines.", "Rest\n  indented.\n\nMore."),
-        ("f(x)\nSummary on the next line.\n\nRest.", "Summary on the next line.", "Rest."),
-        ("f(x, y=(1, 2)) -> int\n\nf(x)\n\nOverloaded.\n\nRest.", "Overloaded.", "Rest."),
-        ("mod.f(x)\n--\n\nText signature.\n\nRest.", "Text signature.", "Rest."),
-        ("f(x) is a function.\n\nRest.", "f(x) is a function.", "Rest."),
-        ("=====\nTitle\n=====\nBody.\n\nRest.", "Title", "Body.\n\nRest."),
-        ("Parameters\n----------\nx : int", "Parameters", "x : int"),
-        ("Add  two numbers.\n\nadd two\nnumbers\n\nRest.", "Add two numbers.", "Rest."),
-        ("Add two numbers.\n\nTo add two numbers (a, b), call it.", "Add two numbers.", "To  (a, b), call it."),
-        ("Too short.\n\nToo short to ask for.", "Too short.", "Too short to ask for."),
-    ],
-)
-def test_split_docstring(docstring, summary, text):
-    assert split_docstring(docstring) == (summary, text)
 
 
 def test_documents(dataset, site):
