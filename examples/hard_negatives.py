@@ -1,6 +1,6 @@
 """Which negatives to train with: random ones, those of BM25, or those that the encoder finds itself.
 
-Trains the same encoder three times on the same relevant documents, and compares what comes out with BM25 and with the
+Train the same encoder three times on the same relevant documents, and compare what comes out with BM25 and with the
 encoder before training::
 
     python examples/hard_negatives.py
@@ -29,14 +29,17 @@ logger = logging.getLogger("hard_negatives")
 
 
 def main(options: argparse.Namespace) -> pd.DataFrame:
-    """Trains, compares, writes everything below ``options.output``, and returns the table."""
+    """Train, compare, write everything below ``options.output``, and return the table."""
     output = Path(options.output)
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir(parents=True)
     dataset = pt.get_dataset(options.dataset)
-    parts = [split_queries(frame, {"train": 0.7, "test": 0.3}) for frame in topics_and_qrels(options.dataset)]
-    (topics, qrels), (test_topics, test_qrels) = [[part[name] for part in parts] for name in ("train", "test")]
-    topics = topics.sample(min(len(topics), options.queries), random_state=options.seed)
+    all_topics, all_qrels = topics_and_qrels(options.dataset)
+    split_topics = split_queries(all_topics, {"train": 0.7, "test": 0.3})
+    split_qrels = split_queries(all_qrels, {"train": 0.7, "test": 0.3})
+    number = min(len(split_topics["train"]), options.queries)
+    topics = split_topics["train"].sample(number, random_state=options.seed)
+    qrels = split_qrels["train"]
     pisa = PisaIndex(str(output / "bm25.pisa"), text_field="text").index(dataset.get_corpus_iter(verbose=False))
     bm25 = pisa.bm25(num_results=100)
 
@@ -73,7 +76,7 @@ def main(options: argparse.Namespace) -> pd.DataFrame:
 
     measures = [nDCG @ 10, RR @ 10, R @ 100]
     table = pt.Experiment(
-        list(systems.values()), test_topics, test_qrels, measures, names=list(systems), baseline=1, correction="holm"
+        systems, split_topics["test"], split_qrels["test"], measures, baseline="untrained", correction="holm"
     )
     table = table[["name", *map(str, measures), "nDCG@10 p-value corrected"]].round(4)
     table.to_csv(output / "table.csv", index=False)
@@ -82,16 +85,18 @@ def main(options: argparse.Namespace) -> pd.DataFrame:
 
 
 def topics_and_qrels(name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Returns all topics and judgements; those of docstrings come in parts."""
+    """Load all topics and judgements; those of docstrings come in splits."""
     if name.startswith("irds:"):
         return pt.get_dataset(name).get_topicsqrels()
-    parts = [pt.get_dataset(name).get_topicsqrels(split) for split in ("train", "dev", "test")]
-    topics, qrels = (pd.concat(frames, ignore_index=True) for frames in zip(*parts, strict=True))
+    dataset = pt.get_dataset(name)
+    splits = ["train", "dev", "test"]
+    topics = pd.concat([dataset.get_topics(split) for split in splits], ignore_index=True)
+    qrels = pd.concat([dataset.get_qrels(split) for split in splits], ignore_index=True)
     return topics, qrels
 
 
 def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Reads the command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__.partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )

@@ -30,17 +30,18 @@ logger = logging.getLogger("msmarco")
 
 
 def main(options: argparse.Namespace) -> pd.DataFrame:
-    """Trains, re-ranks, writes everything below ``options.output``, and returns the table."""
+    """Train, re-rank, write everything below ``options.output``, and return the table."""
     output = Path(options.output)
     base = SelfDistillBiEncoder.from_pretrained(
         options.model, query_length=options.query_length, document_length=options.document_length, batch_size=128
     )
-    arguments = {
+    changes = {
         "learning_rate": options.learning_rate,
         "per_device_train_batch_size": options.batch_size,
         "max_steps": options.max_steps,
         "eval_steps": options.eval_steps,
     }
+    arguments = {name: value for name, value in changes.items() if value is not None}
     trainer = SelfDistillTrainer(
         base,
         output,
@@ -49,7 +50,7 @@ def main(options: argparse.Namespace) -> pd.DataFrame:
         measures=[nDCG @ 10, RR(rel=2) @ 10],
         seed=options.seed,
         resume=options.resume,
-        **{name: value for name, value in arguments.items() if value is not None},
+        **arguments,
     )
     trainer.fit_triples(
         pt.get_dataset(options.dataset),
@@ -65,12 +66,11 @@ def main(options: argparse.Namespace) -> pd.DataFrame:
     runs = output / "runs"
     runs.mkdir(exist_ok=True)
     table = pt.Experiment(
-        list(systems.values()),
+        systems,
         results,
         qrels,
         [nDCG @ 10, RR(rel=2) @ 10, R(rel=2) @ 100],
-        names=list(systems),
-        baseline=1,
+        baseline="untrained",
         save_dir=str(runs),
         save_mode="overwrite",
         validate="ignore",
@@ -81,16 +81,17 @@ def main(options: argparse.Namespace) -> pd.DataFrame:
 
 
 def candidates(name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Returns the documents to re-rank of the judged queries, with texts, and the judgements."""
+    """Load the documents to re-rank of the judged queries, with texts, and the judgements."""
     dataset = pt.get_dataset(name)
     topics, qrels = dataset.get_topicsqrels()
     topics = topics[topics["qid"].isin(qrels["qid"])][["qid", "query"]]
     results = dataset.get_results().drop(columns="query", errors="ignore").merge(topics, on="qid")
-    return pt.model.add_ranks(pt.text.get_text(dataset, ["text"])(results)), qrels
+    text = pt.text.get_text(dataset, ["text"])
+    return pt.model.add_ranks(text(results)), qrels
 
 
 def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Reads the command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__.partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )

@@ -17,6 +17,7 @@ import importlib.resources
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyterrier as pt
@@ -37,7 +38,7 @@ SHARES = {"train": 0.6, "dev": 0.2, "test": 0.2}
 
 
 def main(options: argparse.Namespace) -> pd.DataFrame:
-    """Runs the experiment, writes everything below ``options.output``, and returns the table."""
+    """Run the experiment, write everything below ``options.output``, and return the table."""
     output = Path(options.output)
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir(parents=True)
@@ -45,7 +46,7 @@ def main(options: argparse.Namespace) -> pd.DataFrame:
     logger.info("reading %s", options.dataset)
     dataset = pt.get_dataset(options.dataset)
     topics, qrels = load_split(options.dataset, "train")
-    dev_topics, dev_qrels = load_split(options.dataset, "dev")
+    valid_topics, valid_qrels = load_split(options.dataset, "dev")
     test_topics, test_qrels = load_split(options.dataset, "test")
     text = pt.text.get_text(dataset, ["text"])
     pisa = PisaIndex(str(output / "bm25.pisa"), text_field="text").index(dataset.get_corpus_iter())
@@ -67,16 +68,16 @@ def main(options: argparse.Namespace) -> pd.DataFrame:
         seed=options.seed,
     )
     positives = qrels.sample(min(len(qrels), options.triples), random_state=options.seed)
-    dev_results = (bm25 % 10 >> text)(dev_topics.sample(min(len(dev_topics), 100), random_state=options.seed))
-    trainer.fit(topics, positives, dev_results, dev_qrels)
+    valid_topics = valid_topics.sample(min(len(valid_topics), 100), random_state=options.seed)
+    candidates = (bm25 % 10 >> text)(valid_topics)
+    trainer.fit(topics, positives, candidates, valid_qrels)
 
     systems = {"bm25": bm25}
     for name, encoder in {"untrained": untrained, "self-distilled": trainer.encoder}.items():
         logger.info("indexing with the %s encoder", name)
-        folder = output / f"{name}.flex"
-        systems[name] = encoder.build_retriever(dataset, folder, num_results=DEPTH)
-    index = SelfDistillIndex(folder, verbose=False)
+        systems[name] = encoder.build_retriever(dataset, output / f"{name}.flex", num_results=DEPTH)
     # the index has the vectors of the documents already; bm25 >> text >> trainer.encoder would encode them again
+    index = SelfDistillIndex(output / "self-distilled.flex", verbose=False)
     systems["bm25, re-ranked"] = bm25 >> trainer.encoder.query_encoder() >> index.scorer()
     systems["bm25, fused"] = RRFusion(bm25, systems["self-distilled"], num_results=DEPTH)
 
@@ -95,30 +96,29 @@ def main(options: argparse.Namespace) -> pd.DataFrame:
 
 
 def compare(systems: dict[str, pt.Transformer], topics: pd.DataFrame, qrels: pd.DataFrame, runs: Path) -> pd.DataFrame:
-    """Runs the experiment and puts its figures into print.
+    """Run the experiment and format its figures.
 
     The p-values are of paired t-tests on nDCG@10, against BM25 and against the untrained encoder.
     """
-    pipelines, names = list(systems.values()), list(systems)
-    saved = {"names": names, "save_dir": str(runs), "validate": "ignore"}
     measures = [nDCG @ 10, RR @ 10, R @ DEPTH]
-    table = pt.Experiment(pipelines, topics, qrels, [*measures, "mrt"], baseline=0, save_mode="overwrite", **saved)
-    untrained = names.index("untrained")
-    again = pt.Experiment(pipelines, topics, qrels, [nDCG @ 10], baseline=untrained, save_mode="reuse", **saved)
-    columns = {
-        "name": (table["name"], "{}"),
-        **{str(measure): (table[str(measure)], "{:.3f}") for measure in measures},
-        "p (bm25)": (table["nDCG@10 p-value"], "{:.1g}"),
-        "p (untrained)": (again["nDCG@10 p-value"], "{:.1g}"),
-        "ms/query": (table["mrt"], "{:.1f}"),
-    }
-    return pd.DataFrame(
-        {title: ["" if pd.isna(x) else form.format(x) for x in values] for title, (values, form) in columns.items()}
+    saved: dict[str, Any] = {"save_dir": str(runs), "validate": "ignore"}
+    against_bm25 = pt.Experiment(
+        systems, topics, qrels, [*measures, "mrt"], baseline="bm25", save_mode="overwrite", **saved
     )
+    against_untrained = pt.Experiment(
+        systems, topics, qrels, [nDCG @ 10], baseline="untrained", save_mode="reuse", **saved
+    )
+    table = against_bm25[["name"]].copy()
+    for measure in map(str, measures):
+        table[measure] = against_bm25[measure].map("{:.3f}".format)
+    table["p (bm25)"] = against_bm25["nDCG@10 p-value"].map("{:.1g}".format, na_action="ignore")
+    table["p (untrained)"] = against_untrained["nDCG@10 p-value"].map("{:.1g}".format, na_action="ignore")
+    table["ms/query"] = against_bm25["mrt"].map("{:.1f}".format)
+    return table.fillna("")
 
 
 def load_split(name: str, split: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Returns the topics and the judgements of one split.
+    """Load the topics and the judgements of one split.
 
     Docstrings come split, and so do many datasets of ir_datasets, as ``NAME/train`` and so on. The topics of others are
     split by a checksum of their identifier.
@@ -133,7 +133,7 @@ def load_split(name: str, split: str) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Reads the command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__.partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )

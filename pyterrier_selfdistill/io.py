@@ -21,6 +21,9 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
         path: The folder to write. Folders above it are made; a symbolic link is followed.
         overwrite: Whether to replace a folder that is there.
 
+    Yields:
+        The temporary folder.
+
     Raises:
         FileExistsError: If the folder is there and ``overwrite`` is not set, or if a file is there.
 
@@ -33,11 +36,11 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
         '0.5'
     """
     target = Path(path).resolve()
-    if target.exists() and not (overwrite and target.is_dir()):
+    if target.exists() and not target.is_dir():
+        raise FileExistsError(f"expected a folder or nothing at {str(path)!r}, got a file; choose another path")
+    if target.exists() and not overwrite:
         raise FileExistsError(
             f"{str(path)!r} is there already; choose another folder, or replace this one with overwrite=True"
-            if target.is_dir()
-            else f"{str(path)!r} is a file; choose another path"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     replaced = None

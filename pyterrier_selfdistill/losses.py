@@ -147,11 +147,7 @@ class AdaptiveMarginLoss(nn.Module):
         self.pairing = pairing
 
     def forward(self, query: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-        """Compute the loss; see :meth:`terms` for the arguments.
-
-        Returns:
-            A scalar tensor.
-        """
+        """Compute the loss, a scalar tensor; :meth:`terms` says of what."""
         return self.terms(query, positive, negative).loss
 
     def terms(self, query: Tensor, positive: Tensor, negative: Tensor) -> MarginTerms:
@@ -284,7 +280,14 @@ class SelfDistillationLoss(nn.Module):
         return self.compute_loss_from_embeddings(embeddings, labels)
 
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None = None) -> Tensor:
-        """Compute the loss from one ``(B, D)`` tensor a column.
+        """Compute the loss from embeddings.
+
+        Args:
+            embeddings: One ``(B, D)`` tensor a column: query, positive, and one or more negatives.
+            labels: Not used.
+
+        Returns:
+            A scalar tensor.
 
         Raises:
             ValueError: If there are fewer than three columns.
@@ -386,12 +389,19 @@ def trusting_weights(margin: Tensor, score: Tensor) -> Tensor:
                 [0.5000, 0.5000]])
     """
     somers = margin.sign().mean(dim=1, keepdim=True).clamp(min=0)
-    deviation = score.std(correction=0).clamp(min=torch.finfo(score.dtype).eps)  # 0 where all scores are the same
+    # the deviation is 0 where all scores are the same
+    deviation = score.std(correction=0).clamp(min=torch.finfo(score.dtype).eps)
     return torch.softmax(somers * score / deviation, dim=1)
 
 
 def normalize(vectors: Tensor) -> Tensor:
-    """Scale vectors to unit length in at least float32; a zero vector stays zero and gets a finite gradient.
+    """Scale vectors to unit length in at least float32.
+
+    Args:
+        vectors: Vectors of any length, ``(..., D)``.
+
+    Returns:
+        Unit vectors; a zero vector stays zero and gets a finite gradient.
 
     Example:
         >>> normalize(torch.tensor([[3.0, 4.0], [0.0, 0.0]], dtype=torch.bfloat16))

@@ -37,6 +37,9 @@ def require_positive_integer(name: str, value: object, *, at_most: int | None = 
 def require_measures(measures: Sequence[object]) -> None:
     """Check that there are measures of ir_measures.
 
+    Args:
+        measures: What was given.
+
     Raises:
         ValueError: If there is none.
         TypeError: If one is something else, such as a name.
@@ -83,6 +86,10 @@ def require_columns(frame: pd.DataFrame, columns: Sequence[str], name: str) -> N
 
 def require_distinct_columns(frame: pd.DataFrame, name: str) -> None:
     """Check that no two columns have the same name.
+
+    Args:
+        frame: The frame.
+        name: What to call it in the error.
 
     Raises:
         ValueError: If two do.

@@ -48,9 +48,15 @@ class Entry(NamedTuple):
 
 
 def split_docstring(docstring: str) -> tuple[str, str]:
-    """Split a docstring into its summary, in one line, and the rest, in which the summary is not repeated.
+    """Split a docstring into its summary and the rest.
 
     Left out of both are the signatures with which the docstrings of C functions begin, and the rulers under headings.
+
+    Args:
+        docstring: The docstring as it is in the source.
+
+    Returns:
+        The summary in one line, and the rest, in which the summary is not repeated.
 
     Example:
         >>> split_docstring('''add(x1, x2, /)
