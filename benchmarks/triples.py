@@ -29,7 +29,7 @@ from memory import PeakMemory, resident
 from sentence_transformers import SentenceTransformerTrainer
 
 from pyterrier_selfdistill import SelfDistillBiEncoder, SelfDistillTrainer
-from pyterrier_selfdistill.data.triples import from_docpairs
+from pyterrier_selfdistill.data.triples import PairOptions, from_docpairs
 
 
 def generate(folder: Path, pairs: int, documents: int, queries: int) -> None:
@@ -63,14 +63,15 @@ def register(folder: Path, documents: int) -> pt.datasets.Dataset:
 def measure(folder: Path, documents: int, store_texts: bool) -> dict[str, Any]:
     """Makes triples twice: of the docpairs, then from the cache."""
     dataset = register(folder, documents)
+    options = PairOptions(store_texts=store_texts)
     dataset.irds_ref().docs_store().get("0")  # built before, as ir_datasets does it once for all uses
     started = time.monotonic()
     with PeakMemory() as memory:
-        triples = from_docpairs(dataset, store_texts=store_texts)
+        triples = from_docpairs(dataset, options)
     seconds = time.monotonic() - started
     peak = resident("VmHWM")
     started = time.monotonic()
-    from_docpairs(dataset, store_texts=store_texts)
+    from_docpairs(dataset, options)
     again = time.monotonic() - started
     read, number = triples.summary["read"], triples.summary["triples"]
     return {

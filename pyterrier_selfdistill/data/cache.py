@@ -1,7 +1,19 @@
-"""What becomes of rows on their way to triples: checked, counted, fingerprinted, and stored.
+"""Keep triples, and account for every row on the way to them.
 
-A :class:`Ledger` accounts for every row that is read; :func:`store` writes those that are kept to an Arrow file that
-the same source and settings find again, and returns them as :class:`Triples`.
+A :class:`TripleCache` is there already, or is written::
+
+    cache = TripleCache(signature, origin)
+    if not cache.exists():
+        with cache.writer(limit) as writer:
+            for batch in batches:
+                writer.read(len(batch))
+                writer.add(batch)
+                if writer.full:
+                    break
+    triples = cache.load()
+
+The :class:`TripleWriter` checks texts, counts what it drops and why, fingerprints what it keeps, and writes it. The
+folder is there when all was written, or not at all.
 """
 
 from __future__ import annotations
@@ -9,9 +21,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,12 +35,15 @@ import pyarrow.compute as pc
 import pyterrier as pt
 from datasets import Dataset
 
-from .columns import LABEL
+from .columns import text_columns
 
 logger = logging.getLogger(__name__)
 
-CACHE_FORMAT = 2
-"""Changes when the same source and settings give other triples."""
+CACHE_FORMAT = 3
+"""Changes when the same source and settings give other triples, or another summary."""
+
+MERGE_SIZE = 100_000
+"""How many new checksums are kept before they are merged into those that were seen."""
 
 
 class Triples(NamedTuple):
@@ -50,196 +66,341 @@ class Triples(NamedTuple):
     summary: dict[str, Any]
 
 
-class Ledger:
-    """Accounts for every row: what was read, what was dropped and why, and what was kept.
+class TripleCache:
+    """Triples that the same source and settings find again.
 
     Args:
-        summary: The source and the settings; what is counted comes after them.
+        signature: All that the triples depend on, as JSON takes it. None keeps them in memory, for this object only.
+        origin: The source and the settings, with which the summary begins.
+
+    Attributes:
+        folder: Where the triples are, below PyTerrier's home; None in memory.
+
+    Example:
+        >>> cache = TripleCache(None, {"source": "two rows"})
+        >>> with cache.writer() as writer:
+        ...     writer.read(2)
+        ...     writer.drop("duplicate row", 1)
+        ...     writer.add(pa.table({"query": ["sort"], "positive": ["sort rows"], "negative": ["plot a file"]}))
+        >>> triples = cache.load()
+        >>> triples.dataset[0]
+        {'query': 'sort', 'positive': 'sort rows', 'negative': 'plot a file'}
+        >>> triples.summary["dropped"]
+        {'duplicate row': 1}
     """
 
-    def __init__(self, summary: dict[str, Any]) -> None:
-        self.origin = summary
-        self.read = 0
-        self.kept = 0
+    def __init__(self, signature: Sequence[Any] | None, origin: Mapping[str, Any]) -> None:
+        self.origin = dict(origin)
+        self.folder: Path | None = None
+        self._in_memory: Triples | None = None
+        if signature is not None:
+            key = json.dumps([CACHE_FORMAT, signature])
+            checksum = hashlib.sha256(key.encode()).hexdigest()[:16]
+            self.folder = Path(pt.io.pyterrier_home()) / "selfdistill" / "triples" / checksum
+
+    def exists(self) -> bool:
+        """Say whether the triples are written already."""
+        if self.folder is None:
+            return self._in_memory is not None
+        return self.folder.exists()
+
+    def load(self) -> Triples:
+        """Read the triples; files are mapped, not read into memory.
+
+        Raises:
+            FileNotFoundError: If nothing was written.
+        """
+        if self._in_memory is not None:
+            return self._in_memory
+        if self.folder is None or not self.folder.exists():
+            raise FileNotFoundError(f"there are no triples of {self.origin} yet; write them with writer()")
+        logger.info("reading triples from %s", self.folder)
+        summary = json.loads((self.folder / "summary.json").read_text())
+        dataset = Dataset.from_file(str(self.folder / "triples.arrow"))
+        return Triples(dataset, summary)
+
+    @contextmanager
+    def writer(self, limit: int | None = None) -> Iterator[TripleWriter]:
+        """Give a writer; on exit without an error what it wrote is there to load.
+
+        Args:
+            limit: How many triples to keep.
+
+        Raises:
+            ValueError: On exit, if no triple was kept.
+        """
+        if self.folder is None:
+            tables: list[pa.Table] = []
+            writer = TripleWriter(self.origin, limit, tables.append)
+            yield writer
+            summary = writer.finish()
+            self._in_memory = Triples(Dataset(pa.concat_tables(tables)), summary)
+            return
+        with _shared_folder(self.folder) as folder:
+            with closing(_ArrowFile(folder / "triples.arrow")) as file:
+                writer = TripleWriter(self.origin, limit, file.write)
+                yield writer
+            summary = writer.finish()
+            (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+
+
+class TripleWriter:
+    """Checks, counts, fingerprints and writes triples.
+
+    Args:
+        origin: The source and the settings.
+        limit: How many triples to keep.
+        write: Where tables go.
+
+    Attributes:
+        triples: How many triples were kept.
+        dropped: How many rows were not, by reason.
+    """
+
+    def __init__(self, origin: Mapping[str, Any], limit: int | None, write: Callable[[pa.Table], Any]) -> None:
+        self._origin = origin
+        self._limit = limit
+        self._write = write
+        self._read = 0
+        self.triples = 0
         self.dropped: Counter[str] = Counter()
-        self._queries, self._positives = Distinct(), Distinct()
+        self._queries = DistinctCount()
+        self._positives = DistinctCount()
         self._negatives = 0
-        self._checksums: dict[str, Any] = {}
+        self._fingerprint = Fingerprint()
 
-    def keep(self, rows: pd.DataFrame, kept: pd.Series, reason: str) -> pd.DataFrame:
-        """Drops rows of identifiers."""
-        self._drop(reason, len(rows) - int(kept.sum()))
-        return rows[kept]
+    @property
+    def full(self) -> bool:
+        """Whether the limit is reached, so that nothing more needs to be read."""
+        return self.triples == self._limit
 
-    def usable(self, texts: pa.Table, rows: pa.Table) -> tuple[pa.Table, pa.Table]:
-        """Drops rows with texts that cannot be trained with."""
-        trimmed = {name: pc.utf8_trim_whitespace(pc.fill_null(texts[name], "")) for name in texts.column_names}
-        faults = [(f"no text in {name!r}", pc.equal(column, "")) for name, column in trimmed.items()]
-        faults += [
-            ("negative with the text of the positive", pc.equal(trimmed[name], trimmed["positive"]))
-            for name in texts.column_names[2:]
-        ]
-        kept = np.ones(len(texts), dtype=bool)
-        for reason, fault in faults:
-            wrong = kept & fault.to_numpy()
-            self._drop(reason, int(wrong.sum()))
-            kept &= ~wrong
-        return texts.filter(pa.array(kept)), rows.filter(pa.array(kept))
+    def read(self, number: int) -> None:
+        """Count rows that were read; each of them is to be dropped or added."""
+        self._read += number
 
-    def count(self, texts: pa.Table, rows: pa.Table) -> None:
-        """Counts rows that are kept, and adds their texts and labels to the fingerprint."""
-        self.kept += len(texts)
-        self._negatives = texts.num_columns - 2
-        pairs = texts.select(["query", "positive"]).to_pandas()
-        self._queries.add(pd.util.hash_array(pairs["query"].to_numpy(), categorize=False))
-        self._positives.add(pd.util.hash_pandas_object(pairs, index=False, categorize=False).to_numpy())
-        for name in texts.column_names:
-            checksums = self._checksums.setdefault(name, (hashlib.sha256(), hashlib.sha256()))
-            for checksum, part in zip(checksums, _bytes_and_lengths(texts[name]), strict=True):
-                checksum.update(part)
-        if LABEL in rows.column_names:
-            checksums = self._checksums.setdefault(LABEL, (hashlib.sha256(),))
-            checksums[0].update(rows[LABEL].to_numpy().tobytes())
+    def drop(self, reason: str, number: int) -> None:
+        """Count rows that make no triple."""
+        if number:
+            self.dropped[reason] += number
 
-    def summary(self) -> dict[str, Any]:
-        """Says it all, once everything was read."""
-        fingerprint = hashlib.sha256()
-        for name, checksums in self._checksums.items():
-            fingerprint.update(name.encode() + b"".join(checksum.digest() for checksum in checksums))
+    def add(self, rows: pa.Table, identifiers: pa.Table | None = None) -> None:
+        """Keep the rows that can be trained with, up to the limit, and drop others.
+
+        Args:
+            rows: Texts, and perhaps labels, in the columns of triples. They are checked, counted and fingerprinted, and
+                written if there are no identifiers.
+            identifiers: What to write in place of the rows: as many, in the same order.
+        """
+        # checked before the limit, so that it is of triples and not of rows
+        usable = pa.array(self._find_usable(rows))
+        kept = self._up_to_limit(rows.filter(usable))
+        self._count(kept)
+        self._fingerprint.update(kept)
+        if identifiers is None:
+            self._write(kept)
+        else:
+            self._write(identifiers.filter(usable).slice(0, len(kept)))
+
+    def finish(self) -> dict[str, Any]:
+        """Account for all rows, when nothing more is added.
+
+        Returns:
+            The summary of the triples.
+
+        Raises:
+            ValueError: If no triple was kept.
+        """
+        if not self.triples:
+            message = f"no triples are there to train with, of {self._read} rows"
+            if self.dropped:
+                message = f"{message}: {describe_dropped(self.dropped)}"
+            raise ValueError(message)
+        # what was read last, or not at all, after the limit was reached
+        beyond = self._read - self.triples - self.dropped.total()
+        self.drop(f"row beyond the first {self._limit}", beyond)
+        if self.dropped:
+            reasons = describe_dropped(self.dropped)
+            logger.warning("%d of %d rows were dropped: %s", self.dropped.total(), self._read, reasons)
         return {
-            **self.origin,
-            "read": self.read,
-            "triples": self.kept,
+            **self._origin,
+            "read": self._read,
+            "triples": self.triples,
             "dropped": dict(self.dropped),
             "queries": self._queries.number,
             "positives": self._positives.number,
             "negatives": self._negatives,
-            "fingerprint": fingerprint.hexdigest()[:16],
+            "fingerprint": self._fingerprint.hexdigest(),
         }
 
-    def _drop(self, reason: str, number: int) -> None:
-        if number:
-            self.dropped[reason] += number
+    def _find_usable(self, rows: pa.Table) -> np.ndarray:
+        """Mark the rows that have all texts, none of the negatives that of the positive; count the others."""
+        usable = np.ones(len(rows), dtype=bool)
+        trimmed = {}
+        for name in text_columns(rows):
+            trimmed[name] = pc.utf8_trim_whitespace(pc.fill_null(rows[name], ""))
+            usable = self._exclude(usable, pc.equal(trimmed[name], ""), f"no text in {name!r}")
+        for name in text_columns(rows)[2:]:
+            same = pc.equal(trimmed[name], trimmed["positive"])
+            usable = self._exclude(usable, same, "negative with the text of the positive")
+        return usable
+
+    def _exclude(self, usable: np.ndarray, faulty: pa.ChunkedArray, reason: str) -> np.ndarray:
+        """Count rows under the first fault that they have."""
+        excluded = usable & faulty.to_numpy()
+        self.drop(reason, int(excluded.sum()))
+        return usable & ~excluded
+
+    def _up_to_limit(self, rows: pa.Table) -> pa.Table:
+        if self._limit is None:
+            return rows
+        return rows.slice(0, self._limit - self.triples)
+
+    def _count(self, rows: pa.Table) -> None:
+        # checksums, since the texts themselves would fill the memory
+        pairs = rows.select(["query", "positive"]).to_pandas()
+        self._queries.add(pd.util.hash_array(pairs["query"].to_numpy(), categorize=False))
+        self._positives.add(pd.util.hash_pandas_object(pairs, index=False, categorize=False).to_numpy())
+        self._negatives = len(text_columns(rows)) - 2
+        self.triples += len(rows)
 
 
-class Distinct:
-    """Counts distinct checksums, at 8 bytes each."""
+class DistinctCount:
+    """Counts distinct values by their checksums, at 8 bytes each.
+
+    Example:
+        >>> count = DistinctCount()
+        >>> count.add(np.array([3, 5, 3], dtype=np.uint64))
+        >>> count.add(np.array([5, 7], dtype=np.uint64))
+        >>> count.number
+        3
+    """
 
     def __init__(self) -> None:
         self._seen = np.empty(0, dtype=np.uint64)
         self._new: list[np.ndarray] = []
 
     def add(self, checksums: np.ndarray) -> None:
-        """Adds checksums, of type uint64."""
+        """Add checksums, of type uint64."""
         self._new.append(np.unique(checksums))
-        if sum(map(len, self._new)) > max(len(self._seen), 100_000):  # merged rarely, since it sorts
+        # rarely, since merging sorts all
+        if sum(map(len, self._new)) > max(len(self._seen), MERGE_SIZE):
             self._merge()
 
     @property
     def number(self) -> int:
-        """How many distinct ones there were."""
+        """The number of distinct checksums."""
         self._merge()
         return len(self._seen)
 
     def _merge(self) -> None:
-        self._seen, self._new = np.unique(np.concatenate([self._seen, *self._new])), []
+        self._seen = np.unique(np.concatenate([self._seen, *self._new]))
+        self._new = []
 
 
-def _bytes_and_lengths(column: pa.ChunkedArray) -> tuple[bytes, bytes]:
-    """Returns the texts one after another, and how long each is."""
-    data, lengths = [], []
+class Fingerprint:
+    """A checksum of the columns of a table that comes in parts, whatever their size.
+
+    Example:
+        >>> whole, parts = Fingerprint(), Fingerprint()
+        >>> table = pa.table({"query": ["sort", "plot"]})
+        >>> whole.update(table)
+        >>> parts.update(table[:1])
+        >>> parts.update(table[1:])
+        >>> whole.hexdigest() == parts.hexdigest()
+        True
+    """
+
+    def __init__(self) -> None:
+        self._columns: dict[str, list[Any]] = {}
+
+    def update(self, table: pa.Table) -> None:
+        """Add rows, always with the same columns."""
+        for name in table.column_names:
+            parts = _column_bytes(table[name])
+            if name not in self._columns:
+                self._columns[name] = [hashlib.sha256() for _ in parts]
+            # a checksum for each column, so that the size of parts does not matter
+            for checksum, part in zip(self._columns[name], parts, strict=True):
+                checksum.update(part)
+
+    def hexdigest(self) -> str:
+        """Return the checksum of all, of 16 characters."""
+        fingerprint = hashlib.sha256()
+        for name, checksums in self._columns.items():
+            fingerprint.update(name.encode())
+            for checksum in checksums:
+                fingerprint.update(checksum.digest())
+        return fingerprint.hexdigest()[:16]
+
+
+def _column_bytes(column: pa.ChunkedArray) -> list[bytes]:
+    """Return the bytes of numbers; or of texts one after another, and of their lengths, which tell them apart."""
+    if not pa.types.is_string(column.type):
+        return [column.to_numpy().tobytes()]
+    texts, lengths = [], []
     for chunk in column.chunks:
-        _, offsets, texts = chunk.buffers()
+        _, offsets, data = chunk.buffers()
         places = np.frombuffer(offsets, dtype=np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
         lengths.append(np.diff(places).astype("<i4").tobytes())
-        data.append(b"" if texts is None else texts.to_pybytes()[places[0] : places[-1]])
-    return b"".join(data), b"".join(lengths)
+        # there is no buffer where all texts are empty
+        if data is not None:
+            texts.append(data.to_pybytes()[places[0] : places[-1]])
+    return [b"".join(texts), b"".join(lengths)]
 
 
-def store(
-    parts: Callable[[], Iterator[tuple[pa.Table, pa.Table]]],
-    ledger: Ledger,
-    limit: int | None,
-    key: list[Any] | None,
-    *,
-    texts: bool = True,
-) -> Triples:
-    """Writes what is usable into a folder below PyTerrier's home that the same key finds again.
+class _ArrowFile:
+    """An Arrow file with the columns of the first table that is written."""
 
-    The folder is complete or not there at all.
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stream: pa.RecordBatchStreamWriter | None = None
+
+    def write(self, table: pa.Table) -> None:
+        if self._stream is None:
+            self._stream = pa.ipc.new_stream(self._path, table.schema)
+        self._stream.write_table(table)
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+
+
+@contextmanager
+def _shared_folder(folder: Path) -> Iterator[Path]:
+    """Make a folder atomically; where another process made the same one meanwhile, that one stays."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    complete = False
+    try:
+        with pt.io.finalized_directory(str(folder)) as unfinished:
+            yield Path(unfinished)
+            complete = True
+    except OSError:
+        # a folder with files in it is not replaced
+        if not (complete and folder.exists()):
+            raise
+        shutil.rmtree(unfinished)
+
+
+def file_signature(path: Path) -> list[Any]:
+    """Describe a file by what changes when its content does; nothing describes one that is not there.
 
     Args:
-        parts: Reads the source in parts: texts, and beside them what to write in their place.
-        ledger: The accounts of the source.
-        limit: How many rows to keep.
-        key: The source and the settings; None keeps the rows in memory.
-        texts: Whether to write the texts, or what stands beside them.
+        path: The file.
 
     Returns:
-        The rows that were kept, and the accounts.
-
-    Raises:
-        ValueError: If no row was kept.
+        Its path, its size and when it was written; or an empty list.
     """
-    if key is None:
-        tables = [pair[0 if texts else 1] for pair in _up_to(limit, parts(), ledger)]
-        summary = _complete(ledger)
-        return Triples(Dataset(pa.concat_tables(tables)), summary)
-    checksum = hashlib.sha256(json.dumps([CACHE_FORMAT, key], default=str).encode()).hexdigest()[:16]
-    folder = Path(pt.io.pyterrier_home()) / "selfdistill" / "triples" / checksum
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with pt.io.finalized_directory(str(folder)) as unfinished:
-                _write(Path(unfinished), (pair[0 if texts else 1] for pair in _up_to(limit, parts(), ledger)))
-                (Path(unfinished) / "summary.json").write_text(json.dumps(_complete(ledger), indent=2) + "\n")
-        except OSError:
-            if not folder.exists():  # otherwise another process was quicker with the same
-                raise
-    logger.info("reading triples from %s", folder)
-    summary = json.loads((folder / "summary.json").read_text())
-    return Triples(Dataset.from_file(str(folder / "triples.arrow")), summary)
-
-
-def _write(folder: Path, tables: Iterator[pa.Table]) -> None:
-    with ExitStack() as stack:
-        stream = None
-        for table in tables:
-            stream = stream or stack.enter_context(pa.ipc.new_stream(folder / "triples.arrow", table.schema))
-            stream.write_table(table)
-
-
-def _up_to(
-    limit: int | None, parts: Iterator[tuple[pa.Table, pa.Table]], ledger: Ledger
-) -> Iterator[tuple[pa.Table, pa.Table]]:
-    for texts, rows in parts:
-        left = len(texts) if limit is None else limit - ledger.kept
-        ledger.count(texts.slice(0, left), rows.slice(0, left))
-        yield texts.slice(0, left), rows.slice(0, left)
-        if limit is not None and ledger.kept == limit:
-            parts.close()  # type: ignore[attr-defined]
-            break
-    if lost := ledger.read - ledger.kept - ledger.dropped.total():
-        ledger.dropped[f"row beyond the first {limit}"] += lost
-
-
-def _complete(ledger: Ledger) -> dict[str, Any]:
-    if not ledger.kept:
-        reasons = f": {counts(ledger.dropped)}" if ledger.dropped else ""
-        raise ValueError(f"no triples are there to train with, of {ledger.read} rows{reasons}")
-    if ledger.dropped:
-        logger.warning("%d of %d rows were dropped: %s", ledger.dropped.total(), ledger.read, counts(ledger.dropped))
-    return ledger.summary()
-
-
-def file_signature(path: Path | None) -> list[Any]:
-    """Says of a file what changes when its content does."""
-    if path is None or not path.is_file():
+    if not path.is_file():
         return []
     status = path.stat()
     return [str(path.resolve()), status.st_size, status.st_mtime_ns]
 
 
-def counts(dropped: Mapping[str, int]) -> str:
-    """Says how many rows were dropped, and why."""
+def describe_dropped(dropped: Mapping[str, int]) -> str:
+    """Say how many rows were dropped, and why.
+
+    Example:
+        >>> describe_dropped({"duplicate row": 2, "no text in 'query'": 1})
+        "2 x duplicate row, 1 x no text in 'query'"
+    """
     return ", ".join(f"{number} x {reason}" for reason, number in dropped.items())

@@ -1,4 +1,8 @@
-"""Names and types of the columns of triples."""
+"""Names and types of the columns of triples.
+
+Losses take texts by position: ``query``, ``positive``, then ``negative`` (or ``negative_1`` to ``negative_K`` for
+several). A column ``label`` of numbers may follow.
+"""
 
 from __future__ import annotations
 
@@ -9,40 +13,79 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 LABEL = "label"
-"""The column of numbers that may stand beside texts, as sentence-transformers names what it gives to losses."""
+"""The column of numbers beside the texts, as sentence-transformers names what it gives to losses."""
+
+TEXT_QUERY = ("query", "anchor")
+"""How the first column of texts may be called, best first."""
+
+IDENTIFIER_QUERY = ("qid", "query")
+"""How the first column of identifiers may be called, best first."""
 
 
 def column_names(number: int) -> list[str]:
-    """Names columns that come without names."""
+    """Name the columns of triples.
+
+    Args:
+        number: How many columns there are: 2 + K, for K negatives.
+
+    Raises:
+        ValueError: If there are fewer than three.
+
+    Example:
+        >>> column_names(4)
+        ['query', 'positive', 'negative_1', 'negative_2']
+    """
     if number < 3:
-        raise ValueError(f"rows of {number} texts; triples are a query, a positive and one or more negatives")
-    return ["query", "positive", *(["negative"] if number == 3 else [f"negative_{i}" for i in range(1, number - 1)])]
+        raise ValueError(f"expected rows of a query, a positive and one or more negatives, got rows of {number} texts")
+    if number == 3:
+        return ["query", "positive", "negative"]
+    negatives = [f"negative_{position}" for position in range(1, number - 1)]
+    return ["query", "positive", *negatives]
 
 
-def named_columns(table: pa.Table, query: Sequence[str] = ("query", "anchor")) -> pa.Table:
-    """Brings columns of strings into the order that losses expect; ``query`` are names of the first, best first."""
+def select_columns(table: pa.Table, query_names: Sequence[str] = TEXT_QUERY) -> pa.Table:
+    """Select the columns of triples, in the order that losses expect, as strings.
+
+    Args:
+        table: Columns with names of triples, or numbered ones (``"0"``, ``"1"``, ...) in the order of triples.
+        query_names: How the first column may be called; the first of these that the table has is taken.
+
+    Raises:
+        ValueError: If a column is missing.
+        TypeError: If a column holds something else than strings.
+
+    Example:
+        >>> table = pa.table({"negative": ["plot"], "anchor": ["sort"], "positive": ["sort rows"], "score": [0.5]})
+        >>> select_columns(table).to_pylist()
+        [{'query': 'sort', 'positive': 'sort rows', 'negative': 'plot'}]
+    """
+    # readers number the columns of files and tuples without names
     if all(name.isdecimal() for name in table.column_names):
         table = table.rename_columns(column_names(table.num_columns))
-    if present := [name for name in query if name in table.column_names]:
-        others = [name for name in table.column_names if name != "query" or present[0] == "query"]
-        table = table.select(others).rename_columns(["query" if name == present[0] else name for name in others])
+    queries = [name for name in query_names if name in table.column_names]
     negatives = [name for name in table.column_names if re.fullmatch(r"negative(_\d+)?", name)]
-    columns = ["query", "positive", *sorted(negatives, key=lambda name: int(name.partition("_")[2] or 0))]
-    if not negatives or not set(columns) <= set(table.column_names):
+    if not queries or not negatives or "positive" not in table.column_names:
         raise ValueError(
-            f"triples have the columns {table.column_names}; they need 'query' (or 'anchor'; 'qid' for identifiers), "
-            "'positive', and 'negative' or 'negative_1', 'negative_2', ..."
+            "triples must have the columns 'query' (or 'anchor'; 'qid' for identifiers), 'positive', and 'negative' or "
+            f"'negative_1', 'negative_2', ..., got {table.column_names}"
         )
-    table = table.select(columns)
-    for name in columns:
-        kind = table.column(name).type
-        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
-            raise TypeError(f"column {name!r} holds {kind}; training needs texts in {columns}")
-    return table.cast(pa.schema([(name, pa.string()) for name in columns]))
+    # not as strings, where negative_10 is before negative_2
+    negatives.sort(key=_negative_number)
+    names = ["query", "positive", *negatives]
+    table = table.select([queries[0], "positive", *negatives]).rename_columns(names)
+    for field in table.schema:
+        if not _holds_strings(field.type):
+            raise TypeError(f"column {field.name!r} must hold texts, got {field.type}; training needs texts in {names}")
+    # readers and fingerprints know one type of strings only
+    return table.cast(_string_schema(names))
 
 
-def with_label(texts: pa.Table, table: pa.Table) -> pa.Table:
-    """Puts the labels of a table beside its texts, if it has some."""
+def add_label(texts: pa.Table, table: pa.Table) -> pa.Table:
+    """Add the labels of a table to its texts, if it has some.
+
+    Raises:
+        TypeError: If a label is not a number, or missing.
+    """
     if LABEL not in table.column_names:
         return texts
     labels = table.column(LABEL)
@@ -52,12 +95,32 @@ def with_label(texts: pa.Table, table: pa.Table) -> pa.Table:
         numbers = None
     if numbers is None or numbers.null_count or pc.any(pc.is_nan(numbers)).as_py():
         raise TypeError(
-            f"column {LABEL!r} holds {labels.type}, {labels.null_count} missing; a loss needs a number in every row: "
-            "drop the rows without one, or the column if the loss needs none"
+            f"column {LABEL!r} must hold a number in every row, got {labels.type}, {labels.null_count} missing; drop "
+            "the rows without one, or the column if the loss needs none"
         )
     return texts.append_column(LABEL, numbers)
 
 
+def text_columns(table: pa.Table) -> list[str]:
+    """List the columns of a table of triples, without the label."""
+    return [name for name in table.column_names if name != LABEL]
+
+
 def string_table(columns: Mapping[str, Sequence[str | None]]) -> pa.Table:
     """Make a table of columns of strings."""
-    return pa.table({name: pa.array(column, pa.string()) for name, column in columns.items()})
+    return pa.table(dict(columns), schema=_string_schema(list(columns)))
+
+
+def _negative_number(name: str) -> int:
+    """Return K of ``negative_K``, and 0 of ``negative``."""
+    number = name.partition("_")[2]
+    return int(number or 0)
+
+
+def _holds_strings(kind: pa.DataType) -> bool:
+    """Say whether a type is of strings; a column without any value has the type null."""
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
+
+
+def _string_schema(names: Sequence[str]) -> pa.Schema:
+    return pa.schema(dict.fromkeys(names, pa.string()))

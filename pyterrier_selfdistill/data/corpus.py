@@ -1,7 +1,7 @@
 """Documents, whatever holds them: a PyTerrier dataset, a frame, or an iterable of records.
 
-:class:`Documents` iterates over them, lists their identifiers and finds the texts of some; a dataset of ir_datasets
-answers the last from its docstore; of other corpora all texts are kept in memory.
+:class:`Documents` iterates over them, lists their identifiers and looks up the texts of some. Datasets of ir_datasets
+have a docstore for the last; the texts of other corpora are kept in memory.
 """
 
 from __future__ import annotations
@@ -35,49 +35,73 @@ class Documents:
 
     def __init__(self, corpus: Corpus, fields: Sequence[str]) -> None:
         if isinstance(fields, str) or not fields:
-            raise ValueError(f"fields={fields!r} is no list of field names; give some such as ['title', 'text']")
+            raise ValueError(f"fields must be a list of field names such as ['title', 'text'], got {fields!r}")
         # documents are read more than once
-        self.corpus = list(corpus) if isinstance(corpus, Iterator) else corpus
+        if isinstance(corpus, Iterator):
+            corpus = list(corpus)
+        self.corpus = corpus
         self.fields = list(fields)
-        self._store: tuple[int, Any] | None = None
+        self._store: Any = None
+        self._store_process: int | None = None
         self._texts: dict[str, str] = {}
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
-        """Iterates over identifiers and texts."""
+        """Iterate over identifiers and texts."""
         for record in self._records():
-            if missing := [name for name in ("docno", *self.fields) if name not in record]:
-                raise ValueError(
-                    f"a document of the corpus has {list(record)}; it needs 'docno' and {_listed(self.fields)}, "
-                    f"and {_listed(missing)} is missing: choose among its fields with fields="
-                )
-            yield record["docno"], _joined(record[name] for name in self.fields)
+            self._require_fields(record)
+            yield record["docno"], self._join(record)
 
     def docnos(self) -> list[str]:
-        """Lists the identifiers, sorted."""
+        """List the identifiers, sorted."""
         return sorted({docno for docno, _ in self})
 
     def texts(self, docnos: Collection[str]) -> dict[str, str]:
-        """Finds the texts of some documents; those that the corpus lacks are left out."""
+        """Look up the texts of some documents.
+
+        Args:
+            docnos: Their identifiers.
+
+        Returns:
+            The texts by identifier; documents that the corpus lacks are left out.
+        """
         reference = self._reference()
-        if reference is None:
-            self._texts = self._texts or dict(self)
-            return {docno: self._texts[docno] for docno in docnos if docno in self._texts}
-        if missing := set(self.fields) - set(reference.docs_cls()._fields):
+        if reference is not None:
+            # the docstore has an index, while a corpus iterator reads all documents
+            return self._texts_of_docstore(reference, docnos)
+        if not self._texts:
+            self._texts = dict(self)
+        return {docno: self._texts[docno] for docno in docnos if docno in self._texts}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # open files cannot be pickled; a process that gets a copy opens its own
+        return {**self.__dict__, "_store": None, "_store_process": None}
+
+    def _texts_of_docstore(self, reference: Any, docnos: Collection[str]) -> dict[str, str]:
+        known = reference.docs_cls()._fields
+        missing = sorted(set(self.fields) - set(known))
+        if missing:
             raise ValueError(
-                f"documents of {self.corpus!r} have the fields {list(reference.docs_cls()._fields)}, not "
-                f"{_listed(sorted(missing))}; choose among them with fields="
+                f"documents of {self.corpus!r} have the fields {list(known)}, not {_listed(missing)}; choose among "
+                "them with fields="
             )
-        if self._store is None or self._store[0] != os.getpid():  # a process of its own needs a file of its own
-            self._store = os.getpid(), reference.docs_store()
-        found = self._store[1].get_many(docnos)
-        return {docno: _joined(getattr(doc, name) for name in self.fields) for docno, doc in found.items()}
+        # a forked process would move the place at which its parent reads the same file
+        if self._store_process != os.getpid():
+            self._store = reference.docs_store()
+            self._store_process = os.getpid()
+        found = self._store.get_many(docnos)
+        texts = {}
+        for docno, document in found.items():
+            texts[docno] = self._join(document._asdict())
+        return texts
 
     def _reference(self) -> Any:
-        """Returns the dataset of ir_datasets, if it is one."""
+        """Return the dataset of ir_datasets, if the corpus is one that has documents."""
         if not isinstance(self.corpus, pt.datasets.Dataset) or not hasattr(self.corpus, "irds_ref"):
             return None
         reference = self.corpus.irds_ref()
-        return reference if reference.has_docs() else None
+        if not reference.has_docs():
+            return None
+        return reference
 
     def _records(self) -> Iterable[Mapping[str, Any]]:
         if isinstance(self.corpus, pt.datasets.Dataset):
@@ -86,9 +110,18 @@ class Documents:
             return self.corpus.to_dict(orient="records")
         return self.corpus
 
+    def _require_fields(self, record: Mapping[str, Any]) -> None:
+        missing = sorted({"docno", *self.fields} - record.keys())
+        if missing:
+            raise ValueError(
+                f"documents must have 'docno' and {_listed(self.fields)}, got {list(record)}: {_listed(missing)} "
+                "missing; choose among the fields with fields="
+            )
 
-def _joined(parts: Iterable[Any]) -> str:
-    return " ".join(part for part in parts if isinstance(part, str) and part)
+    def _join(self, record: Mapping[str, Any]) -> str:
+        """Join the fields of a document that hold a text."""
+        values = map(record.__getitem__, self.fields)
+        return " ".join(value for value in values if isinstance(value, str) and value)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Rows of texts in files, read a part at a time: TSV, CSV, JSON lines and Parquet, the first three also with gzip.
+"""Read rows of texts from files, a part at a time: TSV, CSV, JSON lines and Parquet, the first three also with gzip.
 
 A line that is not as the others are is an error with the file's name and the line's number.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from more_itertools import chunked
 
+from .columns import LABEL, string_table
+
 ROWS = 10_000
 """How many rows are read at once."""
 
+TEXT_COLUMNS = ("query", "anchor", "positive", "negative", "qid")
+"""How the names of columns begin that must hold texts, beside columns without names."""
+
 
 def read_tables(path: Path) -> Iterator[pa.Table]:
-    r"""Reads a file.
+    r"""Read a file.
 
     Args:
         path: The file; its suffix says what it holds.
@@ -43,23 +48,23 @@ def read_tables(path: Path) -> Iterator[pa.Table]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {str(path)!r} to read triples from")
-    match [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]:
-        case [*_, ".parquet"]:
-            return (pa.Table.from_batches([batch]) for batch in pq.ParquetFile(path).iter_batches(ROWS))
-        case [*_, ".jsonl" | ".json"]:
-            return tables_of(_json_rows(path))
-        case [*_, ".csv"]:
-            return tables_of(_separated_rows(path, ","))
-        case [*_, ".tsv"]:
-            return tables_of(_separated_rows(path, "\t"))
-    raise ValueError(f"{str(path)!r} is none of .tsv, .csv, .jsonl and .parquet (.gz may follow)")
+    name = path.name.lower().removesuffix(".gz")
+    if name.endswith(".parquet"):
+        return _parquet_tables(path)
+    if name.endswith((".jsonl", ".json")):
+        return tables_of(_json_rows(path))
+    if name.endswith(".csv"):
+        return tables_of(_with_header(_csv_rows(path)))
+    if name.endswith(".tsv"):
+        return tables_of(_with_header(_tsv_rows(path)))
+    raise ValueError(f"expected a file named .tsv, .csv, .jsonl or .parquet (.gz may follow), got {str(path)!r}")
 
 
 def tables_of(rows: Iterable[tuple[str, Any]]) -> Iterator[pa.Table]:
-    """Makes tables of rows that come with a word on where they stand.
+    """Make tables of rows.
 
     Args:
-        rows: Where a row stands, and the row: a mapping, or a sequence of texts without names.
+        rows: Where a row stands, for errors, and the row: a mapping, or a sequence of texts without names.
 
     Yields:
         Tables with the columns of the first row; other columns of later rows are left out.
@@ -74,25 +79,19 @@ def tables_of(rows: Iterable[tuple[str, Any]]) -> Iterator[pa.Table]:
     """
     names: list[str] = []
     for chunk in chunked(rows, ROWS):
-        columns: list[tuple[str | None, ...]] = []
+        columns: dict[str, list[str | None]] = {}
         for where, row in chunk:
-            named = _named(where, row)
-            names = names or list(named)
-            if not isinstance(row, Mapping) and len(row) != len(names):
-                raise ValueError(f"{where} has {len(row)} texts, the first one has {len(names)}; make them the same")
-            if missing := [name for name in names if name not in named]:
-                raise ValueError(f"{where} has {list(named)}; {missing} of the first row is missing")
-            columns.append(tuple(named[name] for name in names))
-        for (where, _), texts in zip(chunk, columns, strict=True):
-            for name, text in zip(names, texts, strict=True):
-                if name.startswith(("query", "anchor", "positive", "negative", "qid")) or name.isdecimal():
-                    _require_text(where, name, text)
-        yield pa.table(
-            {n: pa.array(_texts(c), pa.string()) for n, c in zip(names, zip(*columns, strict=True), strict=True)}
-        )
+            record = _to_record(where, row)
+            # the first row decides for all parts, so that their tables have the same columns
+            names = names or list(record)
+            _require_same_columns(where, row, record, names)
+            for name in names:
+                columns.setdefault(name, []).append(_to_text(where, name, record[name]))
+        yield string_table(columns)
 
 
-def _named(where: str, row: Any) -> Mapping[str, Any]:
+def _to_record(where: str, row: Any) -> Mapping[str, Any]:
+    """Return a row as a mapping; texts without names are numbered."""
     if isinstance(row, Mapping):
         return row
     if isinstance(row, str) or not isinstance(row, Sequence):
@@ -100,26 +99,29 @@ def _named(where: str, row: Any) -> Mapping[str, Any]:
     return {str(position): text for position, text in enumerate(row)}
 
 
-def _require_text(where: str, name: str, text: Any) -> None:
-    missing = text is None or text != text  # NaN is how pandas writes None
-    if not missing and not isinstance(text, str):
-        raise TypeError(f"{where}, column {name!r}, holds {text!r}, a {type(text).__name__}; training needs texts")
+def _require_same_columns(where: str, row: Any, record: Mapping[str, Any], names: Sequence[str]) -> None:
+    if not isinstance(row, Mapping) and len(row) != len(names):
+        raise ValueError(f"{where} has {len(row)} texts, the first one has {len(names)}; make them the same")
+    missing = sorted(set(names) - record.keys())
+    if missing:
+        raise ValueError(f"{where} has {list(record)}; {missing} of the first row is missing")
 
 
-def _texts(column: Sequence[Any]) -> list[str | None]:
-    return [text if isinstance(text, str) else None for text in column]
+def _to_text(where: str, name: str, value: Any) -> str | None:
+    """Return a text, a label in digits, or None where it is missing or of a column that is not used."""
+    if isinstance(value, str):
+        return value
+    if name == LABEL and isinstance(value, int | float):
+        return str(value)
+    is_missing = value is None or value != value  # NaN is how pandas writes None
+    if not is_missing and (name.startswith(TEXT_COLUMNS) or name.isdecimal()):
+        raise TypeError(f"{where}, column {name!r}, holds {value!r}, a {type(value).__name__}; training needs texts")
+    return None
 
 
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            where = f"{path}, line {number}"
-            try:
-                yield where, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                raise ValueError(
-                    f"{where} is not UTF-8 ({error.reason} at byte {error.start}); convert the file"
-                ) from None
+def _parquet_tables(path: Path) -> Iterator[pa.Table]:
+    for batch in pq.ParquetFile(path).iter_batches(ROWS):
+        yield pa.Table.from_batches([batch])
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -133,30 +135,56 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
         yield where, row
 
 
-def _separated_rows(path: Path, delimiter: str) -> Iterator[tuple[str, Any]]:
-    if delimiter == "\t":
-        rows: Iterator[tuple[str, list[str]]] = ((where, line.split("\t")) for where, line in _lines(path))
-    else:
-        rows = _csv_rows(path)
-    header: list[str] | None = None
+def _with_header(rows: Iterable[tuple[str, list[str]]]) -> Iterator[tuple[str, Any]]:
+    """Name the cells of rows where the first row is a header: one of its cells is ``positive``."""
+    header: list[str] = []
     for position, (where, row) in enumerate(rows):
-        lowered = [cell.strip().lower() for cell in row]
-        if position == 0 and "positive" in lowered:
-            header = lowered
-        elif header is None:
+        if position == 0:
+            names = [cell.strip().lower() for cell in row]
+            if "positive" in names:
+                header = names
+                continue
+        if not header:
             yield where, row
-        elif len(row) != len(header):
+            continue
+        if len(row) != len(header):
             raise ValueError(f"{where} has {len(row)} columns, the header has {len(header)}; make them the same")
-        else:
-            yield where, dict(zip(header, row, strict=True))
+        yield where, dict(zip(header, row, strict=True))
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
-    reader = csv.reader((f"{line}\n" for _, line in _lines(path)), strict=True)
-    while True:
-        try:
-            yield f"{path}, line {reader.line_num + 1}", next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
+    lines = (f"{line}\n" for _, line in _lines(path))
+    reader = csv.reader(lines, strict=True)
+    # a quoted cell may span lines
+    first_line = 1
+    try:
+        for row in reader:
+            yield f"{path}, line {first_line}", row
+            first_line = reader.line_num + 1
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
+
+
+def _tsv_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
+    for where, line in _lines(path):
+        # quotes are texts here, as in the files of MS MARCO
+        yield where, line.split("\t")
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Read the lines of a text file, and where each stands."""
+    open_bytes: Callable[..., Any] = open
+    if path.suffix.lower() == ".gz":
+        open_bytes = gzip.open
+    # the first line may begin with a byte order mark
+    encoding = "utf-8-sig"
+    with open_bytes(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            where = f"{path}, line {number}"
+            try:
+                yield where, line.decode(encoding).rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{where} is not UTF-8 ({error.reason} at byte {error.start}); convert the file"
+                ) from None
+            encoding = "utf-8"

@@ -303,21 +303,20 @@ class SelfDistillTrainer(pt.Estimator):
         """
         if self.rounds > 1 or self.remine_steps is not None:
             raise ValueError("triples that are there already are not mined again; give topics and qrels to fit")
-        options: dict[str, Any] = {
-            "max_pairs_per_query": max_pairs_per_query,
-            "limit": limit,
-            "seed": self.seed,
-            "text_field": self._encoder.text_field,
-            "fields": self.fields,
-            "store_texts": store_texts,
-            "verbose": self.verbose,
-        }
+        options = triples.PairOptions(
+            max_pairs_per_query=max_pairs_per_query,
+            limit=limit,
+            seed=self.seed,
+            fields=self.fields or (self._encoder.text_field,),
+            store_texts=store_texts,
+            verbose=self.verbose,
+        )
         if isinstance(source, pt.datasets.Dataset):
-            data = triples.from_docpairs(source, **options)
+            data = triples.from_docpairs(source, options)
         elif topics is not None:
             if self.corpus is None:
                 raise ValueError("topics= says that the source holds identifiers; give their documents as corpus=")
-            data = triples.from_identifiers(source, topics, self.corpus, **options)
+            data = triples.from_identifiers(source, topics, self.corpus, options)
         elif max_pairs_per_query is not None:
             raise ValueError(
                 f"max_pairs_per_query={max_pairs_per_query} needs a PyTerrier dataset with docpairs, or topics="
