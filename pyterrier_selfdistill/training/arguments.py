@@ -158,12 +158,12 @@ def make_training_arguments(
         "prompts": _prompts(encoder, roles),
         "router_mapping": roles,  # cuts queries and documents at their own lengths
         "use_cpu": on_cpu,
-        "dataloader_pin_memory": not on_cpu,
+        "dataloader_pin_memory": not on_cpu,  # torch warns where there is nothing to copy to
         "disable_tqdm": True,
         "save_strategy": overrides.get("eval_strategy", "steps"),  # the best checkpoint must be there
         "save_total_limit": 2,  # the best and the last
         "restore_callback_states_from_checkpoint": True,  # the patience that is left
-        "report_to": "none",
+        "report_to": "none",  # otherwise to whatever is installed
         **preset.arguments,
     }
     if not overrides.keys() & {"bf16", "fp16"}:

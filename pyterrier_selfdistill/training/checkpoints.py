@@ -78,7 +78,8 @@ class RunFolder:
         else:
             self._require_free(resume)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        recorded = json.loads(json.dumps(settings, default=str))  # as they read in the file of an earlier run
+        # as they read in the file of an earlier run; arguments may be enums and other objects
+        recorded = json.loads(json.dumps(settings, default=str))
         complete = self._complete_checkpoints()
         if not complete:
             self._settings_file.write_text(json.dumps(recorded, indent=2) + "\n")

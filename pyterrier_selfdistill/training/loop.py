@@ -35,6 +35,7 @@ class TrainingLoop(SentenceTransformerTrainer):
         self.decay = decay  # first, since the trainer may ask for a schedule while it is made
         super().__init__(**options)
         self.seconds = 0.0
+        # transformers adds it where its own bar is off, and it prints to the standard output
         self.remove_callback(PrinterCallback)
         if verbose:
             self.add_callback(ProgressBar())
@@ -53,7 +54,7 @@ class TrainingLoop(SentenceTransformerTrainer):
         resumed = None
         if checkpoint is not None:
             resumed = str(checkpoint)
-            self.args.eval_on_start = False
+            self.args.eval_on_start = False  # the interrupted run did, and its log says so
         started = time.monotonic()
         with no_checkpoint_progress_bars():
             self.train(resume_from_checkpoint=resumed)

@@ -97,6 +97,7 @@ class JudgedQueries:
         topics = self.topics_or_results[["qid", "query"]].drop_duplicates("qid")
         documents = Documents(cast(Corpus, self.corpus), self.fields or [self.text_field])
         results = search(encoder, topics, documents, self.negatives.range_max or MINING_DEPTH)
+        # another seed, or positives would draw the same ranks in each round
         return self._draw_from(results, self.seed + step)
 
     def _draw_from(self, results: pd.DataFrame, seed: int) -> Triples:

@@ -326,7 +326,7 @@ class SelfDistillTrainer(pt.Estimator):
         arguments = make_training_arguments(
             encoder, data.dataset, self._run.checkpoints, PRESETS[self.preset], self.seed, metric, self.arguments
         )
-        # only now: a bad argument must not cost an earlier run
+        # Only now: a bad argument must not cost an earlier run. A trainer that fits again replaces its own run.
         overwrite = self.overwrite or self._trained is not None
         checkpoint = self._run.claim(settings, resume=self.resume, overwrite=overwrite)
         dataset = data.dataset
