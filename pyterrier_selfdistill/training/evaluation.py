@@ -21,9 +21,12 @@ from ..biencoder import SelfDistillBiEncoder
 from ..data.corpus import Corpus, Documents
 from ..validate import require_judged, require_measures, require_texts
 
+IR_MEASURES_COLUMNS = {"qid": "query_id", "docno": "doc_id", "label": "relevance"}
+"""What ir_measures calls the columns of PyTerrier."""
+
 
 class RetrievalEvaluator(BaseEvaluator):
-    """Measures how well a model ranks.
+    """Measure how well a model ranks.
 
     Args:
         topics_or_results: Candidates to score (``qid``, ``query``, ``docno`` and text), or queries (``qid``, ``query``)
@@ -36,7 +39,7 @@ class RetrievalEvaluator(BaseEvaluator):
         encoder_options: What :class:`SelfDistillBiEncoder` is given with the model, such as ``batch_size``.
 
     Raises:
-        ValueError: If no query has judgements, or there is nothing to rank.
+        ValueError: If no query has judgements, there is nothing to rank, or a label is not an integer.
 
     Example:
         >>> from pyterrier.measures import RR
@@ -68,28 +71,30 @@ class RetrievalEvaluator(BaseEvaluator):
                 f"the validation topics have no candidates to rank (columns {list(topics_or_results.columns)}); put a "
                 "retriever and pt.text.get_text before the trainer, or give corpus= to search"
             )
+        if (qrels["label"] % 1 != 0).any():
+            raise ValueError("the labels of the validation qrels must be integers, as measures need them; round them")
         text_field = self.encoder_options.get("text_field", "text")
+        # No other column: vectors that a dense retriever left there would be scored instead of the model's own.
         columns = ["qid", "query"]
         if not self.searches:
             require_texts(topics_or_results, text_field, "docno", empty=True)
             columns += ["docno", text_field]
-        # no other column: vectors that a dense retriever left there would be scored instead of the model's own; and
-        # only what is judged, since the rest would only cost time
-        self.topics_or_results = topics_or_results.loc[topics_or_results["qid"].isin(qrels["qid"]), columns]
-        if (qrels["label"] % 1 != 0).any():
-            raise ValueError(
-                "the validation qrels have labels that are no whole numbers, which measures need; round them"
-            )
-        self.qrels = qrels[qrels["qid"].isin(topics_or_results["qid"])].astype({"label": int})
+        # Only what is judged: the rest would only cost time.
+        judged = topics_or_results["qid"].isin(qrels["qid"])
+        self.topics_or_results = topics_or_results.loc[judged, columns]
+        asked = qrels["qid"].isin(topics_or_results["qid"])
+        self.qrels = qrels[asked].astype({"label": int})
         self.measures = list(measures)
-        self.documents = None if corpus is None else Documents(corpus, fields or [text_field])
+        self.documents: Documents | None = None
+        if corpus is not None:
+            self.documents = Documents(corpus, fields or [text_field])
         self.num_results = num_results
         self.primary_metric = str(self.measures[0])
 
     def __call__(
         self, model: BaseModel, output_path: str | None = None, epoch: float = -1, steps: int = -1
     ) -> dict[str, float]:
-        """Ranks and measures.
+        """Rank and measure.
 
         Args:
             model: The model as it is now.
@@ -105,12 +110,42 @@ class RetrievalEvaluator(BaseEvaluator):
             ranked = search(encoder, self.topics_or_results, cast(Documents, self.documents), self.num_results)
         else:
             ranked = encoder(self.topics_or_results)
-        values = ir_measures.calc_aggregate(self.measures, *map(_with_ir_measures_columns, (self.qrels, ranked)))
+        qrels = self.qrels.rename(columns=IR_MEASURES_COLUMNS)
+        values = ir_measures.calc_aggregate(self.measures, qrels, ranked.rename(columns=IR_MEASURES_COLUMNS))
         return {str(measure): float(values[measure]) for measure in self.measures}
 
 
+def make_evaluator(
+    topics_or_results: pd.DataFrame | None,
+    qrels: pd.DataFrame | None,
+    encoder: SelfDistillBiEncoder,
+    measures: Sequence[Measure],
+    corpus: Corpus | None,
+    fields: Sequence[str] | None,
+) -> RetrievalEvaluator | None:
+    """Make the evaluator of an encoder that is trained, if there is anything to evaluate with.
+
+    Args:
+        topics_or_results: The validation topics or results, or None.
+        qrels: Their judgements, or None.
+        encoder: The encoder, whose batch size and text field the evaluator takes.
+        measures: As :class:`RetrievalEvaluator` takes them, and so are the other arguments.
+        corpus: The documents to search.
+        fields: The fields of the corpus that make a text.
+
+    Raises:
+        ValueError: If only one of topics and qrels is given, or the evaluator cannot be made of them.
+    """
+    if topics_or_results is None and qrels is None:
+        return None
+    if topics_or_results is None or qrels is None:
+        raise ValueError("evaluation needs validation topics (or results) and qrels; only one of them was given")
+    options = {"batch_size": encoder.batch_size, "text_field": encoder.text_field}
+    return RetrievalEvaluator(topics_or_results, qrels, measures, corpus=corpus, fields=fields, encoder_options=options)
+
+
 def search(encoder: SelfDistillBiEncoder, topics: pd.DataFrame, documents: Documents, num_results: int) -> pd.DataFrame:
-    """Indexes documents with an encoder as it is now, for this once, and searches them.
+    """Index documents with an encoder as it is now, for this once, and search them.
 
     Args:
         encoder: The encoder.
@@ -127,10 +162,7 @@ def search(encoder: SelfDistillBiEncoder, topics: pd.DataFrame, documents: Docum
         >>> sorted(search(encoder, topics, documents, 10)["docno"])
         ['d1', 'd2']
     """
+    records = ({"docno": docno, encoder.text_field: text} for docno, text in documents)
     with tempfile.TemporaryDirectory() as folder:
-        records = ({"docno": docno, encoder.text_field: text} for docno, text in documents)
-        return encoder.build_retriever(records, f"{folder}/index.flex", num_results=num_results)(topics)
-
-
-def _with_ir_measures_columns(frame: pd.DataFrame) -> pd.DataFrame:
-    return frame.rename(columns={"qid": "query_id", "docno": "doc_id", "label": "relevance"})
+        retriever = encoder.build_retriever(records, f"{folder}/index.flex", num_results=num_results)
+        return retriever(topics)

@@ -1,24 +1,35 @@
-"""What happened in training, as a frame and as plots.
+"""What happened in training: as a frame, as a plot, and as a summary.
 
 The trainer of transformers logs dictionaries: some with the loss, some with measures, several a step.
-:func:`history` makes one row a step of them, and :func:`plot` draws it.
+:func:`history_frame` makes one row a step of them, :func:`plot_history` draws it, and :func:`training_summary` says of
+the whole run what is stored with its model.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from io import BytesIO
 from typing import Any
 
 import pandas as pd
+import sentence_transformers
+import torch
+import transformers
 from matplotlib.figure import Figure
+from transformers import TrainerState
+
+logger = logging.getLogger(__name__)
 
 PROGRESS = ["step", "epoch", "loss", "margin", "target", "learning_rate"]
 """The columns of a history that are no measures."""
 
+FEW_POINTS = 20
+"""Below so many, the points of a line are marked."""
 
-def history(logs: Iterable[Mapping[str, Any]], measures: Iterable[str] = ()) -> pd.DataFrame:
-    """Makes a frame of a training log.
+
+def history_frame(logs: Iterable[Mapping[str, Any]], measures: Iterable[str] = ()) -> pd.DataFrame:
+    """Make a frame of a training log.
 
     Args:
         logs: What the trainer logged, each with its ``step``; measures are prefixed with ``eval_``.
@@ -29,69 +40,158 @@ def history(logs: Iterable[Mapping[str, Any]], measures: Iterable[str] = ()) -> 
         over the steps since the row before), ``learning_rate``, and the measures; NaN where nothing was logged.
 
     Example:
-        >>> history([{"step": 2, "loss": 0.5}, {"step": 2, "eval_RR": 0.25}], ["RR"])[["step", "loss", "RR"]]
+        >>> history_frame([{"step": 2, "loss": 0.5}, {"step": 2, "eval_RR": 0.25}], ["RR"])[["step", "loss", "RR"]]
            step  loss    RR
         0     2   0.5  0.25
     """
-    columns = {**{name: name for name in PROGRESS}, **{f"eval_{name}": name for name in measures}}
+    columns = {name: name for name in PROGRESS}
+    columns |= {f"eval_{name}": name for name in measures}
     rows: dict[int, dict[str, Any]] = {}
     for log in logs:
         known = {columns[key]: value for key, value in log.items() if key in columns}
-        if len(known.keys() - {"step", "epoch"}):
+        if known.keys() - {"step", "epoch"}:
             rows.setdefault(log["step"], {}).update(known)
-    return pd.DataFrame([rows[step] for step in sorted(rows)], columns=list(columns.values()))
+    in_order = [rows[step] for step in sorted(rows)]
+    return pd.DataFrame(in_order, columns=list(columns.values()))
 
 
 def milestones(history: pd.DataFrame) -> list[dict[str, Any]]:
-    """Returns the rows of a history in which something was measured, or the last one if nothing was.
+    """Select the rows of a history in which something was measured, or the last one if nothing was.
 
     Args:
-        history: What :func:`history` returns.
+        history: What :func:`history_frame` returns.
 
     Returns:
         A dictionary a row, without what was not logged.
 
     Example:
         >>> logs = [{"step": 1, "loss": 0.7}, {"step": 2, "loss": 0.5}, {"step": 2, "eval_RR": 0.2}]
-        >>> milestones(history(logs, ["RR"]))
+        >>> milestones(history_frame(logs, ["RR"]))
         [{'step': 2, 'loss': 0.5, 'RR': 0.2}]
     """
-    measures = [name for name in history if name not in PROGRESS]
-    measured = history[history[measures].notna().any(axis=1)] if measures else history.iloc[:0]
-    rows = measured if len(measured) else history.tail(1)
-    columns = ["step", "loss", "margin", "target", *measures]
-    return [{c: row[c] for c in columns if pd.notna(row[c])} for row in rows.to_dict(orient="records")]
+    measures = _measures(history)
+    rows = history[history[measures].notna().any(axis=1)]
+    if rows.empty:
+        rows = history.tail(1)
+    selected = []
+    for row in rows[["step", "loss", "margin", "target", *measures]].to_dict(orient="records"):
+        selected.append({str(name): value for name, value in row.items() if pd.notna(value)})
+    return selected
 
 
-def plot(history: pd.DataFrame) -> Figure:
-    """Draws a history: the loss, the margin against the target, and the first measure.
+def plot_history(history: pd.DataFrame) -> Figure:
+    """Draw a history: the loss, the margin against the target, and the first measure.
 
     Args:
-        history: What :func:`history` returns.
+        history: What :func:`history_frame` returns.
 
     Returns:
         A figure of its own, which no window shows; notebooks do.
 
     Example:
-        >>> plot(history([{"step": 2, "loss": 0.5, "margin": 0.1, "target": 0.6}])).axes[1].get_title()
+        >>> history = history_frame([{"step": 2, "loss": 0.5, "margin": 0.1, "target": 0.6}])
+        >>> plot_history(history).axes[1].get_title()
         'Margin against target'
     """
-    measures = [name for name in history if name not in PROGRESS]
-    panels = {"Loss": ["loss"], "Margin against target": ["margin", "target"], "Validation": measures[:1]}
-    panels = {
-        title: drawn for title, columns in panels.items() if (drawn := [c for c in columns if any(history[c].notna())])
-    }
+    panels = _panels(history)
     figure = _HistoryFigure(figsize=(4 * max(len(panels), 1), 3), layout="constrained")
-    for axes, (title, columns) in zip(
-        figure.subplots(1, len(panels), squeeze=False)[0] if panels else [], panels.items(), strict=True
-    ):
+    for position, (title, columns) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(1, len(panels), position, title=title, xlabel="step")
         for column in columns:
             values = history[["step", column]].dropna()
-            axes.plot(values["step"], values[column], marker="o" if len(values) < 20 else None, label=column)
-        axes.set(title=title, xlabel="step")
+            (line,) = axes.plot(values["step"], values[column], label=column)
+            if len(values) < FEW_POINTS:
+                line.set_marker("o")
         axes.grid(alpha=0.3)
         axes.legend()
     return figure
+
+
+def training_summary(
+    settings: Mapping[str, Any],
+    state: TrainerState,
+    history: pd.DataFrame,
+    similarity: Mapping[str, float | None],
+    seconds: float,
+    metric: str | None,
+) -> dict[str, Any]:
+    """Summarize a run: what it was, what it reached, and with which versions.
+
+    Args:
+        settings: What makes the run: data, loss, arguments, seed.
+        state: The state of the training loop at the end.
+        history: What :func:`history_frame` returns.
+        similarity: What became of the similarity of documents.
+        seconds: How long the training took.
+        metric: The measure that decides which checkpoint is best; None without evaluation.
+
+    Returns:
+        The settings, and ``steps``, ``best_step``, ``best_measure`` (``name`` and ``value``; None without evaluation),
+        ``seconds``, ``similarity``, ``history`` (its :func:`milestones`) and ``versions``.
+
+    Example:
+        >>> logs = history_frame([{"step": 2, "loss": 0.5}])
+        >>> state = TrainerState(global_step=2)
+        >>> summary = training_summary({"seed": 42}, state, logs, {"before": 0.2}, 0.1, "RR")
+        >>> list(summary)
+        ['seed', 'steps', 'best_step', 'best_measure', 'seconds', 'similarity', 'history', 'versions']
+    """
+    best_measure = None
+    if metric is not None:
+        best_measure = {"name": metric, "value": state.best_metric}
+    libraries = (sentence_transformers, transformers, torch)
+    return {
+        **settings,
+        "steps": state.global_step,
+        "best_step": state.best_global_step,
+        "best_measure": best_measure,
+        "seconds": round(seconds, 1),
+        "similarity": dict(similarity),
+        "history": milestones(history),
+        "versions": {library.__name__: library.__version__ for library in libraries},
+    }
+
+
+def warn_if_not_improved(history: pd.DataFrame, metric: str) -> None:
+    """Warn if no checkpoint is better than the encoder was before training.
+
+    Args:
+        history: What :func:`history_frame` returns.
+        metric: The measure that decides which checkpoint is best.
+    """
+    values = history.set_index("step")[metric].dropna()
+    if 0 not in values.index or len(values) < 2:
+        return
+    before = values.iloc[0]
+    best = values.iloc[1:].max()
+    if best <= before:
+        logger.warning(
+            "training did not improve %s on the validation queries: %.4f before, %.4f at best after. Try another "
+            "learning_rate, harder negatives (a retriever before the trainer) or more data",
+            metric,
+            before,
+            best,
+        )
+
+
+def _measures(history: pd.DataFrame) -> list[str]:
+    """List the columns of a history that are measures."""
+    return [name for name in history if name not in PROGRESS]
+
+
+def _panels(history: pd.DataFrame) -> dict[str, list[str]]:
+    """Choose what to draw in each panel, by its title: the columns in which something was logged."""
+    columns = {
+        "Loss": ["loss"],
+        "Margin against target": ["margin", "target"],
+        "Evaluation": _measures(history)[:1],
+    }
+    panels = {}
+    for title, names in columns.items():
+        logged = [name for name in names if history[name].notna().any()]
+        if logged:
+            panels[title] = logged
+    return panels
 
 
 class _HistoryFigure(Figure):

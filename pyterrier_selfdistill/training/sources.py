@@ -1,0 +1,148 @@
+"""What a trainer is given to train with, and the triples that it becomes.
+
+:class:`JudgedQueries` draws negatives for judged positives, first from results or a corpus and later from what the
+encoder finds itself; :func:`read_triples` reads triples that are there already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import pandas as pd
+import pyterrier as pt
+
+from ..biencoder import SelfDistillBiEncoder
+from ..data.cache import Triples
+from ..data.corpus import Corpus, Documents
+from ..data.negatives import Negatives, from_results, from_topics
+from ..data.triples import PairOptions, from_docpairs, from_identifiers, from_texts
+from .evaluation import search
+
+MINING_DEPTH = 100
+"""How many documents are searched for when hard negatives are mined, unless ``range_max`` says so."""
+
+DEFAULT_NEGATIVES = Negatives()
+"""One negative, any of the results."""
+
+
+@dataclass(frozen=True, eq=False)  # frames have no single answer to ==
+class JudgedQueries:
+    """Queries with judged positives, and how to draw negatives for them.
+
+    Args:
+        topics_or_results: ``qid`` and ``query``, and for results ``docno`` and the text field.
+        qrels: ``qid``, ``docno``, ``label``.
+        corpus: The documents, if there is a corpus.
+        fields: The fields of the corpus that make a text, if not the text field alone.
+        text_field: The column with the text of documents.
+        negatives: How many negatives, and which of the results.
+        min_label: The lowest label of a positive.
+        seed: Which negatives are drawn.
+
+    Example:
+        >>> topics = pd.DataFrame([["1", "sort"]], columns=["qid", "query"])
+        >>> qrels = pd.DataFrame([["1", "d1", 1]], columns=["qid", "docno", "label"])
+        >>> corpus = [{"docno": "d1", "text": "sort rows"}, {"docno": "d2", "text": "plot a file"}]
+        >>> queries = JudgedQueries(topics, qrels, corpus)
+        >>> queries.draw().dataset[0]
+        {'query': 'sort', 'positive': 'sort rows', 'negative': 'plot a file'}
+        >>> queries.mine(encoder, step=100).dataset[0]
+        {'query': 'sort', 'positive': 'sort rows', 'negative': 'plot a file'}
+    """
+
+    topics_or_results: pd.DataFrame
+    qrels: pd.DataFrame
+    corpus: Corpus | None = None
+    fields: Sequence[str] | None = None
+    text_field: str = "text"
+    negatives: Negatives = DEFAULT_NEGATIVES
+    min_label: int = 1
+    seed: int = 42
+
+    def draw(self) -> Triples:
+        """Draw negatives from the results; for topics without results, from the corpus.
+
+        Returns:
+            The triples.
+
+        Raises:
+            ValueError: If there are neither results nor a corpus, or nothing is left to train with.
+        """
+        if "docno" in self.topics_or_results:
+            return self._draw_from(self.topics_or_results, self.seed)
+        if self.corpus is None:
+            raise ValueError(
+                f"there are no negatives to train with: the topics have the columns "
+                f"{list(self.topics_or_results.columns)}; put a retriever and pt.text.get_text before the trainer, or "
+                "give it corpus= to draw from"
+            )
+        return from_topics(
+            self.topics_or_results,
+            self.qrels,
+            self.corpus,
+            negatives=self.negatives,
+            min_label=self.min_label,
+            seed=self.seed,
+            text_field=self.text_field,
+            fields=self.fields,
+        )
+
+    def mine(self, encoder: SelfDistillBiEncoder, step: int) -> Triples:
+        """Search the corpus with an encoder as it is now, and draw hard negatives from what it finds.
+
+        Args:
+            encoder: The encoder.
+            step: How many steps it was trained; draws differ by it.
+
+        Returns:
+            The triples.
+        """
+        topics = self.topics_or_results[["qid", "query"]].drop_duplicates("qid")
+        documents = Documents(cast(Corpus, self.corpus), self.fields or [self.text_field])
+        results = search(encoder, topics, documents, self.negatives.range_max or MINING_DEPTH)
+        # another seed, or positives would draw the same ranks in each round
+        return self._draw_from(results, self.seed + step)
+
+    def _draw_from(self, results: pd.DataFrame, seed: int) -> Triples:
+        """Draw negatives from results."""
+        return from_results(
+            results,
+            self.qrels,
+            negatives=self.negatives,
+            min_label=self.min_label,
+            seed=seed,
+            text_field=self.text_field,
+            corpus=self.corpus,
+            fields=self.fields,
+        )
+
+
+def read_triples(source: Any, topics: pd.DataFrame | None, corpus: Corpus | None, options: PairOptions) -> Triples:
+    """Read triples that are there already, whatever holds them.
+
+    Args:
+        source: A PyTerrier dataset with docpairs, identifiers if there are ``topics``, or texts.
+        topics: The queries of identifiers.
+        corpus: The documents of identifiers.
+        options: Which docpairs and identifiers to keep, and how; of texts, the first ones up to the limit.
+
+    Returns:
+        The triples.
+
+    Raises:
+        ValueError: If identifiers come without a corpus, or an option does not fit the source.
+    """
+    if isinstance(source, pt.datasets.Dataset):
+        return from_docpairs(source, options)
+    if topics is not None:
+        if corpus is None:
+            raise ValueError("topics= says that the source holds identifiers; give their documents as corpus=")
+        return from_identifiers(source, topics, corpus, options)
+    if options.max_pairs_per_query is not None:
+        raise ValueError(
+            f"max_pairs_per_query={options.max_pairs_per_query} needs a PyTerrier dataset with docpairs, or topics= "
+            f"for identifiers; the source is a {type(source).__name__}, whose triples have no query identifiers"
+        )
+    return from_texts(source, limit=options.limit)

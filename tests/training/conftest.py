@@ -1,0 +1,43 @@
+"""What the tests of training share: a way to make trainers, and one to interrupt them."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from itertools import count
+from typing import Any
+
+import pytest
+
+from pyterrier_selfdistill import SelfDistillationLoss, SelfDistillTrainer
+
+
+@pytest.fixture
+def make(encoder, tmp_path) -> Callable[..., SelfDistillTrainer]:
+    """Make a trainer that trains in five steps an epoch on the small collection: ``make("folder", option=value)``."""
+
+    def make(folder: str = "run", **options: Any) -> SelfDistillTrainer:
+        defaults = {"learning_rate": 1e-3, "per_device_train_batch_size": 8, "verbose": False}
+        return SelfDistillTrainer(encoder, tmp_path / folder, **{**defaults, **options})
+
+    return make
+
+
+@pytest.fixture
+def interrupted(monkeypatch) -> Callable[[], AbstractContextManager[None]]:
+    """Interrupt what is trained in ``with interrupted():`` after seven steps."""
+
+    @contextmanager
+    def interrupted() -> Iterator[None]:
+        compute = SelfDistillationLoss.forward
+        steps = count()
+
+        def forward(*args: Any, **options: Any) -> Any:
+            if next(steps) == 7:
+                raise KeyboardInterrupt
+            return compute(*args, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(SelfDistillationLoss, "forward", forward)
+            with pytest.raises(KeyboardInterrupt):
+                yield
+
+    return interrupted

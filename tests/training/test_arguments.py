@@ -1,0 +1,98 @@
+"""Recipes, precision by hardware, checks of options, and the arguments of the training loop."""
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformerTrainer
+from sentence_transformers.base.sampler import BatchSamplers
+
+from pyterrier_selfdistill import AdaptiveMarginLoss, SelfDistillTrainer
+from pyterrier_selfdistill.training.arguments import PRESETS, mixed_precision
+
+
+def test_the_paper_preset_multiplies_the_learning_rate_each_step(make, collection):
+    trainer = make(preset="paper", learning_rate=5e-7, per_device_train_batch_size=8, logging_steps=1)
+    trainer.fit(collection.results, collection.qrels)
+    rates = trainer.history["learning_rate"].dropna().to_numpy()
+    np.testing.assert_allclose(rates, 5e-7 * 0.99999 ** np.arange(1, len(rates) + 1), rtol=1e-3)
+
+
+def test_the_paper_preset_is_that_of_the_paper():
+    paper = PRESETS["paper"]
+    assert (paper.patience, paper.arguments["per_device_train_batch_size"]) == (16, 128)
+
+
+def test_any_training_argument_passes_through(make, collection, monkeypatch):
+    made = []
+    init = SentenceTransformerTrainer.__init__
+
+    def record(self, **options):
+        made.append(options["args"])
+        init(self, **options)
+
+    monkeypatch.setattr(SentenceTransformerTrainer, "__init__", record)
+    trainer = make(max_steps=2, gradient_accumulation_steps=2, lr_scheduler_type="cosine")
+    trainer.fit(collection.results, collection.qrels)
+    assert (made[0].max_steps, made[0].gradient_accumulation_steps, made[0].seed) == (2, 2, 42)
+    assert made[0].lr_scheduler_type == "cosine"
+
+
+def test_arguments_of_any_type_are_recorded(make, collection):
+    trainer = make(batch_sampler=BatchSamplers.NO_DUPLICATES).fit(collection.results, collection.qrels)
+    assert "no_duplicates" in (trainer.encoder.path / "pt_meta.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ({"avx512_bf16": True, "amx_bf16": False}, {"bf16": True}),
+        ({"avx512_bf16": False, "amx_bf16": True}, {"bf16": True}),
+        ({"avx512_bf16": False, "amx_bf16": False}, {}),
+        ({"architecture": "arm64"}, {}),
+    ],
+    ids=str,
+)
+def test_mixed_precision_follows_the_instructions_of_a_cpu(monkeypatch, capabilities, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert mixed_precision(torch.device("cpu")) == expected
+
+
+def test_mixed_precision_of_a_cpu_is_off_where_torch_cannot_tell(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert mixed_precision(torch.device("cpu")) == {}
+
+
+@pytest.mark.parametrize(("new", "expected"), [(True, {"bf16": True}), (False, {"fp16": True})])
+def test_mixed_precision_follows_the_age_of_a_gpu(monkeypatch, new, expected):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: new)
+    assert mixed_precision(torch.device("cuda")) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"learning_rte": 1}, TypeError, r"\['learning_rte'\]"),
+        ({"preset": "papers"}, ValueError, "'papers' is unknown"),
+        ({"target": "distributed", "in_batch": True}, ValueError, "not defined with in_batch"),
+        ({"target": 0.5, "loss": AdaptiveMarginLoss()}, ValueError, "beside target"),
+        ({"loss": torch.nn.MSELoss()}, TypeError, "give its class"),
+        ({"loss": "l1"}, TypeError, "expected an AdaptiveMarginLoss.*got loss='l1'"),
+        ({"resume": True, "overwrite": True}, ValueError, "choose one"),
+        ({"negatives": 0}, ValueError, "negatives must be a positive integer, got 0"),
+        ({"rounds": 0}, ValueError, "rounds must be a positive integer, got 0"),
+        ({"rounds": 2}, ValueError, "corpus="),
+        ({"rounds": 2, "corpus": [], "dataloader_num_workers": 1}, ValueError, "workers"),
+        ({"min_label": 0}, ValueError, "min_label must be a positive integer, got 0"),
+        ({"patience": 0}, ValueError, "patience must be a positive integer, got 0"),
+        ({"measures": []}, ValueError, "must be a list of measures"),
+        ({"measures": ["ndcg_cut_10"]}, TypeError, "expected an ir_measures.Measure, got 'ndcg_cut_10'"),
+    ],
+)
+def test_bad_options(make, options, error, message):
+    with pytest.raises(error, match=message):
+        make(**options)
+
+
+def test_the_encoder_must_be_one(tiny_model, tmp_path):
+    with pytest.raises(TypeError, match="SentenceTransformer.*from_pretrained"):
+        SelfDistillTrainer(tiny_model, tmp_path)
