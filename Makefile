@@ -1,6 +1,7 @@
 # Each target makes what it needs. VENV and PYTHON choose where and with what.
 
 VENV ?= .venv
+WHEEL_VENV ?= .wheel-venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
@@ -9,7 +10,7 @@ STUDY := $(BIN)/python benchmarks/study.py
 
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help install quickstart study-small results test lint format clean
+.PHONY: help install quickstart study-small results test smoke lint format clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -34,17 +35,27 @@ results: $(INSTALLED) ## Write benchmarks/RESULTS.md anew from the records of th
 	$(STUDY) report benchmarks/studies/full.yaml --records benchmarks/results --to benchmarks \
 		--template benchmarks/RESULTS.md.j2
 
-test: $(INSTALLED) ## Run the tests and the examples in docstrings
-	$(BIN)/python -m pytest
+test: $(INSTALLED) ## Run the tests and the examples in docstrings, and measure what they cover
+	$(BIN)/python -m pytest --cov
 
-lint: $(INSTALLED) ## Check style and types
+smoke: $(INSTALLED) ## Build the wheel, install it without extras elsewhere, and try it there
+	rm -rf build dist $(WHEEL_VENV)
+	$(BIN)/python -m build --wheel --outdir dist . > /dev/null
+	$(PYTHON) -m venv $(WHEEL_VENV)
+	$(WHEEL_VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(WHEEL_VENV)/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
+	cd $(WHEEL_VENV) && bin/python -W ignore $(CURDIR)/.ci/smoke.py $(CURDIR)
+
+lint: $(INSTALLED) ## Check style, types, docstrings and spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/pydoclint --quiet pyterrier_selfdistill benchmarks examples
+	$(BIN)/codespell
 
 format: $(INSTALLED) ## Bring the code into form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean: ## Remove the environment and what tests leave behind
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(WHEEL_VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
