@@ -9,13 +9,16 @@ from pathlib import Path
 
 import pyterrier as pt
 
+METADATA_FILE = "pt_meta.json"
+"""The file in the folder of a PyTerrier artifact that says what it is."""
+
 
 @contextmanager
 def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Give a temporary folder to write to, which becomes ``path`` on exit.
 
-    If writing fails, what was at ``path`` is as it was; if the process is killed, too, and a hidden temporary folder is
-    left beside it.
+    If writing fails, what was at ``path`` stays. If the process is killed, it stays too, and a hidden temporary folder
+    is left beside it.
 
     Args:
         path: The folder to write. Folders above it are made; a symbolic link is followed.
@@ -33,16 +36,17 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
         '0.5'
     """
     target = Path(path).resolve()
-    if target.exists() and not (overwrite and target.is_dir()):
+    if target.exists() and not target.is_dir():
+        raise FileExistsError(f"{str(path)!r} is a file; choose another path")
+    if target.exists() and not overwrite:
         raise FileExistsError(
             f"{str(path)!r} is there already; choose another folder, or replace this one with overwrite=True"
-            if target.is_dir()
-            else f"{str(path)!r} is a file; choose another path"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     replaced = None
     with pt.io.finalized_directory(str(target)) as folder:
         yield Path(folder)
+        # renamed, not removed: the old folder is whole until the new one is there
         if target.exists():
             replaced = target.rename(f"{folder}.replaced")
     if replaced is not None:
