@@ -35,7 +35,7 @@ from pyterrier.measures import nDCG
 from pyterrier_dr import VectorPrf
 
 from pyterrier_selfdistill import SelfDistillBiEncoder, SelfDistillIndex
-from pyterrier_selfdistill.biencoder import READ_AHEAD
+from pyterrier_selfdistill.encoders import READ_AHEAD
 
 TURNS = 3
 

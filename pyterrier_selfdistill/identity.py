@@ -1,16 +1,25 @@
-"""Vectors that remember which encoder made them.
+"""Who computed a vector: encoders are known by a checksum, and vectors remember their encoder.
 
-Vectors of two encoders do not compare, and nothing in an array of floats says so. An :class:`EncodedVector` is an
-ordinary NumPy array that carries the :class:`EncoderIdentity` of its encoder through frames, records and pickles, so
-that an index and a scorer can refuse what another encoder made.
+Vectors of two encoders do not compare, and nothing in an array of floats says so. :class:`ModelChecksum` tells models
+apart by what they compute, and :class:`EncodedVector` is an ordinary NumPy array that carries the
+:class:`EncoderIdentity` of its encoder through frames, records and pickles, so that an index and a scorer can refuse
+what another encoder made.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from typing import Any, NamedTuple, cast
 
 import numpy as np
+import torch
+
+from .compat import tensor_version
+
+
+class EncoderMismatchError(ValueError):
+    """Vectors of one encoder were to be compared with those of another."""
 
 
 class EncoderIdentity(NamedTuple):
@@ -25,7 +34,8 @@ class EncoderIdentity(NamedTuple):
     checksum: str
 
     def __str__(self) -> str:
-        return f"{'an encoder without a name' if self.name is None else repr(self.name)} [{self.checksum[:12]}]"
+        name = "an encoder without a name" if self.name is None else repr(self.name)
+        return f"{name} [{self.checksum[:12]}]"
 
 
 class EncodedVector(np.ndarray):
@@ -48,7 +58,12 @@ class EncodedVector(np.ndarray):
 
     @classmethod
     def rows(cls, vectors: np.ndarray, encoder: EncoderIdentity) -> list[EncodedVector]:
-        """Makes one vector of each row of an array, without copying."""
+        """Make one vector of each row of an array, without copying.
+
+        Args:
+            vectors: An array of shape ``(rows, dimension)``.
+            encoder: The identity of their encoder.
+        """
         marked = vectors.view(cls)
         marked.encoder = encoder
         return list(marked)
@@ -57,8 +72,9 @@ class EncodedVector(np.ndarray):
         self.encoder = getattr(source, "encoder", None)
 
     def __array_wrap__(self, array: np.ndarray, context: Any = None, return_scalar: bool = False) -> Any:
+        # a sum over a vector is a number
         if array.ndim == 0:
-            return array[()]  # a sum is a number, no vector
+            return array[()]
         return super().__array_wrap__(array, context, return_scalar)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -71,15 +87,81 @@ class EncodedVector(np.ndarray):
 
 
 def encoders_of(vectors: Iterable[Any]) -> set[EncoderIdentity]:
-    """Returns the encoders that are known to have made some of the vectors.
+    """Find the encoders that are known to have made some of the vectors.
 
     Example:
         >>> encoders_of([np.ones(2), *EncodedVector.rows(np.eye(2), EncoderIdentity("my-model", "01"))])
         {EncoderIdentity(name='my-model', checksum='01')}
     """
     identities = {vector.encoder for vector in vectors if isinstance(vector, EncodedVector)}
-    return {identity for identity in identities if identity is not None}
+    return cast(set[EncoderIdentity], identities - {None})
 
 
-class EncoderMismatchError(ValueError):
-    """Vectors of one encoder were to be compared with those of another."""
+class ModelChecksum:
+    """A checksum of what a model computes, computed again only after the model has changed.
+
+    Example:
+        >>> checksum = ModelChecksum()
+        >>> before = checksum.of(encoder.model, settings=(20, 200))
+        >>> with torch.no_grad():
+        ...     _ = next(encoder.model.parameters()).add_(0.1)
+        >>> checksum.of(encoder.model, settings=(20, 200)) == before
+        False
+    """
+
+    def __init__(self) -> None:
+        self._state: tuple[Any, ...] | None = None
+        self._checksum = ""
+
+    def of(self, model: torch.nn.Module, settings: tuple[Any, ...]) -> str:
+        """Compute the checksum of a model's weights, layers and settings.
+
+        Args:
+            model: The model.
+            settings: What else decides on its vectors, such as lengths and prompts.
+
+        Returns:
+            64 hexadecimal digits.
+        """
+        tensors = list(model.state_dict().values())
+        described = str(model), settings
+        # reading all weights takes a second for a large model
+        state = [_signature(tensor) for tensor in tensors], described
+        if state != self._state:
+            checksum = hashlib.sha256(repr(described).encode())
+            for tensor in tensors:
+                checksum.update(_bytes(tensor))
+            self._state = state
+            self._checksum = checksum.hexdigest()
+        return self._checksum
+
+
+def _signature(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """Describe a tensor, so that it is seen when its values change."""
+    # in-place changes raise a tensor's version, except those of fused optimizers, so some of its values count too
+    values = tensor.detach().reshape(-1)
+    step = max(1, len(values) // 64)
+    return tensor.data_ptr(), tensor_version(tensor), _bytes(values[::step].contiguous())
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    return tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+class ComparedByKey:
+    """Objects of a class that are equal if their keys are.
+
+    PyTerrier compares transformers when it shares the work that pipelines have in common.
+    """
+
+    def _key(self) -> tuple[Any, ...]:
+        """Give all that decides on what the object does."""
+        raise NotImplementedError
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, type(self)):
+            return NotImplemented
+        return self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())

@@ -9,20 +9,20 @@ from pathlib import Path
 
 import pyterrier as pt
 
+METADATA_FILE = "pt_meta.json"
+"""The file in the folder of a PyTerrier artifact that says what it is."""
+
 
 @contextmanager
 def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Give a temporary folder to write to, which becomes ``path`` on exit.
 
-    If writing fails, what was at ``path`` is as it was; if the process is killed, too, and a hidden temporary folder is
-    left beside it.
+    If writing fails, what was at ``path`` stays. If the process is killed, it stays too, and a hidden temporary folder
+    is left beside it.
 
     Args:
         path: The folder to write. Folders above it are made; a symbolic link is followed.
         overwrite: Whether to replace a folder that is there.
-
-    Yields:
-        The temporary folder.
 
     Raises:
         FileExistsError: If the folder is there and ``overwrite`` is not set, or if a file is there.
@@ -46,6 +46,7 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
     replaced = None
     with pt.io.finalized_directory(str(target)) as folder:
         yield Path(folder)
+        # renamed, not removed: the old folder is whole until the new one is there
         if target.exists():
             replaced = target.rename(f"{folder}.replaced")
     if replaced is not None:

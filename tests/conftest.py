@@ -1,5 +1,6 @@
 """What several tests share: a small collection, and datasets of ir_datasets that are made of local files."""
 
+import unittest
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,6 +59,20 @@ def collection(_collection) -> Collection:
     """A copy of the small collection, to change at will."""
     copies = [part.copy() for part in _collection]
     return Collection(*copies)
+
+
+@pytest.fixture
+def conforms() -> Callable[[pt.Transformer], None]:
+    """Check that a transformer does what PyTerrier's own tests ask of one."""
+
+    def check(transformer: pt.Transformer) -> None:
+        case = pt.testing.transformer_test_class(lambda: transformer)
+        result = unittest.TestResult()
+        unittest.defaultTestLoader.loadTestsFromTestCase(case).run(result)
+        assert result.testsRun
+        assert not [trace for _, trace in result.failures + result.errors]
+
+    return check
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Encoders as artifacts: the model card, packages, and the Hugging Face hub."""
+"""Encoders as artifacts: the folder of a trained one, its card, and the Hugging Face hub."""
 
 import base64
 import json
@@ -11,29 +11,28 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pyterrier as pt
 import pytest
 import yaml
 
-from pyterrier_selfdistill import SelfDistillBiEncoder, SelfDistillIndex, SelfDistillTrainer
+from pyterrier_selfdistill import SelfDistillBiEncoder, SelfDistillTrainer
 
 TEXTS = ["sort the rows of a table", "plot a matrix"]
 
 
 @pytest.fixture(scope="module")
-def trained(language_model, tmp_path_factory):
+def trained(language_model, _collection, tmp_path_factory):
     """The folder of an encoder that was trained with validation."""
-    things = ["table", "matrix", "file", "array", "column", "rows", "value", "mean"]
-    topics = pd.DataFrame([(f"q{i}", f"query {t}") for i, t in enumerate(things)], columns=["qid", "query"])
-    corpus = pd.DataFrame([(f"d{i}", f"read the {t}") for i, t in enumerate(things)], columns=["docno", "text"])
-    qrels = pd.DataFrame([(f"q{i}", f"d{i}", 1) for i in range(8)], columns=["qid", "docno", "label"])
+    topics, corpus, qrels = _collection.topics, _collection.corpus, _collection.qrels
     encoder = SelfDistillBiEncoder.from_pretrained(
         language_model, query_length=20, query_prompt="query: ", document_length=40, device="cpu"
     )
     folder = tmp_path_factory.mktemp("trained") / "run"
-    trainer = SelfDistillTrainer(encoder, folder, corpus=corpus, eval_steps=1, verbose=False, num_train_epochs=2)
+    trainer = SelfDistillTrainer(encoder, folder, corpus=corpus, eval_steps=1, verbose=False, max_steps=2)
     return trainer.fit(topics, qrels, topics, qrels).output_dir / "model"
+
+
+# --- a saved encoder ------------------------------------------------------------------------------------------------
 
 
 def test_metadata_says_what_it_is_and_how_it_was_trained(trained):
@@ -56,12 +55,13 @@ def test_metadata_says_what_it_is_and_how_it_was_trained(trained):
     assert training["history"][-1].keys() == {"step", "loss", "margin", "target", "nDCG@10"}
 
 
-def test_model_card(trained):
+def test_card_of_a_trained_encoder(trained):
     card = (trained / "README.md").read_text()
     front = yaml.safe_load(card.split("---\n")[1])
     assert front["library_name"] == "sentence-transformers"
     assert "pyterrier" in front["tags"]
-    assert "base_model" not in front  # a folder of this machine is no model of the hub
+    # a folder of this machine is no model of the hub
+    assert "base_model" not in front
     training = json.loads((trained / "pt_meta.json").read_text())["training"]
     for row in training["history"]:
         assert f"| {row['nDCG@10']:.4f} |" in card
@@ -73,65 +73,32 @@ def test_model_card(trained):
         "query `query: `",
     ):
         assert words in card
-    assert "read the table" not in card  # nobody's texts
-    encoder = pt.Artifact.load(str(trained))
+    # nobody's texts
+    assert "read the table" not in card
+
+
+def test_card_names_no_path_of_this_machine(trained, language_model):
+    base = Path(language_model).name
+    for file in ("README.md", "pt_meta.json"):
+        page = (trained / file).read_text()
+        assert base in page
+        assert str(Path(language_model).parent) not in page
+        assert not re.search(r"[\s`'\"]/\w", page)
+    card = (trained / "README.md").read_text()
+    training = json.loads((trained / "pt_meta.json").read_text())["training"]
+    assert f"| Base model | `{base}` `{training['base_model']['checksum'][:12]}` |" in card
+
+
+def test_card_shows_code_that_runs(trained, monkeypatch):
+    card = (trained / "README.md").read_text()
     names = {"first_stage": pt.Transformer.identity(), "dataset": pt.get_dataset("irds:vaswani")}
     code = re.search(r"```python\n(.*?)```", card, flags=re.DOTALL)[1].replace("'model'", repr(str(trained)))
-    here = Path.cwd()
-    try:
-        os.chdir(trained.parent)
-        exec(code, names)
-    finally:
-        os.chdir(here)
-    assert names["encoder"] == encoder
+    monkeypatch.chdir(trained.parent)
+    exec(code, names)
+    assert names["encoder"] == pt.Artifact.load(str(trained))
 
 
-def test_card_of_a_model_that_was_not_trained_here_is_its_own(language_model, tmp_path):
-    encoder = SelfDistillBiEncoder.from_pretrained(language_model, device="cpu")
-    card = (encoder.save(tmp_path / "model") / "README.md").read_text()
-    assert "pyterrier-selfdistill" not in card
-    assert "sentence-transformers" in card
-
-
-def test_card_names_a_base_model_of_the_hub(encoder):
-    from pyterrier_selfdistill.model_card import front_matter
-
-    assert front_matter({"base_model": {"name": "microsoft/mpnet-base"}})["base_model"] == "microsoft/mpnet-base"
-    assert "base_model" not in front_matter({"base_model": {"name": "/models/mine"}})
-
-
-@pytest.mark.parametrize("max_file_size", [None, 20_000])
-def test_package_from_a_file_url(trained, tmp_path, max_file_size):
-    encoder = pt.Artifact.load(str(trained))
-    package = encoder.build_package(str(tmp_path / "model.tar.lz4"), max_file_size=max_file_size, verbose=False)
-    assert (tmp_path / "model.tar.lz4").exists() == (max_file_size is None)
-    for url in (f"file://{package}", trained.as_uri()):
-        loaded = pt.Artifact.from_url(url)
-        assert loaded == encoder
-        assert loaded.training_summary == encoder.training_summary
-    assert pt.Artifact.from_url(f"file://{package}").path == pt.Artifact.from_url(f"file://{package}").path
-
-
-def test_packages_that_are_not_whole(trained, tmp_path):
-    package = Path(pt.Artifact.load(str(trained)).build_package(str(tmp_path / "model.tar.lz4"), verbose=False))
-    content = bytearray(package.read_bytes())
-    content[len(content) // 2] ^= 1
-    package.write_bytes(content)
-    before = set((Path(pt.io.pyterrier_home()) / "artifacts").glob("*"))
-    with pytest.raises((ValueError, RuntimeError, OSError)):
-        pt.Artifact.from_url(f"file://{package}")
-    assert set((Path(pt.io.pyterrier_home()) / "artifacts").glob("*")) == before
-    with pytest.raises(FileNotFoundError, match="build_package"):
-        pt.Artifact.from_url(f"file://{tmp_path}/nothing.tar.lz4")
-
-
-def test_index_as_a_package(encoder, tmp_path):
-    corpus = [{"docno": str(i), "text": f"plot {i}"} for i in range(5)]
-    encoder.build_retriever(corpus, tmp_path / "index.flex")
-    package = SelfDistillIndex(tmp_path / "index.flex").build_package(str(tmp_path / "index.tar.lz4"), verbose=False)
-    index = SelfDistillIndex.from_url(f"file://{package}")
-    assert index.encoder == encoder.identity
-    assert len((encoder >> index).search("plot 3")) == 5
+# --- the hub --------------------------------------------------------------------------------------------------------
 
 
 class _Hub(BaseHTTPRequestHandler):
@@ -228,8 +195,11 @@ pt.Artifact.load(sys.argv[1]).to_hf("me/retriever", branch=sys.argv[2], pretty_n
     assert "TODO" not in card
 
     resolve = pt._artifact._hf_url_resolver
-    moved = lambda url: (resolve(url).url.replace("https://huggingface.co", address), {})  # noqa: E731
-    monkeypatch.setattr(pt._artifact, "_hf_url_resolver", moved)
+
+    def resolve_to_stand_in(url):
+        return resolve(url).url.replace("https://huggingface.co", address), {}
+
+    monkeypatch.setattr(pt._artifact, "_hf_url_resolver", resolve_to_stand_in)
     loaded = pt.Artifact.from_hf(where)
     original = pt.Artifact.load(str(trained))
     assert loaded == original

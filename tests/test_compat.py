@@ -1,13 +1,77 @@
-"""Workarounds: that each is still needed, and that it works."""
+"""Faults of other libraries: a test that fails here says which workaround of compat.py to delete.
 
+The tests named ``..._is_needed`` show a fault in the plain library; the others, that the workaround mends it and leaves
+a mended library alone.
+"""
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+import pyterrier_alpha as pta
 import pytest
 import torch
+import voyager
 from datasets import Dataset
+from pyterrier_dr import FlexIndex
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from transformers.utils import logging
 
-from pyterrier_selfdistill.compat import no_checkpoint_progress_bars, remove_autocast
+from pyterrier_selfdistill import SelfDistillBiEncoder, SelfDistillIndex, compat
+
+VECTORS = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
+VECTORS /= np.linalg.norm(VECTORS, axis=1, keepdims=True)
+DELETE = "the fault is mended; delete compat.{} as its docstring says"
+
+
+@pytest.fixture
+def plain(tmp_path):
+    """A plain FlexIndex of 40 unit vectors."""
+    index = FlexIndex(str(tmp_path / "plain.flex"), verbose=False)
+    index.index([{"docno": f"d{number}", "doc_vec": vector} for number, vector in enumerate(VECTORS)])
+    return index
+
+
+@pytest.fixture
+def queries():
+    return pd.DataFrame({"qid": list("abc"), "query_vec": list(VECTORS[:3])})
+
+
+@pytest.fixture
+def candidates(queries):
+    documents = pd.DataFrame({"docno": [f"d{number}" for number in range(10)]})
+    return queries.merge(documents, how="cross")
+
+
+def fails(function, *errors):
+    """Whether a function raises one of the errors."""
+    try:
+        function()
+    except errors:
+        return True
+    return False
+
+
+# --- tensor_version -------------------------------------------------------------------------------------------------
+
+
+def test_tensor_version_is_needed():
+    public = [name for name in dir(torch.Tensor) if "version" in name and not name.startswith("_")]
+    assert not public, DELETE.format("tensor_version")
+
+
+def test_tensor_version_counts_changes_in_place():
+    tensor = torch.zeros(3)
+    before = compat.tensor_version(tensor)
+    tensor.add_(1)
+    assert compat.tensor_version(tensor) == before + 1
+
+
+# --- training -------------------------------------------------------------------------------------------------------
 
 TEXTS = ["sort the rows of a table", "plot a matrix"]
 
@@ -40,29 +104,323 @@ def progress_bars():
     logging.enable_progress_bar()
 
 
-def test_transformers_draws_a_progress_bar_at_each_checkpoint(make_plain_trainer, progress_bars, capsys):
+def test_no_checkpoint_progress_bars_is_needed(make_plain_trainer, progress_bars, capsys):
     make_plain_trainer(save_steps=1).train()
-    if "it/s]" not in capsys.readouterr().err:
-        pytest.fail("transformers no longer draws bars while training: delete compat.no_checkpoint_progress_bars")
+    assert "it/s]" in capsys.readouterr().err, DELETE.format("no_checkpoint_progress_bars")
 
 
-def test_no_checkpoint_progress_bars(make_plain_trainer, progress_bars, capsys):
-    with no_checkpoint_progress_bars():
+def test_no_checkpoint_progress_bars_hides_them(make_plain_trainer, progress_bars, capsys):
+    with compat.no_checkpoint_progress_bars():
         make_plain_trainer(save_steps=1).train()
     assert "it/s]" not in capsys.readouterr().err
     assert logging.is_progress_bar_enabled()
 
 
-def test_accelerate_leaves_the_model_in_16_bits(make_plain_trainer, tiny_model):
+def test_remove_autocast_is_needed(make_plain_trainer, tiny_model):
     before = tiny_model.encode(TEXTS, convert_to_tensor=True)
     make_plain_trainer(bf16=True).train()
-    if torch.equal(tiny_model.encode(TEXTS, convert_to_tensor=True), before):
-        pytest.fail("accelerate no longer leaves its autocast around the model: delete compat.remove_autocast")
+    after = tiny_model.encode(TEXTS, convert_to_tensor=True)
+    assert not torch.equal(after, before), DELETE.format("remove_autocast")
 
 
-def test_remove_autocast(make_plain_trainer, tiny_model):
+def test_remove_autocast_gives_the_model_as_it_was(make_plain_trainer, tiny_model):
     before = tiny_model.encode(TEXTS, convert_to_tensor=True)
     trainer = make_plain_trainer(bf16=True)
     trainer.train()
-    remove_autocast(trainer, tiny_model)
+    compat.remove_autocast(trainer, tiny_model)
     assert torch.equal(tiny_model.encode(TEXTS, convert_to_tensor=True), before)
+
+
+# --- LocalPackages --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def package(encoder, tmp_path):
+    """The file of a packaged encoder."""
+    encoder.save(tmp_path / "model")
+    return Path(encoder.build_package(str(tmp_path / "model.tar.lz4"), verbose=False))
+
+
+def cached():
+    return set((Path(pt.io.pyterrier_home()) / "artifacts").glob("*"))
+
+
+def test_local_packages_is_needed(package):
+    loads = not fails(lambda: pt.Artifact.from_url(package.as_uri()), Exception)
+    assert not loads, DELETE.format("LocalPackages")
+
+
+@pytest.mark.parametrize("max_file_size", [None, 20_000])
+def test_from_url_loads_a_package_of_this_machine(encoder, tmp_path, max_file_size):
+    encoder.training_summary = {"seed": 7}
+    encoder.save(tmp_path / "model")
+    path = str(tmp_path / "model.tar.lz4")
+    package = encoder.build_package(path, max_file_size=max_file_size, verbose=False)
+    assert (tmp_path / "model.tar.lz4").exists() == (max_file_size is None)
+    for url in (f"file://{package}", (tmp_path / "model").as_uri()):
+        loaded = SelfDistillBiEncoder.from_url(url)
+        assert loaded == encoder
+        assert loaded.training_summary == encoder.training_summary
+
+
+def test_from_url_unpacks_once(package, encoder):
+    first = SelfDistillBiEncoder.from_url(package.as_uri())
+    files = cached()
+    assert SelfDistillBiEncoder.from_url(package.as_uri(), batch_size=7).path == first.path
+    assert cached() == files
+
+
+def test_from_url_loads_a_package_that_was_built_again(package, encoder):
+    first = SelfDistillBiEncoder.from_url(package.as_uri())
+    encoder.model.prompts["query"] = "query: "
+    encoder.save(encoder.path, overwrite=True)
+    encoder.build_package(str(package), verbose=False)
+    assert SelfDistillBiEncoder.from_url(package.as_uri()) == encoder
+    assert first != encoder
+
+
+def test_from_url_refuses_a_package_that_was_changed(package):
+    content = bytearray(package.read_bytes())
+    content[len(content) // 2] ^= 1
+    package.write_bytes(content)
+    before = cached()
+    with pytest.raises((ValueError, RuntimeError, OSError)):
+        SelfDistillBiEncoder.from_url(package.as_uri())
+    assert cached() == before
+
+
+def test_from_url_refuses_a_package_of_another_checksum(package):
+    before = cached()
+    with pytest.raises(ValueError, match="sha256"):
+        SelfDistillBiEncoder.from_url(package.as_uri(), expected_sha256="0" * 64)
+    assert cached() == before
+    checksum = json.loads(Path(f"{package}.json").read_text())["expected_sha256"]
+    assert SelfDistillBiEncoder.from_url(package.as_uri(), expected_sha256=checksum)
+
+
+def test_from_url_says_what_to_give(tmp_path):
+    with pytest.raises(FileNotFoundError, match="build_package"):
+        SelfDistillBiEncoder.from_url(f"file://{tmp_path}/nothing.tar.lz4")
+
+
+def test_from_url_loads_an_index(encoder, tmp_path):
+    corpus = [{"docno": str(number), "text": f"plot {number}"} for number in range(5)]
+    encoder.build_retriever(corpus, tmp_path / "index.flex")
+    package = SelfDistillIndex(tmp_path / "index.flex").build_package(str(tmp_path / "index.tar.lz4"), verbose=False)
+    index = SelfDistillIndex.from_url(f"file://{package}", any_encoder=True)
+    assert index.encoder == encoder.identity
+    assert index.any_encoder
+    assert len((encoder >> index).search("plot 3")) == 5
+
+
+# --- closed_files ---------------------------------------------------------------------------------------------------
+
+
+def test_closed_files_is_needed(plain):
+    closed = {name: getattr(plain, name) for name in compat.closed_files()}
+    assert closed == compat.closed_files(), "FlexIndex keeps its files elsewhere; see compat.closed_files"
+    plain.payload()
+    plain.torch_vecs(device="cpu")
+    assert len(pickle.dumps(plain)) > VECTORS.nbytes, DELETE.format("closed_files")
+
+
+# --- masked_retriever -----------------------------------------------------------------------------------------------
+
+MASK = np.arange(40) % 3 == 0
+
+
+def test_masked_retriever_is_needed(plain, queries):
+    found = plain.np_retriever(mask=MASK.astype(np.int8), num_results=MASK.sum())(queries)
+    assert not MASK[found["docid"].astype(int)].all(), DELETE.format("masked_retriever")
+
+
+def test_masked_retriever_finds_documents_of_the_mask_only(plain, queries):
+    mask = MASK.astype(np.int8)
+    found = compat.masked_retriever(plain, num_results=MASK.sum(), mask=mask, drop_query_vec=True)(queries)
+    assert MASK[found["docid"].astype(int)].all()
+    assert len(found) == 3 * MASK.sum()
+
+
+# --- transform_queries ----------------------------------------------------------------------------------------------
+
+
+class Lists(pt.Transformer):
+    """A retriever that finds as many documents for a query as its identifier says."""
+
+    def transform(self, inp):
+        builder = pta.DataFrameBuilder(["docno", "score", "rank"])
+        for qid in inp["qid"]:
+            count = int(qid)
+            docnos = np.array([f"d{number}" for number in range(count)], dtype=object)
+            ranks = np.arange(count)
+            builder.extend({"docno": docnos, "score": 1.0 - ranks, "rank": ranks})
+        return builder.to_df(inp.reset_index(drop=True))
+
+
+def test_transform_queries_is_needed():
+    alone = Lists()(pd.DataFrame({"qid": ["1"]}))
+    assert alone["rank"].dtype == object, DELETE.format("transform_queries")
+    assert fails(lambda: Lists()(pd.DataFrame({"qid": ["2", "1"]})), ValueError), DELETE.format("transform_queries")
+
+
+@pytest.mark.parametrize("qids", ["3", "1", "11", "31", "13", "301", "031", "0"])
+def test_transform_queries_takes_any_numbers_of_results(qids):
+    found = compat.transform_queries(Lists(), pd.DataFrame({"qid": list(qids)}))
+    expected = [(qid, f"d{number}", 1.0 - number, number) for qid in qids for number in range(int(qid))]
+    assert list(found[["qid", "docno", "score", "rank"]].itertuples(index=False, name=None)) == expected
+    assert found.index.is_unique
+
+
+def test_transform_queries_raises_other_errors(queries):
+    def fail(frame):
+        raise ValueError("no such similarity")
+
+    with pytest.raises(ValueError, match="no such similarity"):
+        compat.transform_queries(pt.apply.generic(fail), queries)
+
+
+# --- score_nothing and first_results --------------------------------------------------------------------------------
+
+
+def test_score_nothing_is_needed(plain, candidates):
+    assert fails(lambda: plain.np_scorer()(candidates.iloc[:0]), ValueError), DELETE.format("score_nothing")
+
+
+def test_score_nothing_adds_columns(candidates):
+    assert list(compat.score_nothing(candidates.iloc[:0]).columns) == [*candidates.columns, "score", "rank"]
+
+
+def test_first_results_is_needed(plain, candidates):
+    assert fails(lambda: plain.np_scorer(num_results=3)(candidates), AttributeError), DELETE.format("first_results")
+
+
+def test_first_results_are_the_best(plain, candidates):
+    scored = plain.np_scorer()(candidates)
+    best = compat.first_results(scored, 3)
+    assert best.groupby("qid")["rank"].apply(list).tolist() == [[0, 1, 2]] * 3
+    assert best["docno"].tolist() == scored[scored["rank"] < 3]["docno"].tolist()
+    assert compat.first_results(scored, None) is scored
+
+
+# --- Voyager --------------------------------------------------------------------------------------------------------
+
+
+def exact_scores(found, queries):
+    """The cosines of queries and the documents that were found."""
+    vectors = queries.set_index("qid")["query_vec"]
+    return [vectors[qid] @ VECTORS[docid] for qid, docid in zip(found["qid"], found["docid"].astype(int), strict=True)]
+
+
+def test_retrieve_nothing_is_needed(plain, queries):
+    retriever = plain.voyager_retriever()
+    assert fails(lambda: retriever(queries.iloc[:0]), ValueError), DELETE.format("retrieve_nothing")
+
+
+def test_mend_voyager_num_results_is_needed(plain):
+    retriever = plain.voyager_retriever(num_results=5)
+    assert retriever.num_results != 5, DELETE.format("mend_voyager_num_results")
+
+
+def test_mend_voyager_query_is_needed(plain, queries):
+    retriever = plain.voyager_retriever(query_ef=17)
+    retriever.num_results = 5
+    called = []
+
+    class Spy:
+        def query(self, *arguments, **options):
+            called.append((arguments[2:], options))
+            return np.zeros((3, 5), dtype=np.uint64), np.ones((3, 5), dtype=np.float32)
+
+    retriever.voyager_index = Spy()
+    retriever(queries)
+    assert called == [((17,), {})], DELETE.format("mend_voyager_query")
+
+
+def test_mend_voyager_scores_is_needed(plain, queries):
+    retriever = plain.voyager_retriever()
+    retriever.num_results = 5
+    found = retriever(queries)
+    lower = np.array(exact_scores(found, queries)) - found["score"].to_numpy(dtype=float)
+    np.testing.assert_allclose(lower, 1, atol=1e-5, err_msg=DELETE.format("mend_voyager_scores"))
+
+
+def mend(retriever, num_results):
+    compat.mend_voyager_num_results(retriever, num_results)
+    compat.mend_voyager_query(retriever)
+    compat.mend_voyager_scores(retriever)
+    return retriever
+
+
+class MendedVoyagerRetriever(pt.Transformer):
+    """VoyagerRetriever as it is meant: with its number of results, a named ``query_ef``, and similarities as scores."""
+
+    def __init__(self, flex_index, voyager_index, query_ef, num_results):
+        self.flex_index = flex_index
+        self.voyager_index = voyager_index
+        self.query_ef = query_ef
+        self.num_results = num_results
+
+    def transform(self, inp):
+        vectors = np.stack(inp["query_vec"])
+        docids, distances = self.voyager_index.query(vectors, self.num_results, query_ef=self.query_ef)
+        frames = []
+        for qid, found, distance in zip(inp["qid"], docids, distances, strict=True):
+            ranks = range(len(found))
+            docnos = [f"d{docid}" for docid in found]
+            frames.append(
+                pd.DataFrame({"qid": qid, "docno": docnos, "docid": found, "score": 1 - distance, "rank": ranks})
+            )
+        return pd.concat(frames, ignore_index=True)
+
+
+@pytest.fixture
+def voyager_index():
+    index = voyager.Index(voyager.Space.InnerProduct, num_dimensions=8)
+    index.add_items(VECTORS)
+    return index
+
+
+@pytest.mark.parametrize("num_results", [1, 5, 1000])
+def test_mended_voyager_retriever_is_right(plain, queries, voyager_index, num_results):
+    """Both the one of pyterrier-dr with its faults and one that has none."""
+    faulty = plain.voyager_retriever(num_results=num_results, query_ef=20)
+    right = MendedVoyagerRetriever(plain, voyager_index, query_ef=20, num_results=num_results)
+    for retriever in (faulty, right):
+        found = compat.transform_queries(mend(retriever, num_results), queries)
+        assert found.groupby("qid").size().tolist() == [min(num_results, 40)] * 3
+        np.testing.assert_allclose(found["score"].astype(float), exact_scores(found, queries), atol=1e-5)
+        assert found[found["rank"] == 0]["docno"].tolist() == ["d0", "d1", "d2"]
+
+
+def test_mend_voyager_scores_leaves_a_mended_retriever_alone(plain, voyager_index):
+    right = MendedVoyagerRetriever(plain, voyager_index, query_ef=20, num_results=5)
+    compat.mend_voyager_scores(right)
+    assert right.voyager_index is voyager_index
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "expected"),
+    [
+        ((17,), {}, ((), {"query_ef": 17})),
+        ((3,), {}, ((), {"query_ef": 5})),
+        ((), {"query_ef": 17}, ((), {"query_ef": 17})),
+        ((), {"num_threads": 2, "query_ef": 17}, ((), {"num_threads": 2, "query_ef": 17})),
+        ((-1, 17), {}, ((-1, 17), {})),
+        ((), {}, ((), {})),
+    ],
+)
+def test_mend_voyager_query_leaves_right_calls_alone(plain, arguments, options, expected):
+    called = []
+
+    class Spy:
+        def __len__(self):
+            return 40
+
+        def query(self, vectors, k, *arguments, **options):
+            called.append((k, (arguments, options)))
+
+    retriever = plain.voyager_retriever()
+    retriever.voyager_index = Spy()
+    compat.mend_voyager_query(retriever)
+    retriever.voyager_index.query(VECTORS, 5, *arguments, **options)
+    assert called == [(5, expected)]

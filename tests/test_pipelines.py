@@ -33,52 +33,24 @@ def other(encoder):
 def calls(monkeypatch):
     """Counts the texts that are encoded, by encoder."""
     counted = {}
-    encode = SelfDistillBiEncoder._encode
 
-    def count(self, encode_role, texts, batch_size):
-        texts = list(texts)
-        counted[self.model_name] = counted.get(self.model_name, 0) + len(texts)
-        return encode(self, encode_role, texts, batch_size)
+    def counting(encode):
+        def count(self, texts, batch_size=None):
+            texts = list(texts)
+            counted[self.model_name] = counted.get(self.model_name, 0) + len(texts)
+            return encode(self, texts, batch_size)
 
-    monkeypatch.setattr(SelfDistillBiEncoder, "_encode", count)
+        return count
+
+    for name in ("encode_queries", "encode_docs"):
+        monkeypatch.setattr(SelfDistillBiEncoder, name, counting(getattr(SelfDistillBiEncoder, name)))
     return counted
 
 
-# --- roles ----------------------------------------------------------------------------------------------------------
+# --- feedback -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", ["frame", "list", "iterable"])
-def test_frames_lists_and_iterables(encoder, names, form):
-    topics = names["topics"]
-    records = topics.to_dict(orient="records")
-    given = {"frame": topics, "list": records, "iterable": iter(records)}[form]
-    encoded = encoder(given)
-    assert isinstance(encoded, pd.DataFrame if form == "frame" else list)
-    encoded = pd.DataFrame(encoded)
-    assert list(encoded.columns) == ["qid", "query", "query_vec"]
-    assert encoded["query_vec"].dtype == object
-    assert {(vector.dtype, vector.shape) for vector in encoded["query_vec"]} == {(np.dtype(np.float32), (32,))}
-    np.testing.assert_allclose(np.stack(encoded["query_vec"]), encoder.encode_queries(topics["query"]), atol=1e-6)
-
-
-@pytest.mark.parametrize("queries", ["query", "query_vec", "both"])
-@pytest.mark.parametrize("documents", ["text", "doc_vec", "both"])
-def test_scores_by_any_mix_of_texts_and_vectors(encoder, names, queries, documents):
-    results = names["topics"].merge(pd.DataFrame(names["dataset"].get_corpus_iter()), how="cross")
-    full = encoder.doc_encoder()(encoder.query_encoder()(results))
-    dropped = {"query": "query_vec", "query_vec": "query", "text": "doc_vec", "doc_vec": "text"}
-    given = full.drop(columns=[dropped[name] for name in (queries, documents) if name != "both"])
-    scored = encoder(given)
-    assert set(given.columns) | {"score", "rank"} == set(scored.columns)
-    assert scored[["qid", "docno"]].equals(results[["qid", "docno"]])
-    cosines = encoder.encode_queries(names["topics"]["query"]) @ encoder.encode_docs(results["text"][:40]).T
-    np.testing.assert_allclose(scored["score"], cosines.reshape(-1), atol=1e-6)
-    for _, group in scored.groupby("qid"):
-        assert sorted(group["rank"]) == list(range(40))
-        assert group.sort_values("rank")["score"].is_monotonic_decreasing
-
-
-def test_prf_asks_the_index_for_what_it_needs(encoder, index, names):
+def test_feedback_asks_the_index_for_what_it_needs(encoder, index, names):
     for prf in (VectorPrf(k=3), AveragePrf(k=3)):
         retriever = index.retriever()
         pipeline = encoder >> retriever >> index.vec_loader() >> prf >> (retriever % 2)
@@ -87,33 +59,10 @@ def test_prf_asks_the_index_for_what_it_needs(encoder, index, names):
         pd.testing.assert_frame_equal(compiled(names["topics"]), pipeline(names["topics"]))
 
 
-# --- identity -------------------------------------------------------------------------------------------------------
+# --- pt.Experiment --------------------------------------------------------------------------------------------------
 
 
-def test_equality_means_the_same_vectors(language_model, names):
-    options = [
-        {},
-        {"pooling": "mean"},
-        {"query_length": 4},
-        {"document_length": 4},
-        {"query_prompt": "query: "},
-        {"document_prompt": "d: "},
-        {"dtype": "bfloat16"},
-    ]
-    load = SelfDistillBiEncoder.from_pretrained
-    encoders = [load(language_model, device="cpu", **given) for given in options]
-    again = [load(language_model, device="cpu", **given) for given in options]
-    for i, one in enumerate(encoders):
-        assert [one == two for two in again] == [i == j for j in range(len(options))]
-        assert hash(one) == hash(again[i])
-        roles = [lambda e: e.query_encoder(), lambda e: e.doc_encoder(), lambda e: e.scorer()]
-        for role in roles:
-            assert role(one) == role(again[i])
-            assert hash(role(one)) == hash(role(again[i]))
-            assert role(one) != role(encoders[i - 1])
-
-
-def test_what_systems_share_runs_once(encoder, index, names, calls):
+def test_experiment_runs_once_what_systems_share(encoder, index, names, calls):
     systems = [
         encoder >> index,
         encoder >> index.retriever(num_results=5),
@@ -128,7 +77,7 @@ def test_what_systems_share_runs_once(encoder, index, names, calls):
     assert together["nDCG@10"].tolist() == apart["nDCG@10"].tolist()
 
 
-def test_two_models_are_never_shared(encoder, other, names, calls):
+def test_experiment_never_shares_two_models(encoder, other, names, calls):
     text = pt.text.get_text(names["dataset"])
     candidates = names["bm25"] >> text
     systems = [candidates >> encoder, candidates >> other, candidates >> encoder.copy() >> pt.RankCutoff(5)]
@@ -138,7 +87,7 @@ def test_two_models_are_never_shared(encoder, other, names, calls):
     assert together["RR"].tolist() == apart
 
 
-def test_filters_are_not_shared(encoder, index, names):
+def test_experiment_does_not_share_masks(encoder, index, names):
     docnos = [doc["docno"] for doc in names["dataset"].get_corpus_iter()]
     systems = [encoder >> index.retriever(mask=index.mask(part)) for part in (docnos[:12], docnos[12:])]
     systems = [system >> pt.Transformer.identity() for system in systems]
@@ -147,7 +96,7 @@ def test_filters_are_not_shared(encoder, index, names):
     assert table["nDCG@10"].tolist() == apart
 
 
-# --- caches, grids, processes ---------------------------------------------------------------------------------------
+# --- pyterrier_caching ----------------------------------------------------------------------------------------------
 
 
 def test_caches_notice_that_a_model_changed(encoder, other, index, names, calls):
@@ -168,14 +117,7 @@ def test_caches_notice_that_a_model_changed(encoder, other, index, names, calls)
     assert before["score"].tolist() != after["score"].tolist()
 
 
-def test_trained_further_in_place_is_another_cache(encoder):
-    before = encoder.cache_path("caches/scores.cache")
-    with torch.no_grad():
-        next(encoder.model.parameters()).add_(0.1)
-    after = encoder.cache_path("caches/scores.cache")
-    assert before != after
-    assert before.parent == after.parent
-    assert after.suffix == ".cache"
+# --- pt.GridSearch --------------------------------------------------------------------------------------------------
 
 
 def test_grid_search_finds_the_weight_that_is_best(encoder, index, names):
@@ -205,6 +147,9 @@ def test_grid_search_over_options_of_the_index(encoder, index, names):
     assert best == 1
 
 
+# --- parallel -------------------------------------------------------------------------------------------------------
+
+
 @pytest.fixture(scope="module")
 def ray_cluster():
     import ray
@@ -215,7 +160,7 @@ def ray_cluster():
 
 
 @pytest.mark.parametrize("backend", ["joblib", "ray"])
-def test_parallel(encoder, index, names, backend, request):
+def test_parallel_finds_the_same(encoder, index, names, backend, request):
     if backend == "ray":
         request.getfixturevalue("ray_cluster")
     pipeline = encoder >> index
@@ -228,7 +173,7 @@ def test_parallel(encoder, index, names, backend, request):
     )
 
 
-# --- inspection -----------------------------------------------------------------------------------------------------
+# --- pt.inspect, pt.schematic, pickle -------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -245,7 +190,7 @@ def transformers(encoder, index, folder):
     }
 
 
-def test_attributes(transformers):
+def test_transformer_attributes_make_the_same_transformer(transformers):
     for name, transformer in transformers.items():
         attributes = {attribute.name: attribute.value for attribute in pt.inspect.transformer_attributes(transformer)}
         same = pt.inspect.transformer_apply_attributes(transformer)
@@ -261,7 +206,7 @@ def test_attributes(transformers):
     assert (trainer.seed, trainer.target, trainer.arguments) == (7, "adaptive", {"num_train_epochs": 2})
 
 
-def test_inputs_and_outputs(transformers):
+def test_transformer_inputs_and_outputs(transformers):
     queries, candidates = ["qid", "query"], ["qid", "query", "docno", "text"]
     outputs = pt.inspect.transformer_outputs
     assert queries in pt.inspect.transformer_inputs(transformers["encoder"])
@@ -273,7 +218,7 @@ def test_inputs_and_outputs(transformers):
     assert set(outputs(pipeline, queries)) == {*queries, "query_vec", "docno", "docid", "score", "rank"}
 
 
-def test_schematics(transformers, names):
+def test_schematics_are_drawn(transformers, names):
     for transformer in transformers.values():
         assert len(pt.schematic.transformer_schematic(transformer)["label"]) <= 20
         assert "<div" in pt.schematic.draw(transformer)
@@ -285,7 +230,7 @@ def test_schematics(transformers, names):
     assert "NumpyRetriever" in (encoder >> transformers["retriever"])._repr_html_()
 
 
-def test_pickles(transformers, names, encoder, index):
+def test_transformers_are_equal_after_pickling(transformers, names, encoder, index):
     for name, transformer in transformers.items():
         again = pickle.loads(pickle.dumps(transformer))
         assert name == "trainer" or again == transformer

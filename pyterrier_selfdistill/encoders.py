@@ -1,0 +1,232 @@
+"""What an encoder does in pipelines: it encodes queries, encodes documents, scores results, and leads to an index.
+
+The three transformers are pyterrier-dr's, with two additions: inputs are checked, and vectors remember their encoder.
+An :class:`EncoderPipeline` is PyTerrier's pipeline, which reads ahead when it indexes. :func:`encode` and
+:func:`encode_with_gradients` are how texts become vectors, batch by batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+import torch
+from pyterrier_dr import BiDocEncoder, BiQueryEncoder, BiScorer
+from sentence_transformers import SentenceTransformer
+
+from .identity import ComparedByKey, EncodedVector, EncoderIdentity, EncoderMismatchError, encoders_of
+from .losses import normalize
+from .validate import require_distinct_columns, require_texts
+
+READ_AHEAD = 2048
+"""How many documents an indexing pipeline reads at once, to encode those of like length together."""
+
+
+class QueryEncoder(BiQueryEncoder):
+    """Add ``query_vec`` to frames with ``query``."""
+
+    schematic: ClassVar = {"label": "QueryEncoder"}
+
+    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
+        """Encode the queries.
+
+        Raises:
+            TypeError: If a query is not a string.
+        """
+        _require_texts_of(inp, "query", "qid")
+        return _mark(super().transform(inp), "query_vec", self.bi_encoder_model.identity)
+
+
+class DocumentEncoder(BiDocEncoder):
+    """Add ``doc_vec`` to frames with the text field."""
+
+    schematic: ClassVar = {"label": "DocEncoder"}
+
+    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
+        """Encode the documents.
+
+        Raises:
+            TypeError: If a text is not a string.
+        """
+        _require_texts_of(inp, self.text_field, "docno")
+        return _mark(super().transform(inp), "doc_vec", self.bi_encoder_model.identity)
+
+    def __rshift__(self, right: pt.Transformer) -> pt.Transformer:
+        return EncoderPipeline(self, right)
+
+
+class Scorer(ComparedByKey, BiScorer):
+    """Add ``score`` and ``rank`` to frames with queries and documents."""
+
+    schematic: ClassVar = {"label": "Scorer"}
+
+    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
+        """Score the results, with the vectors that they have if this encoder may have made them.
+
+        Raises:
+            EncoderMismatchError: If another encoder made the vectors, and there are no texts.
+            TypeError: If a text is not a string.
+        """
+        foreign = self._foreign_vectors(inp)
+        if not foreign:
+            return super().transform(inp)
+        scored = super().transform(inp.drop(columns=foreign))
+        # what it was given, it gives on
+        return inp.assign(score=scored["score"], rank=scored["rank"])
+
+    def _foreign_vectors(self, frame: pd.DataFrame) -> list[str]:
+        """List the columns with vectors of another encoder, whose texts are to be encoded instead."""
+        own = self.bi_encoder_model.identity
+        foreign = []
+        for vectors, texts in {"query_vec": "query", "doc_vec": self.text_field}.items():
+            if vectors not in frame:
+                continue
+            others = [encoder for encoder in encoders_of(frame[vectors]) if encoder.checksum != own.checksum]
+            if not others:
+                continue
+            if texts not in frame:
+                raise EncoderMismatchError(
+                    f"{vectors} was made by {others[0]}, this encoder is {own}, and there is no {texts!r} to encode "
+                    f"again; score with the encoder of the vectors, or keep {texts!r}"
+                )
+            foreign.append(vectors)
+        return foreign
+
+    def _key(self) -> tuple[Any, ...]:
+        return self.bi_encoder_model, self.verbose, self.batch_size, self.text_field, self.sim_fn
+
+
+class EncoderPipeline(pt.Compose):
+    """An encoder and what follows it.
+
+    It is what PyTerrier's ``>>`` makes, without levels in between however it is put together, but reads
+    :data:`READ_AHEAD` documents at once when it indexes. Where something else stands first, PyTerrier makes a pipeline
+    of its own, which reads 100.
+
+    Args:
+        *transformers: The steps; those of a pipeline stand for themselves.
+    """
+
+    def __init__(self, *transformers: pt.Transformer) -> None:
+        # by itself a pipeline takes in those of its own class only
+        super().__init__(*pt.Compose(*transformers))
+
+    def __rshift__(self, right: pt.Transformer) -> pt.Transformer:
+        return EncoderPipeline(self, right)
+
+    def index(self, iter: Any, batch_size: int | None = None) -> Any:
+        """Encode documents and index them.
+
+        Args:
+            iter: Records of documents.
+            batch_size: How many to read at once.
+
+        Returns:
+            What the last step returns, which is the index.
+        """
+        # PyTerrier would read 100, or as many as the encoder takes at once
+        if batch_size is None:
+            batch_size = READ_AHEAD
+        return super().index(iter, batch_size)
+
+    def transform_inputs(self) -> list[list[str]]:
+        """List the columns that the pipeline takes, for :mod:`pyterrier.inspect`."""
+        # PyTerrier lists all that the encoder takes, but an index after it finds nothing for documents
+        inputs = super().transform_inputs()
+        fitting = [columns for columns in inputs if pt.inspect.transformer_outputs(self, columns, strict=False)]
+        return fitting or inputs
+
+
+def encode(
+    encode_batch: Callable[..., torch.Tensor], texts: Sequence[str], batch_size: int, dimension: int
+) -> np.ndarray:
+    """Encode each distinct text once, those of like length together, so that little is padding.
+
+    Args:
+        encode_batch: The method of a sentence-transformers model that encodes.
+        texts: The texts, in a progress bar or without.
+        batch_size: How many to encode at once.
+        dimension: The length of the vectors.
+
+    Returns:
+        Unit vectors, float32, of shape ``(len(texts), dimension)``.
+
+    Raises:
+        TypeError: If a text is not a string.
+
+    Example:
+        >>> encode(encoder.model.encode_query, ["sort rows", "plot", "sort rows"], batch_size=2, dimension=32).shape
+        (3, 32)
+    """
+    # pyterrier-dr asks for a progress bar by wrapping the texts in one
+    bar = texts if isinstance(texts, pt.tqdm) else None
+    texts = _list_of_strings(texts if bar is None else bar.iterable)
+    positions: dict[str, list[int]] = {}
+    for position, text in enumerate(texts):
+        positions.setdefault(text, []).append(position)
+    longest_first = sorted(positions, key=len, reverse=True)
+    vectors = np.empty((len(texts), dimension), dtype=np.float32)
+    for batch in _batches(longest_first, batch_size):
+        encoded = encode_batch(batch, batch_size=batch_size, convert_to_tensor=True, show_progress_bar=False)
+        for text, vector in zip(batch, normalize(encoded).cpu().numpy(), strict=True):
+            vectors[positions[text]] = vector
+            if bar is not None:
+                bar.update(len(positions[text]))
+    if bar is not None:
+        bar.close()
+    return vectors
+
+
+def encode_with_gradients(model: SentenceTransformer, queries: Sequence[str], batch_size: int) -> torch.Tensor:
+    """Encode queries as a step of training does.
+
+    Returns:
+        Unit vectors on the model's device, of shape ``(len(queries), dimension)``.
+
+    Raises:
+        TypeError: If a query is not a string.
+    """
+    prompt = model.prompts.get("query")
+    dimension = cast(int, model.get_embedding_dimension())
+    vectors = [torch.empty((0, dimension), device=model.device)]
+    for batch in _batches(_list_of_strings(queries), batch_size):
+        features = model.preprocess(batch, prompt=prompt, task="query")
+        for name, value in features.items():
+            if isinstance(value, torch.Tensor):
+                features[name] = value.to(model.device)
+        vectors.append(normalize(model(features)["sentence_embedding"]))
+    return torch.cat(vectors)
+
+
+def _list_of_strings(texts: Iterable[str]) -> list[str]:
+    """Check that texts are a list of strings."""
+    if isinstance(texts, str):
+        raise TypeError(f"texts must be a list of strings, got the string {texts!r}")
+    texts = list(texts)
+    for position, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"texts[{position}] is {text!r}, of type {type(text).__name__}; give strings")
+    return texts
+
+
+def _batches(texts: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    for start in range(0, len(texts), size):
+        yield texts[start : start + size]
+
+
+def _require_texts_of(frame: pd.DataFrame, column: str, identifier: str) -> None:
+    """Check the texts of a frame; PyTerrier's own validation says which columns are missing."""
+    require_distinct_columns(frame, "the input frame")
+    if column in frame:
+        require_texts(frame, column, identifier, empty=True)
+
+
+def _mark(frame: pd.DataFrame, column: str, identity: EncoderIdentity) -> pd.DataFrame:
+    """Have the vectors of a column remember their encoder."""
+    if frame.empty:
+        return frame
+    vectors = EncodedVector.rows(np.stack(frame[column]), identity)
+    return frame.assign(**{column: vectors})

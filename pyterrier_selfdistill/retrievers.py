@@ -1,0 +1,210 @@
+"""Retrievers and re-rankers of an index: pyterrier-dr's, for queries of the index's own encoder.
+
+:class:`IndexTransformer` wraps what :class:`pyterrier_dr.FlexIndex` makes. It is identified by what it is made of, so
+that it can be compared, sent to other processes and tuned, whatever the backend.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+from pyterrier_dr import FlexIndex
+from pyterrier_dr.flex.np_retr import NumpyVectorLoader
+
+from . import compat
+from .identity import ComparedByKey, EncodedVector, EncoderMismatchError, encoders_of
+
+SCORERS = ("np_scorer", "torch_scorer")
+
+
+class IndexTransformer(ComparedByKey, pt.Transformer):
+    """A retriever or a re-ranker of a :class:`SelfDistillIndex`.
+
+    It is made by the index's methods, such as :meth:`~SelfDistillIndex.retriever`. What pyterrier-dr's transformer has
+    beside ``transform``, it has too.
+
+    Args:
+        index: The index, a :class:`SelfDistillIndex`.
+        method: The name of FlexIndex's method that makes the transformer.
+        options: The arguments of the method, all of them.
+
+    Attributes:
+        inner: The transformer of pyterrier-dr.
+    """
+
+    def __init__(self, index: FlexIndex, method: str, options: dict[str, Any]) -> None:
+        self.index = index
+        self.method = method
+        self.options = options
+        self.inner = self._make()
+
+    def _make(self) -> Any:
+        """Have pyterrier-dr make the transformer, without its faults."""
+        options = self.options
+        mask = options.get("mask")
+        if mask is not None:
+            self._check_mask(mask)
+        if mask is not None and self.method == "np_retriever":
+            common = {name: options[name] for name in ("num_results", "mask", "drop_query_vec")}
+            return compat.masked_retriever(self.index, **common)
+        # see compat.first_results
+        if self.method in SCORERS:
+            options = {**options, "num_results": None}
+        inner = getattr(FlexIndex, self.method)(self.index, **options)
+        if self.method == "voyager_retriever":
+            compat.mend_voyager_num_results(inner, options["num_results"])
+            compat.mend_voyager_query(inner)
+            compat.mend_voyager_scores(inner)
+        return inner
+
+    def _check_mask(self, mask: np.ndarray) -> None:
+        if np.shape(mask) != (len(self.index),):
+            raise ValueError(
+                f"the mask has the shape {np.shape(mask)}, and {self.index!r} has {len(self.index)} documents; "
+                "index.mask(docnos) makes one"
+            )
+
+    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
+        """Retrieve or score.
+
+        Raises:
+            EncoderMismatchError: If another encoder than the index's made the query vectors.
+            ValueError: If they have another dimension.
+        """
+        if inp.empty:
+            return self._transform_nothing(inp)
+        if "query_vec" in inp:
+            require_comparable(self.index, inp["query_vec"])
+        if self.method in SCORERS:
+            return compat.first_results(self.inner.transform(inp), self.options["num_results"])
+        return compat.transform_queries(self.inner, inp)
+
+    def _transform_nothing(self, inp: pd.DataFrame) -> pd.DataFrame:
+        """Transform an empty frame."""
+        if self.method in SCORERS:
+            return compat.score_nothing(inp)
+        if self.method == "voyager_retriever":
+            return compat.retrieve_nothing(self.index, inp, drop_query_vec=self.options["drop_query_vec"])
+        return self.inner.transform(inp)
+
+    def fuse_rank_cutoff(self, k: int) -> pt.Transformer | None:
+        """Ask the index for ``k`` documents, where the backend then finds the same."""
+        # approximate retrievers refuse, since they would find others
+        fuse = getattr(self.inner, "fuse_rank_cutoff", None)
+        if fuse is None or fuse(k) is None:
+            return None
+        return IndexTransformer(self.index, self.method, {**self.options, "num_results": k})
+
+    def get_parameter(self, name: str) -> Any:
+        """Return an option."""
+        if name in self.options:
+            return self.options[name]
+        return super().get_parameter(name)
+
+    def set_parameter(self, name: str, value: Any) -> None:
+        """Change an option, as a grid search does.
+
+        Raises:
+            ValueError: If there is no such option.
+        """
+        if name not in self.options:
+            raise ValueError(f"{self.method} has no option {name!r}, only {', '.join(self.options)}")
+        self.options = {**self.options, name: value}
+        self.inner = self._make()
+
+    @property
+    def schematic(self) -> dict[str, str]:
+        """The label, which is pyterrier-dr's."""
+        return {"label": type(self.inner).__name__}
+
+    def subtransformers(self) -> dict[str, pt.Transformer]:
+        """Return no parts: what does the work is not a pipeline."""
+        return {}
+
+    def __getattr__(self, name: str) -> Any:
+        # only asked for what is not here; while unpickling, nothing is
+        if name.startswith("__") or name == "inner":
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # another process makes the transformer itself, over files that it opens itself
+        return IndexTransformer, (self.index, self.method, self.options)
+
+    def _key(self) -> tuple[Any, ...]:
+        options = dict(self.options)
+        # arrays do not compare as one value
+        if options.get("mask") is not None:
+            options["mask"] = np.asarray(options["mask"], dtype=np.int8).tobytes()
+        return self.index, self.method, tuple(sorted(options.items()))
+
+    def __hash__(self) -> int:
+        # without the options, which change while a grid search holds the transformer as a key
+        return hash((self.index, self.method))
+
+    def __repr__(self) -> str:
+        parameters = inspect.signature(getattr(FlexIndex, self.method)).parameters
+        given = []
+        for name, value in self.options.items():
+            if value is not parameters[name].default:
+                given.append(f"{name}={value!r}")
+        return f"{self.index!r}.{self.method}({', '.join(given)})"
+
+
+class VectorLoader(NumpyVectorLoader):
+    """Add ``doc_vec``, as the index has it, to frames with ``docno``."""
+
+    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
+        """Load the vectors, which remember the encoder of the index."""
+        with pt.validate.any(inp) as validation:
+            validation.columns(includes=["docno"])
+            validation.columns(includes=["docid"])
+        if inp.empty:
+            return inp.assign(doc_vec=pd.Series(dtype=object))
+        loaded = super().transform(inp)
+        encoder = self.flex_index.encoder
+        if encoder is None:
+            return loaded
+        return loaded.assign(doc_vec=EncodedVector.rows(np.stack(loaded["doc_vec"]), encoder))
+
+    def __repr__(self) -> str:
+        return f"{self.flex_index!r}.vec_loader()"
+
+
+def require_comparable(index: FlexIndex, vectors: Sequence[np.ndarray]) -> None:
+    """Check that vectors of queries compare with those of an index.
+
+    Args:
+        index: The index, a :class:`SelfDistillIndex`.
+        vectors: The vectors of queries.
+
+    Raises:
+        EncoderMismatchError: If another encoder made one, and the index does not take any encoder.
+        ValueError: If one has another dimension.
+    """
+    dimension = index.payload(return_dvecs=False, return_docnos=False)[0]["vec_size"]
+    for vector in vectors:
+        if len(vector) != dimension:
+            raise ValueError(
+                f"query_vec has {len(vector)} dimensions, and the vectors of {index!r} have {dimension}; encode the "
+                "queries with the encoder of the index"
+            )
+    own = index.encoder
+    if own is None or index.any_encoder:
+        return
+    for other in encoders_of(vectors):
+        if other.checksum == own.checksum:
+            continue
+        remark = ""
+        if other.name == own.name:
+            remark = "; they have the same name, but not the same weights or settings"
+        raise EncoderMismatchError(
+            f"{index!r} was built by the encoder {own}, and the queries were encoded by {other}{remark}. Search with "
+            "the encoder of the index, or build it again with this one and index.indexer(mode='overwrite'). If you "
+            "mean it, SelfDistillIndex(path, any_encoder=True) goes ahead"
+        )
