@@ -127,6 +127,9 @@ class SelfDistillBiEncoder(ComparedByKey, LocalPackages, pyterrier_dr.BiEncoder)
             device: Where to encode; by default a GPU if there is one.
             dtype: The type of the weights. Vectors are float32 in any case.
 
+        Returns:
+            The encoder.
+
         Raises:
             ValueError: If ``pooling`` is given for a model that has its own, a length does not fit the model, or
                 ``dtype`` is unknown.
@@ -220,6 +223,9 @@ class SelfDistillBiEncoder(ComparedByKey, LocalPackages, pyterrier_dr.BiEncoder)
 
         Args:
             path: Where caches of this kind are, whatever the encoder.
+
+        Returns:
+            The path, with a part of the encoder's checksum in its last name.
 
         Example:
             >>> str(encoder.cache_path("caches/scores.cache"))

@@ -33,6 +33,12 @@ class QueryEncoder(BiQueryEncoder):
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Encode the queries.
 
+        Args:
+            inp: A frame with ``query``.
+
+        Returns:
+            The frame with ``query_vec``.
+
         Raises:
             TypeError: If a query is not a string.
         """
@@ -47,6 +53,12 @@ class DocumentEncoder(BiDocEncoder):
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Encode the documents.
+
+        Args:
+            inp: A frame with the text field.
+
+        Returns:
+            The frame with ``doc_vec``.
 
         Raises:
             TypeError: If a text is not a string.
@@ -65,6 +77,12 @@ class Scorer(ComparedByKey, BiScorer):
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Score the results, with the vectors that they have if this encoder may have made them.
+
+        Args:
+            inp: A frame with queries and documents, each as texts or as vectors.
+
+        Returns:
+            The frame with ``score`` and ``rank``.
 
         Raises:
             EncoderMismatchError: If another encoder made the vectors, and there are no texts.
@@ -182,6 +200,11 @@ def encode(
 
 def encode_with_gradients(model: SentenceTransformer, queries: Sequence[str], batch_size: int) -> torch.Tensor:
     """Encode queries as a step of training does.
+
+    Args:
+        model: The model.
+        queries: The queries.
+        batch_size: How many to encode at once.
 
     Returns:
         Unit vectors on the model's device, of shape ``(len(queries), dimension)``.

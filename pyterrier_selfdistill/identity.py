@@ -63,6 +63,9 @@ class EncodedVector(np.ndarray):
         Args:
             vectors: An array of shape ``(rows, dimension)``.
             encoder: The identity of their encoder.
+
+        Returns:
+            The vectors, each of shape ``(dimension,)``.
         """
         marked = vectors.view(cls)
         marked.encoder = encoder
@@ -88,6 +91,12 @@ class EncodedVector(np.ndarray):
 
 def encoders_of(vectors: Iterable[Any]) -> set[EncoderIdentity]:
     """Find the encoders that are known to have made some of the vectors.
+
+    Args:
+        vectors: Vectors, of this package or of others.
+
+    Returns:
+        The identities that they remember.
 
     Example:
         >>> encoders_of([np.ones(2), *EncodedVector.rows(np.eye(2), EncoderIdentity("my-model", "01"))])

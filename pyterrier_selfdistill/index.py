@@ -81,6 +81,13 @@ class SelfDistillIndex(ComparedByKey, compat.LocalPackages, FlexIndex):
     def payload(self, return_dvecs: bool = True, return_docnos: bool = True) -> list[Any]:
         """Open the index, as :meth:`pyterrier_dr.FlexIndex.payload` does.
 
+        Args:
+            return_dvecs: Whether to open the vectors.
+            return_docnos: Whether to open the identifiers.
+
+        Returns:
+            The identifiers and the vectors, if asked for, and the metadata.
+
         Raises:
             FileNotFoundError: If there is no index.
             ValueError: If it is incomplete, or something else.
@@ -408,6 +415,9 @@ def _checked(records: Iterable[dict[str, Any]], encoders: set[EncoderIdentity]) 
 
 def _require_complete(path: Path) -> None:
     """Check the files of an index, before they are opened.
+
+    Args:
+        path: The folder of the index.
 
     Raises:
         FileNotFoundError: If there is no index.

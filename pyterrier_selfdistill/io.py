@@ -24,6 +24,9 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
         path: The folder to write. Folders above it are made; a symbolic link is followed.
         overwrite: Whether to replace a folder that is there.
 
+    Yields:
+        The temporary folder.
+
     Raises:
         FileExistsError: If the folder is there and ``overwrite`` is not set, or if a file is there.
 

@@ -30,6 +30,13 @@ PoolingMode = Literal["cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmea
 def load(folder: Path, device: str | torch.device | None) -> SentenceTransformer:
     """Load the model that is saved in a folder.
 
+    Args:
+        folder: The folder.
+        device: Where the model is to be.
+
+    Returns:
+        The model.
+
     Raises:
         FileNotFoundError: If there is no such folder.
         ValueError: If the folder does not hold a sentence-transformers model.
@@ -57,6 +64,9 @@ def load_pretrained(
         pooling: How a plain language model makes one vector of many; over its [CLS] token by default.
         dtype: The type of the weights.
         device: Where the model is to be.
+
+    Returns:
+        The model.
 
     Raises:
         ValueError: If ``pooling`` is given for a model that has its own, or ``dtype`` is unknown.
@@ -139,6 +149,9 @@ def describe(model: SentenceTransformer, checksum: str) -> dict[str, Any]:
     Args:
         model: The model.
         checksum: The checksum of what it computes.
+
+    Returns:
+        The checksum, the architecture, the number of parameters, and what decides on vectors.
 
     Example:
         >>> describe(encoder.model, encoder.model_name)["dimension"]

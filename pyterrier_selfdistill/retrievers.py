@@ -72,6 +72,12 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Retrieve or score.
 
+        Args:
+            inp: A frame with ``query_vec``, and ``docno`` for scorers and re-rankers.
+
+        Returns:
+            Results with ``score`` and ``rank``.
+
         Raises:
             EncoderMismatchError: If another encoder than the index's made the query vectors.
             ValueError: If they have another dimension.
@@ -108,6 +114,10 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
 
     def set_parameter(self, name: str, value: Any) -> None:
         """Change an option, as a grid search does.
+
+        Args:
+            name: The option.
+            value: Its new value.
 
         Raises:
             ValueError: If there is no such option.

@@ -53,7 +53,8 @@ def known(names, language_model, cross_encoder, folder):
 
 def run(page, known):
     stand_ins, names = known
-    for code in blocks(page):
+    for block in blocks(page):
+        code = block
         for name, stand_in in stand_ins.items():
             code = code.replace(name, stand_in)
         exec(compile(code, page, "exec"), names)

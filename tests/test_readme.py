@@ -80,6 +80,7 @@ quickstart.main(quickstart.read_options(sys.argv[1:]))
         text=True,
         cwd=folder,
         env={**os.environ, "PYTHONWARNINGS": "ignore"},
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     table = pd.read_csv(folder / "out" / "table.csv")

@@ -107,6 +107,9 @@ class TripleCache:
     def load(self) -> Triples:
         """Read the triples; files are mapped, not read into memory.
 
+        Returns:
+            The triples.
+
         Raises:
             FileNotFoundError: If nothing was written.
         """
@@ -398,6 +401,12 @@ def file_signature(path: Path) -> list[Any]:
 
 def describe_dropped(dropped: Mapping[str, int]) -> str:
     """Say how many rows were dropped, and why.
+
+    Args:
+        dropped: How many rows were dropped, by reason.
+
+    Returns:
+        Numbers and reasons, for a sentence.
 
     Example:
         >>> describe_dropped({"duplicate row": 2, "no text in 'query'": 1})

@@ -28,6 +28,9 @@ def column_names(number: int) -> list[str]:
     Args:
         number: How many columns there are: 2 + K, for K negatives.
 
+    Returns:
+        The names.
+
     Raises:
         ValueError: If there are fewer than three.
 
@@ -49,6 +52,9 @@ def select_columns(table: pa.Table, query_names: Sequence[str] = TEXT_QUERY) -> 
     Args:
         table: Columns with names of triples, or numbered ones (``"0"``, ``"1"``, ...) in the order of triples.
         query_names: How the first column may be called; the first of these that the table has is taken.
+
+    Returns:
+        A table with the columns ``query``, ``positive`` and those of negatives.
 
     Raises:
         ValueError: If a column is missing.
@@ -82,6 +88,13 @@ def select_columns(table: pa.Table, query_names: Sequence[str] = TEXT_QUERY) -> 
 
 def add_label(texts: pa.Table, table: pa.Table) -> pa.Table:
     """Add the labels of a table to its texts, if it has some.
+
+    Args:
+        texts: The texts.
+        table: The table that they were selected from, perhaps with labels.
+
+    Returns:
+        The texts, with a column :data:`LABEL` of float32 if there are labels.
 
     Raises:
         TypeError: If a label is not a number, or missing.

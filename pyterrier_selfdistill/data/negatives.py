@@ -179,6 +179,11 @@ def from_topics(
 class _Judgements:
     """The positives of each query, and why the other judgements are none.
 
+    Args:
+        topics: ``qid`` and ``query``.
+        qrels: ``qid``, ``docno`` and ``label``.
+        min_label: The lowest label of a positive.
+
     Attributes:
         queries: The text of each query.
         read: How many judgements there are.

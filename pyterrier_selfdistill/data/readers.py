@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def read_tables(path: Path) -> Iterator[pa.Table]:
     Args:
         path: The file; its suffix says what it holds.
 
-    Yields:
+    Returns:
         Tables of strings. Columns without names are called ``0``, ``1`` and so on.
 
     Raises:
@@ -113,7 +114,8 @@ def _to_text(where: str, name: str, value: Any) -> str | None:
         return value
     if name == LABEL and isinstance(value, int | float):
         return str(value)
-    is_missing = value is None or value != value  # NaN is how pandas writes None
+    # NaN is how pandas writes None
+    is_missing = value is None or (isinstance(value, float) and math.isnan(value))
     if not is_missing and (name.startswith(TEXT_COLUMNS) or name.isdecimal()):
         raise TypeError(f"{where}, column {name!r}, holds {value!r}, a {type(value).__name__}; training needs texts")
     return None

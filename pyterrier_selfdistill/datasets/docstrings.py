@@ -289,6 +289,7 @@ def _run_collector(packages: Sequence[str], path: str) -> None:
         stderr=subprocess.PIPE,
         encoding="utf-8",
         errors="replace",
+        check=False,  # the error below says more
     )
     logger.debug("collector of %s: %s", ", ".join(packages), process.stderr.strip())
     if not os.path.exists(path):

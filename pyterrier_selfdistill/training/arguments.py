@@ -118,6 +118,7 @@ def make_training_arguments(
     encoder: SelfDistillBiEncoder,
     dataset: Dataset,
     folder: Path,
+    *,
     preset: Preset,
     seed: int,
     metric: str | None,
@@ -143,8 +144,8 @@ def make_training_arguments(
     Example:
         >>> triples = Dataset.from_dict({"query": ["sort"], "positive": ["sort rows"], "negative": ["plot a file"]})
         >>> overrides = {"per_device_train_batch_size": 8}
-        >>> preset = PRESETS["paper"]
-        >>> arguments = make_training_arguments(encoder, triples, Path("run"), preset, 42, None, overrides)
+        >>> options = {"preset": PRESETS["paper"], "seed": 42, "metric": None}
+        >>> arguments = make_training_arguments(encoder, triples, Path("run"), **options, overrides=overrides)
         >>> arguments.learning_rate, arguments.per_device_train_batch_size
         (5e-07, 8)
     """
@@ -196,6 +197,9 @@ def loss_maker(
         target: The target of :class:`AdaptiveMarginLoss`.
         in_batch: Whether it has in-batch negatives.
         error: Its error function.
+
+    Returns:
+        The function.
 
     Raises:
         ValueError: If a loss is given and one of the options too, or if options contradict each other.
@@ -261,6 +265,9 @@ def run_settings(
 def require_encoder(encoder: object) -> None:
     """Check that an encoder is one of this package.
 
+    Args:
+        encoder: What was given.
+
     Raises:
         TypeError: If it is something else, such as a model of sentence-transformers.
     """
@@ -274,6 +281,9 @@ def require_encoder(encoder: object) -> None:
 def require_preset(preset: str) -> None:
     """Check that there is a preset of a name.
 
+    Args:
+        preset: The name.
+
     Raises:
         ValueError: If there is none.
     """
@@ -284,6 +294,9 @@ def require_preset(preset: str) -> None:
 
 def require_known_arguments(arguments: Mapping[str, Any]) -> None:
     """Check that sentence-transformers knows all arguments.
+
+    Args:
+        arguments: The training arguments that were given.
 
     Raises:
         TypeError: If it does not know some.

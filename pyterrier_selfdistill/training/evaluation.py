@@ -119,6 +119,7 @@ def make_evaluator(
     topics_or_results: pd.DataFrame | None,
     qrels: pd.DataFrame | None,
     encoder: SelfDistillBiEncoder,
+    *,
     measures: Sequence[Measure],
     corpus: Corpus | None,
     fields: Sequence[str] | None,
@@ -132,6 +133,9 @@ def make_evaluator(
         measures: As :class:`RetrievalEvaluator` takes them, and so are the other arguments.
         corpus: The documents to search.
         fields: The fields of the corpus that make a text.
+
+    Returns:
+        The evaluator, or None if there is nothing to evaluate with.
 
     Raises:
         ValueError: If only one of topics and qrels is given, or the evaluator cannot be made of them.

@@ -111,6 +111,7 @@ def training_summary(
     settings: Mapping[str, Any],
     state: TrainerState,
     history: pd.DataFrame,
+    *,
     similarity: Mapping[str, float | None],
     seconds: float,
     metric: str | None,
@@ -132,7 +133,8 @@ def training_summary(
     Example:
         >>> logs = history_frame([{"step": 2, "loss": 0.5}])
         >>> state = TrainerState(global_step=2)
-        >>> summary = training_summary({"seed": 42}, state, logs, {"before": 0.2}, 0.1, "RR")
+        >>> options = {"similarity": {"before": 0.2}, "seconds": 0.1, "metric": "RR"}
+        >>> summary = training_summary({"seed": 42}, state, logs, **options)
         >>> list(summary)
         ['seed', 'steps', 'best_step', 'best_measure', 'seconds', 'similarity', 'history', 'versions']
     """

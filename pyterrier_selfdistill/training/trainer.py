@@ -261,6 +261,12 @@ class SelfDistillTrainer(pt.Estimator):
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Encode or score with the trained encoder.
 
+        Args:
+            inp: A frame with queries, documents or both, as an encoder takes it.
+
+        Returns:
+            What the encoder makes of it.
+
         Raises:
             NotFittedError: If nothing was trained yet and there is something to score.
         """
@@ -288,6 +294,9 @@ class SelfDistillTrainer(pt.Estimator):
     def plot(self) -> Figure:
         """Draw the loss, the margins against the targets, and the first measure.
 
+        Returns:
+            The figure, which notebooks show.
+
         Raises:
             NotFittedError: Before training.
         """
@@ -314,15 +323,27 @@ class SelfDistillTrainer(pt.Estimator):
         encoder = self._encoder.copy()
         encoder.model.float()  # in 16 bits most updates would round to nothing; autocast is for speed
         evaluator = make_evaluator(
-            valid_topics_or_results, valid_qrels, encoder, self.measures, self.corpus, self.fields
+            valid_topics_or_results,
+            valid_qrels,
+            encoder,
+            measures=self.measures,
+            corpus=self.corpus,
+            fields=self.fields,
         )
         metric = None if evaluator is None else evaluator.primary_metric
         loss = self._make_loss(encoder.model)
         settings = run_settings(
             data, loss, self._encoder, preset=self.preset, rounds=self.rounds, seed=self.seed, arguments=self.arguments
         )
+        preset = PRESETS[self.preset]
         arguments = make_training_arguments(
-            encoder, data.dataset, self._run.checkpoints, PRESETS[self.preset], self.seed, metric, self.arguments
+            encoder,
+            data.dataset,
+            self._run.checkpoints,
+            preset=preset,
+            seed=self.seed,
+            metric=metric,
+            overrides=self.arguments,
         )
         # Only now: a bad argument must not cost an earlier run. A trainer that fits again replaces its own run.
         overwrite = self.overwrite or self._trained is not None
@@ -341,14 +362,19 @@ class SelfDistillTrainer(pt.Estimator):
             loss=loss,
             evaluator=evaluator,
             callbacks=callbacks,
-            decay=exponential_decay(PRESETS[self.preset], self.arguments),
+            decay=exponential_decay(preset, self.arguments),
             patience=self.patience,
             verbose=self.verbose,
         )
         loop.run(checkpoint)
         self._logs = loop.state.log_history
         encoder.training_summary = training_summary(
-            settings, loop.state, self.history, monitor.similarity, loop.seconds, metric
+            settings,
+            loop.state,
+            self.history,
+            similarity=monitor.similarity,
+            seconds=loop.seconds,
+            metric=metric,
         )
         self._trained = encoder
         self._run.save(encoder, self.history)

@@ -199,7 +199,7 @@ def test_what_needs_a_trained_encoder_says_so_before(make, collection):
     trainer = make()
     uses = [
         lambda: trainer.encoder,
-        lambda: trainer.plot(),
+        trainer.plot,
         lambda: trainer(collection.results),
         lambda: trainer(collection.topics),
     ]
@@ -246,17 +246,6 @@ def test_fit_triples_does_not_mine(make, collection):
 
 # --- PyTerrier's own tests of transformers --------------------------------------------------------------------------
 
-TrainerConformance = pt.testing.transformer_test_class(lambda: _unfitted())
-_model_folder = None
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _keep_model_folder(language_model):
-    """The class above cannot ask for fixtures."""
-    global _model_folder
-    _model_folder = language_model
-
-
-def _unfitted():
-    encoder = SelfDistillBiEncoder.from_pretrained(_model_folder, device="cpu")
-    return SelfDistillTrainer(encoder, "unused")
+def test_trainer_is_a_transformer(make, conforms):
+    conforms(make())
