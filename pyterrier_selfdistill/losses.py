@@ -178,12 +178,7 @@ class AdaptiveMarginLoss(nn.Module):
     def _pairs(self, q: Tensor, p: Tensor, n: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Returns the margins and targets of unit vectors, and the weights of a query's pairs if they differ."""
         if self.target == "trusting":
-            documents = torch.cat([p, n])
-            others = ~torch.eye(len(q), len(documents), dtype=torch.bool, device=q.device)
-            scores = q @ documents.T
-            score = scores[others].reshape(len(q), -1)
-            margin = scores.diagonal()[:, None] - score
-            target = ((1 + p @ documents.T) / 2)[others].reshape(len(q), -1)
+            score, margin, target = other_documents(q, p, n)
             return margin, target, trusting_weights(margin.detach(), score.detach())
 
         positive_score = (q * p).sum(dim=-1)
@@ -312,6 +307,34 @@ CITATION = """
     url = {https://arxiv.org/abs/2407.21515},
 }
 """
+
+
+def other_documents(query: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Compare each query's positive with all other documents of the batch: the negatives and the other positives.
+
+    Args:
+        query: Unit vectors of the B queries, ``(B, D)``.
+        positive: Those of their positives, ``(B, D)``.
+        negative: Those of all negatives, ``(B*K, D)``.
+
+    Returns:
+        The scores of the N = B*K + B - 1 other documents, the margins of the positive's score above them, and their
+        adaptive targets, each ``(B, N)``.
+
+    Example:
+        >>> query = positive = torch.eye(2)
+        >>> score, margin, target = other_documents(query, positive, torch.tensor([[1.0, 0.0], [0.6, 0.8]]))
+        >>> score
+        tensor([[0.0000, 1.0000, 0.6000],
+                [0.0000, 0.0000, 0.8000]])
+    """
+    documents = torch.cat([positive, negative])
+    scores = query @ documents.T
+    others = ~torch.eye(len(query), len(documents), dtype=torch.bool, device=query.device)
+    score = scores[others].reshape(len(query), -1)
+    margin = scores.diagonal()[:, None] - score
+    target = ((1 + positive @ documents.T) / 2)[others].reshape(len(query), -1)
+    return score, margin, target
 
 
 def trusting_weights(margin: Tensor, score: Tensor) -> Tensor:
