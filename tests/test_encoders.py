@@ -4,21 +4,10 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 import pytest
-import torch
 from pyterrier_dr import FlexIndex
 
 from pyterrier_selfdistill import EncoderMismatchError, SelfDistillBiEncoder, SelfDistillIndex, SelfDistillTrainer
 from pyterrier_selfdistill.encoders import READ_AHEAD, EncoderPipeline, encode
-
-
-@pytest.fixture
-def other(encoder):
-    """The same encoder after one more step of training: same name, other weights."""
-    other = encoder.copy()
-    with torch.no_grad():
-        next(other.model.parameters()).add_(0.1)
-    return other
-
 
 # --- QueryEncoder and DocumentEncoder -------------------------------------------------------------------------------
 

@@ -30,15 +30,6 @@ def index(encoder, collection, tmp_path):
     return index
 
 
-@pytest.fixture
-def other(encoder):
-    """The same encoder after one more step of training: same name, other weights."""
-    other = encoder.copy()
-    with torch.no_grad():
-        next(other.model.parameters()).add_(0.1)
-    return other
-
-
 def ranking(results):
     return results.sort_values(["qid", "rank"])[["qid", "docno"]].to_numpy().tolist()
 

@@ -1,6 +1,7 @@
 """What the tests of training data share: queries, documents, and pairs of their identifiers."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -53,3 +54,20 @@ def is_accounted() -> Callable[[dict[str, Any]], bool]:
         return summary["triples"] + sum(summary["dropped"].values()) == summary["read"]
 
     return is_accounted
+
+
+@pytest.fixture
+def write_frame() -> Callable[[pd.DataFrame, Path], None]:
+    """Write a frame to a file of the kind that its name says."""
+
+    def write(frame: pd.DataFrame, path: Path) -> None:
+        if path.name.endswith(".parquet"):
+            frame.to_parquet(path)
+        elif path.name.endswith(".jsonl"):
+            frame.to_json(path, orient="records", lines=True)
+        elif ".csv" in path.name:
+            frame.to_csv(path, index=False)
+        else:
+            frame.to_csv(path, index=False, sep="\t")
+
+    return write

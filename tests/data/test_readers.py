@@ -56,15 +56,10 @@ def test_read_tables_lowers_a_header(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".tsv", ".csv", ".jsonl", ".parquet"])
-def test_read_tables_reads_in_parts(tmp_path, monkeypatch, frame, suffix):
+def test_read_tables_reads_in_parts(tmp_path, monkeypatch, frame, write_frame, suffix):
     monkeypatch.setattr(readers, "ROWS", 1)
     path = tmp_path / f"a{suffix}"
-    if suffix == ".parquet":
-        frame.to_parquet(path)
-    elif suffix == ".jsonl":
-        frame.to_json(path, orient="records", lines=True)
-    else:
-        frame.to_csv(path, index=False, sep={".tsv": "\t", ".csv": ","}[suffix])
+    write_frame(frame, path)
     assert [len(table) for table in read_tables(path)] == [1, 1]
 
 

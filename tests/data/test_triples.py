@@ -59,14 +59,9 @@ def test_from_texts_of_each_form(frame, texts_of):
 
 
 @pytest.mark.parametrize("suffix", [".tsv", ".csv.gz", ".jsonl", ".parquet"])
-def test_from_texts_of_a_file(tmp_path, frame, texts_of, suffix):
+def test_from_texts_of_a_file(tmp_path, frame, write_frame, texts_of, suffix):
     path = tmp_path / f"my.triples{suffix}"
-    if suffix == ".parquet":
-        frame.to_parquet(path)
-    elif suffix == ".jsonl":
-        frame.to_json(path, orient="records", lines=True)
-    else:
-        frame.to_csv(path, index=False, sep={".tsv": "\t", ".csv.gz": ","}[suffix])
+    write_frame(frame, path)
     assert texts_of(from_texts(path)) == ROWS
     assert texts_of(from_texts(str(path))) == ROWS
 

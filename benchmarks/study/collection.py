@@ -1,0 +1,94 @@
+"""Test collections in memory: documents, and topics with judgements in splits."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+import pyterrier as pt
+
+SPLITS = ("train", "dev", "test")
+"""The splits that a PyTerrier dataset must have."""
+
+
+class Collection(NamedTuple):
+    """A collection in memory.
+
+    Attributes:
+        documents: ``docno`` and ``text``.
+        splits: Topics (``qid``, ``query``) and judgements (``qid``, ``docno``, ``label``) by the name of the split.
+    """
+
+    documents: pd.DataFrame
+    splits: dict[str, tuple[pd.DataFrame, pd.DataFrame]]
+
+
+def load_collection(source: str, data: Path) -> Collection:
+    """Load a collection.
+
+    Args:
+        source: A PyTerrier dataset (``docstrings:...``, ``irds:...``), or a folder below ``data`` with
+            ``docs.jsonl.gz`` (docno, text) and, for each split, ``SPLIT.topics.tsv`` and ``SPLIT.qrels.tsv`` with a
+            header.
+        data: The folder of folders.
+
+    Returns:
+        The collection.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+    """
+    if ":" in source:
+        return _load_dataset(source)
+    return _load_folder(data / source)
+
+
+def load_split(source: str, split: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Load the topics and the judgements of one split of a PyTerrier dataset.
+
+    Datasets of ir_datasets name their splits ``irds:NAME/train`` and so on; others take the split as an argument.
+    """
+    if source.startswith("irds:"):
+        return pt.get_dataset(f"{source}/{split}").get_topicsqrels()
+    return pt.get_dataset(source).get_topicsqrels(split)
+
+
+def judged_positives(qrels: pd.DataFrame, documents: pd.DataFrame, min_label: int = 1) -> pd.DataFrame:
+    """Choose the judgements of relevant documents that the collection has."""
+    is_relevant = qrels["label"] >= min_label
+    return qrels[is_relevant & qrels["docno"].isin(documents["docno"])]
+
+
+def sample_positives(positives: pd.DataFrame, number: int, seed: int) -> pd.DataFrame:
+    """Draw judgements at random.
+
+    Raises:
+        ValueError: If there are fewer.
+    """
+    if number > len(positives):
+        raise ValueError(f"triples={number}, and the collection has {len(positives)} relevant documents to train with")
+    return positives.sample(number, random_state=seed)
+
+
+def _load_dataset(source: str) -> Collection:
+    documents = pd.DataFrame(pt.get_dataset(source).get_corpus_iter(verbose=False))
+    splits = {split: load_split(source, split) for split in SPLITS}
+    return Collection(documents[["docno", "text"]], splits)
+
+
+def _load_folder(folder: Path) -> Collection:
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"there is no folder {str(folder)!r} with docs.jsonl.gz, SPLIT.topics.tsv and SPLIT.qrels.tsv; name the "
+            "folder of collections with --data, or name a PyTerrier dataset such as irds:beir/nfcorpus in the study"
+        )
+    documents = pd.read_json(folder / "docs.jsonl.gz", lines=True, dtype={"docno": str})
+    splits = {}
+    for path in folder.glob("*.topics.tsv"):
+        split = path.name.removesuffix(".topics.tsv")
+        topics = pd.read_table(path, dtype=str, quoting=csv.QUOTE_NONE)  # a query may begin with a quotation mark
+        qrels = pd.read_table(folder / f"{split}.qrels.tsv", dtype={"qid": str, "docno": str})
+        splits[split] = (topics, qrels)
+    return Collection(documents[["docno", "text"]], splits)

@@ -1,0 +1,204 @@
+"""What a study runs: the points of its grids, each identified by what it computes.
+
+A study is a YAML file::
+
+    name: small
+    collections:                    # a folder below --data, or a PyTerrier dataset
+      nfcorpus: nfcorpus
+      docstrings: docstrings:scipy,pandas,scikit-learn,numpy
+    defaults: {triples: 1024, batch_size: 16}
+    grids:
+      variants:
+        collection: [nfcorpus, docstrings]
+        seed: [1, 2, 3]
+        any_of:                     # alternatives, each with settings that belong together
+          - {loss: untouched}
+          - {loss: adaptive, in_batch: [true, false]}
+
+A grid is the product of its lists, and several grids may share points.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+LOSS_NAMES = {"margin_mse": "MarginMSE", "infonce": "InfoNCE"}
+"""What tables call losses, where it is not the name in the file."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training and its evaluation.
+
+    The names of these settings and of the losses are hashed into the keys of records, so they must never change.
+
+    Attributes:
+        collection: Where the training data comes from, and what is searched.
+        loss: A name of :data:`~benchmarks.study.losses.LOSSES`, or ``untouched`` for the model as it is.
+        margin: The constant of the losses ``static`` and ``triplet``, and what a teacher's margins, which are between
+            -1 and 1, are multiplied with for ``margin_mse`` (1 if not given).
+        in_batch: Whether negatives of other queries count, in the losses of the paper.
+        error: ``l2``, ``l1`` or ``soft``, in the losses of the paper.
+        detach_target: Whether no gradient flows through the target.
+        triples: How many judged positives to train with; a uniform sample of the collection's.
+        negatives: ``random``, ``bm25`` (of the first 100 results) or ``re-mined`` (random, then the encoder's own).
+        number: How many negatives a triple has.
+        min_label: From which label on a judged document is a positive.
+        batch_size: Triples a step.
+        batch_sampler: As sentence-transformers names it.
+        learning_rate: The highest one; it falls linearly after a tenth of the steps.
+        epochs: How often each triple is seen.
+        model: ``minilm``, or a folder or a hub name.
+        pooling: ``mean`` or ``cls``. MiniLM was trained with mean: with ``cls`` it starts as a raw language model does,
+            without a useful space of vectors.
+        query_length: Tokens of a query.
+        document_length: Tokens of a document.
+        transfer: Other collections that are searched too, to see what was forgotten.
+        seed: Of the sample, the negatives, the order and dropout.
+    """
+
+    collection: str
+    loss: str = "distributed"
+    margin: float | None = None
+    in_batch: bool = False
+    error: str = "l2"
+    detach_target: bool = False
+    triples: int = 1024
+    negatives: str = "random"
+    number: int = 1
+    min_label: int = 1
+    batch_size: int = 16
+    batch_sampler: str = "batch_sampler"
+    learning_rate: float = 1e-4
+    epochs: float = 1
+    model: str = "minilm"
+    pooling: str = "mean"
+    query_length: int = 32
+    document_length: int = 64
+    transfer: tuple[str, ...] = ()
+    seed: int = 1
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> Run:
+        """Make a run of the settings in a record; JSON has lists in place of tuples."""
+        return cls(**{**settings, "transfer": tuple(settings["transfer"])})
+
+    @property
+    def key(self) -> str:
+        """The checksum that identifies the run, of the settings that differ from the defaults above."""
+        settings = {}
+        # defaults are left out, so that a setting that is added does not change the keys of earlier records
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value != field.default:
+                settings[field.name] = value
+        content = json.dumps(settings, sort_keys=True)  # sorted, so that a field may be moved
+        return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+    @property
+    def loss_name(self) -> str:
+        """The loss with its options, as tables name it."""
+        name = LOSS_NAMES.get(self.loss, self.loss)
+        if self.margin is not None:
+            name += f" {self.margin:g}"
+        if self.in_batch:
+            name += ", in-batch"
+        if self.error != "l2":
+            name += f", {self.error}"
+        if self.detach_target:
+            name += ", detached"
+        return name
+
+
+SETTINGS = tuple(field.name for field in dataclasses.fields(Run))
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study as its file says.
+
+    Attributes:
+        name: Its name.
+        collections: Where each collection is, by name.
+        grids: The runs of each grid, by name.
+    """
+
+    name: str
+    collections: dict[str, str]
+    grids: dict[str, list[Run]]
+
+    @property
+    def runs(self) -> list[Run]:
+        """All runs once, in the order of the file."""
+        return list(self.grid_of)
+
+    @property
+    def grid_of(self) -> dict[Run, str]:
+        """The grid that each run belongs to: the first one that has it."""
+        grids: dict[Run, str] = {}
+        for name, runs in self.grids.items():
+            for run in runs:
+                grids.setdefault(run, name)
+        return grids
+
+
+def read_study(path: str | Path) -> Study:
+    """Read a study from its YAML file.
+
+    Raises:
+        ValueError: If a setting or a collection is unknown.
+    """
+    content = yaml.safe_load(Path(path).read_text())
+    defaults = content.get("defaults", {})
+    grids = {}
+    for name, settings in content["grids"].items():
+        runs = _expand({**defaults, **settings}, f"grid {name!r} of {path}")
+        for run in runs:
+            _require_collections(run, content["collections"], f"grid {name!r} of {path}")
+        grids[name] = runs
+    return Study(content["name"], content["collections"], grids)
+
+
+def _expand(grid: Mapping[str, Any], where: str) -> list[Run]:
+    """Make the runs of a grid."""
+    runs = []
+    for point in _points(grid):
+        unknown = sorted(point.keys() - set(SETTINGS))
+        if unknown:
+            raise ValueError(f"{where} has the settings {unknown}; known are {sorted(SETTINGS)}")
+        # YAML 1.1 reads 1e-4, which has no dot, as a string
+        learning_rate = float(point.get("learning_rate", Run.learning_rate))
+        runs.append(Run(**{**point, "learning_rate": learning_rate}))
+    return runs
+
+
+def _points(grid: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Multiply the lists of a grid out; ``transfer`` is a list of its own."""
+    common = dict(grid)
+    alternatives = common.pop("any_of", [{}])
+    for alternative in alternatives:
+        settings = {**common, **alternative}
+        transfer = tuple(settings.pop("transfer", ()))
+        lists = [_as_list(value) for value in settings.values()]
+        for values in itertools.product(*lists):
+            yield {**dict(zip(settings, values, strict=True)), "transfer": transfer}
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _require_collections(run: Run, collections: Mapping[str, str], where: str) -> None:
+    """Check that the study knows the collections of a run."""
+    unknown = sorted({run.collection, *run.transfer} - collections.keys())
+    if unknown:
+        raise ValueError(f"{where} names {unknown}; collections are {list(collections)}")
