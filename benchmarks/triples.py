@@ -105,7 +105,7 @@ def register(folder: Path, documents: int) -> pt.datasets.Dataset:
     docs = TsvDocs(LocalDownload(folder / "docs.tsv"), namespace="benchmark", count_hint=documents)
     queries = TsvQueries(LocalDownload(folder / "queries.tsv"))
     docpairs = TsvDocPairs(LocalDownload(folder / "docpairs.tsv"))
-    ir_datasets.registry._registered["benchmark"] = ir_datasets.Dataset(docs, queries, docpairs)
+    ir_datasets.registry.register("benchmark", ir_datasets.Dataset(docs, queries, docpairs))
     return pt.get_dataset("irds:benchmark")
 
 

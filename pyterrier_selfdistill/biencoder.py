@@ -54,11 +54,6 @@ class SelfDistillBiEncoder(ComparedByKey, LocalPackages, pyterrier_dr.BiEncoder)
         training_summary: How the model was trained: data, loss, arguments, measures. Empty if not by this package.
 
     Example:
-        First to search, then to re-rank::
-
-            retriever = encoder >> SelfDistillIndex("corpus.flex")
-            reranker = bm25 >> pt.text.get_text(dataset) >> encoder
-
         >>> results = encoder([{"qid": "1", "query": "sort rows", "docno": "d1", "text": "sort the rows of a table"}])
         >>> sorted(results[0])
         ['docno', 'qid', 'query', 'rank', 'score', 'text']
@@ -196,8 +191,7 @@ class SelfDistillBiEncoder(ComparedByKey, LocalPackages, pyterrier_dr.BiEncoder)
             overwrite: Whether to replace an index that is there.
 
         Returns:
-            ``encoder.query_encoder() >> index.retriever(...)``. Later, ``encoder >> SelfDistillIndex(path)`` searches
-            the same index.
+            The retriever; later, ``encoder >> SelfDistillIndex(path)`` searches the same index.
 
         Raises:
             FileExistsError: If there is an index already and ``overwrite`` is not set.
@@ -212,7 +206,8 @@ class SelfDistillBiEncoder(ComparedByKey, LocalPackages, pyterrier_dr.BiEncoder)
             ['d2']
         """
         index = SelfDistillIndex(path, verbose=self.verbose)
-        indexer = index.indexer(mode="overwrite" if overwrite else "create")
+        mode = "overwrite" if overwrite else "create"
+        indexer = index.indexer(mode=mode)
         documents = Documents(corpus, fields or [self.text_field])
         records = ({"docno": docno, self.text_field: text} for docno, text in documents)
         (self.doc_encoder(verbose=False) >> indexer).index(records)
@@ -319,13 +314,11 @@ class SelfDistillBiEncoder(ComparedByKey, LocalPackages, pyterrier_dr.BiEncoder)
     def _metadata(self) -> dict[str, Any]:
         return persistence.metadata(self.model, self.model_name, self.training_summary)
 
-    def _hf_readme(
-        self, *, repo: str, branch: str | None = "main", pretty_name: str | None = None, metadata: Any = None
-    ) -> str:
+    def _hf_readme(self, *, metadata: Any = None, **options: Any) -> str:
         """Write the model card for :meth:`to_hf`."""
         # the metadata of a folder that this package did not write says less
         known = self._metadata() | (metadata or {})
-        return artifact_card(known, repo=repo, branch=branch, pretty_name=pretty_name)
+        return artifact_card(known, **options)
 
     def __rshift__(self, right: pt.Transformer) -> pt.Transformer:
         return EncoderPipeline(self, right)

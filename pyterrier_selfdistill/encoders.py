@@ -180,8 +180,11 @@ def encode(
         (3, 32)
     """
     # pyterrier-dr asks for a progress bar by wrapping the texts in one
-    bar = texts if isinstance(texts, pt.tqdm) else None
-    texts = _list_of_strings(texts if bar is None else bar.iterable)
+    bar = None
+    if isinstance(texts, pt.tqdm):
+        bar = texts
+        texts = bar.iterable
+    texts = _list_of_strings(texts)
     positions: dict[str, list[int]] = {}
     for position, text in enumerate(texts):
         positions.setdefault(text, []).append(position)

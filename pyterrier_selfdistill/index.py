@@ -79,19 +79,7 @@ class SelfDistillIndex(ComparedByKey, compat.LocalPackages, FlexIndex):
         return (self.index_path / METADATA_FILE).is_file()
 
     def payload(self, return_dvecs: bool = True, return_docnos: bool = True) -> list[Any]:
-        """Open the index, as :meth:`pyterrier_dr.FlexIndex.payload` does.
-
-        Args:
-            return_dvecs: Whether to open the vectors.
-            return_docnos: Whether to open the identifiers.
-
-        Returns:
-            The identifiers and the vectors, if asked for, and the metadata.
-
-        Raises:
-            FileNotFoundError: If there is no index.
-            ValueError: If it is incomplete, or something else.
-        """
+        """Open the index, if it is complete, as :meth:`pyterrier_dr.FlexIndex.payload` does."""
         # checked once: retrievers call this for every batch
         if not self._is_complete:
             _require_complete(self.index_path)
@@ -319,8 +307,8 @@ class SelfDistillIndex(ComparedByKey, compat.LocalPackages, FlexIndex):
     ladr = pre_ladr = ladr_proactive
     ada_ladr = ladr_adaptive
 
-    def _close(self) -> None:
-        """Forget the files that are open."""
+    def close(self) -> None:
+        """Close the files; they are opened again when they are needed."""
         self.__dict__.update(self.__getstate__())
 
     def __getstate__(self) -> dict[str, Any]:
@@ -370,7 +358,9 @@ class Indexer(FlexIndexer):
                 f"there is an index at {str(path)!r} already; search it, choose another path, or replace it with "
                 "index.indexer(mode='overwrite')"
             )
-        records = iter(inp.to_dict(orient="records") if isinstance(inp, pd.DataFrame) else inp)
+        if isinstance(inp, pd.DataFrame):
+            inp = inp.to_dict(orient="records")
+        records = iter(inp)
         # an error before there is a folder, rather than an index of nothing
         first = list(itertools.islice(records, 1))
         if not first:
@@ -386,7 +376,7 @@ class Indexer(FlexIndexer):
             if encoders:
                 stored["encoder"] = next(iter(encoders))._asdict()
             metadata.write_text(json.dumps(stored) + "\n")
-        self.target._close()
+        self.target.close()
         return self.target
 
 

@@ -166,9 +166,8 @@ def _measure_sections(training: Mapping[str, Any]) -> list[str]:
     rows = []
     for measured in history:
         row = [_figure(measured.get(column)) for column in [*PROGRESS, *measures]]
-        is_best = measured["step"] == training.get("best_step")
-        row.append("best" if is_best else "")
-        rows.append(row)
+        remark = "best" if measured["step"] == training.get("best_step") else ""
+        rows.append([*row, remark])
     if measures:
         remark = "Measured on the validation queries, which chose the best step: they say less about other queries."
     else:

@@ -24,7 +24,7 @@ def test_atomic_folder_does_not_replace_unasked(tmp_path):
     (tmp_path / "file").write_text("mine")
     for overwrite in (False, True):
         with (
-            pytest.raises(FileExistsError, match="is a file"),
+            pytest.raises(FileExistsError, match="got a file"),
             atomic_folder(tmp_path / "file", overwrite=overwrite),
         ):
             pass

@@ -19,9 +19,11 @@ LAYERS = [
     ["identity"],
     ["losses"],
     ["data"],
-    ["index", "retrievers"],
+    ["retrievers"],
+    ["index"],
     ["encoders"],
-    ["persistence", "model_card"],
+    ["model_card"],
+    ["persistence"],
     ["biencoder"],
     ["training"],
 ]

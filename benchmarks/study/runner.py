@@ -305,13 +305,14 @@ def model_folder(name: str) -> str:
 def describe_machine() -> dict[str, Any]:
     """Describe where a run is made."""
     has_gpu = torch.cuda.is_available()
-    device = torch.device("cuda" if has_gpu else "cpu")
+    device_type = "cuda" if has_gpu else "cpu"
+    precision = mixed_precision(torch.device(device_type))
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if has_gpu else None,
-        "precision": next(iter(mixed_precision(device)), "fp32"),
+        "precision": next(iter(precision), "fp32"),
         "python": platform.python_version(),
     }
 

@@ -25,6 +25,10 @@ LossMaker: TypeAlias = Callable[[SentenceTransformer], nn.Module]
 """Makes a loss on texts for a model, such as a class of sentence-transformers' losses does."""
 
 
+PAPER_OPTIMIZER = "adamw_8bit" if importlib.util.find_spec("bitsandbytes") else "adamw_torch"
+"""The paper's, where its library is installed; it needs a GPU."""
+
+
 class Preset(NamedTuple):
     """A recipe of training.
 
@@ -59,7 +63,7 @@ PRESETS = {
             "per_device_train_batch_size": 128,
             "learning_rate": 5e-7,
             "weight_decay": 1e-6,
-            "optim": "adamw_8bit" if importlib.util.find_spec("bitsandbytes") else "adamw_torch",
+            "optim": PAPER_OPTIMIZER,
             "eval_steps": 500,
             "logging_steps": 50,
         },
@@ -278,18 +282,26 @@ def require_encoder(encoder: object) -> None:
         )
 
 
-def require_preset(preset: str) -> None:
-    """Check that there is a preset of a name.
+def require_options(preset: str, min_label: int, patience: int | None, *, resume: bool, overwrite: bool) -> None:
+    """Check the options of a trainer that stand alone.
 
     Args:
-        preset: The name.
+        preset: The name of a recipe.
+        min_label: The lowest label of a positive.
+        patience: After how many evaluations without improvement to stop, if not as the recipe says.
+        resume: Whether to go on with a run.
+        overwrite: Whether to replace a run.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If the preset is unknown, a number is not positive, or two options contradict each other.
     """
     if preset not in PRESETS:
-        names = ", ".join(map(repr, PRESETS))
-        raise ValueError(f"preset={preset!r} is unknown; use one of {names}")
+        raise ValueError(f"preset must be one of {tuple(PRESETS)}, got {preset!r}")
+    require_positive_integer("min_label", min_label)
+    if patience is not None:
+        require_positive_integer("patience", patience)
+    if resume and overwrite:
+        raise ValueError("resume=True goes on with a run and overwrite=True replaces it; choose one")
 
 
 def require_known_arguments(arguments: Mapping[str, Any]) -> None:

@@ -33,7 +33,7 @@ from ..data.corpus import Corpus
 from ..data.negatives import Negatives
 from ..data.triples import PairOptions
 from ..losses import AdaptiveMarginLoss
-from ..validate import require_measures, require_positive_integer
+from ..validate import require_measures
 from .arguments import (
     PRESETS,
     exponential_decay,
@@ -41,7 +41,7 @@ from .arguments import (
     make_training_arguments,
     require_encoder,
     require_known_arguments,
-    require_preset,
+    require_options,
     require_rounds,
     run_settings,
 )
@@ -79,8 +79,7 @@ class SelfDistillTrainer(pt.Estimator):
         corpus: The documents: a PyTerrier dataset, a frame or a list of records. Negatives are drawn from it where
             :meth:`fit` gets topics, relevant documents that were not retrieved get their text from it, and it is
             searched where validation topics come without candidates.
-        fields: The fields of documents of a dataset or a corpus that make a text, such as ``["title", "text"]``, if not
-            the encoder's text field alone.
+        fields: The fields of documents that make a text, such as ``["title", "text"]``, if not the text field alone.
         rounds: Into how many equal parts to divide the steps of :meth:`fit`. From the second on, hard negatives are
             mined: drawn from what the encoder as trained so far finds in the ``corpus``.
         measures: What to measure on validation queries; the first decides which checkpoint is best.
@@ -131,15 +130,10 @@ class SelfDistillTrainer(pt.Estimator):
         **arguments: Any,
     ) -> None:
         require_encoder(encoder)
-        require_preset(preset)
+        require_options(preset, min_label, patience, resume=resume, overwrite=overwrite)
         require_known_arguments(arguments)
-        require_positive_integer("min_label", min_label)
         require_rounds(rounds, corpus, arguments)
         require_measures(measures)
-        if patience is not None:
-            require_positive_integer("patience", patience)
-        if resume and overwrite:
-            raise ValueError("resume=True goes on with a run and overwrite=True replaces it; choose one")
         self._encoder = encoder
         self._trained: SelfDistillBiEncoder | None = None
         self._logs: list[dict[str, float]] = []
@@ -244,8 +238,7 @@ class SelfDistillTrainer(pt.Estimator):
         """
         if self.rounds > 1:
             raise ValueError(
-                f"rounds={self.rounds} mines hard negatives, which triples that are there already do not need; give "
-                "topics and qrels to fit, or leave rounds out"
+                f"rounds={self.rounds} mines hard negatives: give topics and qrels to fit, or leave rounds out"
             )
         options = PairOptions(
             max_pairs_per_query=max_pairs_per_query,
@@ -314,7 +307,7 @@ class SelfDistillTrainer(pt.Estimator):
     def _train(
         self,
         data: Triples,
-        valid_topics_or_results: pd.DataFrame | None,
+        valid_topics: pd.DataFrame | None,
         valid_qrels: pd.DataFrame | None,
         queries: JudgedQueries | None = None,
     ) -> SelfDistillTrainer:
@@ -323,12 +316,7 @@ class SelfDistillTrainer(pt.Estimator):
         encoder = self._encoder.copy()
         encoder.model.float()  # in 16 bits most updates would round to nothing; autocast is for speed
         evaluator = make_evaluator(
-            valid_topics_or_results,
-            valid_qrels,
-            encoder,
-            measures=self.measures,
-            corpus=self.corpus,
-            fields=self.fields,
+            valid_topics, valid_qrels, encoder, measures=self.measures, corpus=self.corpus, fields=self.fields
         )
         metric = None if evaluator is None else evaluator.primary_metric
         loss = self._make_loss(encoder.model)
@@ -336,23 +324,18 @@ class SelfDistillTrainer(pt.Estimator):
             data, loss, self._encoder, preset=self.preset, rounds=self.rounds, seed=self.seed, arguments=self.arguments
         )
         preset = PRESETS[self.preset]
+        dataset = data.dataset
+        folder = self._run.checkpoints
         arguments = make_training_arguments(
-            encoder,
-            data.dataset,
-            self._run.checkpoints,
-            preset=preset,
-            seed=self.seed,
-            metric=metric,
-            overrides=self.arguments,
+            encoder, dataset, folder, preset=preset, seed=self.seed, metric=metric, overrides=self.arguments
         )
         # Only now: a bad argument must not cost an earlier run. A trainer that fits again replaces its own run.
         overwrite = self.overwrite or self._trained is not None
         checkpoint = self._run.claim(settings, resume=self.resume, overwrite=overwrite)
-        dataset = data.dataset
         monitor = SimilarityMonitor(encoder, dataset)
         callbacks: list[TrainerCallback] = [monitor]
         if queries is not None and self.rounds > 1:
-            miner = HardNegativeMiner(encoder, queries, self.rounds, self._run.checkpoints)
+            miner = HardNegativeMiner(encoder, queries, self.rounds, folder)
             callbacks.append(miner)
             dataset = dataset.with_transform(miner.replace)
         loop = TrainingLoop(
@@ -369,12 +352,7 @@ class SelfDistillTrainer(pt.Estimator):
         loop.run(checkpoint)
         self._logs = loop.state.log_history
         encoder.training_summary = training_summary(
-            settings,
-            loop.state,
-            self.history,
-            similarity=monitor.similarity,
-            seconds=loop.seconds,
-            metric=metric,
+            settings, loop.state, self.history, similarity=monitor.similarity, seconds=loop.seconds, metric=metric
         )
         self._trained = encoder
         self._run.save(encoder, self.history)

@@ -400,5 +400,5 @@ def test_fit_triples_with_texts_that_are_looked_up_gives_the_same_model(dataset,
 
 def test_fit_triples_mines_no_negatives(dataset, encoder, tmp_path):
     trainer = SelfDistillTrainer(encoder, tmp_path / "r", corpus=dataset, rounds=2)
-    with pytest.raises(ValueError, match="not mined again"):
+    with pytest.raises(ValueError, match="rounds=2 mines hard negatives"):
         trainer.fit_triples(ROWS)

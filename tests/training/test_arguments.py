@@ -72,7 +72,7 @@ def test_mixed_precision_follows_the_age_of_a_gpu(monkeypatch, new, expected):
     ("options", "error", "message"),
     [
         ({"learning_rte": 1}, TypeError, r"\['learning_rte'\]"),
-        ({"preset": "papers"}, ValueError, "'papers' is unknown"),
+        ({"preset": "papers"}, ValueError, "got 'papers'"),
         ({"target": "distributed", "in_batch": True}, ValueError, "not defined with in_batch"),
         ({"target": 0.5, "loss": AdaptiveMarginLoss()}, ValueError, "beside target"),
         ({"loss": torch.nn.MSELoss()}, TypeError, "give its class"),

@@ -218,7 +218,7 @@ def test_what_needs_a_trained_encoder_says_so_before(make, collection):
         (lambda r, q: (r, q.assign(docno=7)), TypeError, "docno of qrels must be a string.*in 320"),
         (lambda r, q: (r, q.assign(label="1")), TypeError, "labels of qrels must be numbers.*got (str|object)"),
         (lambda r, q: (r, q.assign(label=[None] + [1.0] * 319)), TypeError, "1 of 320 missing"),
-        (lambda r, q: (r, q.assign(label=0)), ValueError, "none of the 320 judgements.*relevant"),
+        (lambda r, q: (r, q.assign(label=0)), ValueError, "label of 1 or more, got none among the 320.*relevant"),
         (lambda r, q: (r, q.drop(columns="label")), ValueError, r"\['label'\] missing"),
         (lambda r, q: (r.assign(text=7), q), TypeError, "'text' must hold a string.* in 320 of 320 rows"),
         (lambda r, q: (r.assign(text=None), q), TypeError, "'text' must hold a string.* in 320 of 320 rows"),
