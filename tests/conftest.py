@@ -14,7 +14,7 @@ from ir_datasets.formats import TrecQrels, TrecScoredDocs, TsvDocPairs, TsvDocs,
 from ir_datasets.util import LocalDownload
 from pyterrier_pisa import PisaIndex
 
-from pyterrier_selfdistill import SelfDistillBiEncoder
+from pyterrier_selfdistill import SelfDistillBiEncoder, SelfDistillIndex
 
 VERBS = ["sort", "read", "write", "return", "plot"]
 THINGS = ["table", "matrix", "file", "array", "row", "column", "value", "data"]
@@ -85,6 +85,24 @@ def other(encoder) -> SelfDistillBiEncoder:
     with torch.no_grad():
         next(other.model.parameters()).add_(0.1)
     return other
+
+
+@pytest.fixture
+def index(encoder, collection, tmp_path) -> SelfDistillIndex:
+    """An index of the small collection, built by the encoder."""
+    index = SelfDistillIndex(tmp_path / "index.flex", verbose=False)
+    (encoder >> index).index(collection.records)
+    return index
+
+
+@pytest.fixture
+def ranking() -> Callable[[pd.DataFrame], list[list[str]]]:
+    """List the queries and the documents of results, in the order of their ranks."""
+
+    def ranking(results: pd.DataFrame) -> list[list[str]]:
+        return results.sort_values(["qid", "rank"])[["qid", "docno"]].to_numpy().tolist()
+
+    return ranking
 
 
 @pytest.fixture

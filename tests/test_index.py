@@ -23,17 +23,6 @@ METHODS = [
 ]
 
 
-@pytest.fixture
-def index(encoder, collection, tmp_path):
-    index = SelfDistillIndex(tmp_path / "index.flex", verbose=False)
-    (encoder >> index).index(collection.records)
-    return index
-
-
-def ranking(results):
-    return results.sort_values(["qid", "rank"])[["qid", "docno"]].to_numpy().tolist()
-
-
 # --- encoder --------------------------------------------------------------------------------------------------------
 
 
@@ -95,12 +84,12 @@ def test_index_takes_any_encoder_if_told_to(index, encoder, other, collection):
     assert len((other >> willing)(collection.topics)) == len((encoder >> index)(collection.topics))
 
 
-def test_index_takes_its_encoder_saved_and_loaded(index, encoder, collection, tmp_path):
+def test_index_takes_its_encoder_saved_and_loaded(index, encoder, collection, tmp_path, ranking):
     loaded = pt.Artifact.load(str(encoder.copy().save(tmp_path / "model")))
     assert ranking((loaded >> index)(collection.topics)) == ranking((encoder >> index)(collection.topics))
 
 
-def test_index_trusts_vectors_that_do_not_say_who_made_them(index, encoder, collection):
+def test_index_trusts_vectors_that_do_not_say_who_made_them(index, encoder, collection, ranking):
     topics = collection.topics
     plain = topics.assign(query_vec=list(encoder.encode_queries(topics["query"])))
     assert ranking(index(plain)) == ranking((encoder >> index)(topics))
@@ -108,7 +97,7 @@ def test_index_trusts_vectors_that_do_not_say_who_made_them(index, encoder, coll
         index(topics.assign(query_vec=[np.ones(3, dtype=np.float32)] * len(topics)))
 
 
-def test_index_takes_queries_of_pyterrier_dr(encoder, index, collection, tmp_path):
+def test_index_takes_queries_of_pyterrier_dr(encoder, index, collection, tmp_path, ranking):
     sbert = pyterrier_dr.SBertBiEncoder(str(encoder.copy().save(tmp_path / "model")))
     assert ranking((sbert >> index)(collection.topics)) == ranking((encoder >> index)(collection.topics))
 
@@ -238,7 +227,7 @@ def test_vectors_are_mapped_from_disk(index):
     assert index.np_vecs().mode == "r"
 
 
-def test_folder_is_one_of_a_plain_flexindex(encoder, index, collection):
+def test_folder_is_one_of_a_plain_flexindex(encoder, index, collection, ranking):
     plain = FlexIndex(str(index.index_path), verbose=False)
     assert ranking((encoder >> plain)(collection.topics)) == ranking((encoder >> index)(collection.topics))
     assert json.loads((index.index_path / "pt_meta.json").read_text())["format"] == "flex"
@@ -257,7 +246,7 @@ def test_encoder_indexes_into_a_plain_flexindex(encoder, collection, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["retriever", "torch_retriever"])
-def test_mask_leaves_the_given_documents_only(tmp_path, method):
+def test_mask_leaves_the_given_documents_only(tmp_path, method, ranking):
     vectors = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
     index = SelfDistillIndex(tmp_path / "index.flex", verbose=False)
     index.index([{"docno": f"d{number}", "doc_vec": vector} for number, vector in enumerate(vectors[5:])])

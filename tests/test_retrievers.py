@@ -26,17 +26,6 @@ ALIASES = {
 UNTESTED = {"flatnav_retriever", "kannolo_hnsw_retriever", "scann_retriever"}
 
 
-@pytest.fixture
-def index(encoder, collection, tmp_path):
-    index = SelfDistillIndex(tmp_path / "index.flex", verbose=False)
-    (encoder >> index).index(collection.records)
-    return index
-
-
-def ranking(results):
-    return results.sort_values(["qid", "rank"])[["qid", "docno"]].to_numpy().tolist()
-
-
 # --- the methods of the index ---------------------------------------------------------------------------------------
 
 
@@ -108,7 +97,7 @@ def test_voyager_retriever_searches_as_widely_as_asked(index, encoder, collectio
 
 @pytest.mark.parametrize("method", EXACT + APPROXIMATE)
 @pytest.mark.parametrize("k", [1, 3, 1000])
-def test_rank_cutoff_finds_the_same_compiled(encoder, index, collection, method, k):
+def test_rank_cutoff_finds_the_same_compiled(encoder, index, collection, method, k, ranking):
     options = {"n_probe": 8} if method == "faiss_ivf_retriever" else {}
     pipeline = (encoder >> getattr(index, method)(**options)) % k
     expected = pipeline(collection.topics)
@@ -131,7 +120,7 @@ def test_one_result_a_query_is_a_value_not_an_array(encoder, index, collection):
 
 
 @pytest.mark.parametrize("method", ["scorer", "torch_scorer"])
-def test_scorers_keep_the_best(encoder, index, collection, method):
+def test_scorers_keep_the_best(encoder, index, collection, method, ranking):
     candidates = encoder.query_encoder()(collection.results)
     everything = getattr(index, method)()(candidates)
     np.testing.assert_allclose(everything.sort_index()["score"], encoder(collection.results)["score"], atol=1e-6)
@@ -141,7 +130,7 @@ def test_scorers_keep_the_best(encoder, index, collection, method):
 
 
 @pytest.mark.parametrize("method", EXACT + APPROXIMATE)
-def test_retrievers_run_in_parallel(encoder, index, collection, method):
+def test_retrievers_run_in_parallel(encoder, index, collection, method, ranking):
     pipeline = encoder >> getattr(index, method)()
     with pytest.warns(UserWarning, match="experimental"):
         parallel = pipeline.parallel(2)
