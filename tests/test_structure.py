@@ -84,6 +84,12 @@ def test_every_module_has_its_place():
     assert rooms <= {"__init__", *APART, *itertools.chain(*LAYERS)}
 
 
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_every_module_has_a_test_file(path):
+    mirrored = ROOT / "tests" / path.relative_to(PACKAGE).parent / f"test_{path.name}"
+    assert path.name == "__init__.py" or mirrored.exists()
+
+
 def test_no_import_circle():
     graphlib.TopologicalSorter(GRAPH).prepare()
 

@@ -396,9 +396,3 @@ def test_fit_triples_with_texts_that_are_looked_up_gives_the_same_model(dataset,
         trainer.fit_triples(pairs, topics=dataset.get_topics(), store_texts=store_texts)
         models.add(trainer.encoder.model_name)
     assert len(models) == 1
-
-
-def test_fit_triples_mines_no_negatives(dataset, encoder, tmp_path):
-    trainer = SelfDistillTrainer(encoder, tmp_path / "r", corpus=dataset, rounds=2)
-    with pytest.raises(ValueError, match="rounds=2 mines hard negatives"):
-        trainer.fit_triples(ROWS)

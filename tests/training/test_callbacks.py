@@ -26,20 +26,6 @@ def test_progress_bar_is_off_unless_verbose(make, collection, capsys):
     assert "Training" not in silent.err
 
 
-def test_early_stopping_after_patience(make, collection):
-    results, qrels = collection.results, collection.qrels
-    trainer = make(num_train_epochs=50, learning_rate=1e-12, eval_steps=1, patience=3)
-    trainer.fit(results, qrels, results, qrels)
-    assert trainer.history["step"].max() == 4
-
-
-def test_the_last_step_is_evaluated_too(make, collection):
-    results, qrels = collection.results, collection.qrels
-    trainer = make(eval_steps=2).fit(results, qrels, results, qrels)
-    evaluated = trainer.history["nDCG@10"].notna()
-    assert trainer.history["step"][evaluated].tolist() == [0, 2, 4, 5]
-
-
 # --- similarity monitor ---------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,115 @@
+"""Checks of what users give: errors say what was given, what was expected, and what to do."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from ir_measures import RR, nDCG
+
+from pyterrier_selfdistill.validate import (
+    require_columns,
+    require_distinct_columns,
+    require_identifiers,
+    require_judged,
+    require_measures,
+    require_positive_integer,
+    require_texts,
+)
+
+TOPICS = pd.DataFrame({"qid": ["1", "2"], "query": ["sort", "plot"]})
+QRELS = pd.DataFrame({"qid": ["1"], "docno": ["d1"], "label": [1]})
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.0, "1", None, True, float("nan")])
+def test_require_positive_integer(value):
+    require_positive_integer("limit", 1)
+    with pytest.raises(ValueError, match=f"limit must be a positive integer, got {value!r}"):
+        require_positive_integer("limit", value)
+
+
+@pytest.mark.parametrize("value", [0, 65, True, "64"])
+def test_require_positive_integer_up_to_a_bound(value):
+    require_positive_integer("query_length", 64, at_most=64)
+    with pytest.raises(ValueError, match=f"query_length must be an integer from 1 to 64, got {value!r}"):
+        require_positive_integer("query_length", value, at_most=64)
+
+
+@pytest.mark.parametrize(
+    ("measures", "error", "message"),
+    [
+        ([], ValueError, "must be a list of measures such as .nDCG @ 10., got"),
+        ("ndcg", ValueError, "got 'ndcg'"),
+        (nDCG @ 10, ValueError, "got nDCG@10"),
+        ([RR, "ndcg_cut_10"], TypeError, "expected an ir_measures.Measure, got 'ndcg_cut_10'; import"),
+    ],
+)
+def test_require_measures(measures, error, message):
+    require_measures([RR, nDCG @ 10])
+    with pytest.raises(error, match=message):
+        require_measures(measures)
+
+
+def test_require_columns():
+    require_columns(TOPICS, ["qid", "query"], "topics")
+    with pytest.raises(TypeError, match="topics must be a DataFrame with the columns .*, got a list"):
+        require_columns([("1", "sort")], ["qid", "query"], "topics")
+    with pytest.raises(ValueError, match=r"got \['qid', 'query'\]: \['docno'\] missing"):
+        require_columns(TOPICS, ["qid", "docno"], "results")
+
+
+def test_require_distinct_columns():
+    require_distinct_columns(TOPICS, "topics")
+    twice = pd.concat([TOPICS, TOPICS["qid"]], axis=1)
+    for check in (lambda: require_distinct_columns(twice, "topics"), lambda: require_columns(twice, ["qid"], "topics")):
+        with pytest.raises(
+            ValueError, match=r"topics must have distinct columns, got \['qid'\] more than once; rename"
+        ):
+            check()
+
+
+@pytest.mark.parametrize("values", [[1, 2], ["1", None], ["1", float("nan")]])
+def test_require_identifiers(values):
+    require_identifiers(TOPICS, "qid", "topics")
+    with pytest.raises(TypeError, match="the qid of topics must be a string, got .* of 2 rows; convert with"):
+        require_identifiers(pd.DataFrame({"qid": values}), "qid", "topics")
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), 7, ["sort"], b"sort"])
+def test_require_texts_rejects_what_is_not_a_string(value):
+    frame = TOPICS.astype(object)
+    frame.at[1, "query"] = value
+    with pytest.raises(TypeError, match="'query' must hold a string, got another type in 1 of 2 rows .'2'"):
+        require_texts(frame, "query", "qid")
+
+
+def test_require_texts_may_allow_missing_and_empty_ones():
+    frame = pd.DataFrame({"docno": ["d1", "d2", "d3"], "text": ["plot", None, " "]})
+    require_texts(frame, "text", "docno", empty=True, missing=True)
+    with pytest.raises(TypeError, match="in 1 of 3 rows"):
+        require_texts(frame, "text", "docno", empty=True)
+    with pytest.raises(ValueError, match="must hold a text, got an empty one in 1 of 3 rows"):
+        require_texts(frame, "text", "docno", missing=True)
+
+
+def test_require_texts_names_the_column_that_is_missing():
+    with pytest.raises(ValueError, match=r"expected a column 'text', got \['qid', 'query'\]; put pt.text.get_text"):
+        require_texts(TOPICS, "text", "qid")
+
+
+@pytest.mark.parametrize(
+    ("qrels", "error", "message"),
+    [
+        (QRELS.drop(columns="label"), ValueError, r"qrels must have the columns .* \['label'\] missing"),
+        (
+            QRELS.assign(qid=1),
+            ValueError,
+            "got none: 2 topics with the qid '1', '2' .*, 1 judged queries with 1 .int64",
+        ),
+        (QRELS.assign(docno=7), TypeError, "the docno of qrels must be a string"),
+        (QRELS.assign(label="1"), TypeError, "the labels of qrels must be numbers.*0 of 1 missing"),
+        (QRELS.assign(label=np.nan), TypeError, "the labels of qrels must be numbers.*1 of 1 missing"),
+    ],
+)
+def test_require_judged(qrels, error, message):
+    require_judged(TOPICS, QRELS)
+    with pytest.raises(error, match=message):
+        require_judged(TOPICS, qrels)
