@@ -49,7 +49,7 @@ class Documents:
         """Iterate over identifiers and texts."""
         for record in self._records():
             self._require_fields(record)
-            yield record["docno"], self._join(record)
+            yield record["docno"], _join(record[name] for name in self.fields)
 
     def docnos(self) -> list[str]:
         """List the identifiers, sorted."""
@@ -91,7 +91,8 @@ class Documents:
         found = self._store.get_many(docnos)
         texts = {}
         for docno, document in found.items():
-            texts[docno] = self._join(document._asdict())
+            # attributes, since a dictionary of each document would slow the making of triples
+            texts[docno] = _join(getattr(document, name) for name in self.fields)
         return texts
 
     def _reference(self) -> Any:
@@ -118,10 +119,10 @@ class Documents:
                 "missing; choose among the fields with fields="
             )
 
-    def _join(self, record: Mapping[str, Any]) -> str:
-        """Join the fields of a document that hold a text."""
-        values = map(record.__getitem__, self.fields)
-        return " ".join(value for value in values if isinstance(value, str) and value)
+
+def _join(values: Iterable[Any]) -> str:
+    """Join the values of fields that are texts."""
+    return " ".join(value for value in values if isinstance(value, str) and value)
 
 
 def _listed(names: Sequence[str]) -> str:
