@@ -86,7 +86,8 @@ def trusting_definition(query, positive, negative, phi):
         somers = statistics.fmean((margin > 0) - (margin < 0) for margin in margins)
         weights = [math.exp(max(somers, 0) * score / deviation) for score in row]
         errors = [phi(margin - target) for margin, target in zip(margins, targets, strict=True)]
-        losses.append(statistics.fmean(errors, weights))
+        weighted = [weight * error for weight, error in zip(weights, errors, strict=True)]
+        losses.append(sum(weighted) / sum(weights))
     return statistics.fmean(losses)
 
 
