@@ -16,6 +16,7 @@ nothing, or raises an error that says what was given, what was expected and what
 from __future__ import annotations
 
 import inspect
+import re
 import reprlib
 from collections.abc import Callable, Sequence
 from functools import cache, wraps
@@ -26,7 +27,6 @@ import numpy as np
 import pandas as pd
 from ir_measures import Measure
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, WrapValidator
-from pydantic_core import PydanticCustomError
 
 Checked = TypeVar("Checked", bound=Callable[..., Any])
 
@@ -45,7 +45,7 @@ def Expected(description: str) -> WrapValidator:  # noqa: N802 - it reads as a t
         try:
             return handler(value)
         except ValidationError:
-            raise PydanticCustomError("expected", "be {description}", {"description": description}) from None
+            raise ValueError(f"be {description}") from None
 
     return WrapValidator(validate)
 
@@ -131,7 +131,7 @@ def _validated(name: str, value: Any, adapter: TypeAdapter[Any]) -> Any:
         return adapter.validate_python(value)
     except ValidationError as error:
         faults = error.errors(include_url=False, include_input=False)
-    expected = dict.fromkeys(fault["msg"].removeprefix("Input should ") for fault in faults)
+    expected = dict.fromkeys(re.sub("^(Input should|Value error,) ", "", fault["msg"]) for fault in faults)
     message = f"{name} must {' or '.join(expected)}, got {reprlib.repr(value)}"
     if all(fault["type"] == "is_instance_of" for fault in faults):
         raise TypeError(f"{message}, a {type(value).__name__}")
