@@ -21,7 +21,7 @@ from pyterrier_dr.flex.core import FlexIndexer
 
 from . import compat
 from .identity import ComparedByKey, EncoderIdentity, EncoderMismatchError, encoders_of
-from .io import METADATA_FILE, atomic_folder
+from .io import METADATA_FILE, artifact_kind, atomic_folder
 from .retrievers import IndexTransformer, VectorLoader
 
 VECTORS_FILE = "vecs.f4"
@@ -366,7 +366,8 @@ class Indexer(FlexIndexer):
         if not first:
             raise ValueError("there are no documents to index; the iterable is empty, or was read before")
         encoders: set[EncoderIdentity] = set()
-        with atomic_folder(path, overwrite=True) as folder:
+        overwrite = self.mode is IndexingMode.overwrite
+        with atomic_folder(path, overwrite=overwrite, recognize=is_index, doing="building an index") as folder:
             # pyterrier-dr replaces the temporary folder, which is there already
             part = FlexIndex(str(folder), verbose=self.target.verbose)
             part.indexer(mode="overwrite").index(_checked(itertools.chain(first, records), encoders))
@@ -401,6 +402,11 @@ def _checked(records: Iterable[dict[str, Any]], encoders: set[EncoderIdentity]) 
         if len(checksums) > 1:
             raise EncoderMismatchError(f"vectors of several encoders: {' and '.join(map(str, encoders))}; use one")
         yield record
+
+
+def is_index(folder: Path) -> bool:
+    """Tell whether a folder is an index."""
+    return artifact_kind(folder) == (FlexIndex.ARTIFACT_TYPE, FlexIndex.ARTIFACT_FORMAT)
 
 
 def _require_complete(path: Path) -> None:

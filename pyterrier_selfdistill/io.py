@@ -1,34 +1,171 @@
-"""Folders that are written atomically: complete, or not there at all."""
+"""Folders that are written atomically, by one process at a time: complete, or not there at all.
+
+:func:`folder_lock` gives a folder to one writer, :func:`atomic_folder` writes one as a whole, and :func:`recover` puts
+back what a writer that was killed had moved away. Beside a folder ``model`` may lie, for as long as it is written or
+after its writer was killed: ``.model.lock``, ``.model.unfinished`` and ``.model.replaced``. What is left of them does
+no harm, and the next writer removes it.
+"""
 
 from __future__ import annotations
 
+import errno
+import json
+import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
-import pyterrier as pt
+from filelock import FileLock, Timeout
+
+from .exchange import exchange
 
 METADATA_FILE = "pt_meta.json"
 """The file in the folder of a PyTerrier artifact that says what it is."""
 
+NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+PATIENCE = 1.0
+"""For how many seconds a reader waits while a writer renames two folders."""
+
+
+class FolderInUseError(OSError):
+    """Another process, or another thread, writes to the folder."""
+
+
+def artifact_kind(folder: Path) -> tuple[Any, Any]:
+    """Read the type and the format of a PyTerrier artifact, whatever is in the folder.
+
+    Args:
+        folder: A folder.
+
+    Returns:
+        The type and the format, such as ``("dense_index", "flex")``; None for each that is not there.
+    """
+    try:
+        metadata = json.loads((folder / METADATA_FILE).read_text())
+    except (OSError, ValueError):
+        metadata = None
+    if not isinstance(metadata, dict):
+        return None, None
+    return metadata.get("type"), metadata.get("format")
+
 
 @contextmanager
-def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+def folder_lock(path: str | Path, doing: str) -> Iterator[None]:
+    """Keep other writers away from a folder, which may be there or not.
+
+    The system takes the lock back when the process ends, however it ends. A lock of another folder, be it in this one,
+    is another lock. The same one twice is an error, in one thread too.
+
+    Args:
+        path: The folder. Folders above it are made; a symbolic link is followed.
+        doing: What is done meanwhile, as others are told: ``"building an index"``.
+
+    Raises:
+        FolderInUseError: If another process or thread has the lock.
+        PermissionError: If the folder may not be written.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as parent:
+        ...     run = f"{parent}/run"
+        ...     with folder_lock(run, "training an encoder"), folder_lock(run, "saving an encoder"):
+        ...         pass
+        Traceback (most recent call last):
+        pyterrier_selfdistill.io.FolderInUseError: '.../run' is in use: process ... is training an encoder ...
+    """
+    target = Path(path).resolve()
+    file = _lock_file(target)
+    lock = FileLock(file, timeout=0)
+    with _explained_errors(target), _explained_permissions(target):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # before, since some versions of filelock empty the file when they try
+        owner = _read_owner(file)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise FolderInUseError(
+                f"{str(path)!r} is in use: {owner}; wait until it is done, end it, or choose another path"
+            ) from None
+    try:
+        with _explained_errors(target):
+            file.write_text(json.dumps(_describe_owner(doing)))
+        yield
+    finally:
+        # while it is locked: whoever waits for this file finds that it is gone, and makes another
+        with suppress(OSError):
+            file.unlink()
+        lock.release()
+
+
+def _lock_file(target: Path) -> Path:
+    """Choose where the lock of a folder lies: beside it, since it may be replaced; inside where it cannot be."""
+    if os.path.ismount(target) or not os.access(_existing(target.parent), os.W_OK):
+        return target / ".lock"
+    return _beside(target, "lock")
+
+
+def _existing(folder: Path) -> Path:
+    """Find the folder, or the first one above it that is there."""
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+def _beside(target: Path, purpose: str) -> Path:
+    """Name a hidden file or folder that belongs to another; always the same, so that the next process finds it."""
+    return target.with_name(f".{target.name}.{purpose}")
+
+
+def _describe_owner(doing: str) -> dict[str, Any]:
+    since = datetime.now().astimezone().isoformat(" ", timespec="seconds")
+    return {"pid": os.getpid(), "host": socket.gethostname(), "since": since, "doing": doing}
+
+
+def _read_owner(file: Path) -> str:
+    """Say who has a lock, or had it and was killed."""
+    try:
+        owner = json.loads(file.read_text())
+        return f"process {owner['pid']} on {owner['host']} is {owner['doing']} there, since {owner['since']}"
+    except (OSError, ValueError, LookupError, TypeError):
+        return "another process is writing there"
+
+
+@contextmanager
+def atomic_folder(
+    path: str | Path,
+    *,
+    overwrite: bool = False,
+    recognize: Callable[[Path], bool] | None = None,
+    doing: str = "writing",
+) -> Iterator[Path]:
     """Give a temporary folder to write to, which becomes ``path`` on exit.
 
-    If writing fails, what was at ``path`` stays. If the process is killed, it stays too, and a hidden temporary folder
-    is left beside it.
+    If writing fails, or the process is killed, what was at ``path`` stays, or is put back by the next :func:`recover`.
 
     Args:
         path: The folder to write. Folders above it are made; a symbolic link is followed.
-        overwrite: Whether to replace a folder that is there.
+        overwrite: Whether to replace a folder that is there, if it is empty or ``recognize`` says so.
+        recognize: Tells whether a folder is one that may be replaced, since it holds what is written here and nothing
+            of anybody else. Without it only an empty folder is.
+        doing: What other processes are told that they have to wait for: ``"building an index"``.
 
     Yields:
         The temporary folder.
 
     Raises:
-        FileExistsError: If the folder is there and ``overwrite`` is not set, or if a file is there.
+        FileExistsError: If the folder is there and ``overwrite`` is not set, or holds something else than what may be
+            replaced, or if a file is there.
+        FolderInUseError: If another process or thread writes it.
+        PermissionError: If it may not be written.
+        FileNotFoundError: If the folder above was removed meanwhile.
+        OSError: If the disk is full.
 
     Example:
         >>> import tempfile
@@ -39,18 +176,107 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
         '0.5'
     """
     target = Path(path).resolve()
-    if target.exists() and not target.is_dir():
-        raise FileExistsError(f"expected a folder or nothing at {str(path)!r}, got a file; choose another path")
-    if target.exists() and not overwrite:
+    unfinished = _beside(target, "unfinished")
+    with folder_lock(target, doing):
+        _clean_up(target)
+        _require_free(target, overwrite, recognize)
+        with _explained_permissions(target):
+            unfinished.mkdir()
+        try:
+            with _explained_errors(target):
+                yield unfinished
+                # others than this package's writers know no lock
+                _require_free(target, overwrite, recognize)
+                _publish(unfinished, target)
+        finally:
+            _clean_up(target)
+
+
+def _require_free(target: Path, overwrite: bool, recognize: Callable[[Path], bool] | None) -> None:
+    """Check that nothing is at a path, or a folder that may be replaced."""
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise FileExistsError(f"expected a folder or nothing at {str(target)!r}, got a file; choose another path")
+    if not overwrite:
         raise FileExistsError(
-            f"{str(path)!r} is there already; choose another folder, or replace this one with overwrite=True"
+            f"{str(target)!r} is there already; choose another folder, or replace this one with overwrite=True"
         )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    replaced = None
-    with pt.io.finalized_directory(str(target)) as folder:
-        yield Path(folder)
-        # renamed, not removed: the old folder is whole until the new one is there
-        if target.exists():
-            replaced = target.rename(f"{folder}.replaced")
-    if replaced is not None:
-        shutil.rmtree(replaced)
+    if os.path.ismount(target):
+        raise FileExistsError(f"{str(target)!r} is a mount point, which cannot be replaced; choose a folder in it")
+    content = sorted(entry.name for entry in target.iterdir())
+    is_ours = recognize is not None and recognize(target)
+    if content and not is_ours:
+        more = "" if len(content) <= 3 else f" and {len(content) - 3} more"
+        raise FileExistsError(
+            f"{str(target)!r} holds {', '.join(content[:3])}{more}, which is not what would be written there, and is "
+            "not replaced; choose another folder, or remove this one yourself"
+        )
+
+
+def _publish(unfinished: Path, target: Path) -> None:
+    """Let a complete folder take the place of what is there, which is left to be removed."""
+    if not target.exists():
+        unfinished.rename(target)
+    elif not exchange(unfinished, target):
+        target.rename(_beside(target, "replaced"))
+        unfinished.rename(target)
+
+
+def _clean_up(target: Path) -> None:
+    """Put back a folder that was moved away for nothing, and remove what else is left; for who has the lock."""
+    replaced = _beside(target, "replaced")
+    if replaced.exists() and not target.exists():
+        replaced.rename(target)
+    for left in (replaced, _beside(target, "unfinished")):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def recover(path: str | Path) -> None:
+    """Put back a folder that a writer had moved away when it was killed; to be called before reading one.
+
+    Args:
+        path: The folder. If it is there, nothing is done.
+
+    Raises:
+        PermissionError: If it would have to be put back, and may not be.
+    """
+    target = Path(path).resolve()
+    replaced = _beside(target, "replaced")
+    end = time.monotonic() + PATIENCE
+    while replaced.exists() and not target.exists() and time.monotonic() < end:
+        # a writer that lives is about to be done
+        with suppress(FolderInUseError), folder_lock(target, "putting back what was replaced"):
+            _clean_up(target)
+        time.sleep(0.01)
+
+
+@contextmanager
+def _explained_permissions(target: Path) -> Iterator[None]:
+    """Say what may not be written, in place of the name of a hidden file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NOT_ALLOWED:
+            raise
+        raise PermissionError(
+            error.errno, f"no permission to write in {str(target.parent)!r}; choose another path", str(target)
+        ) from error
+
+
+@contextmanager
+def _explained_errors(target: Path) -> Iterator[None]:
+    """Say what became of a folder when the disk was full, or the folder above it was removed."""
+    try:
+        yield
+    except Exception as error:
+        if not target.parent.is_dir():
+            raise FileNotFoundError(
+                errno.ENOENT, f"{str(target.parent)!r} was removed meanwhile; write again", str(target)
+            ) from error
+        code = getattr(error, "errno", None)
+        if code in DISK_FULL:
+            raise OSError(
+                code, "the disk is full; what was there is as it was, and what was written is removed", str(target)
+            ) from error
+        raise

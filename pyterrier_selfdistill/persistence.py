@@ -17,7 +17,7 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 from sentence_transformers.util import is_sentence_transformer_model
 
-from .io import METADATA_FILE, atomic_folder
+from .io import METADATA_FILE, artifact_kind, atomic_folder
 from .model_card import saved_card
 from .validate import require_positive_integer
 
@@ -186,19 +186,25 @@ def save(model: SentenceTransformer, metadata: Mapping[str, Any], path: Path, *,
         model: The model.
         metadata: What :func:`metadata` says of it.
         path: The folder to write.
-        overwrite: Whether to replace a folder that is there.
+        overwrite: Whether to replace an encoder that is there.
 
     Raises:
-        FileExistsError: If the folder is there and ``overwrite`` is not set, or if a file is there.
+        FileExistsError: If the folder is there and ``overwrite`` is not set, or holds something else than an encoder.
+        FolderInUseError: If another process writes it.
     """
     trained_here = bool(metadata["training"])
-    with atomic_folder(path, overwrite=overwrite) as folder:
+    with atomic_folder(path, overwrite=overwrite, recognize=is_saved_encoder, doing="saving an encoder") as folder:
         # a model that was not trained here keeps the card that it came with
         model.save_pretrained(str(folder), create_model_card=not trained_here)
         (folder / METADATA_FILE).write_text(json.dumps(metadata, indent=2) + "\n")
         if trained_here:
             card = saved_card(metadata, title=path.name, load=f"pt.Artifact.load({path.name!r})")
             (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def is_saved_encoder(folder: Path) -> bool:
+    """Tell whether a folder is what :func:`save` wrote."""
+    return artifact_kind(folder) == (ARTIFACT["type"], ARTIFACT["format"])
 
 
 def read_training_summary(folder: Path) -> dict[str, Any]:

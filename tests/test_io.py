@@ -1,12 +1,172 @@
-"""Folders that are written atomically."""
+"""Folders that are written atomically, by one process at a time."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
 
 import pytest
 
-from pyterrier_selfdistill.io import atomic_folder
+from pyterrier_selfdistill import io
+from pyterrier_selfdistill.io import FolderInUseError, artifact_kind, atomic_folder, folder_lock, recover
 
 
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
+
+
+def anything(folder):
+    """Recognize any folder as one to be replaced."""
+    return True
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A folder that is there."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "old").write_text("old")
+    return folder
+
+
+@pytest.fixture(params=["exchange", "two renames"])
+def system(request, monkeypatch):
+    """Systems that can exchange two folders, and others."""
+    if request.param == "two renames":
+        monkeypatch.setattr(io, "exchange", lambda first, second: False)
+
+
+@pytest.fixture
+def another_process(tmp_path):
+    """Run code in another process, until it prints a line; end it, if it is asked to."""
+    processes = []
+
+    def run(code):
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        processes.append(process)
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+    yield run
+    for process in processes:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+WRITER = """
+import os, signal, sys, time
+from pathlib import Path
+from pyterrier_selfdistill import io
+exchange = io.exchange
+rename = Path.rename
+def die_after_the_exchange(first, second):
+    exchange(first, second)
+    print("ready", flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+def die_between_two_renames(self, target):
+    rename(self, target)
+    print("ready", flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+when = {when!r}
+if when == "after the exchange":
+    io.exchange = die_after_the_exchange
+if when == "between two renames":
+    io.exchange = lambda first, second: False
+    Path.rename = die_between_two_renames
+with io.atomic_folder({path!r}, overwrite=True, recognize=lambda folder: True, doing="saving a model") as folder:
+    (folder / "new").write_text("new")
+    if when == "while writing":
+        print("ready", flush=True)
+        time.sleep(60)
+"""
+
+
+# --- locks ----------------------------------------------------------------------------------------------------------
+
+
+def test_folder_lock_says_who_has_it(another_process, model):
+    process = another_process(WRITER.format(path=str(model), when="while writing"))
+    expected = rf"model' is in use: process {process.pid} on \S+ is saving a model there, since 20.*; wait"
+    with pytest.raises(FolderInUseError, match=expected), folder_lock(model, "training"):
+        pass
+    assert names(model) == ["old"]
+
+
+def test_folder_lock_dies_with_its_process(another_process, model):
+    process = another_process(WRITER.format(path=str(model), when="while writing"))
+    process.kill()
+    process.wait()
+    assert names(model.parent) == [".model.lock", ".model.unfinished", "model"]
+    with folder_lock(model, "training"):
+        assert json.loads((model.parent / ".model.lock").read_text())["pid"] == os.getpid()
+    assert names(model.parent) == [".model.unfinished", "model"]
+
+
+def test_folder_lock_keeps_another_thread_away(model):
+    refused = []
+
+    def write():
+        try:
+            with folder_lock(model, "saving"):
+                pass
+        except FolderInUseError as error:
+            refused.append(str(error))
+
+    with folder_lock(model, "training"):
+        thread = threading.Thread(target=write)
+        thread.start()
+        thread.join()
+    assert len(refused) == 1
+    assert f"process {os.getpid()} " in refused[0]
+
+
+def test_folder_lock_is_of_one_folder(model):
+    with folder_lock(model, "training"), folder_lock(model / "best", "saving"), folder_lock(model.parent, "moving"):
+        pass
+    assert names(model) == ["old"]
+
+
+def test_folder_lock_of_a_link_is_that_of_the_folder(model, tmp_path):
+    (tmp_path / "link").symlink_to(model)
+    with folder_lock(tmp_path / "link", "training"), pytest.raises(FolderInUseError), folder_lock(model, "saving"):
+        pass
+
+
+def test_folder_lock_lets_one_of_many_in(tmp_path):
+    inside, most, tries = [], [], 200
+
+    def write():
+        for _ in range(tries):
+            try:
+                with folder_lock(tmp_path / "model", "saving"):
+                    inside.append(1)
+                    most.append(len(inside))
+                    inside.pop()
+            except FolderInUseError:
+                pass
+
+    threads = [threading.Thread(target=write) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(most) == {1}
+    assert names(tmp_path) == []
+
+
+def test_folder_lock_without_a_note_says_less(model, monkeypatch):
+    with folder_lock(model, "training"):
+        (model.parent / ".model.lock").write_text("")
+        with pytest.raises(FolderInUseError, match="another process is writing there"), folder_lock(model, "saving"):
+            pass
+
+
+# --- atomic folders -------------------------------------------------------------------------------------------------
 
 
 def test_atomic_folder_is_there_on_exit_only(tmp_path):
@@ -17,6 +177,13 @@ def test_atomic_folder_is_there_on_exit_only(tmp_path):
     assert names(tmp_path / "deep") == ["model"]
 
 
+def test_atomic_folder_has_the_permissions_of_other_folders(tmp_path):
+    (tmp_path / "other").mkdir()
+    with atomic_folder(tmp_path / "model"):
+        pass
+    assert (tmp_path / "model").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
 def test_atomic_folder_does_not_replace_unasked(tmp_path):
     (tmp_path / "model").mkdir()
     with pytest.raises(FileExistsError, match="is there already.*overwrite=True"), atomic_folder(tmp_path / "model"):
@@ -25,34 +192,82 @@ def test_atomic_folder_does_not_replace_unasked(tmp_path):
     for overwrite in (False, True):
         with (
             pytest.raises(FileExistsError, match="got a file"),
-            atomic_folder(tmp_path / "file", overwrite=overwrite),
+            atomic_folder(tmp_path / "file", overwrite=overwrite, recognize=anything),
         ):
             pass
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_atomic_folder_replaces_the_whole_folder(tmp_path):
+def test_atomic_folder_replaces_the_whole_folder(model, system):
+    with atomic_folder(model, overwrite=True, recognize=anything) as folder:
+        (folder / "new").write_text("new")
+        assert names(model) == ["old"]
+    assert names(model) == ["new"]
+    assert names(model.parent) == ["model"]
+
+
+def test_atomic_folder_replaces_an_empty_folder(tmp_path, system):
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "old").write_text("old")
     with atomic_folder(tmp_path / "model", overwrite=True) as folder:
         (folder / "new").write_text("new")
-        assert names(tmp_path / "model") == ["old"]
     assert names(tmp_path / "model") == ["new"]
+
+
+def test_atomic_folder_replaces_only_what_is_recognized(model):
+    for name in ("thesis.tex", "notes", "figures"):
+        (model / name).write_text("mine")
+    expected = "model' holds figures, notes, old and 1 more, which is not what would be written there"
+    for recognize in (None, lambda folder: False):
+        with (
+            pytest.raises(FileExistsError, match=expected),
+            atomic_folder(model, overwrite=True, recognize=recognize),
+        ):
+            pass
+    assert names(model) == ["figures", "notes", "old", "thesis.tex"]
+    assert names(model.parent) == ["model"]
+
+
+def test_atomic_folder_does_not_replace_what_appeared_meanwhile(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("mine")
+    with pytest.raises(FileExistsError, match="is there already"), atomic_folder(tmp_path / "model"):
+        (tmp_path / "mine").rename(tmp_path / "model")
+    assert names(tmp_path / "model") == ["thesis.tex"]
     assert names(tmp_path) == ["model"]
 
 
-def test_atomic_folder_keeps_what_was_there_if_writing_fails(tmp_path):
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "old").write_text("old")
+def test_atomic_folder_is_written_by_one_at_a_time(tmp_path):
+    with (
+        atomic_folder(tmp_path / "model", doing="building an index"),
+        pytest.raises(FolderInUseError, match="is building an index there"),
+        atomic_folder(tmp_path / "model"),
+    ):
+        pass
 
+
+def test_atomic_folder_keeps_what_was_there_if_writing_fails(model):
     def fail(folder):
         (folder / "new").write_text("new")
-        raise OSError("no space left on device")
+        raise RuntimeError("no model")
 
-    with pytest.raises(OSError, match="no space"), atomic_folder(tmp_path / "model", overwrite=True) as folder:
+    with (
+        pytest.raises(RuntimeError, match="no model"),
+        atomic_folder(model, overwrite=True, recognize=anything) as folder,
+    ):
         fail(folder)
-    assert names(tmp_path / "model") == ["old"]
-    assert names(tmp_path) == ["model"]
+    assert names(model) == ["old"]
+    assert names(model.parent) == ["model"]
+
+
+def test_atomic_folder_puts_back_what_it_cannot_replace(model, monkeypatch):
+    monkeypatch.setattr(io, "exchange", lambda first, second: False)
+    with (
+        pytest.raises(FileNotFoundError),
+        atomic_folder(model, overwrite=True, recognize=anything) as folder,
+    ):
+        shutil.rmtree(folder)
+    assert names(model) == ["old"]
+    assert names(model.parent) == ["model"]
 
 
 def test_atomic_folder_follows_a_link(tmp_path):
@@ -62,3 +277,134 @@ def test_atomic_folder_follows_a_link(tmp_path):
         (folder / "new").write_text("new")
     assert (tmp_path / "model").is_symlink()
     assert names(tmp_path / "disk") == ["new"]
+
+
+# --- what a killed writer leaves ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("when", "content"),
+    [
+        ("while writing", ["old"]),
+        pytest.param(
+            "after the exchange",
+            ["new"],
+            marks=pytest.mark.skipif(sys.platform != "linux", reason="a system call of Linux"),
+        ),
+        ("between two renames", ["old"]),
+    ],
+)
+def test_a_killed_writer_loses_nothing(another_process, model, when, content):
+    process = another_process(WRITER.format(path=str(model), when=when))
+    process.kill()
+    process.wait()
+    recover(model)
+    assert names(model) == content
+    with atomic_folder(model, overwrite=True, recognize=anything) as folder:
+        (folder / "newer").write_text("newer")
+    assert names(model) == ["newer"]
+    assert names(model.parent) == ["model"]
+
+
+def test_the_next_writer_puts_back_what_a_killed_one_moved_away(another_process, model):
+    another_process(WRITER.format(path=str(model), when="between two renames")).wait()
+    assert not model.exists()
+    with pytest.raises(FileExistsError, match="is there already"), atomic_folder(model):
+        pass
+    assert names(model) == ["old"]
+    assert names(model.parent) == ["model"]
+
+
+def test_recover_leaves_a_living_writer_alone(another_process, model):
+    process = another_process(WRITER.format(path=str(model), when="while writing"))
+    recover(model)
+    assert names(model.parent / ".model.unfinished") == ["new"]
+    process.send_signal(signal.SIGKILL)
+
+
+def test_recover_waits_for_a_living_writer(model, monkeypatch):
+    monkeypatch.setattr(io, "PATIENCE", 60.0)
+    replaced = model.parent / ".model.replaced"
+    with folder_lock(model, "writing"):
+        model.rename(replaced)
+        reader = threading.Thread(target=recover, args=[model])
+        reader.start()
+        replaced.rename(model)
+        reader.join()
+    assert names(model) == ["old"]
+
+
+def test_recover_has_nothing_to_do(tmp_path):
+    recover(tmp_path / "nothing")
+    assert names(tmp_path) == []
+
+
+# --- what the system refuses ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def read_only(tmp_path_factory):
+    """A folder that may not be written; the system manager becomes somebody else to be refused."""
+    folder = tmp_path_factory.mktemp("read-only")
+    is_root = os.geteuid() == 0
+    if is_root:
+        for parent in folder.parents[:3]:
+            if parent.stat().st_mode & 0o777 == 0o700:
+                parent.chmod(0o711)
+        os.setresuid(65534, 65534, 0)
+    else:
+        folder.chmod(0o555)
+    yield folder
+    if is_root:
+        os.setresuid(0, 0, 0)
+    folder.chmod(0o755)
+
+
+def test_a_folder_that_may_not_be_written_is_named(read_only):
+    expected = "no permission to write in '.*read-only.*; choose another path"
+    with pytest.raises(PermissionError, match=expected), atomic_folder(read_only / "model"):
+        pass
+    with pytest.raises(PermissionError, match=expected), folder_lock(read_only / "run", "training"):
+        pass
+
+
+def test_a_full_disk_keeps_what_was_there(model):
+    def write(folder):
+        (folder / "new").write_text("new")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with (
+        pytest.raises(OSError, match="the disk is full; what was there is as it was") as raised,
+        atomic_folder(model, overwrite=True, recognize=anything) as folder,
+    ):
+        write(folder)
+    assert raised.value.errno == errno.ENOSPC
+    assert names(model) == ["old"]
+    assert names(model.parent) == ["model"]
+
+
+def test_a_folder_above_that_is_removed_is_named(tmp_path):
+    with (
+        pytest.raises(FileNotFoundError, match="above' was removed meanwhile; write again"),
+        atomic_folder(tmp_path / "above" / "model"),
+    ):
+        shutil.rmtree(tmp_path / "above")
+
+
+# --- kinds ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        ('{"type": "dense_index", "format": "flex"}', ("dense_index", "flex")),
+        ('{"type": "dense_index"}', ("dense_index", None)),
+        ("[]", (None, None)),
+        ("garb\xe9ge", (None, None)),
+        (None, (None, None)),
+    ],
+)
+def test_artifact_kind_reads_whatever_is_there(tmp_path, metadata, expected):
+    if metadata is not None:
+        (tmp_path / "pt_meta.json").write_bytes(metadata.encode("latin-1"))
+    assert artifact_kind(tmp_path) == expected

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "pyterrier_selfdistill"
 
 LAYERS = [
-    ["compat"],
+    ["compat", "exchange"],
     ["io", "validate"],
     ["identity"],
     ["losses"],
