@@ -33,6 +33,11 @@ ROOM = 32 * 2**10
 NOBODY = 65534
 """The user without permissions."""
 
+EXPLANATION = (
+    "Each operation replaces a result. FOLDER is where it writes to; left behind is what is there after the error, and "
+    "was not before."
+)
+
 REMEDIES = ("free ", "choose ", "give ", "make ", "set ", "use ", "begin anew", "check ", "mount ", "stop ")
 """Words by which an error says what to do."""
 
@@ -176,6 +181,9 @@ def measure(operations: Sequence[Operation], work: Path) -> list[Finding]:
     Returns:
         What came of it.
     """
+    disk = work / "disk"
+    if disk.is_mount():  # a call that was killed has left it
+        unmount(disk)
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     can_mount = mounting_works(work / "trial")
@@ -186,7 +194,6 @@ def measure(operations: Sequence[Operation], work: Path) -> list[Finding]:
         operation.prepare(undisturbed)
         changes = run(partial(operation.setup, undisturbed), undisturbed, work / "log", watch_changes).changes
         for trouble in (*troubles, Removed()):
-            disk = work / "disk"
             with small_disk(disk, can_mount):
                 finding = get_into(trouble, operation, disk, changes)
             print(finding, flush=True)
@@ -253,7 +260,7 @@ def summarize(findings: Sequence[Finding]) -> str:
                 ", ".join(finding.left_behind) or "nothing",
             ]
         )
-    return table(header, rows)
+    return f"{EXPLANATION}\n\n{table(header, rows)}"
 
 
 def mounting_works(folder: Path) -> bool:
@@ -275,14 +282,18 @@ def small_disk(folder: Path, is_mounted: bool) -> Iterator[None]:
         yield
     finally:
         if is_mounted:
-            # lazily, since an index that was inspected may still be mapped
-            subprocess.run(["umount", "--lazy", str(folder)], check=True)
+            unmount(folder)
         shutil.rmtree(folder)
 
 
 def mount(*arguments: str) -> None:
     """Mount a file system."""
     subprocess.run(["mount", *arguments], check=True, stderr=subprocess.DEVNULL)
+
+
+def unmount(folder: Path) -> None:
+    """Unmount a file system, though an index that was inspected may still be mapped."""
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def limit_files() -> None:

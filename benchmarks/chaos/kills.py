@@ -30,6 +30,12 @@ MOMENT, CHANGE = KINDS = ("moment", "change")
 MOST_KILLS = 4
 """How often a process is killed at most, before it runs to its end."""
 
+EXPLANATION = (
+    "A run is killed up to four times, at a random moment or just before a change of the file system, and goes on to "
+    "its end after that. Its result is identical if its checksum is that of a run that was never killed. Kills are "
+    "counted in the first four columns of numbers, runs in the others."
+)
+
 MOST_FAILURES = 5
 """After how many episodes without a kill an operation is given up."""
 
@@ -284,7 +290,7 @@ def summarize(episodes: Sequence[Episode]) -> str:
         for episode in played:
             faults += [f"{operation}: {fault}" for fault in _faults(episode)]
     header = ["operation", "kills at a moment", "before a change", "half-written", "lost", "identical", "left behind"]
-    return "\n\n".join(filter(None, [table(header, rows), fault_list(faults)]))
+    return "\n\n".join(filter(None, [EXPLANATION, table(header, rows), fault_list(faults)]))
 
 
 def _figures(episodes: Sequence[Episode]) -> list[object]:

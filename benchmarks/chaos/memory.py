@@ -23,6 +23,8 @@ from .report import table
 SAMPLES = 240
 """How often memory is read."""
 
+EXPLANATION = "The growth is the slope of a line through resident memory after the warm-up, with its standard error."
+
 WARM_UP = 0.1
 """The share of the time that is not counted: caches fill, and the allocator finds its size."""
 
@@ -157,4 +159,4 @@ def summarize(growth: Growth) -> str:
         f"{growth.slope:.2f} ± {growth.error:.2f}",
         f"{growth.files_before} and {growth.files_after}",
     ]
-    return table(header, [row])
+    return f"{EXPLANATION}\n\n{table(header, [row])}"

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from benchmarks.study.runner import PACKAGES, describe_machine
 
-MOST_FAULTS = 12
+MOST_FAULTS = 20
 """How many faults a section lists."""
 
 
