@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks.study.records import Records
 
 from .operations import BROKEN, Operation, States
-from .processes import DIED, Child, last_words, run, watch_changes
+from .processes import DIED, Child, Outcome, last_words, run, watch_changes
 from .report import fault_list, table
 
 MOMENT, CHANGE = KINDS = ("moment", "change")
@@ -195,8 +195,9 @@ class Player:
         self.operation.prepare(self.folder)
         before = self._inspect()
         for _ in range(most):
-            killed_at = kill(generator)
-            if killed_at is None:
+            killed_at, ended = kill(generator)
+            if ended is not None:
+                episode.error = self._error(ended)
                 break
             after = self._inspect()
             broken = [f"{name} {state}" for name, state in after.items() if state and state.startswith(BROKEN)]
@@ -204,10 +205,8 @@ class Player:
             episode.kills.append({"at": killed_at, "broken": broken, "lost": lost})
             before = after
         outcome = run(self.setup, self.folder, self.log)
-        if outcome.error:
-            episode.error = self._without_folder(outcome.first_line)
-            return
-        episode.is_identical = self.operation.fingerprint(self.folder) == self.reference.fingerprint
+        episode.error = episode.error or self._error(outcome)
+        episode.is_identical = has_result_of(self.operation, self.folder, self.reference)
         episode.left_behind = left_behind(self.folder, paths_in(self.reference.folder))
 
     def _inspect(self) -> States:
@@ -215,21 +214,24 @@ class Player:
         states = self.operation.inspect(self.folder, self.reference.folder)
         return {name: state and self._without_folder(state) for name, state in states.items()}
 
-    def _kill_at_moment(self, generator: np.random.Generator) -> str | None:
-        """Kill a process at a moment, and return the moment, or None if it came to its end."""
+    def _kill_at_moment(self, generator: np.random.Generator) -> tuple[str, Outcome | None]:
+        """Kill a process at a moment; return the moment, and how the process ended, if it came to its end before."""
         seconds = generator.uniform(0, self.reference.seconds)
         with Child(self.setup, self.folder, self.log) as child:
             ended = child.begin() or child.wait(seconds)
-        return None if ended else f"{seconds:.3f} s"
+        return f"{seconds:.3f} s", ended
 
-    def _kill_at_change(self, generator: np.random.Generator) -> str | None:
-        """Have a process kill itself just before a change, and return the change, or None if it came to its end."""
+    def _kill_at_change(self, generator: np.random.Generator) -> tuple[str, Outcome | None]:
+        """Have a process kill itself just before a change; return the change, and how it ended, if it came so far."""
         number = int(generator.integers(self.reference.changes)) + 1
         self.log.unlink(missing_ok=True)
         outcome = run(self.setup, self.folder, self.log, partial(watch_changes, number))
-        if outcome.error != DIED:
-            return None
-        return self._without_folder(f"change {number}: {last_words(self.log)}")
+        change = self._without_folder(f"change {number}: {last_words(self.log)}")
+        return change, None if outcome.error == DIED else outcome
+
+    def _error(self, outcome: Outcome) -> str:
+        """Describe an error, if there is one."""
+        return self._without_folder(outcome.first_line) if outcome.error else ""
 
     def _without_folder(self, text: str) -> str:
         """Shorten the paths in a text."""
@@ -263,6 +265,17 @@ def run_undisturbed(operation: Operation, folder: Path, log: Path) -> Reference:
     if len(fingerprints) > 1:
         raise RuntimeError("two undisturbed runs have different results")
     return Reference(folder, min(times), outcome.changes, fingerprints.pop())
+
+
+def has_result_of(operation: Operation, folder: Path, reference: Reference) -> bool:
+    """Tell whether the result in a folder is that of an undisturbed run, and all that is there is whole."""
+    states = operation.inspect(folder, reference.folder)
+    if any(state and state.startswith(BROKEN) for state in states.values()):
+        return False
+    try:
+        return operation.fingerprint(folder) == reference.fingerprint
+    except Exception:  # whatever it is, there is no result
+        return False
 
 
 def left_behind(folder: Path, before: Set[Path]) -> list[str]:

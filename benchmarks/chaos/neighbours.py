@@ -18,9 +18,9 @@ import pandas as pd
 from pyterrier_selfdistill import SelfDistillIndex
 
 from . import materials
-from .kills import Reference, run_undisturbed
+from .kills import has_result_of, run_undisturbed
 from .materials import Materials
-from .operations import BROKEN, Fit, Index, Operation
+from .operations import Fit, Index, Operation
 from .processes import Child, Outcome, Setup
 from .report import fault_list, table
 
@@ -279,17 +279,9 @@ def meet(name: str, operation: Operation, work: Path) -> Meetings:
         setup = partial(operation.setup, folder)
         with Child(setup, work / "first", log) as first, Child(setup, work / "second", log) as second:
             meetings.add(Meeting(first.end(), second.pid), Meeting(second.end(), first.pid))
-        meetings.whole += is_whole(operation, folder, reference)
+        meetings.whole += has_result_of(operation, folder, reference)
         print(meetings, flush=True)
     return meetings
-
-
-def is_whole(operation: Operation, folder: Path, reference: Reference) -> bool:
-    """Tell whether the result in a folder is that of an undisturbed run."""
-    states = operation.inspect(folder, reference.folder)
-    if any(state and state.startswith(BROKEN) for state in states.values()):
-        return False
-    return operation.fingerprint(folder) == reference.fingerprint
 
 
 def summarize(counts: Mapping[str, Count], meetings: Sequence[Meetings]) -> str:

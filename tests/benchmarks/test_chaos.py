@@ -63,6 +63,17 @@ class Careless(Operation):
         return str(len(list(folder.iterdir())))
 
 
+class Stubborn(Careless):
+    """Does not go on where it was interrupted."""
+
+    name = "write once"
+
+    def setup(self, folder):
+        if list(folder.glob("scratch-*")):
+            raise FileExistsError(f"there is something in {folder}/result")
+        return super().setup(folder)
+
+
 def test_saving_and_indexing_end_as_if_never_killed(files, tmp_path, capsys):
     campaign = Campaign([Save(files), Index(files)], tmp_path, "now", 1)
     episodes = campaign.run({MOMENT: 2, CHANGE: 3})
@@ -91,6 +102,14 @@ def test_kills_see_what_is_lost_half_written_and_left_behind(files, tmp_path):
         assert episode.is_identical == (not episode.left_behind)
     assert seen["change 3"] == ("open result w", [], ["result"])
     assert seen["change 4"] == ("os.remove scratch", ["result broken: ValueError: half a word"], [])
+
+
+def test_a_run_that_does_not_go_on_is_seen(files, tmp_path):
+    episodes = Campaign([Stubborn(files)], tmp_path, "now", 1).run({CHANGE: 6})
+    errors = {episode.error for episode in episodes}
+    assert "FileExistsError: there is something in result" in errors
+    assert errors <= {"FileExistsError: there is something in result", ""}
+    assert not any(episode.is_identical for episode in episodes if episode.error)
 
 
 def test_an_operation_that_fails_by_itself_is_a_row(tmp_path):
