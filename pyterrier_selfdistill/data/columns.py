@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -112,6 +113,11 @@ def add_label(texts: pa.Table, table: pa.Table) -> pa.Table:
             "the rows without one, or the column if the loss needs none"
         )
     return texts.append_column(LABEL, numbers)
+
+
+def is_missing(value: object) -> bool:
+    """Say whether a value stands for none: None, NaN, or what else pandas takes for it."""
+    return pd.api.types.is_scalar(value) and bool(pd.isna(value))
 
 
 def text_columns(table: pa.Table) -> list[str]:

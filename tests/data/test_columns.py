@@ -1,9 +1,11 @@
 """Columns of triples: found by their names, put in order, and checked."""
 
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 
-from pyterrier_selfdistill.data.columns import IDENTIFIER_QUERY, add_label, column_names, select_columns
+from pyterrier_selfdistill.data.columns import IDENTIFIER_QUERY, add_label, column_names, is_missing, select_columns
 
 
 def table_with(names):
@@ -80,3 +82,8 @@ def test_add_label_rejects_what_is_not_a_number(labels):
     texts = pa.table({"query": ["a", "b"]})
     with pytest.raises(TypeError, match="column 'label' must hold a number in every row"):
         add_label(texts, texts.append_column("label", pa.array(labels)))
+
+
+@pytest.mark.parametrize(("value", "expected"), [(None, True), (np.nan, True), (pd.NA, True), ("", False), ([], False)])
+def test_is_missing(value, expected):
+    assert is_missing(value) is expected
