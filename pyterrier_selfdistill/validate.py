@@ -19,6 +19,7 @@ import inspect
 import re
 import reprlib
 from collections.abc import Callable, Sequence
+from dataclasses import is_dataclass
 from functools import cache, wraps
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
@@ -26,7 +27,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import numpy as np
 import pandas as pd
 from ir_measures import Measure
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, WrapValidator
+from pydantic import ConfigDict, Field, InstanceOf, TypeAdapter, ValidationError, WrapValidator
 
 Checked = TypeVar("Checked", bound=Callable[..., Any])
 
@@ -119,6 +120,9 @@ def checked(target: Checked) -> Checked:
 
 
 def _adapter(hint: Any) -> TypeAdapter[Any]:
+    # pydantic takes no configuration beside a dataclass, which checks its own fields
+    if is_dataclass(hint):
+        return TypeAdapter(InstanceOf[hint])
     # annotated, since pydantic takes no configuration beside a class that may have one of its own
     return TypeAdapter(Annotated[hint, "an option"], config=STRICT)
 

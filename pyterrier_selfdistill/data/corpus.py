@@ -177,17 +177,21 @@ class Documents:
             )
 
     def _join(self, docno: str, values: Sequence[Any]) -> str:
-        """Join the fields of a document that hold a text."""
+        """Join the fields of a document, once they are checked."""
         if not isinstance(docno, str):
             raise TypeError(f"docno must be a string, got {docno!r}, a {type(docno).__name__}; convert with str")
-        texts = [value for value in values if isinstance(value, str)]
         others = [value for value in values if not isinstance(value, str)]
-        if not texts or not all(map(is_missing, others)):
+        if len(others) == len(values) or not all(map(is_missing, others)):
             raise TypeError(
                 f"document {docno!r} must have a string in {_listed(self.fields)}, got {reprlib.repr(values)}; convert "
                 "texts to strings, and drop documents without one"
             )
-        return " ".join(filter(None, texts))
+        return join_texts(values)
+
+
+def join_texts(values: Iterable[Any]) -> str:
+    """Join the fields of a document that hold a text."""
+    return " ".join(value for value in values if isinstance(value, str) and value)
 
 
 def _listed(names: Sequence[str]) -> str:
