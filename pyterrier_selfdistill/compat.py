@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -36,6 +37,24 @@ def tensor_version(tensor: torch.Tensor) -> int:
     one.
     """
     return tensor._version
+
+
+def system_error_code(error: BaseException) -> int | None:
+    """Find the system's number of an error, such as that of a full disk.
+
+    safetensors 0.8 raises an error of its own, which is no OSError, when it cannot write a file; the number is in its
+    words only. Delete, and ask OSErrors for their ``errno``, when it raises an OSError.
+
+    Args:
+        error: Any error.
+
+    Returns:
+        The number, as :mod:`errno` names them, or None.
+    """
+    if isinstance(error, OSError):
+        return error.errno
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return None if number is None else int(number[1])
 
 
 # --- transformers and accelerate: training --------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from .compat import system_error_code
 from .exchange import exchange
 
 METADATA_FILE = "pt_meta.json"
@@ -274,7 +275,7 @@ def _explained_errors(target: Path) -> Iterator[None]:
             raise FileNotFoundError(
                 errno.ENOENT, f"{str(target.parent)!r} was removed meanwhile; write again", str(target)
             ) from error
-        code = getattr(error, "errno", None)
+        code = system_error_code(error)
         if code in DISK_FULL:
             raise OSError(
                 code, "the disk is full; what was there is as it was, and what was written is removed", str(target)

@@ -4,6 +4,7 @@ The tests named ``..._is_needed`` show a fault in the plain library; the others,
 a mended library alone.
 """
 
+import errno
 import json
 import pickle
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 import voyager
 from datasets import Dataset
 from pyterrier_dr import FlexIndex
+from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from transformers.utils import logging
@@ -54,6 +56,21 @@ def fails(function, *errors):
     except errors:
         return True
     return False
+
+
+# --- system_error_code ----------------------------------------------------------------------------------------------
+
+
+def test_system_error_code_is_needed(tmp_path):
+    with pytest.raises(Exception, match="No such file") as raised:
+        save_file({"weights": torch.zeros(3)}, tmp_path / "nothing" / "model.safetensors")
+    assert not isinstance(raised.value, OSError), DELETE.format("system_error_code")
+    assert compat.system_error_code(raised.value) == errno.ENOENT
+
+
+def test_system_error_code():
+    assert compat.system_error_code(OSError(errno.ENOSPC, "No space left on device")) == errno.ENOSPC
+    assert compat.system_error_code(ValueError("no number")) is None
 
 
 # --- tensor_version -------------------------------------------------------------------------------------------------
