@@ -15,7 +15,7 @@ PACKAGE = ROOT / "pyterrier_selfdistill"
 
 LAYERS = [
     ["compat", "exchange"],
-    ["io", "validate"],
+    ["io", "portable", "validate"],
     ["identity"],
     ["losses"],
     ["data"],
