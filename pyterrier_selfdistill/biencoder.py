@@ -19,12 +19,12 @@ from pyterrier_dr import SimFn
 from sentence_transformers import SentenceTransformer
 
 from . import persistence
-from .compat import LocalPackages
 from .data.corpus import Corpus, Documents
 from .encoders import DocumentEncoder, EncoderPipeline, QueryEncoder, Scorer, encode, encode_with_gradients
 from .identity import ComparedByKey, EncoderIdentity, ModelChecksum
 from .index import SelfDistillIndex
 from .model_card import artifact_card
+from .packages import LocalPackages
 from .persistence import PoolingMode
 from .validate import require_positive_integer
 

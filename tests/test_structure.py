@@ -16,10 +16,11 @@ PACKAGE = ROOT / "pyterrier_selfdistill"
 LAYERS = [
     ["compat", "exchange"],
     ["io", "portable", "validate"],
-    ["identity"],
+    ["identity", "packages"],
     ["losses"],
     ["data"],
-    ["retrievers"],
+    ["index_files"],
+    ["indexer", "retrievers"],
     ["index"],
     ["encoders"],
     ["model_card"],
