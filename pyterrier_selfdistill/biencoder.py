@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pyterrier as pt
@@ -19,6 +19,7 @@ from pyterrier_dr import SimFn
 from sentence_transformers import SentenceTransformer
 
 from . import persistence
+from .compat import schematic
 from .data.corpus import Corpus, Documents
 from .encoders import DocumentEncoder, EncoderPipeline, QueryEncoder, Scorer, encode, encode_with_gradients
 from .identity import ComparedByKey, EncoderIdentity, ModelChecksum
@@ -59,6 +60,7 @@ class SelfDistillBiEncoder(ComparedByKey, LocalPackages, pyterrier_dr.BiEncoder)
         ['docno', 'qid', 'query', 'rank', 'score', 'text']
     """
 
+    schematic: ClassVar = schematic("SelfDistillBiEncoder")
     ARTIFACT_TYPE = persistence.ARTIFACT["type"]
     ARTIFACT_FORMAT = persistence.ARTIFACT["format"]
     ARTIFACT_PACKAGE_HINT = persistence.ARTIFACT["package_hint"]

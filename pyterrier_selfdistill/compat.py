@@ -91,6 +91,24 @@ def remove_autocast(trainer: Trainer, model: nn.Module) -> None:
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
 
 
+# --- pyterrier: schematics ------------------------------------------------------------------------------------------
+
+
+def schematic(label: str) -> dict[str, Any]:
+    """Describe a transformer of this package for :mod:`pyterrier.schematic`.
+
+    pyterrier 1.1.2 downloads the index of its documentation to link a transformer to its page, also one that has none
+    there, and draws nothing where there is no network. Delete, and give the label alone, when it draws without links.
+
+    Args:
+        label: What to write into the box.
+
+    Returns:
+        The label, and that there is no page.
+    """
+    return {"label": label, "help_url": None}
+
+
 # --- npids ----------------------------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ The folder is an ordinary :class:`pyterrier_dr.FlexIndex` with the encoder's ide
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import numpy as np
 import pyterrier as pt
@@ -55,6 +55,8 @@ class SelfDistillIndex(ComparedByKey, LocalPackages, FlexIndex):
         ...     (encoder >> index.retriever(num_results=1)).search("plot a matrix")["docno"].tolist()
         ['d2']
     """
+
+    schematic: ClassVar = compat.schematic("SelfDistillIndex")
 
     @checked
     def __init__(

@@ -14,6 +14,7 @@ from pyterrier_dr import FlexIndex
 from pyterrier_dr.flex import IndexingMode
 from pyterrier_dr.flex.core import FlexIndexer
 
+from .compat import schematic
 from .identity import EncoderIdentity, EncoderMismatchError, encoders_of
 from .index_files import is_index, write_encoder, write_index
 from .io import atomic_folder
@@ -30,7 +31,7 @@ class Indexer(FlexIndexer):
         mode: Whether to replace an index that is there.
     """
 
-    schematic: ClassVar = {"label": "Indexer"}
+    schematic: ClassVar = schematic("Indexer")
 
     def __init__(self, index: FlexIndex, mode: IndexingMode | str) -> None:
         super().__init__(index, mode=mode)

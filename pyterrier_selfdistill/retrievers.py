@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -203,9 +203,9 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
         self.options, self.inner = changed.options, changed.inner
 
     @property
-    def schematic(self) -> dict[str, str]:
+    def schematic(self) -> dict[str, Any]:
         """The label, which is pyterrier-dr's."""
-        return {"label": type(self.inner).__name__}
+        return compat.schematic(type(self.inner).__name__)
 
     def subtransformers(self) -> dict[str, pt.Transformer]:
         """Return no parts: what does the work is not a pipeline."""
@@ -243,6 +243,8 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
 
 class VectorLoader(NumpyVectorLoader):
     """Add ``doc_vec``, as the index has it, to frames with ``docno``."""
+
+    schematic: ClassVar = compat.schematic("VecLoader")
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Load the vectors, which remember the encoder of the index."""

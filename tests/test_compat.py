@@ -147,6 +147,28 @@ def test_remove_autocast_gives_the_model_as_it_was(make_plain_trainer, tiny_mode
     assert torch.equal(tiny_model.encode(TEXTS, convert_to_tensor=True), before)
 
 
+# --- schematic ------------------------------------------------------------------------------------------------------
+
+
+class Labelled(pt.Transformer):
+    """A transformer with a label, and a page if it has one."""
+
+    def __init__(self, schematic):
+        self.schematic = schematic
+
+    def transform(self, inp):
+        return inp
+
+
+def test_schematic_is_needed(no_network):
+    is_drawn = not fails(lambda: pt.schematic.draw(Labelled({"label": "Box"})), OSError)
+    assert not is_drawn, DELETE.format("schematic")
+
+
+def test_schematic_is_drawn_without_a_network(no_network):
+    assert "Box" in pt.schematic.draw(Labelled(compat.schematic("Box")))
+
+
 # --- npids ----------------------------------------------------------------------------------------------------------
 
 DOCNOS = [["d0"], ["d\u00e9", "d\u00e8"], ["e8c5d3", "2301"], ["007", "008"]]
