@@ -26,7 +26,6 @@ from npids.codecs import FwdFixedBytes
 from npids.lookup import InvLookup
 from pyterrier_dr import FlexIndex
 from torch import nn
-from transformers import Trainer
 from transformers.utils import logging
 
 
@@ -77,7 +76,29 @@ def no_checkpoint_progress_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def remove_autocast(trainer: Trainer, model: nn.Module) -> None:
+def limit_autocast_to_training(model: nn.Module) -> None:
+    """Let a model that is trained in mixed precision evaluate in the precision of its weights, which are saved.
+
+    accelerate 1.15 replaces the ``forward`` of the model that it is given by one in 16 bits, for evaluation too: the
+    measures that choose the best checkpoint are then of another model than the saved one. Delete when accelerate or the
+    trainer evaluates without autocast.
+
+    Args:
+        model: The model, after accelerate prepared it.
+    """
+    forward_in_16_bits = vars(model).get("forward")
+    if forward_in_16_bits is None:
+        return
+
+    def forward(*arguments: Any, **options: Any) -> Any:
+        if model.training:
+            return forward_in_16_bits(*arguments, **options)
+        return type(model).forward(model, *arguments, **options)
+
+    model.forward = forward
+
+
+def remove_autocast(model: nn.Module) -> None:
     """Let a model compute in the precision of its weights again after mixed-precision training.
 
     accelerate 1.15 replaces the ``forward`` of the model that it is given by one in 16 bits, and neither it nor the
@@ -85,10 +106,10 @@ def remove_autocast(trainer: Trainer, model: nn.Module) -> None:
     model saved and loaded. Delete when the trainer gives back the model as it was.
 
     Args:
-        trainer: The trainer, after training.
-        model: The model that it was given.
+        model: The model, after training.
     """
-    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    vars(model).pop("forward", None)
+    vars(model).pop("_original_forward", None)
 
 
 # --- pyterrier: schematics ------------------------------------------------------------------------------------------

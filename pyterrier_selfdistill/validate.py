@@ -18,7 +18,7 @@ from __future__ import annotations
 import inspect
 import re
 import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, wraps
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
@@ -44,14 +44,15 @@ def Expected(description: str) -> WrapValidator:  # noqa: N802 - it reads as a t
     def validate(value: Any, handler: Callable[[Any], Any]) -> Any:
         try:
             return handler(value)
-        except ValidationError:
-            raise ValueError(f"be {description}") from None
+        except ValidationError as error:
+            raise ValueError(f"be {description}") from error
 
     return WrapValidator(validate)
 
 
 PositiveInteger = Annotated[int, Field(ge=1), Expected("a positive integer")]
 Count = Annotated[int, Field(ge=0), Expected("0 or a positive integer")]
+PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False), Expected("a positive number")]
 Seed = Annotated[int, Field(ge=0, lt=2**32), Expected("an integer from 0 to 4294967295")]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), Expected("a number from 0 to 1")]
 FieldNames = Annotated[Sequence[str], Field(min_length=1), Expected("a list of field names such as ['title', 'text']")]
@@ -130,12 +131,20 @@ def _validated(name: str, value: Any, adapter: TypeAdapter[Any]) -> Any:
     try:
         return adapter.validate_python(value)
     except ValidationError as error:
-        faults = error.errors(include_url=False, include_input=False)
+        faults = error.errors()
     expected = dict.fromkeys(re.sub("^(Input should|Value error,) ", "", fault["msg"]) for fault in faults)
     message = f"{name} must {' or '.join(expected)}, got {reprlib.repr(value)}"
-    if all(fault["type"] == "is_instance_of" for fault in faults):
+    if all(map(_is_of_class, faults)):
         raise TypeError(f"{message}, a {type(value).__name__}")
-    raise ValueError(message)
+    raise ValueError(message) from None
+
+
+def _is_of_class(fault: Mapping[str, Any]) -> bool:
+    """Tell whether a fault is that a value is not of the class that it must be, as pydantic or ``Expected`` says it."""
+    replaced = fault.get("ctx", {}).get("error")
+    if replaced is None:
+        return fault["type"] == "is_instance_of"
+    return all(map(_is_of_class, replaced.__cause__.errors()))
 
 
 def require_positive_integer(name: str, value: object, *, at_most: int | None = None) -> None:

@@ -143,8 +143,28 @@ def test_remove_autocast_gives_the_model_as_it_was(make_plain_trainer, tiny_mode
     before = tiny_model.encode(TEXTS, convert_to_tensor=True)
     trainer = make_plain_trainer(bf16=True)
     trainer.train()
-    compat.remove_autocast(trainer, tiny_model)
+    compat.remove_autocast(tiny_model)
     assert torch.equal(tiny_model.encode(TEXTS, convert_to_tensor=True), before)
+
+
+def test_limit_autocast_to_training_evaluates_in_the_precision_of_the_weights(make_plain_trainer, tiny_model):
+    """And leaves nothing behind that ``remove_autocast`` does not remove."""
+    before = tiny_model.encode(TEXTS, convert_to_tensor=True)
+    make_plain_trainer(bf16=True).train()
+    compat.limit_autocast_to_training(tiny_model)
+    assert torch.equal(tiny_model.encode(TEXTS, convert_to_tensor=True), before)
+    features = tiny_model.preprocess(TEXTS)
+    tiny_model.train()
+    in_16_bits = tiny_model(features)["token_embeddings"]
+    compat.remove_autocast(tiny_model)
+    assert not torch.equal(in_16_bits.round(decimals=6), tiny_model(features)["token_embeddings"].round(decimals=6))
+    tiny_model.eval()
+    assert torch.equal(tiny_model.encode(TEXTS, convert_to_tensor=True), before)
+
+
+def test_limit_autocast_to_training_leaves_other_models_alone(tiny_model):
+    compat.limit_autocast_to_training(tiny_model)
+    assert "forward" not in vars(tiny_model)
 
 
 # --- schematic ------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ have a docstore for the last; the texts of other corpora are kept in memory.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -54,6 +55,16 @@ class Documents:
     def docnos(self) -> list[str]:
         """List the identifiers, sorted."""
         return sorted({docno for docno, _ in self})
+
+    def fingerprint(self) -> str:
+        """Identify the documents: datasets by their name, others by a checksum of all identifiers and texts."""
+        checksum = hashlib.sha256(repr(self.fields).encode())
+        if isinstance(self.corpus, pt.datasets.Dataset):
+            checksum.update(repr(self.corpus).encode())
+            return checksum.hexdigest()[:16]
+        for docno, text in self:
+            checksum.update(f"{docno}\0{text}\0".encode())
+        return checksum.hexdigest()[:16]
 
     def texts(self, docnos: Collection[str]) -> dict[str, str]:
         """Look up the texts of some documents.

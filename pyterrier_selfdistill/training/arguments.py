@@ -15,11 +15,11 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraini
 from torch import nn
 
 from ..biencoder import SelfDistillBiEncoder
-from ..data.cache import Triples
 from ..data.columns import LABEL
 from ..data.corpus import Corpus
 from ..losses import AdaptiveMarginLoss, SelfDistillationLoss
-from ..validate import require_positive_integer
+from ..validate import Count, PositiveInteger, PositiveNumber, checked
+from .evaluation import RetrievalEvaluator
 
 LossMaker: TypeAlias = Callable[[SentenceTransformer], nn.Module]
 """Makes a loss on texts for a model, such as a class of sentence-transformers' losses does."""
@@ -99,6 +99,21 @@ def mixed_precision(device: torch.device) -> dict[str, bool]:
     return {}
 
 
+def precision_of(arguments: SentenceTransformerTrainingArguments) -> str:
+    """Name the precision of the steps.
+
+    Args:
+        arguments: The training arguments.
+
+    Returns:
+        ``bf16``, ``fp16`` or ``float32``.
+    """
+    for name in ("bf16", "fp16"):
+        if getattr(arguments, name):
+            return name
+    return "float32"
+
+
 def exponential_decay(preset: Preset, overrides: Mapping[str, Any]) -> float | None:
     """Choose what to multiply the learning rate with each step: what the preset says, unless a schedule was given.
 
@@ -122,10 +137,10 @@ def make_training_arguments(
     encoder: SelfDistillBiEncoder,
     dataset: Dataset,
     folder: Path,
+    evaluator: RetrievalEvaluator | None,
     *,
     preset: Preset,
     seed: int,
-    metric: str | None,
     overrides: Mapping[str, Any],
 ) -> SentenceTransformerTrainingArguments:
     """Make the arguments of the training loop.
@@ -134,9 +149,9 @@ def make_training_arguments(
         encoder: The encoder to train.
         dataset: The triples.
         folder: The folder for checkpoints.
+        evaluator: What decides which checkpoint is best; None without evaluation, where it is the last one.
         preset: The recipe.
         seed: The seed of everything random.
-        metric: The measure that decides which checkpoint is best; None without evaluation, where it is the last one.
         overrides: Arguments that were given, which come before all others.
 
     Returns:
@@ -148,8 +163,8 @@ def make_training_arguments(
     Example:
         >>> triples = Dataset.from_dict({"query": ["sort"], "positive": ["sort rows"], "negative": ["plot a file"]})
         >>> overrides = {"per_device_train_batch_size": 8}
-        >>> options = {"preset": PRESETS["paper"], "seed": 42, "metric": None}
-        >>> arguments = make_training_arguments(encoder, triples, Path("run"), **options, overrides=overrides)
+        >>> options = {"preset": PRESETS["paper"], "seed": 42, "overrides": overrides}
+        >>> arguments = make_training_arguments(encoder, triples, Path("run"), None, **options)
         >>> arguments.learning_rate, arguments.per_device_train_batch_size
         (5e-07, 8)
     """
@@ -168,24 +183,39 @@ def make_training_arguments(
         "save_strategy": overrides.get("eval_strategy", "steps"),  # the best checkpoint must be there
         "save_total_limit": 2,  # the best and the last
         "restore_callback_states_from_checkpoint": True,  # the patience that is left
+        "logging_nan_inf_filter": False,  # it would hide what the training loop stops at
         "report_to": "none",  # otherwise to whatever is installed
         **preset.arguments,
     }
     if not overrides.keys() & {"bf16", "fp16"}:
         arguments |= mixed_precision(encoder.device)
-    if metric is not None:
+    if evaluator is not None:
         arguments |= {
             "eval_strategy": "steps",
             "eval_on_start": True,
             "load_best_model_at_end": True,
-            "metric_for_best_model": f"eval_{metric}",
+            "metric_for_best_model": f"eval_{evaluator.primary_metric}",
             "greater_is_better": True,
         }
+    elif overrides.get("eval_strategy", "no") != "no":
+        raise ValueError(
+            f"eval_strategy={overrides['eval_strategy']!r} evaluates, and there is nothing to evaluate with; give "
+            "validation topics and qrels to fit, or leave it out"
+        )
     arguments |= overrides
     arguments.setdefault("save_steps", arguments["eval_steps"])
-    if metric is None:
+    if evaluator is None:
         del arguments["eval_steps"]
-    return SentenceTransformerTrainingArguments(**arguments)
+    if arguments.get("dataloader_drop_last") and len(dataset) < arguments["per_device_train_batch_size"]:
+        raise ValueError(
+            f"dataloader_drop_last=True leaves nothing of {len(dataset)} triples to train with, since a batch has "
+            f"{arguments['per_device_train_batch_size']}; lower per_device_train_batch_size, or leave it out"
+        )
+    try:
+        return SentenceTransformerTrainingArguments(**arguments)
+    except (ValueError, TypeError, ImportError, RuntimeError) as error:
+        given = {name: arguments[name] for name in overrides}
+        raise ValueError(f"transformers cannot train with the arguments {given}: {error}") from error
 
 
 def loss_maker(
@@ -227,91 +257,22 @@ def loss_maker(
     return loss
 
 
-def run_settings(
-    data: Triples,
-    loss: nn.Module,
-    base: SelfDistillBiEncoder,
-    *,
-    preset: str,
-    rounds: int,
-    seed: int,
-    arguments: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Collect what makes a run: a run is resumed only with the same settings, and its model's card shows them.
+def require_arguments(arguments: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
+    """Check the training arguments that were given, as far as transformers does not.
 
     Args:
-        data: The triples.
-        loss: The loss on texts.
-        base: The encoder that training starts with.
-        preset: The name of the recipe.
-        rounds: Into how many parts the steps are divided.
-        seed: The seed of everything random.
-        arguments: The training arguments that were given.
-
-    Returns:
-        The settings, by name.
-    """
-    described = {"name": type(loss).__name__}
-    get_options = getattr(loss, "get_config_dict", None)
-    if get_options is not None:
-        described |= get_options()
-    return {
-        "data": data.summary,
-        "loss": described,
-        "preset": preset,
-        "rounds": rounds,
-        "arguments": arguments,
-        "seed": seed,
-        "base_model": {"name": base.name, "checksum": base.model_name},
-    }
-
-
-def require_encoder(encoder: object) -> None:
-    """Check that an encoder is one of this package.
-
-    Args:
-        encoder: What was given.
-
-    Raises:
-        TypeError: If it is something else, such as a model of sentence-transformers.
-    """
-    if not isinstance(encoder, SelfDistillBiEncoder):
-        raise TypeError(
-            f"expected a SelfDistillBiEncoder, got a {type(encoder).__name__}; make one, for instance with "
-            "SelfDistillBiEncoder.from_pretrained(name)"
-        )
-
-
-def require_options(preset: str, min_label: int, patience: int | None, *, resume: bool, overwrite: bool) -> None:
-    """Check the options of a trainer that stand alone.
-
-    Args:
-        preset: The name of a recipe.
-        min_label: The lowest label of a positive.
-        patience: After how many evaluations without improvement to stop, if not as the recipe says.
+        arguments: The arguments.
         resume: Whether to go on with a run.
         overwrite: Whether to replace a run.
 
     Raises:
-        ValueError: If the preset is unknown, a number is not positive, or two options contradict each other.
-    """
-    if preset not in PRESETS:
-        raise ValueError(f"preset must be one of {tuple(PRESETS)}, got {preset!r}")
-    require_positive_integer("min_label", min_label)
-    if patience is not None:
-        require_positive_integer("patience", patience)
-    if resume and overwrite:
-        raise ValueError("resume=True goes on with a run and overwrite=True replaces it; choose one")
+        TypeError: If sentence-transformers does not know some.
+        ValueError: If one makes no sense, or contradicts another option.
 
-
-def require_known_arguments(arguments: Mapping[str, Any]) -> None:
-    """Check that sentence-transformers knows all arguments.
-
-    Args:
-        arguments: The training arguments that were given.
-
-    Raises:
-        TypeError: If it does not know some.
+    Example:
+        >>> require_arguments({"max_steps": 0}, resume=False, overwrite=False)
+        Traceback (most recent call last):
+        ValueError: max_steps must be a positive integer or be -1, got 0
     """
     fields = dataclasses.fields(SentenceTransformerTrainingArguments)
     known = {field.name for field in fields if field.init}
@@ -321,34 +282,51 @@ def require_known_arguments(arguments: Mapping[str, Any]) -> None:
             f"unknown arguments {unknown}: neither of SelfDistillTrainer nor of sentence-transformers' "
             "SentenceTransformerTrainingArguments"
         )
+    _require_sense(**arguments)
+    if resume and overwrite:
+        raise ValueError("resume=True goes on with a run and overwrite=True replaces it; choose one")
+    if resume and arguments.get("save_only_model"):
+        raise ValueError(
+            "resume=True goes on from the optimizer's state in a checkpoint, which save_only_model=True leaves out; "
+            "choose one"
+        )
 
 
-def require_rounds(rounds: int, corpus: Corpus | None, arguments: Mapping[str, Any]) -> None:
+@checked
+def _require_sense(
+    *,
+    num_train_epochs: PositiveNumber = 1,
+    max_steps: PositiveInteger | Literal[-1] = -1,
+    per_device_train_batch_size: PositiveInteger = 1,
+    gradient_accumulation_steps: PositiveInteger = 1,
+    dataloader_num_workers: Count = 0,
+    learning_rate: PositiveNumber = 1,
+    eval_steps: PositiveNumber | None = None,
+    save_steps: PositiveNumber = 1,
+    logging_steps: PositiveNumber = 1,
+    save_total_limit: PositiveInteger | None = None,
+    **others: Any,
+) -> None:
+    """Check numbers that transformers takes as they are, and fails with later, or trains nothing."""
+
+
+def require_rounds(rounds: int, corpus: Corpus | None) -> None:
     """Check that steps can be divided into rounds, between which hard negatives are mined.
 
     Args:
         rounds: How many rounds.
         corpus: What to search.
-        arguments: The training arguments that were given.
 
     Raises:
-        ValueError: If it is not a positive integer, or hard negatives cannot be mined.
+        ValueError: If hard negatives cannot be mined.
 
     Example:
-        >>> require_rounds(2, None, {})
+        >>> require_rounds(2, None)
         Traceback (most recent call last):
         ValueError: rounds=2 mines hard negatives, which needs a corpus to search; give it as corpus=
     """
-    require_positive_integer("rounds", rounds)
-    if rounds == 1:
-        return
-    if corpus is None:
+    if rounds > 1 and corpus is None:
         raise ValueError(f"rounds={rounds} mines hard negatives, which needs a corpus to search; give it as corpus=")
-    if arguments.get("dataloader_num_workers"):
-        raise ValueError(
-            f"rounds={rounds} mines hard negatives, which the workers of a data loader would not see; leave "
-            "dataloader_num_workers out"
-        )
 
 
 def _prompts(encoder: SelfDistillBiEncoder, roles: Mapping[str, str]) -> dict[str, str]:

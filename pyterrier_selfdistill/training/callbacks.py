@@ -1,20 +1,24 @@
 """What happens beside the steps of training: a progress bar, evaluation at the end, a monitor, hard-negative mining.
 
-Each is a callback of transformers' training loop, which calls ``on_train_begin``, ``on_step_end`` and the like.
+Each is a callback of transformers' training loop, which calls ``on_train_begin``, ``on_step_end`` and the like. The
+order counts: :class:`SavedPrecision` comes before all that encodes.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyterrier as pt
 from datasets import Dataset
+from torch import nn
 from transformers import IntervalStrategy, ProgressCallback, TrainerCallback
 
 from ..biencoder import SelfDistillBiEncoder
+from ..compat import limit_autocast_to_training
 from ..data.columns import LABEL
 from .similarity import has_collapsed, has_forgotten, mean_cosine, representational_similarity
 from .sources import JudgedQueries
@@ -26,6 +30,13 @@ MONITORED_DOCUMENTS = 32
 
 MONITORED_TIMES = 5
 """How often they are encoded while training, at equal distances."""
+
+
+AGAINST_DIVERGENCE = (
+    "try a lower learning_rate, more warmup_steps, a lower max_grad_norm, or float32 with bf16=False and fp16=False. "
+    "Checkpoints from before are kept, and no model was written"
+)
+"""What to do about a training that diverged."""
 
 
 class ProgressBar(ProgressCallback):
@@ -49,6 +60,65 @@ class ProgressBar(ProgressCallback):
         self.training_bar.set_postfix(self.shown)
 
 
+class SavedPrecision(TrainerCallback):
+    """Have all that encodes beside the steps do so in the precision in which the model is saved."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **options: Any) -> None:
+        """Keep autocast to the steps."""
+        limit_autocast_to_training(model)
+
+
+class CheckpointGuard(TrainerCallback):
+    """Check before a checkpoint is evaluated or saved that it is worth it.
+
+    Args:
+        settings_file: A file of the run that is there as long as nobody removes the folder.
+    """
+
+    def __init__(self, settings_file: Path) -> None:
+        self.settings_file = settings_file
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **options: Any) -> None:
+        """Check if a checkpoint follows."""
+        self._check(state, control, model)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **options: Any) -> None:
+        """Check if a checkpoint follows."""
+        self._check(state, control, model)
+
+    def _check(self, state: Any, control: Any, model: nn.Module) -> None:
+        if not (control.should_evaluate or control.should_save):
+            return
+        require_finite_weights(model, state.global_step)
+        if control.should_save and not self.settings_file.exists():
+            raise FileNotFoundError(
+                f"the folder of this run was removed while it trained: {str(self.settings_file)!r} is missing after "
+                f"{state.global_step} steps; train again, and leave the folder alone until then"
+            )
+
+
+def require_finite_weights(model: nn.Module, step: int) -> None:
+    """Check that training has not destroyed a model.
+
+    Args:
+        model: The model.
+        step: How many steps it was trained.
+
+    Raises:
+        FloatingPointError: If a weight is not finite.
+
+    Example:
+        >>> layer = nn.Linear(1, 1)
+        >>> _ = layer.weight.data.fill_(float("nan"))
+        >>> require_finite_weights(layer, step=7)
+        Traceback (most recent call last):
+        FloatingPointError: the weights of 'weight' are not finite after step 7: try a lower learning_rate, ...
+    """
+    for name, weights in model.named_parameters():
+        if not weights.isfinite().all():
+            raise FloatingPointError(f"the weights of {name!r} are not finite after step {step}: {AGAINST_DIVERGENCE}")
+
+
 class EvaluateAtEnd(TrainerCallback):
     """Evaluate after the last step too, so that the end of training can be the best checkpoint."""
 
@@ -58,6 +128,15 @@ class EvaluateAtEnd(TrainerCallback):
         # an evaluation at the end of each epoch comes after the last step anyway
         if is_last and args.eval_strategy == IntervalStrategy.STEPS:
             control.should_evaluate = True
+
+
+class BestCheckpoint(TrainerCallback):
+    """Find the best checkpoint of a run that is resumed, wherever its folder was when it began."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **options: Any) -> None:
+        """Name the folder as it is now: the trainer forgets the best checkpoint of a folder that was moved."""
+        if state.best_global_step:
+            state.best_model_checkpoint = str(Path(args.output_dir) / f"checkpoint-{state.best_global_step}")
 
 
 class SimilarityMonitor(TrainerCallback):
@@ -82,17 +161,24 @@ class SimilarityMonitor(TrainerCallback):
         # here and not when training begins, since a checkpoint to resume from is loaded before that
         self.vectors = encoder.encode_docs(self.texts)
         self.similarity: dict[str, float | None] = {"before": round(mean_cosine(self.vectors), 4)}
+        self.warned: set[str] = set()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **options: Any) -> None:
         """Choose the steps after which to compare."""
         parts = range(1, MONITORED_TIMES + 1)
         self.steps = {math.ceil(state.max_steps * part / MONITORED_TIMES) for part in parts}
-        self.warned: set[str] = set()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **options: Any) -> None:
         """Compare, if it is time."""
-        if state.global_step not in self.steps:
-            return
+        if state.global_step in self.steps:
+            self.compare(state.global_step)
+
+    def compare(self, step: int) -> None:
+        """Compare now, and warn if the encoder has been harmed.
+
+        Args:
+            step: How many steps the encoder was trained.
+        """
         vectors = self.encoder.encode_docs(self.texts)
         before = mean_cosine(self.vectors)
         after = mean_cosine(vectors)
@@ -106,14 +192,14 @@ class SimilarityMonitor(TrainerCallback):
             self._warn_once(
                 "collapse",
                 f"the mean cosine of documents was {before:.2f} before training and is {after:.2f} after "
-                f"{state.global_step} steps. Try another target, negatives that are not unjudged positives, or a lower "
+                f"{step} steps. Try another target, negatives that are not unjudged positives, or a lower "
                 "learning_rate",
             )
         if has_forgotten(representational):
             self._warn_once(
                 "forgetting",
                 f"the cosines of documents correlate with those before training by {representational:.2f} after "
-                f"{state.global_step} steps. That does no harm to a raw language model; for an encoder that could "
+                f"{step} steps. That does no harm to a raw language model; for an encoder that could "
                 "already search, try a lower learning_rate, and evaluate on validation queries",
             )
 
@@ -127,7 +213,8 @@ class SimilarityMonitor(TrainerCallback):
 class HardNegativeMiner(TrainerCallback):
     """Draw the negatives of later rounds from what the encoder as trained so far finds in the corpus.
 
-    What is mined is stored beside the checkpoints, for a run that is resumed.
+    What is mined is stored beside the checkpoints, for a run that is resumed. Batches are fetched ahead, so that
+    negatives are replaced at the very step that trains with them, and not in the dataset.
 
     Args:
         encoder: The encoder to train.
@@ -143,45 +230,60 @@ class HardNegativeMiner(TrainerCallback):
         self.folder = folder
         self.mined: dict[tuple[str, str], tuple[str, ...]] = {}
 
-    def replace(self, batch: dict[str, list[str]]) -> dict[str, list[str]]:
-        """Put the negatives that were mined last into a batch of triples.
+    def describe(self) -> dict[str, Any]:
+        """Describe what decides on what is mined: a run is resumed only with the same."""
+        return {"rounds": self.rounds, **self.queries.describe()}
+
+    def replace(self, rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+        """Put the negatives that were mined last into rows of triples.
 
         Args:
-            batch: The columns of the triples.
+            rows: The triples.
 
         Returns:
-            The batch with other negatives. A positive for which none were mined keeps those it had.
+            Triples with other negatives. A positive for which none were mined keeps those it had.
         """
-        # a batch is a view of the dataset, which must stay as it is
-        replaced = {name: list(texts) for name, texts in batch.items()}
-        names = _negative_columns(replaced)
-        pairs = zip(batch["query"], batch["positive"], strict=True)
-        for row, pair in enumerate(pairs):
-            if pair in self.mined:
-                for name, text in zip(names, self.mined[pair], strict=True):
-                    replaced[name][row] = text
+        replaced = []
+        for row in rows:
+            mined = self.mined.get((row["query"], row["positive"]), ())
+            replaced.append(row | dict(zip(_negative_columns(row), mined, strict=False)))
         return replaced
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **options: Any) -> None:
-        """Choose the steps after which to mine, and read what a run that is resumed mined last."""
+        """Choose the steps after which to mine, and go on with what a run that is resumed mined last."""
         self.steps_per_round = math.ceil(state.max_steps / self.rounds)
-        mined = {int(path.stem.rpartition("-")[2]): path for path in self.folder.glob("mined-*.parquet")}
-        earlier = [step for step in mined if step <= state.global_step]
-        if earlier:
-            path = mined[max(earlier)]
+        last = state.global_step - state.global_step % self.steps_per_round
+        if last == 0:
+            return
+        path = self._path(last)
+        if path.exists():
             self._use(Dataset.from_parquet(str(path), keep_in_memory=True))
+        elif last == state.global_step:
+            # the run ended between the checkpoint and mining
+            self._mine(last)
+        else:
+            raise FileNotFoundError(
+                f"the negatives that were mined after {last} steps are not in {str(self.folder)!r}, so that the run "
+                "cannot be resumed as it was; begin anew with overwrite=True"
+            )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **options: Any) -> None:
         """Mine if a round is over and another one follows."""
         step = state.global_step
-        if step % self.steps_per_round != 0 or step >= state.max_steps:
-            return
+        if step % self.steps_per_round == 0 and step < state.max_steps:
+            self._mine(step)
+
+    def _mine(self, step: int) -> None:
+        """Mine, and store what was mined."""
         logger.info("mining hard negatives after %d steps", step)
         triples = self.queries.mine(self.encoder, step).dataset
         # atomic, since a run that is resumed reads whatever is there
-        with pt.io.finalized_open(str(self.folder / f"mined-{step}.parquet"), "b") as file:
+        with pt.io.finalized_open(str(self._path(step)), "b") as file:
             triples.to_parquet(file)
         self._use(triples)
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"mined-{step}.parquet"
 
     def _use(self, triples: Dataset) -> None:
         """Take the negatives of triples for the batches that follow."""
@@ -190,6 +292,25 @@ class HardNegativeMiner(TrainerCallback):
         names = _negative_columns(columns)
         negatives = zip(*(columns[name] for name in names), strict=True)
         self.mined = dict(zip(pairs, negatives, strict=True))
+
+
+def make_miner(
+    encoder: SelfDistillBiEncoder, queries: JudgedQueries | None, rounds: int, folder: Path
+) -> HardNegativeMiner | None:
+    """Make a miner, if there is more than one round.
+
+    Args:
+        encoder: As :class:`HardNegativeMiner` takes it, and so are the others.
+        queries: What to search for; None if triples were there already.
+        rounds: Into how many parts to divide the steps.
+        folder: Where to store what is mined.
+
+    Returns:
+        The miner, or None.
+    """
+    if queries is None or rounds == 1:
+        return None
+    return HardNegativeMiner(encoder, queries, rounds, folder)
 
 
 def _first_documents(dataset: Dataset, number: int) -> list[str]:
@@ -202,6 +323,6 @@ def _first_documents(dataset: Dataset, number: int) -> list[str]:
     return list(documents)[:number]
 
 
-def _negative_columns(columns: dict[str, list[str]]) -> list[str]:
+def _negative_columns(columns: Iterable[str]) -> list[str]:
     """List the columns with negatives, in their order."""
     return [name for name in columns if name.startswith("negative")]

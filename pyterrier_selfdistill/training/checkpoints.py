@@ -6,24 +6,40 @@
         model/         the encoder at its best checkpoint, as SelfDistillBiEncoder.save writes it
         history.csv    loss, margin, target, learning rate and measures, by step
         history.png    the same, drawn
-        checkpoints/   what is needed to go on: checkpoints of transformers, the settings of the run, mined negatives
+        checkpoints/   what is needed to go on: checkpoints of transformers, the settings of the run, mined negatives,
+                       and the log once the run is finished
+
+A run has the folder to itself from before it looks what is there until its model is written.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
+import pyterrier as pt
+from transformers import TrainerState
 
 from ..biencoder import SelfDistillBiEncoder
+from ..io import folder_lock
 from .history import plot_history
+
+logger = logging.getLogger(__name__)
 
 TRAINER_STATE = "trainer_state.json"
 """The file of a checkpoint that transformers writes last, so a checkpoint without it was cut off."""
+
+SETTINGS = "settings.json"
+"""The file that says what makes the run, written before its first checkpoint."""
+
+LOG = "log.json"
+"""The file with the log of a finished run, written when all else is."""
 
 
 class RunFolder:
@@ -43,7 +59,8 @@ class RunFolder:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as parent:
         ...     run = RunFolder(f"{parent}/run")
-        ...     checkpoint = run.claim({"seed": 42}, resume=False, overwrite=False)
+        ...     with run.lock():
+        ...         checkpoint = run.claim({"seed": 42}, resume=False, overwrite=False)
         ...     [path.name for path in run.checkpoints.iterdir()]
         ['settings.json']
         >>> checkpoint is None
@@ -57,11 +74,15 @@ class RunFolder:
         self.plot = self.path / "history.png"
         self.checkpoints = self.path / "checkpoints"
 
+    def lock(self) -> AbstractContextManager[None]:
+        """Keep other runs out of the folder, from before it is claimed until its model is written."""
+        return folder_lock(self.path, "training an encoder")
+
     def claim(self, settings: Mapping[str, Any], *, resume: bool, overwrite: bool) -> Path | None:
         """Take the folder for a run, and find the checkpoint to resume from.
 
         Args:
-            settings: What makes the run: data, loss, arguments, seed. A run is resumed only with the same ones.
+            settings: What decides on the result of the run. A run is resumed only with the same.
             resume: Whether to go on from the last complete checkpoint, if there is one.
             overwrite: Whether to replace what another run left. Its model stays until there is another.
 
@@ -69,39 +90,76 @@ class RunFolder:
             The checkpoint to resume from, or None to begin anew.
 
         Raises:
-            FileExistsError: If the folder holds a run that is neither to be resumed nor replaced, or one to be resumed
-                that has a model but no checkpoint.
+            FileExistsError: If the folder holds a run that is neither to be resumed nor replaced, one to be resumed
+                that has a model but no checkpoint, or something that is no run.
             ValueError: If the run to resume had other settings.
         """
+        self._require_run()
         if overwrite:
-            shutil.rmtree(self.checkpoints, ignore_errors=True)
+            self._remove_checkpoints()
         else:
             self._require_free(resume)
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        complete = self._complete_checkpoints()
         # as they read in the file of an earlier run; arguments may be enums and other objects
         recorded = json.loads(json.dumps(settings, default=str))
-        complete = self._complete_checkpoints()
-        if not complete:
-            self._settings_file.write_text(json.dumps(recorded, indent=2) + "\n")
-            return None
-        self._require_same_settings(recorded)
-        return max(complete, key=_step)
+        if complete:
+            self._require_same_settings(recorded)
+            self._remove_cut_off(complete)
+            return max(complete, key=_step)
+        self._remove_cut_off([])
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        _write_json(self._settings_file, recorded)
+        return None
 
-    def save(self, encoder: SelfDistillBiEncoder, history: pd.DataFrame) -> None:
+    def is_finished(self) -> bool:
+        """Tell whether the run in the folder has trained to its end and has written its model."""
+        return self._log_file.exists() and self.model.exists()
+
+    def load(self, first: SelfDistillBiEncoder) -> tuple[SelfDistillBiEncoder, list[dict[str, Any]]]:
+        """Read what a finished run has made.
+
+        Args:
+            first: The encoder that it began with, whose batch size, text field and device the trained one gets.
+
+        Returns:
+            The trained encoder, and the log of its training.
+        """
+        logger.info("the run in %s is finished already: there is nothing to train", self.path)
+        options = {"batch_size": first.batch_size, "text_field": first.text_field, "verbose": first.verbose}
+        encoder = SelfDistillBiEncoder(self.model, device=first.device, **options)
+        return encoder, json.loads(self._log_file.read_text())
+
+    def save(self, encoder: SelfDistillBiEncoder, history: pd.DataFrame, log: Sequence[Mapping[str, Any]]) -> None:
         """Write the trained encoder and the history of its training.
 
         Args:
             encoder: The encoder.
             history: What :func:`.history.history_frame` returns.
+            log: What it was made of.
         """
         encoder.save(self.model, overwrite=True)
         history.to_csv(self.history, index=False)
         plot_history(history).savefig(self.plot, dpi=150)
+        _write_json(self._log_file, log)
 
     @property
     def _settings_file(self) -> Path:
-        """The file with the settings of the run."""
-        return self.checkpoints / "settings.json"
+        return self.checkpoints / SETTINGS
+
+    @property
+    def _log_file(self) -> Path:
+        return self.checkpoints / LOG
+
+    def _require_run(self) -> None:
+        """Check that there are no checkpoints of somebody else, which would be replaced."""
+        if not self.checkpoints.exists() or self._settings_file.exists():
+            return
+        found = sorted(path.name for path in self.checkpoints.iterdir() if not path.name.startswith("."))
+        if found:
+            raise FileExistsError(
+                f"{str(self.checkpoints)!r} holds {found[:3]} and no {SETTINGS}, so no run of this package wrote it; "
+                "choose another output_dir"
+            )
 
     def _require_free(self, resume: bool) -> None:
         """Check that no run is in the folder, or one that can be resumed if it is to be."""
@@ -120,13 +178,12 @@ class RunFolder:
 
     def _require_same_settings(self, settings: dict[str, Any]) -> None:
         """Check that the run in the folder had the same settings."""
-        earlier = {}
-        if self._settings_file.exists():
-            earlier = json.loads(self._settings_file.read_text())
+        earlier = json.loads(self._settings_file.read_text())
         changes = []
-        for name, value in settings.items():
-            if value != earlier.get(name):
-                changes.append(f"{name} was {earlier.get(name)} and is {value}")
+        for name in sorted(settings.keys() | earlier.keys()):
+            before, now = earlier.get(name), settings.get(name)
+            if before != now:
+                changes.append(f"{name} was {before} and is {now}")
         if changes:
             raise ValueError(
                 f"resume=True, but the run in {str(self.path)!r} had other settings: {'; '.join(changes)}. Set them as "
@@ -137,6 +194,50 @@ class RunFolder:
         """List the checkpoints that were not cut off while they were written."""
         states = self.checkpoints.glob(f"checkpoint-*/{TRAINER_STATE}")
         return [state.parent for state in states if _is_json(state)]
+
+    def _remove_cut_off(self, complete: Sequence[Path]) -> None:
+        """Remove the checkpoints that a killed run has left half-written."""
+        for checkpoint in self.checkpoints.glob("checkpoint-*"):
+            if checkpoint not in complete:
+                shutil.rmtree(checkpoint)
+
+    def _remove_checkpoints(self) -> None:
+        """Remove what an earlier run left, the settings last: until then the folder is known for a run's."""
+        if not self.checkpoints.exists():
+            return
+        # a run that is half removed is not finished
+        self._log_file.unlink(missing_ok=True)
+        for path in self.checkpoints.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path != self._settings_file:
+                path.unlink()
+        self._settings_file.unlink(missing_ok=True)
+
+
+def is_over(state: TrainerState) -> bool:
+    """Tell whether training was over when a checkpoint was written.
+
+    Args:
+        state: The state in the checkpoint.
+
+    Returns:
+        Whether all steps were made, or training stopped early.
+
+    Example:
+        >>> is_over(TrainerState(global_step=5, max_steps=10)), is_over(TrainerState(global_step=10, max_steps=10))
+        (False, True)
+    """
+    # read from a file, these are states and not callbacks
+    states = cast(dict[str, Any], state.stateful_callbacks or {})
+    control = states.get("TrainerControl", {}).get("args", {})
+    return state.global_step >= state.max_steps or control.get("should_training_stop", False)
+
+
+def _write_json(path: Path, content: Any) -> None:
+    """Write a file atomically."""
+    with pt.io.finalized_open(str(path), "b") as file:
+        file.write(json.dumps(content, indent=2).encode() + b"\n")
 
 
 def _is_json(path: Path) -> bool:

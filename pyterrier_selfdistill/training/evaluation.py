@@ -1,42 +1,60 @@
 """Retrieval measures of a model while it trains.
 
 :class:`RetrievalEvaluator` is an evaluator of sentence-transformers that does what a PyTerrier experiment does: it
-scores the candidates of validation queries, or searches a corpus for them, and averages measures of ir-measures.
+scores the candidates of validation queries, or searches a corpus for them, and has :func:`pyterrier.Experiment` measure
+the ranking, so that an experiment on the same frames gives the same numbers.
 """
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import tempfile
 from collections.abc import Sequence
 from typing import Any, cast
 
-import ir_measures
 import pandas as pd
+import pyterrier as pt
 from ir_measures import Measure
+from pydantic import SkipValidation
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.base.model import BaseModel
 
 from ..biencoder import SelfDistillBiEncoder
 from ..data.corpus import Corpus, Documents
-from ..validate import require_judged, require_measures, require_texts
+from ..validate import FieldNames, Measures, PositiveInteger, checked, require_columns, require_judged, require_texts
 
-IR_MEASURES_COLUMNS = {"qid": "query_id", "docno": "doc_id", "label": "relevance"}
-"""What ir_measures calls the columns of PyTerrier."""
+logger = logging.getLogger(__name__)
+
+SEARCH_DEPTH = 1000
+"""How many documents to search for where a measure looks at all of them, as retrievers do by default."""
+
+LARGE_SHARE = 0.1
+"""The share of queries that may be left out without a warning."""
 
 
+@checked
 class RetrievalEvaluator(BaseEvaluator):
     """Measure how well a model ranks.
+
+    All judged queries of the topics count, also those for which nothing is found. Candidates cannot say which queries
+    have none, so with candidates all judged queries count: give the judgements of the validation queries only.
 
     Args:
         topics_or_results: Candidates to score (``qid``, ``query``, ``docno`` and text), or queries (``qid``, ``query``)
             to search the corpus for.
         qrels: Judgements: ``qid``, ``docno``, ``label``.
-        measures: What to measure; the first one decides which model is best. More is better, for all of them.
+        measures: What to measure; the first one decides which model is best.
         corpus: The documents to search when there are no candidates.
         fields: The fields of the corpus that make a text, if not the text field alone.
-        num_results: How many documents to search for.
+        num_results: How many documents to search for; by default as many as the measures look at.
         encoder_options: What :class:`SelfDistillBiEncoder` is given with the model, such as ``batch_size``.
+
+    Attributes:
+        primary_metric: The name of the first measure.
+        coverage: How many ``queries`` count, how many of them are ``without_candidates``, and how many topics are left
+            out since they are ``without_judgements``.
 
     Raises:
         ValueError: If no query has judgements, there is nothing to rank, or a label is not an integer.
@@ -54,16 +72,15 @@ class RetrievalEvaluator(BaseEvaluator):
         self,
         topics_or_results: pd.DataFrame,
         qrels: pd.DataFrame,
-        measures: Sequence[Measure],
+        measures: Measures,
         *,
-        corpus: Corpus | None = None,
-        fields: Sequence[str] | None = None,
-        num_results: int = 1000,
+        corpus: SkipValidation[Corpus | None] = None,
+        fields: FieldNames | None = None,
+        num_results: PositiveInteger | None = None,
         encoder_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         require_judged(topics_or_results, qrels)
-        require_measures(measures)
         self.encoder_options = encoder_options or {}
         self.searches = "docno" not in topics_or_results
         if self.searches and corpus is None:
@@ -76,19 +93,28 @@ class RetrievalEvaluator(BaseEvaluator):
         text_field = self.encoder_options.get("text_field", "text")
         # No other column: vectors that a dense retriever left there would be scored instead of the model's own.
         columns = ["qid", "query"]
+        require_texts(topics_or_results, "query", "qid", empty=True)
         if not self.searches:
             require_texts(topics_or_results, text_field, "docno", empty=True)
             columns += ["docno", text_field]
         # Only what is judged: the rest would only cost time.
         judged = topics_or_results["qid"].isin(qrels["qid"])
         self.topics_or_results = topics_or_results.loc[judged, columns]
+        self.qrels = qrels[["qid", "docno", "label"]].astype({"label": int})
         asked = qrels["qid"].isin(topics_or_results["qid"])
-        self.qrels = qrels[asked].astype({"label": int})
+        if self.searches:
+            self.qrels = self.qrels[asked]
+        self.coverage = {
+            "queries": self.qrels["qid"].nunique(),
+            "without_candidates": self.qrels["qid"][~asked].nunique(),
+            "without_judgements": topics_or_results["qid"][~judged].nunique(),
+        }
+        self._warn_of_gaps()
         self.measures = list(measures)
         self.documents: Documents | None = None
         if corpus is not None:
             self.documents = Documents(corpus, fields or [text_field])
-        self.num_results = num_results
+        self.num_results = num_results or search_depth(self.measures)
         self.primary_metric = str(self.measures[0])
 
     def __call__(
@@ -110,15 +136,81 @@ class RetrievalEvaluator(BaseEvaluator):
             ranked = search(encoder, self.topics_or_results, cast(Documents, self.documents), self.num_results)
         else:
             ranked = encoder(self.topics_or_results)
-        qrels = self.qrels.rename(columns=IR_MEASURES_COLUMNS)
-        values = ir_measures.calc_aggregate(self.measures, qrels, ranked.rename(columns=IR_MEASURES_COLUMNS))
-        return {str(measure): float(values[measure]) for measure in self.measures}
+        measured = pt.Experiment(
+            [ranked],
+            self.topics_or_results,
+            self.qrels,
+            self.measures,
+            names=["model"],
+            # what counts is decided already
+            filter_by_topics=False,
+        )
+        return {str(measure): float(measured[str(measure)].item()) for measure in self.measures}
+
+    def describe(self) -> dict[str, Any]:
+        """Describe what decides on the numbers, beside the corpus: a run is resumed only with the same."""
+        return {
+            "measures": list(map(str, self.measures)),
+            **self.coverage,
+            "fingerprint": _fingerprint(self.topics_or_results, self.qrels),
+        }
+
+    def _warn_of_gaps(self) -> None:
+        """Warn if many queries count as 0, or not at all."""
+        queries, without_candidates, without_judgements = self.coverage.values()
+        if without_candidates > LARGE_SHARE * queries:
+            logger.warning(
+                "%d of %d judged validation queries have no candidates and count as 0; if they are queries of another "
+                "kind, give the judgements of the validation queries only",
+                without_candidates,
+                queries,
+            )
+        topics = queries - without_candidates + without_judgements
+        if without_judgements > LARGE_SHARE * topics:
+            logger.warning(
+                "%d of %d validation queries have no judgements and are left out; give judgements of all",
+                without_judgements,
+                topics,
+            )
+
+
+def search_depth(measures: Sequence[Measure]) -> int:
+    """Choose how many documents to search for, so that measures see all that they look at.
+
+    Args:
+        measures: The measures.
+
+    Returns:
+        The largest cutoff; :data:`SEARCH_DEPTH` if a measure has none, or looks at judged documents only.
+
+    Example:
+        >>> from pyterrier.measures import P, R, RR
+        >>> search_depth([P @ 5, R @ 100]), search_depth([P @ 5, RR])
+        (100, 1000)
+    """
+    depths = []
+    for measure in measures:
+        looks_further = measure.params.get("judged_only", False)
+        if looks_further or "cutoff" not in measure.params:
+            return SEARCH_DEPTH
+        depths.append(measure["cutoff"])
+    return max(depths)
+
+
+def _fingerprint(*frames: pd.DataFrame) -> str:
+    """Compute a checksum of frames, of 16 characters."""
+    checksum = hashlib.sha256()
+    for frame in frames:
+        rows = pd.util.hash_pandas_object(frame, index=False, categorize=False)
+        checksum.update(rows.to_numpy().tobytes())
+    return checksum.hexdigest()[:16]
 
 
 def make_evaluator(
+    encoder: SelfDistillBiEncoder,
     topics_or_results: pd.DataFrame | None,
     qrels: pd.DataFrame | None,
-    encoder: SelfDistillBiEncoder,
+    training_topics: pd.DataFrame | None,
     *,
     measures: Sequence[Measure],
     corpus: Corpus | None,
@@ -127,9 +219,11 @@ def make_evaluator(
     """Make the evaluator of an encoder that is trained, if there is anything to evaluate with.
 
     Args:
+        encoder: The encoder, whose batch size and text field the evaluator takes.
         topics_or_results: The validation topics or results, or None.
         qrels: Their judgements, or None.
-        encoder: The encoder, whose batch size and text field the evaluator takes.
+        training_topics: The topics or results that are trained with, if they are known: judgements of these are no
+            judgements of validation queries without candidates.
         measures: As :class:`RetrievalEvaluator` takes them, and so are the other arguments.
         corpus: The documents to search.
         fields: The fields of the corpus that make a text.
@@ -144,8 +238,32 @@ def make_evaluator(
         return None
     if topics_or_results is None or qrels is None:
         raise ValueError("evaluation needs validation topics (or results) and qrels; only one of them was given")
+    if training_topics is not None:
+        qrels = validation_qrels(qrels, topics_or_results, training_topics)
     options = {"batch_size": encoder.batch_size, "text_field": encoder.text_field}
     return RetrievalEvaluator(topics_or_results, qrels, measures, corpus=corpus, fields=fields, encoder_options=options)
+
+
+def validation_qrels(qrels: pd.DataFrame, topics: pd.DataFrame, training_topics: pd.DataFrame) -> pd.DataFrame:
+    """Leave out the judgements of queries that are trained with: the judgements of all queries are often given at once.
+
+    Args:
+        qrels: Judgements.
+        topics: The topics, or results, to evaluate with.
+        training_topics: Those that are trained with.
+
+    Returns:
+        The judgements without those of queries to train with, unless they are to evaluate with too.
+
+    Example:
+        >>> qrels = pd.DataFrame({"qid": ["1", "2", "3"]})
+        >>> validation_qrels(qrels, pd.DataFrame({"qid": ["2"]}), pd.DataFrame({"qid": ["1"]}))["qid"].tolist()
+        ['2', '3']
+    """
+    for name, frame in {"qrels": qrels, "validation topics": topics, "topics": training_topics}.items():
+        require_columns(frame, ["qid"], name)
+    training = set(training_topics["qid"]) - set(topics["qid"])
+    return qrels[~qrels["qid"].isin(training)]
 
 
 def search(encoder: SelfDistillBiEncoder, topics: pd.DataFrame, documents: Documents, num_results: int) -> pd.DataFrame:

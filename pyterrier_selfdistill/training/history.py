@@ -124,11 +124,11 @@ def training_summary(
         history: What :func:`history_frame` returns.
         similarity: What became of the similarity of documents.
         seconds: How long the training took.
-        metric: The measure that decides which checkpoint is best; None without evaluation.
+        metric: The measure by which the best checkpoint became the model; None if the last one did.
 
     Returns:
-        The settings, and ``steps``, ``best_step``, ``best_measure`` (``name`` and ``value``; None without evaluation),
-        ``seconds``, ``similarity``, ``history`` (its :func:`milestones`) and ``versions``.
+        The settings, and ``steps``, ``best_step`` and ``best_measure`` (``name`` and ``value``; both None if the last
+        one is the model), ``seconds``, ``similarity``, ``history`` (its :func:`milestones`) and ``versions``.
 
     Example:
         >>> logs = history_frame([{"step": 2, "loss": 0.5}])
@@ -138,14 +138,16 @@ def training_summary(
         >>> list(summary)
         ['seed', 'steps', 'best_step', 'best_measure', 'seconds', 'similarity', 'history', 'versions']
     """
+    best_step = None
     best_measure = None
     if metric is not None:
+        best_step = state.best_global_step
         best_measure = {"name": metric, "value": state.best_metric}
     libraries = (sentence_transformers, transformers, torch)
     return {
         **settings,
         "steps": state.global_step,
-        "best_step": state.best_global_step,
+        "best_step": best_step,
         "best_measure": best_measure,
         "seconds": round(seconds, 1),
         "similarity": dict(similarity),
@@ -154,19 +156,26 @@ def training_summary(
     }
 
 
-def warn_if_not_improved(history: pd.DataFrame, metric: str) -> None:
+def warn_if_not_improved(history: pd.DataFrame, metric: str, *, greater_is_better: bool = True) -> None:
     """Warn if no checkpoint is better than the encoder was before training.
 
     Args:
         history: What :func:`history_frame` returns.
         metric: The measure that decides which checkpoint is best.
+        greater_is_better: Whether more of it is better.
     """
     values = history.set_index("step")[metric].dropna()
     if 0 not in values.index or len(values) < 2:
         return
     before = values.iloc[0]
-    best = values.iloc[1:].max()
-    if best <= before:
+    after = values.iloc[1:]
+    if greater_is_better:
+        best = after.max()
+        improved = best > before
+    else:
+        best = after.min()
+        improved = best < before
+    if not improved:
         logger.warning(
             "training did not improve %s on the validation queries: %.4f before, %.4f at best after. Try another "
             "learning_rate, harder negatives (a retriever before the trainer) or more data",

@@ -3,64 +3,170 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import pandas as pd
 import torch
-from sentence_transformers import SentenceTransformerTrainer
-from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
+from datasets import Dataset
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerState
 
+from ..biencoder import SelfDistillBiEncoder
 from ..compat import no_checkpoint_progress_bars, remove_autocast
-from .callbacks import EvaluateAtEnd, ProgressBar
+from .callbacks import (
+    AGAINST_DIVERGENCE,
+    BestCheckpoint,
+    CheckpointGuard,
+    EvaluateAtEnd,
+    HardNegativeMiner,
+    ProgressBar,
+    SavedPrecision,
+    SimilarityMonitor,
+    require_finite_weights,
+)
+from .checkpoints import SETTINGS, TRAINER_STATE, is_over
+from .evaluation import RetrievalEvaluator
+from .history import training_summary, warn_if_not_improved
 
 
 class TrainingLoop(SentenceTransformerTrainer):
     """Train a model, with margins and targets in the log, early stopping, and an exponential schedule.
 
     Args:
+        encoder: The encoder, whose model is trained.
+        dataset: The triples.
+        loss: The loss on texts.
+        arguments: The training arguments.
+        evaluator: What chooses the best checkpoint, if anything does.
+        miner: What replaces negatives by harder ones, if anything does.
         decay: What to multiply the learning rate with each step; None for the schedule of the arguments.
         patience: After how many evaluations without improvement to stop.
-        callbacks: What else happens beside the steps.
         verbose: Whether to show a progress bar.
-        **options: What sentence-transformers' trainer takes.
 
     Attributes:
         seconds: How long the training took.
+        monitor: What became of the similarity of documents.
     """
 
     def __init__(
-        self, *, decay: float | None, patience: int, callbacks: Sequence[TrainerCallback], verbose: bool, **options: Any
+        self,
+        encoder: SelfDistillBiEncoder,
+        dataset: Dataset,
+        loss: torch.nn.Module,
+        arguments: SentenceTransformerTrainingArguments,
+        *,
+        evaluator: RetrievalEvaluator | None,
+        miner: HardNegativeMiner | None,
+        decay: float | None,
+        patience: int,
+        verbose: bool,
     ) -> None:
         self.decay = decay  # first, since the trainer may ask for a schedule while it is made
-        super().__init__(**options)
+        super().__init__(model=encoder.model, args=arguments, train_dataset=dataset, loss=loss, evaluator=evaluator)
         self.seconds = 0.0
+        self.monitor = SimilarityMonitor(encoder, dataset)
+        self.miner = miner
+        self.tokenize = self.data_collator
+        if miner is not None:
+            # a loader fetches ahead, and its workers do not see what is mined: rows are tokenized when their step comes
+            self.data_collator = RowCollator(self.tokenize)  # type: ignore[assignment]
         # transformers adds it where its own bar is off, and it prints to the standard output
         self.remove_callback(PrinterCallback)
+        self.add_callback(SavedPrecision())
+        self.add_callback(BestCheckpoint())
         if verbose:
             self.add_callback(ProgressBar())
-        for callback in callbacks:
-            self.add_callback(callback)
+        self.add_callback(self.monitor)
+        if miner is not None:
+            self.add_callback(miner)
         if self.evaluator is not None:
             self.add_callback(EvaluateAtEnd())
             self.add_callback(EarlyStoppingCallback(patience))
+        # last, when it is known whether a checkpoint follows
+        self.add_callback(CheckpointGuard(self.folder / SETTINGS))
 
     def run(self, checkpoint: Path | None) -> None:
         """Train from the beginning or from a checkpoint, and leave the model ready to encode.
 
         Args:
             checkpoint: The checkpoint to resume from; None for the beginning.
+
+        Raises:
+            FloatingPointError: If the loss or a weight is no longer finite.
         """
         resumed = None
         if checkpoint is not None:
+            state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
+            if is_over(state):
+                self._take(state)
+                return
             resumed = str(checkpoint)
             self.args.eval_on_start = False  # the interrupted run did, and its log says so
         started = time.monotonic()
         with no_checkpoint_progress_bars():
             self.train(resume_from_checkpoint=resumed)
         self.seconds = time.monotonic() - started
-        remove_autocast(self, cast(torch.nn.Module, self.model))
+        model = cast(torch.nn.Module, self.model)
+        remove_autocast(model)
+        model.eval()
+        require_finite_weights(model, self.state.global_step)
+
+    def _take(self, state: TrainerState) -> None:
+        """Take the model of a run that is over, whose last steps were all that was missing to its folder."""
+        self.state = state
+        step = state.global_step
+        if self.args.load_best_model_at_end and state.best_global_step:
+            step = state.best_global_step
+        saved = SentenceTransformer(str(self.folder / f"checkpoint-{step}"), device=str(self.model.device))
+        self.model.load_state_dict(saved.state_dict())
         self.model.eval()
+        self.monitor.compare(step)
+
+    def summary(self, settings: Mapping[str, Any], history: pd.DataFrame) -> dict[str, Any]:
+        """Summarize the training, and warn if it was for nothing.
+
+        Args:
+            settings: What makes the run.
+            history: What :func:`.history.history_frame` makes of the log.
+
+        Returns:
+            What :func:`.history.training_summary` does.
+        """
+        metric = None
+        if self.evaluator is not None:
+            primary = self.evaluator.primary_metric
+            warn_if_not_improved(history, primary, greater_is_better=bool(self.args.greater_is_better))
+            if self.args.load_best_model_at_end:
+                metric = primary
+        return training_summary(
+            settings, self.state, history, similarity=self.monitor.similarity, seconds=self.seconds, metric=metric
+        )
+
+    @property
+    def folder(self) -> Path:
+        """The folder of checkpoints."""
+        return Path(cast(str, self.args.output_dir))
+
+    def training_step(self, *args: Any, **options: Any) -> torch.Tensor:
+        """Train with a batch, and stop where its loss is not finite."""
+        loss = super().training_step(*args, **options)
+        if not loss.isfinite():
+            step = self.state.global_step + 1
+            raise FloatingPointError(f"the loss is {loss.item()} in step {step}: {AGAINST_DIVERGENCE}")
+        return loss
+
+    def get_batch_samples(self, *args: Any, **options: Any) -> tuple[list[Any], Any]:
+        """Fetch the batches of a step, with the negatives that were mined last."""
+        batches, items = super().get_batch_samples(*args, **options)
+        if self.miner is not None:
+            batches = [self.tokenize(self.miner.replace(rows)) for rows in batches]
+        return batches, items
 
     def compute_loss(self, *args: Any, **options: Any) -> Any:
         """Compute the loss, and log the margin and the target that made it."""
@@ -78,3 +184,18 @@ class TrainingLoop(SentenceTransformerTrainer):
             optimizer = cast(torch.optim.Optimizer, optimizer or self.optimizer)
             self.lr_scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, self.decay)  # type: ignore[assignment]
         return self.lr_scheduler
+
+
+class RowCollator:
+    """Hands rows on as they are, to be tokenized later.
+
+    Args:
+        tokenize: What will tokenize them.
+    """
+
+    def __init__(self, tokenize: Callable[..., Any]) -> None:
+        self.valid_label_columns = tokenize.valid_label_columns  # type: ignore[attr-defined]
+
+    def __call__(self, rows: list[dict[str, str]]) -> list[dict[str, str]]:
+        """Return the rows of a batch."""
+        return rows

@@ -7,7 +7,7 @@ encoder finds itself; :func:`read_triples` reads triples that are there already.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import pandas as pd
@@ -21,7 +21,7 @@ from ..data.triples import PairOptions, from_docpairs, from_identifiers, from_te
 from .evaluation import search
 
 MINING_DEPTH = 100
-"""How many documents are searched for when hard negatives are mined, unless ``range_max`` says so."""
+"""How many documents, after those that are never drawn, hard negatives are mined from, unless ``range_max`` says so."""
 
 DEFAULT_NEGATIVES = Negatives()
 """One negative, any of the results."""
@@ -71,7 +71,7 @@ class JudgedQueries:
             ValueError: If there are neither results nor a corpus, or nothing is left to train with.
         """
         if "docno" in self.topics_or_results:
-            return self._draw_from(self.topics_or_results, self.seed)
+            return self._draw_from(self.topics_or_results, self.qrels, self.seed)
         if self.corpus is None:
             raise ValueError(
                 f"there are no negatives to train with: the topics have the columns "
@@ -100,16 +100,32 @@ class JudgedQueries:
             The triples.
         """
         topics = self.topics_or_results[["qid", "query"]].drop_duplicates("qid")
-        documents = Documents(cast(Corpus, self.corpus), self.fields or [self.text_field])
-        results = search(encoder, topics, documents, self.negatives.range_max or MINING_DEPTH)
+        # queries of the same text are one query here: a triple has no identifiers that would tell them apart
+        first_qids = topics.groupby("query")["qid"].transform("first")
+        one_query = dict(zip(topics["qid"], first_qids, strict=True))
+        qids = self.qrels["qid"].map(lambda qid: one_query.get(qid, qid))
+        documents = self._documents()
+        depth = self.negatives.range_max or self.negatives.range_min + MINING_DEPTH
+        results = search(encoder, topics.drop_duplicates("query"), documents, depth)
         # another seed, or positives would draw the same ranks in each round
-        return self._draw_from(results, self.seed + step)
+        return self._draw_from(results, self.qrels.assign(qid=qids), self.seed + step)
 
-    def _draw_from(self, results: pd.DataFrame, seed: int) -> Triples:
+    def describe(self) -> dict[str, Any]:
+        """Describe what decides on what is mined, beside the triples that are drawn first."""
+        return {
+            "negatives": asdict(self.negatives),
+            "min_label": self.min_label,
+            "corpus": self._documents().fingerprint(),
+        }
+
+    def _documents(self) -> Documents:
+        return Documents(cast(Corpus, self.corpus), self.fields or [self.text_field])
+
+    def _draw_from(self, results: pd.DataFrame, qrels: pd.DataFrame, seed: int) -> Triples:
         """Draw negatives from results."""
         return from_results(
             results,
-            self.qrels,
+            qrels,
             negatives=self.negatives,
             min_label=self.min_label,
             seed=seed,

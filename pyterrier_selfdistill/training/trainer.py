@@ -14,18 +14,18 @@ it gives the negatives::
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pandas as pd
 import pyterrier as pt
 from datasets import Dataset
-from ir_measures import Measure, nDCG
+from ir_measures import nDCG
 from matplotlib.figure import Figure
+from pydantic import SkipValidation
 from sentence_transformers import SentenceTransformer
 from torch import nn
-from transformers import TrainerCallback
 
 from ..biencoder import SelfDistillBiEncoder
 from ..data.cache import Triples
@@ -33,32 +33,35 @@ from ..data.corpus import Corpus
 from ..data.negatives import Negatives
 from ..data.triples import PairOptions
 from ..losses import AdaptiveMarginLoss
-from ..validate import require_measures
+from ..validate import Expected, FieldNames, FolderPath, Measures, PositiveInteger, Seed, checked
 from .arguments import (
     PRESETS,
     exponential_decay,
     loss_maker,
     make_training_arguments,
-    require_encoder,
-    require_known_arguments,
-    require_options,
+    require_arguments,
     require_rounds,
-    run_settings,
 )
-from .callbacks import HardNegativeMiner, SimilarityMonitor
+from .callbacks import make_miner
 from .checkpoints import RunFolder
 from .evaluation import make_evaluator
-from .history import history_frame, plot_history, training_summary, warn_if_not_improved
+from .history import history_frame, plot_history
 from .loop import TrainingLoop
+from .settings import decisive, run_settings
 from .sources import JudgedQueries, read_triples
 
 logger = logging.getLogger(__name__)
+
+Encoder = Annotated[
+    SelfDistillBiEncoder, Expected("a SelfDistillBiEncoder; make one with SelfDistillBiEncoder.from_pretrained(name)")
+]
 
 
 class NotFittedError(AttributeError, RuntimeError):
     """A trainer was asked for what there is only after training."""
 
 
+@checked
 class SelfDistillTrainer(pt.Estimator):
     """Train a biencoder by self-distillation with adaptive relevance margins.
 
@@ -108,32 +111,29 @@ class SelfDistillTrainer(pt.Estimator):
 
     def __init__(
         self,
-        encoder: SelfDistillBiEncoder,
-        output_dir: str | Path,
+        encoder: Encoder,
+        output_dir: FolderPath,
         *,
         target: Literal["distributed", "adaptive", "trusting"] | float = "distributed",
         in_batch: bool = False,
         error: Literal["l2", "l1", "soft"] = "l2",
-        loss: AdaptiveMarginLoss | Callable[[SentenceTransformer], nn.Module] | None = None,
+        loss: SkipValidation[AdaptiveMarginLoss | Callable[[SentenceTransformer], nn.Module] | None] = None,
         preset: Literal["default", "paper"] = "default",
-        negatives: int | Negatives = 1,
-        min_label: int = 1,
-        corpus: Corpus | None = None,
-        fields: Sequence[str] | None = None,
-        rounds: int = 1,
-        measures: Sequence[Measure] = (nDCG @ 10,),
-        patience: int | None = None,
-        seed: int = 42,
+        negatives: PositiveInteger | Negatives = 1,
+        min_label: PositiveInteger = 1,
+        corpus: SkipValidation[Corpus | None] = None,
+        fields: FieldNames | None = None,
+        rounds: PositiveInteger = 1,
+        measures: Measures = (nDCG @ 10,),
+        patience: PositiveInteger | None = None,
+        seed: Seed = 42,
         resume: bool = False,
         overwrite: bool = False,
         verbose: bool = True,
         **arguments: Any,
     ) -> None:
-        require_encoder(encoder)
-        require_options(preset, min_label, patience, resume=resume, overwrite=overwrite)
-        require_known_arguments(arguments)
-        require_rounds(rounds, corpus, arguments)
-        require_measures(measures)
+        require_rounds(rounds, corpus)
+        require_arguments(arguments, resume=resume, overwrite=overwrite)
         self._encoder = encoder
         self._trained: SelfDistillBiEncoder | None = None
         self._logs: list[dict[str, float]] = []
@@ -186,16 +186,13 @@ class SelfDistillTrainer(pt.Estimator):
             TypeError: If identifiers or texts are no strings, or labels no numbers.
             FileExistsError: If the folder holds the run of another trainer, without ``resume`` or ``overwrite``.
         """
-        queries = JudgedQueries(
-            topics_or_results,
-            qrels,
-            corpus=self.corpus,
-            fields=self.fields,
-            text_field=self._encoder.text_field,
-            negatives=self.negatives,
-            min_label=self.min_label,
-            seed=self.seed,
-        )
+        documents: dict[str, Any] = {
+            "corpus": self.corpus,
+            "fields": self.fields,
+            "text_field": self._encoder.text_field,
+        }
+        draw: dict[str, Any] = {"negatives": self.negatives, "min_label": self.min_label, "seed": self.seed}
+        queries = JudgedQueries(topics_or_results, qrels, **documents, **draw)
         return self._train(queries.draw(), valid_topics_or_results, valid_qrels, queries)
 
     def fit_triples(
@@ -315,47 +312,53 @@ class SelfDistillTrainer(pt.Estimator):
         logger.info("training with %s", data.summary)
         encoder = self._encoder.copy()
         encoder.model.float()  # in 16 bits most updates would round to nothing; autocast is for speed
-        evaluator = make_evaluator(
-            valid_topics, valid_qrels, encoder, measures=self.measures, corpus=self.corpus, fields=self.fields
+        dataset, folder = data.dataset, self._run.checkpoints
+        if self.arguments.get("eval_strategy") == "no":
+            valid_topics = valid_qrels = None
+        training_topics = None
+        if queries is not None:
+            training_topics = queries.topics_or_results
+        frames = valid_topics, valid_qrels, training_topics
+        evaluator = make_evaluator(encoder, *frames, measures=self.measures, corpus=self.corpus, fields=self.fields)
+        preset = PRESETS[self.preset]
+        arguments = make_training_arguments(
+            encoder, dataset, folder, evaluator, preset=preset, seed=self.seed, overrides=self.arguments
         )
-        metric = None if evaluator is None else evaluator.primary_metric
+        miner = make_miner(encoder, queries, self.rounds, folder)
         loss = self._make_loss(encoder.model)
         settings = run_settings(
-            data, loss, self._encoder, preset=self.preset, rounds=self.rounds, seed=self.seed, arguments=self.arguments
-        )
-        preset = PRESETS[self.preset]
-        dataset = data.dataset
-        folder = self._run.checkpoints
-        arguments = make_training_arguments(
-            encoder, dataset, folder, preset=preset, seed=self.seed, metric=metric, overrides=self.arguments
-        )
-        # Only now: a bad argument must not cost an earlier run. A trainer that fits again replaces its own run.
-        overwrite = self.overwrite or self._trained is not None
-        checkpoint = self._run.claim(settings, resume=self.resume, overwrite=overwrite)
-        monitor = SimilarityMonitor(encoder, dataset)
-        callbacks: list[TrainerCallback] = [monitor]
-        if queries is not None and self.rounds > 1:
-            miner = HardNegativeMiner(encoder, queries, self.rounds, folder)
-            callbacks.append(miner)
-            dataset = dataset.with_transform(miner.replace)
-        loop = TrainingLoop(
-            model=encoder.model,
-            args=arguments,
-            train_dataset=dataset,
-            loss=loss,
+            data,
+            loss,
+            self._encoder,
+            arguments,
+            preset=self.preset,
+            overrides=self.arguments,
             evaluator=evaluator,
-            callbacks=callbacks,
-            decay=exponential_decay(preset, self.arguments),
             patience=self.patience,
-            verbose=self.verbose,
+            miner=miner,
         )
-        loop.run(checkpoint)
-        self._logs = loop.state.log_history
-        encoder.training_summary = training_summary(
-            settings, loop.state, self.history, similarity=monitor.similarity, seconds=loop.seconds, metric=metric
-        )
-        self._trained = encoder
-        self._run.save(encoder, self.history)
-        if metric is not None:
-            warn_if_not_improved(self.history, metric)
+        # A trainer that fits again replaces its own run.
+        overwrite = self.overwrite or self._trained is not None
+        # Only now: a bad argument must not cost an earlier run.
+        with self._run.lock():
+            checkpoint = self._run.claim(decisive(settings), resume=self.resume, overwrite=overwrite)
+            if self._run.is_finished():
+                self._trained, self._logs = self._run.load(self._encoder)
+                return self
+            loop = TrainingLoop(
+                encoder,
+                dataset,
+                loss,
+                arguments,
+                evaluator=evaluator,
+                miner=miner,
+                decay=exponential_decay(preset, self.arguments),
+                patience=self.patience,
+                verbose=self.verbose,
+            )
+            loop.run(checkpoint)
+            self._logs = loop.state.log_history
+            encoder.training_summary = loop.summary(settings, self.history)
+            self._trained = encoder
+            self._run.save(encoder, self.history, self._logs)
         return self

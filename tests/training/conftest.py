@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pyterrier_selfdistill import SelfDistillationLoss, SelfDistillTrainer
+from pyterrier_selfdistill.training.checkpoints import RunFolder
 
 
 @pytest.fixture
@@ -41,3 +42,20 @@ def interrupted(monkeypatch) -> Callable[[], AbstractContextManager[None]]:
                 yield
 
     return interrupted
+
+
+@pytest.fixture
+def ended_before_saving(monkeypatch) -> Callable[[], AbstractContextManager[None]]:
+    """Interrupt what is trained in ``with ended_before_saving():`` after its last step, before its model is saved."""
+
+    @contextmanager
+    def ended_before_saving() -> Iterator[None]:
+        def save(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(RunFolder, "save", save)
+            with pytest.raises(KeyboardInterrupt):
+                yield
+
+    return ended_before_saving

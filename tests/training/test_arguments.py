@@ -70,14 +70,22 @@ def test_mixed_precision_follows_the_age_of_a_gpu(monkeypatch, new, expected):
         ({"loss": torch.nn.MSELoss()}, TypeError, "give its class"),
         ({"loss": "l1"}, TypeError, "expected an AdaptiveMarginLoss.*got loss='l1'"),
         ({"resume": True, "overwrite": True}, ValueError, "choose one"),
-        ({"negatives": 0}, ValueError, "negatives must be a positive integer, got 0"),
+        ({"negatives": 0}, ValueError, "negatives must be a positive integer or .* Negatives, got 0"),
         ({"rounds": 0}, ValueError, "rounds must be a positive integer, got 0"),
         ({"rounds": 2}, ValueError, "corpus="),
-        ({"rounds": 2, "corpus": [], "dataloader_num_workers": 1}, ValueError, "workers"),
         ({"min_label": 0}, ValueError, "min_label must be a positive integer, got 0"),
         ({"patience": 0}, ValueError, "patience must be a positive integer, got 0"),
         ({"measures": []}, ValueError, "must be a list of measures"),
-        ({"measures": ["ndcg_cut_10"]}, TypeError, "expected an ir_measures.Measure, got 'ndcg_cut_10'"),
+        ({"measures": ["ndcg_cut_10"]}, TypeError, "list of measures .*pyterrier.measures, got .'ndcg_cut_10'"),
+        ({"fields": "title"}, ValueError, r"fields must be a list of field names .*, got 'title'"),
+        ({"fields": []}, ValueError, r"fields must be a list of field names .*, got \[\]"),
+        ({"seed": -1}, ValueError, "seed must be an integer from 0 to 4294967295, got -1"),
+        ({"resume": 1}, ValueError, "resume must be a valid boolean, got 1"),
+        ({"max_steps": 0}, ValueError, "max_steps must be a positive integer or be -1, got 0"),
+        ({"num_train_epochs": 0}, ValueError, "num_train_epochs must be a positive number, got 0"),
+        ({"per_device_train_batch_size": 0}, ValueError, "must be a positive integer, got 0"),
+        ({"learning_rate": float("nan")}, ValueError, "learning_rate must be a positive number, got nan"),
+        ({"resume": True, "save_only_model": True}, ValueError, "save_only_model=True leaves out"),
     ],
 )
 def test_bad_options(make, options, error, message):
@@ -86,5 +94,5 @@ def test_bad_options(make, options, error, message):
 
 
 def test_the_encoder_must_be_one(tiny_model, tmp_path):
-    with pytest.raises(TypeError, match="SentenceTransformer.*from_pretrained"):
+    with pytest.raises(TypeError, match=r"(?s)from_pretrained\(name\), got .*, a SentenceTransformer"):
         SelfDistillTrainer(tiny_model, tmp_path)

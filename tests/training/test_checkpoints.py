@@ -1,12 +1,16 @@
 """The output folder: what a run may take, what it leaves, and how an interrupted run goes on."""
 
 import shutil
+import subprocess
+import sys
 
 import pandas as pd
 import pyterrier as pt
 import pytest
+from ir_measures import RR
 
-from pyterrier_selfdistill import SelfDistillationLoss
+from pyterrier_selfdistill import Negatives, SelfDistillationLoss, SelfDistillBiEncoder, SelfDistillTrainer
+from pyterrier_selfdistill.io import FolderInUseError, folder_lock
 from pyterrier_selfdistill.training.checkpoints import RunFolder
 
 
@@ -56,7 +60,7 @@ def test_resume_needs_the_same_settings(make, collection):
     assert make(resume=True).fit(results, qrels).encoder.training_summary["steps"] == 5
     with pytest.raises(ValueError, match="other settings: loss was .*distributed.* and is .*0.3.*overwrite=True"):
         make(resume=True, target=0.3).fit(results, qrels)
-    with pytest.raises(ValueError, match="data was .*'triples': 40.*; seed was 42 and is 7"):
+    with pytest.raises(ValueError, match="data was [0-9a-f]{16} and is [0-9a-f]{16}; seed was 42 and is 7"):
         make(resume=True, seed=7).fit(results[results["qid"] < "q4"], qrels)
 
 
@@ -71,9 +75,11 @@ def test_resume_needs_a_checkpoint_beside_the_model(make, collection, tmp_path):
 def test_resume_passes_over_a_checkpoint_that_was_cut_off(make, collection, tmp_path):
     broken = tmp_path / "run" / "checkpoints" / "checkpoint-99"
     broken.mkdir(parents=True)
+    (broken.parent / "settings.json").write_text("{}")
     (broken / "trainer_state.json").write_text('{"global_step": 9')
     trainer = make(resume=True).fit(collection.results, collection.qrels)
     assert trainer.encoder.training_summary["steps"] == 5
+    assert not broken.exists()
 
 
 @pytest.fixture
@@ -97,3 +103,208 @@ def test_claim_removes_checkpoints_but_not_the_model_to_overwrite(run):
     assert run.claim({"seed": 2}, resume=False, overwrite=True) is None
     assert run.model.exists()
     assert [path.name for path in run.checkpoints.iterdir()] == ["settings.json"]
+
+
+# --- a run that is finished, or over --------------------------------------------------------------------------------
+
+
+def content(folder):
+    """Every file below a folder, with its bytes and when it was written."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+DESTRUCTIVE = {"num_train_epochs": 4, "learning_rate": 0.3, "warmup_steps": 0, "max_grad_norm": 1e9, "eval_steps": 2}
+"""A learning rate that destroys the model after a good start, so that the best checkpoint is not the last."""
+
+
+def test_resuming_a_finished_run_changes_nothing_wherever_it_lies(make, collection, tmp_path, monkeypatch):
+    results, qrels = collection.results, collection.qrels
+    finished = make("run", **DESTRUCTIVE).fit(results, qrels, results, qrels)
+    assert finished.encoder.training_summary["best_step"] < finished.encoder.training_summary["steps"]
+    (tmp_path / "run").rename(tmp_path / "moved")
+    before = content(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    for name in (tmp_path / "moved", "moved", "../" + tmp_path.name + "/moved"):
+        resumed = make(name, resume=True, **DESTRUCTIVE).fit(results, qrels, results, qrels)
+        assert resumed.encoder == finished.encoder
+        pd.testing.assert_frame_equal(resumed.history, finished.history)
+        assert resumed.encoder.training_summary == pt.Artifact.load(str(tmp_path / "moved/model")).training_summary
+    assert content(tmp_path / "moved") == before
+
+
+@pytest.mark.parametrize("name", ["moved", "elsewhere/run"])
+def test_a_run_that_was_moved_goes_on_with_its_best_checkpoint(make, collection, tmp_path, name, ended_before_saving):
+    """All steps were made, but the process was killed before it wrote the model."""
+    results, qrels = collection.results, collection.qrels
+    whole = make("whole", **DESTRUCTIVE).fit(results, qrels, results, qrels)
+    with ended_before_saving():
+        make("cut", **DESTRUCTIVE).fit(results, qrels, results, qrels)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / "cut").rename(tmp_path / name)
+    resumed = make(name, resume=True, **DESTRUCTIVE).fit(results, qrels, results, qrels)
+    assert resumed.encoder.model_name == whole.encoder.model_name
+    assert resumed.encoder.training_summary["best_step"] == whole.encoder.training_summary["best_step"]
+
+
+def test_a_run_that_was_moved_midway_keeps_its_best_checkpoint(make, collection, tmp_path, interrupted):
+    results, qrels = collection.results, collection.qrels
+    whole = make("whole", **DESTRUCTIVE).fit(results, qrels, results, qrels)
+    with interrupted():
+        make("cut", **DESTRUCTIVE).fit(results, qrels, results, qrels)
+    (tmp_path / "cut").rename(tmp_path / "moved")
+    resumed = make("moved", resume=True, **DESTRUCTIVE).fit(results, qrels, results, qrels)
+    assert resumed.encoder.model_name == whole.encoder.model_name
+
+
+def test_resuming_a_run_that_stopped_early_does_not_train_on(make, collection, monkeypatch, ended_before_saving):
+    results, qrels = collection.results, collection.qrels
+    options = {**DESTRUCTIVE, "patience": 2, "eval_steps": 1}
+    whole = make("whole", **options).fit(results, qrels, results, qrels)
+    steps = whole.encoder.training_summary["steps"]
+    assert steps < 20
+    with ended_before_saving():
+        make("cut", **options).fit(results, qrels, results, qrels)
+    monkeypatch.setattr(SelfDistillationLoss, "forward", lambda *_: 1 / 0)
+    resumed = make("cut", resume=True, **options).fit(results, qrels, results, qrels)
+    assert resumed.encoder.training_summary["steps"] == steps
+    assert resumed.encoder.model_name == whole.encoder.model_name
+
+
+# --- what must agree ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"measures": [RR]}, "evaluation"),
+        ({"patience": 3}, "evaluation"),
+        ({"learning_rate": 1e-4}, "arguments"),
+        ({"rounds": 2}, "mining"),
+        ({"bf16": True}, "arguments"),
+    ],
+    ids=str,
+)
+def test_resume_needs_all_that_decides_on_the_result(make, collection, interrupted, change, name):
+    topics, qrels, corpus = collection.topics, collection.qrels, collection.corpus
+    options = {"num_train_epochs": 2, "save_steps": 3, "eval_steps": 3, "corpus": corpus, "bf16": False}
+    with interrupted():
+        make(**options).fit(topics, qrels, topics, qrels)
+    with pytest.raises(ValueError, match=f"other settings: {name} was"):
+        make(resume=True, **{**options, **change}).fit(topics, qrels, topics, qrels)
+
+
+def test_resume_needs_the_same_validation_queries_qrels_corpus_and_fields(make, collection, interrupted):
+    results, qrels, corpus = collection.results, collection.qrels, collection.corpus
+    topics = collection.topics
+    options = {"num_train_epochs": 2, "save_steps": 3, "eval_steps": 3}
+    other = corpus.assign(text=corpus["text"] + " again", title="title")
+    with interrupted():
+        make("results", **options).fit(results, qrels, results, qrels)
+    with interrupted():
+        make("corpus", corpus=corpus, rounds=2, **options).fit(results, qrels, topics, qrels)
+
+    def resume(folder, *frames, **changes):
+        with pytest.raises(ValueError, match="other settings: .*(evaluation|mining) was"):
+            make(folder, resume=True, **options, **changes).fit(results, qrels, *frames)
+
+    resume("results", results[results["qid"] < "q4"], qrels)
+    resume("results", results, qrels.assign(label=1))
+    resume("corpus", topics, qrels, corpus=other, rounds=2)
+    resume("corpus", topics, qrels, corpus=other, rounds=2, fields=["title", "text"])
+    resume("corpus", topics, qrels, corpus=corpus, rounds=2, negatives=Negatives(1, range_max=20))
+
+
+def test_what_is_harmless_may_change_when_a_run_is_resumed(make, collection, interrupted, encoder, tmp_path):
+    results, qrels = collection.results, collection.qrels
+    options = {"num_train_epochs": 2, "save_steps": 3}
+    whole = make("whole", **options).fit(results, qrels)
+    with interrupted():
+        make("cut", report_to="none", logging_steps=5, **options).fit(results, qrels)
+    encoder.copy().save(tmp_path / "renamed")
+    same = SelfDistillTrainer(
+        pt.Artifact.load(str(tmp_path / "renamed")),
+        tmp_path / "cut",
+        resume=True,
+        verbose=True,
+        report_to=[],
+        run_name="again",
+        dataloader_num_workers=1,
+        logging_steps=2,
+        learning_rate=1e-3,
+        per_device_train_batch_size=8,
+        **options,
+    )
+    assert same.fit(results, qrels).encoder.model_name == whole.encoder.model_name
+
+
+# --- one run at a time ----------------------------------------------------------------------------------------------
+
+
+def test_a_second_fit_in_one_folder_is_told_who_has_it(make, collection, tmp_path):
+    results, qrels = collection.results, collection.qrels
+    code = (
+        "from pyterrier_selfdistill.io import folder_lock\n"
+        f"with folder_lock({str(tmp_path / 'run')!r}, 'training an encoder'):\n"
+        "    print('training', flush=True)\n"
+        "    input()\n"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-W", "ignore", "-c", code], **pipes) as process:
+        assert process.stdout.readline() == "training\n"
+        for options in ({}, {"overwrite": True}, {"resume": True}):
+            with pytest.raises(FolderInUseError, match=f"process {process.pid} on .* is training an encoder"):
+                make(**options).fit(results, qrels)
+        assert not (tmp_path / "run").exists()
+        process.communicate("\n")
+    make().fit(results, qrels)
+
+
+def test_fit_has_the_folder_to_itself_from_the_first_step_until_the_model_is_written(
+    make, collection, tmp_path, monkeypatch
+):
+    refused = []
+
+    def refuse_others():
+        with pytest.raises(FolderInUseError), folder_lock(tmp_path / "run", "something else"):
+            pass
+        refused.append(True)
+
+    compute, save = SelfDistillationLoss.forward, SelfDistillBiEncoder.save
+    monkeypatch.setattr(SelfDistillationLoss, "forward", lambda *args: (refuse_others(), compute(*args))[1])
+    monkeypatch.setattr(SelfDistillBiEncoder, "save", lambda *args, **named: (refuse_others(), save(*args, **named)))
+    make().fit(collection.results, collection.qrels)
+    assert len(refused) == 6
+    with folder_lock(tmp_path / "run", "something else"):
+        pass
+
+
+def test_checkpoints_of_somebody_else_are_not_replaced(make, collection, tmp_path):
+    thesis = tmp_path / "run" / "checkpoints" / "thesis.tex"
+    thesis.parent.mkdir(parents=True)
+    thesis.write_text("forty pages")
+    for options in ({}, {"overwrite": True}, {"resume": True}):
+        with pytest.raises(FileExistsError, match=r"holds \['thesis.tex'\] and no settings.json"):
+            make(**options).fit(collection.results, collection.qrels)
+    assert thesis.read_text() == "forty pages"
+
+
+def test_a_model_folder_of_somebody_else_is_not_replaced(make, collection, tmp_path):
+    thesis = tmp_path / "run" / "model" / "thesis.tex"
+    thesis.parent.mkdir(parents=True)
+    thesis.write_text("forty pages")
+    with pytest.raises(FileExistsError, match="thesis.tex"):
+        make(overwrite=True).fit(collection.results, collection.qrels)
+    assert thesis.read_text() == "forty pages"
+
+
+def test_a_folder_that_is_removed_while_training_goes_on_is_told(make, collection, tmp_path, monkeypatch):
+    compute = SelfDistillationLoss.forward
+
+    def remove(*arguments):
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        return compute(*arguments)
+
+    monkeypatch.setattr(SelfDistillationLoss, "forward", remove)
+    with pytest.raises(FileNotFoundError, match="was removed while it trained"):
+        make().fit(collection.results, collection.qrels)

@@ -48,6 +48,33 @@ def test_mine_draws_from_what_the_encoder_finds(collection, encoder):
     assert queries.mine(encoder, step=2).summary["fingerprint"] != mined.summary["fingerprint"]
 
 
+def test_mine_takes_queries_of_the_same_text_for_one(collection, encoder):
+    """A triple does not say which of them it is of: what is relevant to either is drawn for none."""
+    twin = collection.topics[collection.topics["qid"] == "q0"].assign(qid="twin")
+    topics = pd.concat([collection.topics, twin])
+    qrels = collection.qrels
+    relevant = qrels[(qrels["qid"] == "q0") & (qrels["label"] > 0)]
+    other = pd.DataFrame([["twin", "plot-file", 1], ["twin", relevant["docno"].iloc[0], 1]], columns=list(relevant))
+    judged = pd.concat([qrels, other])
+    queries = JudgedQueries(topics, judged, collection.corpus, negatives=Negatives(20))
+    mined = queries.mine(encoder, step=1).dataset.to_pandas()
+    of_both = mined[mined["query"] == "mean table"]
+    assert set(of_both["positive"]) == {f"{verb} the table by mean" for verb in collection.verbs} | {
+        "plot the file by mean"
+    }
+    negatives = set(of_both.filter(like="negative").to_numpy().ravel())
+    assert not negatives & set(of_both["positive"])
+
+
+def test_mine_passes_over_as_many_results_as_are_never_to_be_drawn(encoder):
+    """With more results never to draw than are searched for by default."""
+    corpus = [{"docno": f"d{number}", "text": f"sort the table {number}"} for number in range(150)]
+    topics = pd.DataFrame([["1", "sort"]], columns=["qid", "query"])
+    qrels = pd.DataFrame([["1", "d1", 1]], columns=["qid", "docno", "label"])
+    queries = JudgedQueries(topics, qrels, corpus, negatives=Negatives(range_min=110))
+    assert queries.mine(encoder, step=1).summary["triples"] == 1
+
+
 def test_read_triples_tells_texts_identifiers_and_docpairs_apart(names, collection):
     topics = collection.topics
     identifiers = [("q0", "sort-table", "plot-file")]
