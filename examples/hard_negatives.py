@@ -14,12 +14,11 @@ from __future__ import annotations
 import argparse
 import importlib.resources
 import logging
-import shutil
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyterrier as pt
+from output_folder import prepare_output
 from pyterrier.measures import RR, R, nDCG
 from pyterrier_pisa import PisaIndex
 
@@ -27,12 +26,12 @@ from pyterrier_selfdistill import Negatives, SelfDistillBiEncoder, SelfDistillTr
 
 logger = logging.getLogger("hard_negatives")
 
+WRITES = ["bm25.pisa", "*.flex", "random", "bm25", "re-mined", "table.*"]
+
 
 def main(options: argparse.Namespace) -> pd.DataFrame:
     """Train, compare, write everything below ``options.output``, and return the table."""
-    output = Path(options.output)
-    shutil.rmtree(output, ignore_errors=True)
-    output.mkdir(parents=True)
+    output = prepare_output(options.output, "hard_negatives", WRITES)
     dataset = pt.get_dataset(options.dataset)
     all_topics, all_qrels = topics_and_qrels(options.dataset)
     split_topics = split_queries(all_topics, {"train": 0.7, "test": 0.3})
@@ -104,7 +103,7 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dataset", default="docstrings:pandas,numpy", help="a PyTerrier dataset")
     parser.add_argument("--model", default=str(minilm), help="a model on the Hugging Face hub, or a folder")
     parser.add_argument(
-        "--output", default="runs/hard_negatives", help="the folder to write; what is in it is replaced"
+        "--output", default="runs/hard_negatives", help="the folder to write; an earlier run is replaced"
     )
     parser.add_argument("--queries", type=int, default=512, help="how many queries to train with, at most")
     parser.add_argument("--depth", type=int, default=50, help="the last rank that negatives are drawn from")

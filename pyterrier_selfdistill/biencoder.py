@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pyterrier as pt
@@ -19,12 +19,13 @@ from pyterrier_dr import SimFn
 from sentence_transformers import SentenceTransformer
 
 from . import persistence
-from .compat import LocalPackages
+from .compat import schematic
 from .data.corpus import Corpus, Documents
 from .encoders import DocumentEncoder, EncoderPipeline, QueryEncoder, Scorer, encode, encode_with_gradients
 from .identity import ComparedByKey, EncoderIdentity, ModelChecksum
 from .index import SelfDistillIndex
 from .model_card import artifact_card
+from .packages import LocalPackages
 from .persistence import PoolingMode
 from .validate import require_positive_integer
 
@@ -59,6 +60,7 @@ class SelfDistillBiEncoder(ComparedByKey, LocalPackages, pyterrier_dr.BiEncoder)
         ['docno', 'qid', 'query', 'rank', 'score', 'text']
     """
 
+    schematic: ClassVar = schematic("SelfDistillBiEncoder")
     ARTIFACT_TYPE = persistence.ARTIFACT["type"]
     ARTIFACT_FORMAT = persistence.ARTIFACT["format"]
     ARTIFACT_PACKAGE_HINT = persistence.ARTIFACT["package_hint"]

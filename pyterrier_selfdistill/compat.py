@@ -8,21 +8,22 @@ mended library is left alone.
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
-import tarfile
+import math
+import re
+import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
-from urllib.request import url2pathname
 
 import numpy as np
 import pandas as pd
 import pyterrier as pt
 import torch
-from lz4.frame import LZ4FrameFile
+from npids import Lookup
+from npids.builder import FwdLookupBuilder, InvLookupBuilder
+from npids.codecs import FwdFixedBytes
+from npids.lookup import InvLookup
 from pyterrier_dr import FlexIndex
 from torch import nn
 from transformers.utils import logging
@@ -35,6 +36,24 @@ def tensor_version(tensor: torch.Tensor) -> int:
     one.
     """
     return tensor._version
+
+
+def system_error_code(error: BaseException) -> int | None:
+    """Find the system's number of an error, such as that of a full disk.
+
+    safetensors 0.8 raises an error of its own, which is no OSError, when it cannot write a file; the number is in its
+    words only. Delete, and ask OSErrors for their ``errno``, when it raises an OSError.
+
+    Args:
+        error: Any error.
+
+    Returns:
+        The number, as :mod:`errno` names them, or None.
+    """
+    if isinstance(error, OSError):
+        return error.errno
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return None if number is None else int(number[1])
 
 
 # --- transformers and accelerate: training --------------------------------------------------------------------------
@@ -93,80 +112,94 @@ def remove_autocast(model: nn.Module) -> None:
     vars(model).pop("_original_forward", None)
 
 
-# --- pyterrier: packages --------------------------------------------------------------------------------------------
+# --- pyterrier: schematics ------------------------------------------------------------------------------------------
 
 
-class LocalPackages(pt.Artifact):
-    """An artifact whose packages load from this machine too.
+def schematic(label: str) -> dict[str, Any]:
+    """Describe a transformer of this package for :mod:`pyterrier.schematic`.
 
-    PyTerrier 1.1.2 writes a package to disk with ``build_package``, but ``from_url`` reads one from the web only.
-    Delete, and inherit ``from_url`` from ``pt.Artifact``, when that takes ``file:`` URLs.
+    pyterrier 1.1.2 downloads the index of its documentation to link a transformer to its page, also one that has none
+    there, and draws nothing where there is no network. Delete, and give the label alone, when it draws without links.
+
+    Args:
+        label: What to write into the box.
+
+    Returns:
+        The label, and that there is no page.
     """
-
-    @classmethod
-    def from_url(cls, url: str, *, expected_sha256: str | None = None, **options: Any) -> pt.Artifact:
-        """Load an artifact from the URL of its package, on the web or on this machine.
-
-        Args:
-            url: The URL of what ``build_package`` made, such as ``"file:///data/my-model.tar.lz4"``, or of the folder
-                of an artifact.
-            expected_sha256: The checksum of the package, if not the one in the file beside it.
-            **options: Arguments of the class.
-
-        Returns:
-            The artifact.
-
-        Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If the package does not have its checksum.
-        """
-        if urlparse(url).scheme != "file":
-            return super().from_url(url, expected_sha256=expected_sha256, **options)
-        return cls.load(str(_unpack(url, expected_sha256)), **options)
+    return {"label": label, "help_url": None}
 
 
-def _unpack(url: str, expected_sha256: str | None) -> Path:
-    """Unpack a package into PyTerrier's cache of artifacts, once."""
-    path = Path(url2pathname(urlparse(url).path))
-    if path.is_dir():
-        return path
-    sidecar = Path(f"{path}.json")
-    metadata: dict[str, Any] = {}
-    if sidecar.is_file():
-        metadata = json.loads(sidecar.read_text())
-    checksum = expected_sha256 or metadata.get("expected_sha256")
-    segments = [path]
-    if "segments" in metadata:
-        segments = [Path(f"{path}.{number}") for number in range(len(metadata["segments"]))]
-    for segment in segments:
-        if not segment.is_file():
-            raise FileNotFoundError(
-                f"there is no file {str(segment)!r}; give the URL of what artifact.build_package(path) made"
+# --- npids ----------------------------------------------------------------------------------------------------------
+
+
+def write_docnos(path: Path, docnos: Sequence[str]) -> None:
+    """Write identifiers of documents to a file that ``npids.Lookup`` reads.
+
+    npids 0.1.3 packs identifiers as tightly as it can. It fails where there is only one, where the bytes of a character
+    differ, and where some look like hexadecimal digits and others do not; and it finds no numbers with leading zeros
+    again. Plain bytes with a checksum of each take some bytes more, and have none of these faults. Delete, and call
+    ``npids.Lookup.build``, when that stores ``["d0"]``, ``["d\u00e9", "d\u00e8"]``, ``["e8c5d3", "2301"]`` and
+    ``["007", "008"]``.
+
+    Args:
+        path: The file.
+        docnos: The identifiers: none is empty, or has a NUL in it.
+    """
+    builder = FwdLookupBuilder(path, min_block=DOCNOS_OF_A_BLOCK)
+    builder.formats = {PlainBytes.NAME: PlainBytes()}
+    builder.seeded_formats = builder.formats.copy()
+    for docno in docnos:
+        builder.add(docno)
+    builder.close()
+    InvLookupBuilder.build(path)
+
+
+DOCNOS_OF_A_BLOCK = 1 << 16
+"""How many identifiers, at least, are stored with as many bytes as the longest of them."""
+
+
+class PlainBytes(FwdFixedBytes):
+    """The format of npids that stores all bytes of identifiers."""
+
+    prefix: bytes | None
+    length: int | None
+
+    def seed(self, id: str) -> bool:
+        """Note the length of an identifier, and no common prefix."""
+        self.prefix = b""
+        self.length = max(self.length or 0, len(id.encode()))
+        return True
+
+
+def open_docnos(path: Path) -> Lookup:
+    """Open identifiers of documents.
+
+    npids 0.1.3 gives the position -1 to identifiers that it does not have, and whoever takes the vector there has that
+    of the last document. In arrays of objects, as frames have them, it knows ASCII only. Delete, and call
+    ``npids.Lookup``, when it raises a LookupError for the first and takes the others.
+    """
+    lookup = Lookup(path)
+    lookup.inv = KnownDocnos(lookup.inv.codec)
+    return lookup
+
+
+class KnownDocnos(InvLookup):
+    """The positions of identifiers, all of which are to be known."""
+
+    def lookup(self, keys: Any) -> Any:
+        """Look up one identifier or many."""
+        if hasattr(keys, "dtype"):
+            keys = np.asarray(keys, dtype=str)
+        positions = super().lookup(keys)
+        is_unknown = np.asarray(positions) < 0
+        if is_unknown.any():
+            unknown = np.asarray(keys)[is_unknown]
+            raise LookupError(
+                f"{len(unknown)} of {is_unknown.size} documents are not in the index, such as {str(unknown[0])!r}; "
+                "search and score the same corpus"
             )
-    # a package that was built again at the same path is another
-    signature = [(str(segment), segment.stat().st_size, segment.stat().st_mtime_ns) for segment in segments]
-    name = hashlib.sha256(repr((signature, checksum)).encode()).hexdigest()
-    target = Path(pt.io.pyterrier_home()) / "artifacts" / name
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with pt.io.finalized_directory(str(target)) as folder:
-            _extract(segments, checksum, folder)
-    return target
-
-
-def _extract(segments: Sequence[Path], checksum: str | None, folder: str) -> None:
-    """Extract the archive in the segments of a package, and verify its checksum."""
-    with ExitStack() as stack:
-        opened = [stack.enter_context(segment.open("rb")) for segment in segments]
-        stream: Any = stack.enter_context(pt.io.MultiReader(iter(opened)))
-        if checksum is not None:
-            stream = stack.enter_context(pt.io.HashReader(stream, expected=checksum))
-        content = stack.enter_context(LZ4FrameFile(stream))
-        archive = stack.enter_context(tarfile.open(fileobj=content, mode="r|"))
-        archive.extractall(folder, filter="data")
-        # what follows the archive counts for the checksum
-        while content.read(1 << 20):
-            pass
+        return positions
 
 
 # --- pyterrier-dr: indexes and exact retrievers ---------------------------------------------------------------------
@@ -180,6 +213,63 @@ def closed_files() -> dict[str, Any]:
     FlexIndex can be closed and pickles without its vectors.
     """
     return {"_meta": None, "_docnos": None, "_dvecs": None, "_cache": {}}
+
+
+def opened_files(metadata: dict[str, Any], vectors: np.ndarray, docnos: Any) -> dict[str, Any]:
+    """Give the attributes of a FlexIndex whose files are open.
+
+    pyterrier-dr 0.8.1 opens each file when it needs it first, so that an index that is replaced meanwhile has the
+    identifiers of one and the vectors of another. Delete when FlexIndex opens all of them together.
+    """
+    return {"_meta": metadata, "_dvecs": vectors, "_docnos": docnos}
+
+
+def files_of_retrievers(folder: Path) -> list[Path]:
+    """List what a FlexIndex has computed for its approximate retrievers and keeps beside its own files.
+
+    pyterrier-dr 0.8.1 has no names for these files. Delete when FlexIndex says which are whose.
+    """
+    files: list[Path] = []
+    for pattern in ("*.faiss", "*.voyager", "corpusgraph_k*", "hnsw_*.graph"):
+        files += folder.glob(pattern)
+    return files
+
+
+def remove_files_of_retrievers(folder: Path) -> None:
+    """Remove what a FlexIndex has computed for its approximate retrievers, so that it is computed again.
+
+    pyterrier-dr 0.8.1 writes it to the folder even if another index is there by now. Delete when it does not.
+    """
+    for file in files_of_retrievers(folder):
+        if file.is_dir():
+            shutil.rmtree(file, ignore_errors=True)
+        else:
+            file.unlink(missing_ok=True)
+
+
+def make_corpus_graph(index: FlexIndex, k: int) -> int:
+    """Compute the corpus graph of an index, in which a document cannot have more neighbours than there are others.
+
+    pyterrier-dr 0.8.1 takes the ``k`` best of each batch of documents, and fails if there are fewer in it. Delete when
+    ``FlexIndex.corpus_graph`` takes what there are.
+
+    Args:
+        index: The index, of two documents or more.
+        k: How many neighbours a document is to have.
+
+    Returns:
+        How many it has.
+    """
+    count = len(index)
+    k = min(k, count - 1)
+    batches = math.ceil(count / LARGEST_BATCH)
+    # of one size, rather than a small last one
+    index.corpus_graph(k, batch_size=math.ceil(count / batches))
+    return k
+
+
+LARGEST_BATCH = 8192
+"""How many documents FlexIndex compares with as many others at once."""
 
 
 def masked_retriever(index: FlexIndex, *, num_results: int, mask: np.ndarray, drop_query_vec: bool) -> pt.Transformer:

@@ -17,6 +17,7 @@ import torch
 from pyterrier_dr import BiDocEncoder, BiQueryEncoder, BiScorer
 from sentence_transformers import SentenceTransformer
 
+from .compat import schematic
 from .identity import ComparedByKey, EncodedVector, EncoderIdentity, EncoderMismatchError, encoders_of
 from .losses import normalize
 from .validate import require_distinct_columns, require_texts
@@ -28,7 +29,7 @@ READ_AHEAD = 2048
 class QueryEncoder(BiQueryEncoder):
     """Add ``query_vec`` to frames with ``query``."""
 
-    schematic: ClassVar = {"label": "QueryEncoder"}
+    schematic: ClassVar = schematic("QueryEncoder")
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Encode the queries.
@@ -49,7 +50,7 @@ class QueryEncoder(BiQueryEncoder):
 class DocumentEncoder(BiDocEncoder):
     """Add ``doc_vec`` to frames with the text field."""
 
-    schematic: ClassVar = {"label": "DocEncoder"}
+    schematic: ClassVar = schematic("DocEncoder")
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Encode the documents.
@@ -73,7 +74,7 @@ class DocumentEncoder(BiDocEncoder):
 class Scorer(ComparedByKey, BiScorer):
     """Add ``score`` and ``rank`` to frames with queries and documents."""
 
-    schematic: ClassVar = {"label": "Scorer"}
+    schematic: ClassVar = schematic("Scorer")
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Score the results, with the vectors that they have if this encoder may have made them.

@@ -6,28 +6,28 @@ The folder is an ordinary :class:`pyterrier_dr.FlexIndex` with the encoder's ide
 
 from __future__ import annotations
 
-import itertools
-import json
-from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import Any, ClassVar
+from collections.abc import Iterable
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import numpy as np
-import pandas as pd
 import pyterrier as pt
+from pydantic import Field
 from pyterrier_dr import FlexIndex, SimFn
 from pyterrier_dr.flex import IndexingMode
 from pyterrier_dr.flex.core import FlexIndexer
 
 from . import compat
-from .identity import ComparedByKey, EncoderIdentity, EncoderMismatchError, encoders_of
-from .io import METADATA_FILE, artifact_kind, atomic_folder
+from .identity import ComparedByKey, EncoderIdentity
+from .index_files import Signature, open_index, signature_of
+from .indexer import Indexer
+from .packages import LocalPackages
 from .retrievers import IndexTransformer, VectorLoader
+from .validate import Count, Expected, FolderPath, PositiveInteger, Seed, checked
 
-VECTORS_FILE = "vecs.f4"
+Neighbours = Annotated[int, Field(ge=2), Expected("2 or a greater integer")]
 
 
-class SelfDistillIndex(ComparedByKey, compat.LocalPackages, FlexIndex):
+class SelfDistillIndex(ComparedByKey, LocalPackages, FlexIndex):
     """A dense index that knows which encoder built it.
 
     Used as :class:`pyterrier_dr.FlexIndex` is. What it adds: while it is built, another name holds what there is; a
@@ -56,12 +56,21 @@ class SelfDistillIndex(ComparedByKey, compat.LocalPackages, FlexIndex):
         ['d2']
     """
 
+    schematic: ClassVar = compat.schematic("SelfDistillIndex")
+
+    @checked
     def __init__(
-        self, path: str | Path, *, sim_fn: SimFn | str = SimFn.dot, verbose: bool = True, any_encoder: bool = False
+        self, path: FolderPath, *, sim_fn: SimFn | str = SimFn.dot, verbose: bool = True, any_encoder: bool = False
     ) -> None:
         FlexIndex.__init__(self, str(path), sim_fn=sim_fn, verbose=verbose)
         self.any_encoder = any_encoder
-        self._is_complete = False
+        self._signature: Signature | None = None
+
+    @property
+    def signature(self) -> Signature:
+        """What tells the files that are open from those of an index that replaced them."""
+        self.payload()
+        return cast(Signature, self._signature)
 
     @property
     def encoder(self) -> EncoderIdentity | None:
@@ -69,21 +78,27 @@ class SelfDistillIndex(ComparedByKey, compat.LocalPackages, FlexIndex):
 
         Raises:
             FileNotFoundError: If there is no index.
-            ValueError: If it is incomplete.
+            ValueError: If it is damaged.
         """
         stored = self.payload(return_dvecs=False, return_docnos=False)[0].get("encoder")
         return None if stored is None else EncoderIdentity(**stored)
 
     def built(self) -> bool:
-        """Tell whether there is a complete index."""
-        return (self.index_path / METADATA_FILE).is_file()
+        """Tell whether there is a complete index, which can be opened."""
+        if self._signature == signature_of(self.index_path):
+            return True
+        try:
+            open_index(self.index_path)
+        except (OSError, ValueError):
+            return False
+        return True
 
     def payload(self, return_dvecs: bool = True, return_docnos: bool = True) -> list[Any]:
         """Open the index, if it is complete, as :meth:`pyterrier_dr.FlexIndex.payload` does."""
-        # checked once: retrievers call this for every batch
-        if not self._is_complete:
-            _require_complete(self.index_path)
-            self._is_complete = True
+        if self._signature is None:
+            files = open_index(self.index_path)
+            self.__dict__.update(compat.opened_files(files.metadata, files.vectors, files.docnos))
+            self._signature = files.signature
         return super().payload(return_dvecs, return_docnos)
 
     def indexer(self, *, mode: IndexingMode | str = IndexingMode.create) -> FlexIndexer:
@@ -119,107 +134,85 @@ class SelfDistillIndex(ComparedByKey, compat.LocalPackages, FlexIndex):
         """Make a transformer that adds ``doc_vec``, of the index, to frames with ``docno``."""
         return VectorLoader(self)
 
+    @checked
     def retriever(
         self,
         *,
-        num_results: int = 1000,
-        batch_size: int | None = None,
+        num_results: PositiveInteger = 1000,
+        batch_size: PositiveInteger | None = None,
         drop_query_vec: bool = False,
         mask: np.ndarray | None = None,
     ) -> IndexTransformer:
         """Search all vectors, or those of a :meth:`mask`, reading ``batch_size`` at once from disk."""
-        options = {"num_results": num_results, "batch_size": batch_size, "drop_query_vec": drop_query_vec, "mask": mask}
-        return IndexTransformer(self, "np_retriever", options)
+        return IndexTransformer.make("np_retriever", **locals())
 
+    @checked
     def torch_retriever(
         self,
         *,
-        num_results: int = 1000,
+        num_results: PositiveInteger = 1000,
         device: str | None = None,
         fp16: bool = False,
-        qbatch: int = 64,
+        qbatch: PositiveInteger = 64,
         drop_query_vec: bool = False,
         mask: np.ndarray | None = None,
     ) -> IndexTransformer:
         """Search all vectors, or those of a :meth:`mask`, in the memory of ``device``; with ``fp16`` in half of it."""
-        options: dict[str, Any] = {
-            "num_results": num_results,
-            "device": device,
-            "fp16": fp16,
-            "qbatch": qbatch,
-            "drop_query_vec": drop_query_vec,
-            "mask": mask,
-        }
-        return IndexTransformer(self, "torch_retriever", options)
+        return IndexTransformer.make("torch_retriever", **locals())
 
+    @checked
     def faiss_flat_retriever(
-        self, *, gpu: bool = False, qbatch: int = 64, drop_query_vec: bool = False
+        self, *, gpu: bool = False, qbatch: PositiveInteger = 64, drop_query_vec: bool = False
     ) -> IndexTransformer:
         """Search all vectors in memory with FAISS, on all GPUs if ``gpu``, for 1,000 results."""
-        options = {"gpu": gpu, "qbatch": qbatch, "drop_query_vec": drop_query_vec}
-        return IndexTransformer(self, "faiss_flat_retriever", options)
+        return IndexTransformer.make("faiss_flat_retriever", **locals())
 
+    @checked
     def faiss_hnsw_retriever(
         self,
-        neighbours: int = 32,
+        neighbours: Neighbours = 32,
         *,
-        num_results: int = 1000,
-        ef_construction: int = 40,
-        ef_search: int = 16,
+        num_results: PositiveInteger = 1000,
+        ef_construction: PositiveInteger = 40,
+        ef_search: PositiveInteger = 16,
         cache: bool = True,
         search_bounded_queue: bool = True,
-        qbatch: int = 64,
+        qbatch: PositiveInteger = 64,
         drop_query_vec: bool = False,
     ) -> IndexTransformer:
         """Search a graph of FAISS in which each document has ``neighbours``.
 
         The higher ``ef_construction`` and ``ef_search``, the better and the slower are building and searching.
         """
-        options: dict[str, Any] = {
-            "neighbours": neighbours,
-            "num_results": num_results,
-            "ef_construction": ef_construction,
-            "ef_search": ef_search,
-            "cache": cache,
-            "search_bounded_queue": search_bounded_queue,
-            "qbatch": qbatch,
-            "drop_query_vec": drop_query_vec,
-        }
-        return IndexTransformer(self, "faiss_hnsw_retriever", options)
+        return IndexTransformer.make("faiss_hnsw_retriever", **locals())
 
+    @checked
     def faiss_ivf_retriever(
         self,
         *,
-        num_results: int = 1000,
-        train_sample: int | None = None,
-        n_list: int | None = None,
+        num_results: PositiveInteger = 1000,
+        train_sample: PositiveInteger | None = None,
+        n_list: PositiveInteger | None = None,
         cache: bool = True,
-        n_probe: int = 1,
+        n_probe: PositiveInteger = 1,
         drop_query_vec: bool = False,
     ) -> IndexTransformer:
         """Search the ``n_probe`` nearest of ``n_list`` clusters with FAISS.
 
         Clusters are learned from ``train_sample`` vectors. The more are searched, the better and the slower it is.
         """
-        options: dict[str, Any] = {
-            "num_results": num_results,
-            "train_sample": train_sample,
-            "n_list": n_list,
-            "cache": cache,
-            "n_probe": n_probe,
-            "drop_query_vec": drop_query_vec,
-        }
-        return IndexTransformer(self, "faiss_ivf_retriever", options)
+        return IndexTransformer.make("faiss_ivf_retriever", **locals())
 
+    @checked
     def voyager_retriever(
         self,
-        neighbours: int = 12,
+        neighbours: Neighbours = 12,
         *,
-        num_results: int = 1000,
-        ef_construction: int = 200,
-        random_seed: int = 1,
-        storage_data_type: str = "float32",
-        query_ef: int = 10,
+        num_results: PositiveInteger = 1000,
+        ef_construction: PositiveInteger = 200,
+        random_seed: Seed = 1,
+        storage_data_type: Literal["float32", "float8", "e4m3"] = "float32",
+        query_ef: PositiveInteger = 10,
         drop_query_vec: bool = False,
     ) -> IndexTransformer:
         """Search a graph of Voyager in which each document has ``neighbours``.
@@ -227,78 +220,58 @@ class SelfDistillIndex(ComparedByKey, compat.LocalPackages, FlexIndex):
         The higher ``ef_construction`` and ``query_ef``, the better and the slower are building and searching. Vectors
         are stored as ``"float32"``, ``"float8"`` or ``"e4m3"``.
         """
-        options: dict[str, Any] = {
-            "neighbours": neighbours,
-            "num_results": num_results,
-            "ef_construction": ef_construction,
-            "random_seed": random_seed,
-            "storage_data_type": storage_data_type,
-            "query_ef": query_ef,
-            "drop_query_vec": drop_query_vec,
-        }
-        return IndexTransformer(self, "voyager_retriever", options)
+        return IndexTransformer.make("voyager_retriever", **locals())
 
-    def scorer(self, *, num_results: int | None = None) -> IndexTransformer:
+    @checked
+    def scorer(self, *, num_results: PositiveInteger | None = None) -> IndexTransformer:
         """Score the documents of results with their vectors, read from disk, and keep ``num_results``, or all."""
-        return IndexTransformer(self, "np_scorer", {"num_results": num_results})
+        return IndexTransformer.make("np_scorer", **locals())
 
+    @checked
     def torch_scorer(
-        self, *, num_results: int | None = None, device: str | None = None, fp16: bool = False
+        self, *, num_results: PositiveInteger | None = None, device: str | None = None, fp16: bool = False
     ) -> IndexTransformer:
         """Score the documents of results as :meth:`scorer` does, with all vectors in the memory of ``device``."""
-        options = {"num_results": num_results, "device": device, "fp16": fp16}
-        return IndexTransformer(self, "torch_scorer", options)
+        return IndexTransformer.make("torch_scorer", **locals())
 
-    def gar(self, k: int = 16, *, batch_size: int = 128, num_results: int = 1000) -> IndexTransformer:
+    @checked
+    def gar(
+        self, k: PositiveInteger = 16, *, batch_size: PositiveInteger = 128, num_results: PositiveInteger = 1000
+    ) -> IndexTransformer:
         """Re-rank results and, in turns, the ``k`` nearest neighbours of the best so far, ``batch_size`` at once."""
-        return IndexTransformer(self, "gar", {"k": k, "batch_size": batch_size, "num_results": num_results})
+        return IndexTransformer.make("gar", **locals())
 
+    @checked
     def ladr_proactive(
         self,
-        k: int | pt.Artifact = 16,
+        k: PositiveInteger | pt.Artifact = 16,
         *,
-        hops: int = 1,
-        num_results: int = 1000,
+        hops: Count = 1,
+        num_results: PositiveInteger = 1000,
         dense_scorer: pt.Transformer | None = None,
         drop_query_vec: bool = False,
-        budget: bool | int = False,
+        budget: bool | PositiveInteger = False,
     ) -> IndexTransformer:
         """Re-rank results and their ``k`` neighbours, ``hops`` far, until ``budget`` documents are scored.
 
         A corpus graph may stand for ``k``, and True for a budget of ``num_results``.
         """
-        options: dict[str, Any] = {
-            "k": k,
-            "hops": hops,
-            "num_results": num_results,
-            "dense_scorer": dense_scorer,
-            "drop_query_vec": drop_query_vec,
-            "budget": budget,
-        }
-        return IndexTransformer(self, "ladr_proactive", options)
+        return IndexTransformer.make("ladr_proactive", **locals())
 
+    @checked
     def ladr_adaptive(
         self,
-        k: int | pt.Artifact = 16,
+        k: PositiveInteger | pt.Artifact = 16,
         *,
-        depth: int = 100,
-        num_results: int = 1000,
+        depth: PositiveInteger = 100,
+        num_results: PositiveInteger = 1000,
         dense_scorer: pt.Transformer | None = None,
-        max_hops: int | None = None,
+        max_hops: Count | None = None,
         drop_query_vec: bool = False,
-        budget: bool | int = False,
+        budget: bool | PositiveInteger = False,
     ) -> IndexTransformer:
         """Re-rank as :meth:`ladr_proactive`, going on from the best ``depth`` until they stay, or for ``max_hops``."""
-        options: dict[str, Any] = {
-            "k": k,
-            "depth": depth,
-            "num_results": num_results,
-            "dense_scorer": dense_scorer,
-            "max_hops": max_hops,
-            "drop_query_vec": drop_query_vec,
-            "budget": budget,
-        }
-        return IndexTransformer(self, "ladr_adaptive", options)
+        return IndexTransformer.make("ladr_adaptive", **locals())
 
     # the other names that FlexIndex has for the same
     np_retriever = retriever
@@ -311,127 +284,19 @@ class SelfDistillIndex(ComparedByKey, compat.LocalPackages, FlexIndex):
         """Close the files; they are opened again when they are needed."""
         self.__dict__.update(self.__getstate__())
 
+    def refresh(self) -> None:
+        """Close the files, if others are there by now."""
+        if self._signature != signature_of(self.index_path):
+            self.close()
+
     def __getstate__(self) -> dict[str, Any]:
         # another process opens the files itself
-        return {**vars(self), **compat.closed_files(), "_is_complete": False}
+        return {**vars(self), **compat.closed_files(), "_signature": None}
 
     def _key(self) -> tuple[Any, ...]:
+        self.refresh()
         encoder = self.encoder if self.built() else None
         return self.index_path, encoder, self.sim_fn, self.any_encoder
 
     def __repr__(self) -> str:
         return f"SelfDistillIndex({str(self.index_path)!r})"
-
-
-class Indexer(FlexIndexer):
-    """Builds an index beside the place where it will be, and moves it there when it is complete.
-
-    Args:
-        index: The index to build.
-        mode: Whether to replace an index that is there.
-    """
-
-    schematic: ClassVar = {"label": "Indexer"}
-
-    def __init__(self, index: SelfDistillIndex, mode: IndexingMode | str) -> None:
-        super().__init__(index, mode=mode)
-        self.target = index
-
-    def index(self, inp: Iterable[dict[str, Any]]) -> SelfDistillIndex:
-        """Build the index.
-
-        Args:
-            inp: Records with ``docno`` and ``doc_vec``, or a frame.
-
-        Returns:
-            The index.
-
-        Raises:
-            FileExistsError: If there is an index already, and it is not to be replaced.
-            ValueError: If a document has no identifier or vector, or is a duplicate, or there are no documents.
-            TypeError: If an identifier is not a string.
-            EncoderMismatchError: If several encoders made the vectors.
-        """
-        path = self.target.index_path
-        if path.exists() and self.mode is IndexingMode.create:
-            raise FileExistsError(
-                f"there is an index at {str(path)!r} already; search it, choose another path, or replace it with "
-                "index.indexer(mode='overwrite')"
-            )
-        if isinstance(inp, pd.DataFrame):
-            inp = inp.to_dict(orient="records")
-        records = iter(inp)
-        # an error before there is a folder, rather than an index of nothing
-        first = list(itertools.islice(records, 1))
-        if not first:
-            raise ValueError("there are no documents to index; the iterable is empty, or was read before")
-        encoders: set[EncoderIdentity] = set()
-        overwrite = self.mode is IndexingMode.overwrite
-        with atomic_folder(path, overwrite=overwrite, recognize=is_index, doing="building an index") as folder:
-            # pyterrier-dr replaces the temporary folder, which is there already
-            part = FlexIndex(str(folder), verbose=self.target.verbose)
-            part.indexer(mode="overwrite").index(_checked(itertools.chain(first, records), encoders))
-            metadata = folder / METADATA_FILE
-            stored = json.loads(metadata.read_text())
-            # vectors of other packages do not say who made them
-            if encoders:
-                stored["encoder"] = next(iter(encoders))._asdict()
-            metadata.write_text(json.dumps(stored) + "\n")
-        self.target.close()
-        return self.target
-
-
-def _checked(records: Iterable[dict[str, Any]], encoders: set[EncoderIdentity]) -> Iterator[dict[str, Any]]:
-    """Check records as they pass, and collect the encoders of their vectors."""
-    seen: set[str] = set()
-    for record in records:
-        missing = [name for name in ("docno", "doc_vec") if name not in record]
-        if missing:
-            raise ValueError(
-                f"a document has {list(record)}, and {' and '.join(missing)} missing; documents need a docno, and an "
-                "encoder before the index: (encoder >> index).index(corpus)"
-            )
-        docno = record["docno"]
-        if not isinstance(docno, str):
-            raise TypeError(f"the docno {docno!r} is of type {type(docno).__name__}; identifiers are strings")
-        if docno in seen:
-            raise ValueError(f"duplicate docno {docno!r}; each document needs an identifier of its own")
-        seen.add(docno)
-        encoders |= encoders_of([record["doc_vec"]])
-        checksums = {encoder.checksum for encoder in encoders}
-        if len(checksums) > 1:
-            raise EncoderMismatchError(f"vectors of several encoders: {' and '.join(map(str, encoders))}; use one")
-        yield record
-
-
-def is_index(folder: Path) -> bool:
-    """Tell whether a folder is an index."""
-    return artifact_kind(folder) == (FlexIndex.ARTIFACT_TYPE, FlexIndex.ARTIFACT_FORMAT)
-
-
-def _require_complete(path: Path) -> None:
-    """Check the files of an index, before they are opened.
-
-    Args:
-        path: The folder of the index.
-
-    Raises:
-        FileNotFoundError: If there is no index.
-        ValueError: If it is incomplete, or something else.
-    """
-    if not path.exists():
-        raise FileNotFoundError(f"there is no index at {str(path)!r}; build it: (encoder >> index).index(corpus)")
-    again = "build it again: (encoder >> index.indexer(mode='overwrite')).index(corpus)"
-    metadata = path / METADATA_FILE
-    if not metadata.is_file():
-        raise ValueError(f"{str(path)!r} is not an index, or building it was interrupted: no {METADATA_FILE}; {again}")
-    stored = json.loads(metadata.read_text())
-    kind = stored.get("type"), stored.get("format")
-    if kind != (FlexIndex.ARTIFACT_TYPE, FlexIndex.ARTIFACT_FORMAT):
-        raise ValueError(
-            f"expected a {FlexIndex.ARTIFACT_TYPE} of FlexIndex, got {str(path)!r}: a {kind[0]} of format {kind[1]}"
-        )
-    vectors = path / VECTORS_FILE
-    expected = stored["doc_count"] * stored["vec_size"] * np.dtype(np.float32).itemsize
-    if vectors.stat().st_size != expected:
-        raise ValueError(f"{str(vectors)!r} has not the {expected} bytes of all vectors; {again}")

@@ -22,6 +22,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from .compat import system_error_code
 from .exchange import exchange
 
 METADATA_FILE = "pt_meta.json"
@@ -49,7 +50,7 @@ def artifact_kind(folder: Path) -> tuple[Any, Any]:
     """
     try:
         metadata = json.loads((folder / METADATA_FILE).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         metadata = None
     if not isinstance(metadata, dict):
         return None, None
@@ -57,7 +58,7 @@ def artifact_kind(folder: Path) -> tuple[Any, Any]:
 
 
 @contextmanager
-def folder_lock(path: str | Path, doing: str) -> Iterator[None]:
+def folder_lock(path: str | Path, doing: str, *, wait: bool = False) -> Iterator[None]:
     """Keep other writers away from a folder, which may be there or not.
 
     The system takes the lock back when the process ends, however it ends. A lock of another folder, be it in this one,
@@ -66,9 +67,10 @@ def folder_lock(path: str | Path, doing: str) -> Iterator[None]:
     Args:
         path: The folder. Folders above it are made; a symbolic link is followed.
         doing: What is done meanwhile, as others are told: ``"building an index"``.
+        wait: Whether to wait until nobody else has the lock.
 
     Raises:
-        FolderInUseError: If another process or thread has the lock.
+        FolderInUseError: If another process or thread has the lock, and is not to be waited for.
         PermissionError: If the folder may not be written.
 
     Example:
@@ -82,7 +84,8 @@ def folder_lock(path: str | Path, doing: str) -> Iterator[None]:
     """
     target = Path(path).resolve()
     file = _lock_file(target)
-    lock = FileLock(file, timeout=0)
+    timeout = -1 if wait else 0
+    lock = FileLock(file, timeout=timeout)
     with _explained_errors(target), _explained_permissions(target):
         file.parent.mkdir(parents=True, exist_ok=True)
         # before, since some versions of filelock empty the file when they try
@@ -144,6 +147,7 @@ def atomic_folder(
     overwrite: bool = False,
     recognize: Callable[[Path], bool] | None = None,
     doing: str = "writing",
+    wait: bool = False,
 ) -> Iterator[Path]:
     """Give a temporary folder to write to, which becomes ``path`` on exit.
 
@@ -155,6 +159,7 @@ def atomic_folder(
         recognize: Tells whether a folder is one that may be replaced, since it holds what is written here and nothing
             of anybody else. Without it only an empty folder is.
         doing: What other processes are told that they have to wait for: ``"building an index"``.
+        wait: Whether to wait while another one writes it.
 
     Yields:
         The temporary folder.
@@ -162,7 +167,7 @@ def atomic_folder(
     Raises:
         FileExistsError: If the folder is there and ``overwrite`` is not set, or holds something else than what may be
             replaced, or if a file is there.
-        FolderInUseError: If another process or thread writes it.
+        FolderInUseError: If another process or thread writes it, and is not to be waited for.
         PermissionError: If it may not be written.
         FileNotFoundError: If the folder above was removed meanwhile.
         OSError: If the disk is full.
@@ -177,7 +182,7 @@ def atomic_folder(
     """
     target = Path(path).resolve()
     unfinished = _beside(target, "unfinished")
-    with folder_lock(target, doing):
+    with folder_lock(target, doing, wait=wait):
         _clean_up(target)
         _require_free(target, overwrite, recognize)
         with _explained_permissions(target):
@@ -274,7 +279,7 @@ def _explained_errors(target: Path) -> Iterator[None]:
             raise FileNotFoundError(
                 errno.ENOENT, f"{str(target.parent)!r} was removed meanwhile; write again", str(target)
             ) from error
-        code = getattr(error, "errno", None)
+        code = system_error_code(error)
         if code in DISK_FULL:
             raise OSError(
                 code, "the disk is full; what was there is as it was, and what was written is removed", str(target)

@@ -19,6 +19,7 @@ from sentence_transformers.util import is_sentence_transformer_model
 
 from .io import METADATA_FILE, artifact_kind, atomic_folder
 from .model_card import saved_card
+from .portable import portable_settings
 from .validate import require_positive_integer
 
 ARTIFACT = {"type": "biencoder", "format": "selfdistill", "package_hint": "pyterrier-selfdistill"}
@@ -174,9 +175,9 @@ def describe(model: SentenceTransformer, checksum: str) -> dict[str, Any]:
 def metadata(model: SentenceTransformer, checksum: str, training: Mapping[str, Any]) -> dict[str, Any]:
     """Make the metadata of a model: its kind, its description, and how it was trained.
 
-    The training summary is reduced to JSON that says nothing of this machine's folders.
+    The training summary is reduced to JSON that says nothing of this machine's folders, and no secret.
     """
-    return {**ARTIFACT, "model": describe(model, checksum), "training": _portable(training)}
+    return {**ARTIFACT, "model": describe(model, checksum), "training": portable_settings(training)}
 
 
 def save(model: SentenceTransformer, metadata: Mapping[str, Any], path: Path, *, overwrite: bool) -> None:
@@ -225,23 +226,3 @@ def _floating_point(dtype: str | torch.dtype) -> torch.dtype:
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise ValueError(f"dtype must be a floating point type of torch such as 'float32' or 'bfloat16', got {dtype!r}")
     return found
-
-
-def _portable(training: Mapping[str, Any]) -> dict[str, Any]:
-    summary = _without_folders(json.loads(json.dumps(training, default=str)))
-    base = summary.get("base_model")
-    # a relative path of a folder looks like the name of a model on the hub
-    if base and base.get("name") and Path(base["name"]).exists():
-        base["name"] = Path(base["name"]).name
-    return summary
-
-
-def _without_folders(value: Any) -> Any:
-    """Keep only the last name of each absolute path in nested values."""
-    if isinstance(value, dict):
-        return {name: _without_folders(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_without_folders(item) for item in value]
-    if isinstance(value, str) and Path(value).is_absolute():
-        return Path(value).name
-    return value

@@ -7,8 +7,9 @@ that it can be compared, sent to other processes and tuned, whatever the backend
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -18,8 +19,20 @@ from pyterrier_dr.flex.np_retr import NumpyVectorLoader
 
 from . import compat
 from .identity import ComparedByKey, EncodedVector, EncoderMismatchError, encoders_of
+from .index_files import Signature, read_unchanged, signature_of
+from .io import folder_lock
+from .portable import portable_name
 
 SCORERS = ("np_scorer", "torch_scorer")
+
+WITH_GRAPHS = (
+    *("faiss_hnsw_retriever", "faiss_ivf_retriever", "voyager_retriever"),
+    *("gar", "ladr_proactive", "ladr_adaptive"),
+)
+"""The methods that keep what they compute in the folder of the index."""
+
+FEWEST_CLUSTERS = 4
+"""How many clusters pyterrier-dr makes, at least, if it is not told how many."""
 
 
 class IndexTransformer(ComparedByKey, pt.Transformer):
@@ -37,30 +50,86 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
         inner: The transformer of pyterrier-dr.
     """
 
-    def __init__(self, index: FlexIndex, method: str, options: dict[str, Any]) -> None:
+    def __init__(self, index: Any, method: str, options: dict[str, Any]) -> None:
         self.index = index
         self.method = method
         self.options = options
         self.inner = self._make()
 
+    @classmethod
+    def make(cls, method: str, self: FlexIndex, **options: Any) -> IndexTransformer:
+        """Make a transformer in a method of the index, of its ``**locals()``."""
+        return cls(self, method, options)
+
     def _make(self) -> Any:
+        """Have pyterrier-dr make the transformer, of the files of one index, also if that is replaced meanwhile."""
+        return read_unchanged(self.index.index_path, self._make_of)
+
+    def _make_of(self, signature: Signature) -> Any:
+        """Have pyterrier-dr make the transformer, of the files of the index that has a signature."""
+        self._signature = signature
+        self.index.refresh()
+        with self._graphs_alone():
+            try:
+                return self._make_inner()
+            finally:
+                # a graph of the old index may lie in the folder of the new one
+                if signature_of(self.index.index_path) != signature:
+                    compat.remove_files_of_retrievers(self.index.index_path)
+
+    @contextmanager
+    def _graphs_alone(self) -> Iterator[None]:
+        """Let one process at a time compute what is kept in the folder of the index; others wait and read it."""
+        folder = self.index.index_path.resolve()
+        with ExitStack() as stack:
+            if self.method in WITH_GRAPHS:
+                # who may not write there can only read
+                with suppress(PermissionError):
+                    # beside the folder, so that it is the lock of the index that replaces this one too
+                    graphs = folder.with_name(f"{folder.name}.graphs")
+                    stack.enter_context(folder_lock(graphs, "computing a graph of an index", wait=True))
+            yield
+
+    def _make_inner(self) -> Any:
         """Have pyterrier-dr make the transformer, without its faults."""
-        options = self.options
+        options = self._fitting_options()
         mask = options.get("mask")
         if mask is not None:
             self._check_mask(mask)
         if mask is not None and self.method == "np_retriever":
             common = {name: options[name] for name in ("num_results", "mask", "drop_query_vec")}
             return compat.masked_retriever(self.index, **common)
-        # see compat.first_results
-        if self.method in SCORERS:
-            options = {**options, "num_results": None}
         inner = getattr(FlexIndex, self.method)(self.index, **options)
         if self.method == "voyager_retriever":
             compat.mend_voyager_num_results(inner, options["num_results"])
             compat.mend_voyager_query(inner)
             compat.mend_voyager_scores(inner)
         return inner
+
+    def _fitting_options(self) -> dict[str, Any]:
+        """Fit the options to pyterrier-dr, and to the number of documents."""
+        options = dict(self.options)
+        if self.method in SCORERS:
+            # see compat.first_results
+            options["num_results"] = None
+        if isinstance(options.get("k"), int):
+            if len(self.index) == 1:
+                raise ValueError(f"{self.index!r} has one document, which has no neighbours; use scorer()")
+            options["k"] = compat.make_corpus_graph(self.index, options["k"])
+        if "n_list" in options:
+            options["n_list"] = self._fitting_clusters(options["n_list"], options["train_sample"])
+        return options
+
+    def _fitting_clusters(self, clusters: int | None, sample: int | None) -> int | None:
+        """Make no more clusters than there are documents to learn them from."""
+        documents = len(self.index)
+        if sample is not None:
+            documents = min(sample, documents)
+        if clusters is None and documents < FEWEST_CLUSTERS:
+            return documents
+        if clusters is not None and clusters > documents:
+            raise ValueError(f"n_list={clusters} clusters cannot be learned from {documents} documents; take fewer")
+        return clusters
 
     def _check_mask(self, mask: np.ndarray) -> None:
         if np.shape(mask) != (len(self.index),):
@@ -81,9 +150,14 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
         Raises:
             EncoderMismatchError: If another encoder than the index's made the query vectors.
             ValueError: If they have another dimension.
+            LookupError: If a document is not in the index.
         """
+        self.index.refresh()
+        if self.index.signature != self._signature:
+            self.inner = self._make()
         if inp.empty:
             return self._transform_nothing(inp)
+        inp = with_own_docids(self.index, inp)
         if "query_vec" in inp:
             require_comparable(self.index, inp["query_vec"])
         if self.method in SCORERS:
@@ -124,13 +198,14 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
         """
         if name not in self.options:
             raise ValueError(f"{self.method} has no option {name!r}, only {', '.join(self.options)}")
-        self.options = {**self.options, name: value}
-        self.inner = self._make()
+        # the method of the index checks it
+        changed = getattr(self.index, self.method)(**{**self.options, name: value})
+        self.options, self.inner = changed.options, changed.inner
 
     @property
-    def schematic(self) -> dict[str, str]:
+    def schematic(self) -> dict[str, Any]:
         """The label, which is pyterrier-dr's."""
-        return {"label": type(self.inner).__name__}
+        return compat.schematic(type(self.inner).__name__)
 
     def subtransformers(self) -> dict[str, pt.Transformer]:
         """Return no parts: what does the work is not a pipeline."""
@@ -169,14 +244,17 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
 class VectorLoader(NumpyVectorLoader):
     """Add ``doc_vec``, as the index has it, to frames with ``docno``."""
 
+    schematic: ClassVar = compat.schematic("VecLoader")
+
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Load the vectors, which remember the encoder of the index."""
+        self.flex_index.refresh()
         with pt.validate.any(inp) as validation:
             validation.columns(includes=["docno"])
             validation.columns(includes=["docid"])
         if inp.empty:
             return inp.assign(doc_vec=pd.Series(dtype=object))
-        loaded = super().transform(inp)
+        loaded = super().transform(with_own_docids(self.flex_index, inp))
         encoder = self.flex_index.encoder
         if encoder is None:
             return loaded
@@ -184,6 +262,25 @@ class VectorLoader(NumpyVectorLoader):
 
     def __repr__(self) -> str:
         return f"{self.flex_index!r}.vec_loader()"
+
+
+def with_own_docids(index: FlexIndex, frame: pd.DataFrame) -> pd.DataFrame:
+    """Have the ``docid`` of documents be that of the index, where a first stage has put its own.
+
+    Args:
+        index: The index, a :class:`SelfDistillIndex`.
+        frame: A frame, perhaps with ``docno`` and ``docid``.
+
+    Returns:
+        The frame.
+
+    Raises:
+        LookupError: If a document is not in the index.
+    """
+    # pyterrier-dr would take the vectors at these positions, whatever is there
+    if "docno" not in frame or "docid" not in frame:
+        return frame
+    return frame.assign(docid=index.docnos().inv[frame["docno"]])
 
 
 def require_comparable(index: FlexIndex, vectors: Sequence[np.ndarray]) -> None:
@@ -211,7 +308,7 @@ def require_comparable(index: FlexIndex, vectors: Sequence[np.ndarray]) -> None:
         if other.checksum == own.checksum:
             continue
         remark = ""
-        if other.name == own.name:
+        if portable_name(other.name) == own.name:
             remark = "; they have the same name, but not the same weights or settings"
         raise EncoderMismatchError(
             f"{index!r} was built by the encoder {own}, and the queries were encoded by {other}{remark}. Search with "

@@ -4,6 +4,7 @@ import unittest
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.error import URLError
 
 import ir_datasets
 import pandas as pd
@@ -103,6 +104,18 @@ def ranking() -> Callable[[pd.DataFrame], list[list[str]]]:
         return results.sort_values(["qid", "rank"])[["qid", "docno"]].to_numpy().tolist()
 
     return ranking
+
+
+@pytest.fixture
+def no_network(monkeypatch, tmp_path):
+    """A machine without a network, which has downloaded nothing of PyTerrier's documentation."""
+
+    def fail(*arguments, **options):
+        raise URLError("there is no network")
+
+    monkeypatch.setenv("PYTERRIER_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(pt.documentation, "_cached_objects_inv", None)
+    monkeypatch.setattr(pt.io, "download", fail)
 
 
 @pytest.fixture

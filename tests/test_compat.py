@@ -4,10 +4,10 @@ The tests named ``..._is_needed`` show a fault in the plain library; the others,
 a mended library alone.
 """
 
-import json
+import errno
 import pickle
-from pathlib import Path
 
+import npids
 import numpy as np
 import pandas as pd
 import pyterrier as pt
@@ -17,11 +17,12 @@ import torch
 import voyager
 from datasets import Dataset
 from pyterrier_dr import FlexIndex
+from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from transformers.utils import logging
 
-from pyterrier_selfdistill import SelfDistillBiEncoder, SelfDistillIndex, compat
+from pyterrier_selfdistill import compat
 
 VECTORS = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
 VECTORS /= np.linalg.norm(VECTORS, axis=1, keepdims=True)
@@ -54,6 +55,21 @@ def fails(function, *errors):
     except errors:
         return True
     return False
+
+
+# --- system_error_code ----------------------------------------------------------------------------------------------
+
+
+def test_system_error_code_is_needed(tmp_path):
+    with pytest.raises(Exception, match="No such file") as raised:
+        save_file({"weights": torch.zeros(3)}, tmp_path / "nothing" / "model.safetensors")
+    assert not isinstance(raised.value, OSError), DELETE.format("system_error_code")
+    assert compat.system_error_code(raised.value) == errno.ENOENT
+
+
+def test_system_error_code():
+    assert compat.system_error_code(OSError(errno.ENOSPC, "No space left on device")) == errno.ENOSPC
+    assert compat.system_error_code(ValueError("no number")) is None
 
 
 # --- tensor_version -------------------------------------------------------------------------------------------------
@@ -151,86 +167,144 @@ def test_limit_autocast_to_training_leaves_other_models_alone(tiny_model):
     assert "forward" not in vars(tiny_model)
 
 
-# --- LocalPackages --------------------------------------------------------------------------------------------------
+# --- schematic ------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def package(encoder, tmp_path):
-    """The file of a packaged encoder."""
-    encoder.save(tmp_path / "model")
-    return Path(encoder.build_package(str(tmp_path / "model.tar.lz4"), verbose=False))
+class Labelled(pt.Transformer):
+    """A transformer with a label, and a page if it has one."""
+
+    def __init__(self, schematic):
+        self.schematic = schematic
+
+    def transform(self, inp):
+        return inp
 
 
-def cached():
-    return set((Path(pt.io.pyterrier_home()) / "artifacts").glob("*"))
+def test_schematic_is_needed(no_network):
+    is_drawn = not fails(lambda: pt.schematic.draw(Labelled({"label": "Box"})), OSError)
+    assert not is_drawn, DELETE.format("schematic")
 
 
-def test_local_packages_is_needed(package):
-    loads = not fails(lambda: pt.Artifact.from_url(package.as_uri()), Exception)
-    assert not loads, DELETE.format("LocalPackages")
+def test_schematic_is_drawn_without_a_network(no_network):
+    assert "Box" in pt.schematic.draw(Labelled(compat.schematic("Box")))
 
 
-@pytest.mark.parametrize("max_file_size", [None, 20_000])
-def test_from_url_loads_a_package_of_this_machine(encoder, tmp_path, max_file_size):
-    encoder.training_summary = {"seed": 7}
-    encoder.save(tmp_path / "model")
-    path = str(tmp_path / "model.tar.lz4")
-    package = encoder.build_package(path, max_file_size=max_file_size, verbose=False)
-    assert (tmp_path / "model.tar.lz4").exists() == (max_file_size is None)
-    for url in (f"file://{package}", (tmp_path / "model").as_uri()):
-        loaded = SelfDistillBiEncoder.from_url(url)
-        assert loaded == encoder
-        assert loaded.training_summary == encoder.training_summary
+# --- npids ----------------------------------------------------------------------------------------------------------
+
+DOCNOS = [["d0"], ["d\u00e9", "d\u00e8"], ["e8c5d3", "2301"], ["007", "008"]]
+"""Identifiers that npids does not store, or does not find again."""
 
 
-def test_from_url_unpacks_once(package, encoder):
-    first = SelfDistillBiEncoder.from_url(package.as_uri())
-    files = cached()
-    assert SelfDistillBiEncoder.from_url(package.as_uri(), batch_size=7).path == first.path
-    assert cached() == files
+def positions(lookup, docnos):
+    return [int(position) for position in lookup.inv[list(docnos)]]
 
 
-def test_from_url_loads_a_package_that_was_built_again(package, encoder):
-    first = SelfDistillBiEncoder.from_url(package.as_uri())
-    encoder.model.prompts["query"] = "query: "
-    encoder.save(encoder.path, overwrite=True)
-    encoder.build_package(str(package), verbose=False)
-    assert SelfDistillBiEncoder.from_url(package.as_uri()) == encoder
-    assert first != encoder
+def stores(docnos, path):
+    npids.Lookup.build(docnos, path, return_self=False)
+    lookup = npids.Lookup(path)
+    assert list(lookup) == docnos
+    assert positions(lookup, docnos) == list(range(len(docnos)))
 
 
-def test_from_url_refuses_a_package_that_was_changed(package):
-    content = bytearray(package.read_bytes())
-    content[len(content) // 2] ^= 1
-    package.write_bytes(content)
-    before = cached()
-    with pytest.raises((ValueError, RuntimeError, OSError)):
-        SelfDistillBiEncoder.from_url(package.as_uri())
-    assert cached() == before
+@pytest.mark.parametrize("docnos", DOCNOS)
+def test_write_docnos_is_needed(docnos, tmp_path):
+    is_stored = not fails(lambda: stores(docnos, tmp_path / "docnos"), Exception)
+    assert not is_stored, DELETE.format("write_docnos")
 
 
-def test_from_url_refuses_a_package_of_another_checksum(package):
-    before = cached()
-    with pytest.raises(ValueError, match="sha256"):
-        SelfDistillBiEncoder.from_url(package.as_uri(), expected_sha256="0" * 64)
-    assert cached() == before
-    checksum = json.loads(Path(f"{package}.json").read_text())["expected_sha256"]
-    assert SelfDistillBiEncoder.from_url(package.as_uri(), expected_sha256=checksum)
+@pytest.mark.parametrize(
+    "docnos",
+    [
+        *DOCNOS,
+        ["a", "b" * 100_000],
+        [" 1", "1", "01", "+1", "-1", "1_0", "\u0661"],
+        ["\u65e5\u672c", "\U0001f600", "a\nb", "a\tb", "ab" * 16, "550e8400-e29b-41d4-a716-446655440000"],
+        [f"d{number}" for number in range(1001)],
+        [str(number) for number in range(300)] + ["x"],
+    ],
+)
+def test_write_docnos_stores_any_strings(docnos, tmp_path):
+    compat.write_docnos(tmp_path / "docnos", docnos)
+    for lookup in (compat.open_docnos(tmp_path / "docnos"), npids.Lookup(tmp_path / "docnos")):
+        assert list(lookup) == docnos
+        assert lookup.fwd[list(range(len(docnos)))] == docnos
+        assert positions(lookup, docnos) == list(range(len(docnos)))
 
 
-def test_from_url_says_what_to_give(tmp_path):
-    with pytest.raises(FileNotFoundError, match="build_package"):
-        SelfDistillBiEncoder.from_url(f"file://{tmp_path}/nothing.tar.lz4")
+def test_write_docnos_makes_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr(compat, "DOCNOS_OF_A_BLOCK", 2)
+    docnos = ["a", "b", "cc", "d", "eee", "f"]
+    compat.write_docnos(tmp_path / "docnos", docnos)
+    lookup = compat.open_docnos(tmp_path / "docnos")
+    assert len(lookup.fwd.codecs) > 1
+    assert list(lookup) == docnos
+    assert positions(lookup, docnos) == list(range(len(docnos)))
 
 
-def test_from_url_loads_an_index(encoder, tmp_path):
-    corpus = [{"docno": str(number), "text": f"plot {number}"} for number in range(5)]
-    encoder.build_retriever(corpus, tmp_path / "index.flex")
-    package = SelfDistillIndex(tmp_path / "index.flex").build_package(str(tmp_path / "index.tar.lz4"), verbose=False)
-    index = SelfDistillIndex.from_url(f"file://{package}", any_encoder=True)
-    assert index.encoder == encoder.identity
-    assert index.any_encoder
-    assert len((encoder >> index).search("plot 3")) == 5
+def test_open_docnos_is_needed(tmp_path):
+    npids.Lookup.build(["a", "b"], tmp_path / "docnos", return_self=False)
+    lookup = npids.Lookup(tmp_path / "docnos")
+    is_known = not fails(lambda: lookup.inv[["nobody"]], LookupError)
+    takes_objects = not fails(lambda: lookup.inv[np.array(["\u00e9"], dtype=object)], UnicodeEncodeError)
+    assert is_known or not takes_objects, DELETE.format("open_docnos")
+
+
+@pytest.mark.parametrize("kind", [list, np.array, pd.Series, lambda docnos: np.array(docnos, dtype=object)])
+def test_open_docnos_knows_what_it_has(tmp_path, kind):
+    compat.write_docnos(tmp_path / "docnos", ["a", "\u00e9", "\u65e5\u672c"])
+    lookup = compat.open_docnos(tmp_path / "docnos")
+    assert list(lookup.inv[kind(["\u65e5\u672c", "a"])]) == [2, 0]
+    assert lookup.inv["\u00e9"] == 1
+    assert "a" in lookup.inv
+    assert "nobody" not in lookup.inv
+    with pytest.raises(LookupError, match="1 of 2 documents are not in the index, such as 'nobody'"):
+        lookup.inv[kind(["a", "nobody"])]
+
+
+# --- opened_files, files_of_retrievers and make_corpus_graph --------------------------------------------------------
+
+
+def test_opened_files_is_needed(plain):
+    plain.docnos()
+    opens_all = getattr(plain, "_dvecs") is not None  # noqa: B009 - a private name
+    assert not opens_all, DELETE.format("opened_files")
+
+
+def test_opened_files_are_not_opened_again(plain):
+    vectors = np.zeros((40, 8), dtype=np.float32)
+    vars(plain).update(compat.opened_files({"doc_count": 40, "vec_size": 8}, vectors, "docnos"))
+    assert plain.payload()[0] == "docnos"
+    assert plain.payload()[1] is vectors
+
+
+def test_files_of_retrievers_are_those_that_retrievers_write(plain):
+    before = set(plain.index_path.iterdir())
+    plain.faiss_hnsw_retriever()
+    plain.faiss_ivf_retriever()
+    plain.voyager_retriever()
+    plain.corpus_graph(3)
+    written = set(plain.index_path.iterdir()) - before
+    assert len(written) == 4
+    assert set(compat.files_of_retrievers(plain.index_path)) == written, "see compat.files_of_retrievers"
+    compat.remove_files_of_retrievers(plain.index_path)
+    assert set(plain.index_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(("k", "batch_size"), [(41, 8192), (7, 17)])
+def test_make_corpus_graph_is_needed(plain, k, batch_size):
+    fits = not fails(lambda: plain.corpus_graph(k, batch_size=batch_size), RuntimeError)
+    assert not fits, DELETE.format("make_corpus_graph")
+
+
+@pytest.mark.parametrize(("k", "expected"), [(7, 7), (39, 39), (1000, 39)])
+def test_make_corpus_graph_takes_the_neighbours_that_there_are(plain, k, expected, monkeypatch):
+    # batches of 14 documents, and of all
+    largest = 17 if k == 7 else 8192
+    monkeypatch.setattr(compat, "LARGEST_BATCH", largest)
+    assert compat.make_corpus_graph(plain, k) == expected
+    neighbours = plain.corpus_graph(expected).neighbours(0)
+    nearest = np.argsort(-(VECTORS @ VECTORS[0]))[1 : expected + 1]
+    assert set(neighbours) == set(nearest)
 
 
 # --- closed_files ---------------------------------------------------------------------------------------------------

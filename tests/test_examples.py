@@ -1,5 +1,6 @@
 """The examples from first to last, on small local datasets of the structure of their defaults, with a tiny model."""
 
+import importlib
 import json
 from pathlib import Path
 
@@ -80,3 +81,61 @@ def test_hard_negatives(datasets, language_model, capsys):
         pd.read_csv(f"out/{name}/history.csv")["loss"].dropna().iloc[-1] for name in ("random", "bm25", "re-mined")
     }
     assert len(models) == 3
+
+
+# --- the folder that an example writes ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def prepare(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples"))
+    from output_folder import prepare_output
+
+    return lambda path: prepare_output(str(path), "quickstart", ["model", "*.flex"])
+
+
+def test_prepare_output_replaces_what_the_example_wrote(prepare, tmp_path):
+    folder = prepare(tmp_path / "runs" / "quickstart")
+    (folder / "model").mkdir()
+    (folder / "model" / "weights").write_text("0.5")
+    (folder / ".untrained.flex.unfinished").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "untrained.flex").symlink_to(tmp_path / "elsewhere")
+    assert prepare(folder) == folder
+    assert [path.name for path in folder.iterdir()] == [".quickstart"]
+    assert (tmp_path / "elsewhere").exists()
+
+
+def test_prepare_output_takes_an_empty_folder(prepare, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert prepare(tmp_path / "empty").is_dir()
+
+
+@pytest.mark.parametrize("is_marked", [False, True])
+def test_prepare_output_removes_nothing_else(prepare, tmp_path, is_marked):
+    for name in ("model", "thesis.tex"):
+        (tmp_path / name).write_text("mine")
+    if is_marked:
+        (tmp_path / ".quickstart").touch()
+    with pytest.raises(FileExistsError, match="holds what quickstart did not write: .*thesis.tex; give another"):
+        prepare(tmp_path)
+    assert (tmp_path / "model").read_text() == "mine"
+
+
+def test_prepare_output_refuses_what_only_looks_like_its_own(prepare, tmp_path):
+    (tmp_path / "folder" / "model").mkdir(parents=True)
+    with pytest.raises(FileExistsError, match="did not write: model"):
+        prepare(tmp_path / "folder")
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(FileExistsError, match="is a file"):
+        prepare(tmp_path / "file")
+
+
+@pytest.mark.parametrize("name", ["quickstart", "hard_negatives"])
+def test_examples_remove_nothing_that_is_not_theirs(datasets, name):
+    example = importlib.import_module(name)
+    Path("home").mkdir()
+    Path("home/thesis.tex").write_text("mine")
+    with pytest.raises(FileExistsError, match="thesis.tex"):
+        example.main(example.read_options(["--output", "home"]))
+    assert Path("home/thesis.tex").read_text() == "mine"

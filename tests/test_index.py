@@ -1,11 +1,8 @@
-"""The index: bound to its encoder, and built atomically."""
+"""The index: bound to its encoder, and one of its files."""
 
 import json
-import os
 import pickle
-import signal
-import subprocess
-import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,6 +13,7 @@ import torch
 from pyterrier_dr import FlexIndex, VectorPrf
 
 from pyterrier_selfdistill import EncoderMismatchError, SelfDistillIndex
+from pyterrier_selfdistill.identity import EncoderIdentity
 
 METHODS = [
     *("retriever", "torch_retriever", "faiss_flat_retriever"),
@@ -27,8 +25,11 @@ METHODS = [
 
 
 def test_index_remembers_its_encoder(encoder, index):
-    assert index.encoder == encoder.identity
-    assert SelfDistillIndex.load(str(index.index_path)).encoder == encoder.identity
+    # a name that others know, and no folder of this machine
+    expected = EncoderIdentity(Path(encoder.name).name, encoder.identity.checksum)
+    assert index.encoder == expected
+    assert SelfDistillIndex.load(str(index.index_path)).encoder == expected
+    assert encoder.name not in (index.index_path / "pt_meta.json").read_text()
     assert isinstance(pt.Artifact.load(str(index.index_path)), FlexIndex)
 
 
@@ -37,7 +38,7 @@ def test_retrievers_refuse_queries_of_another_encoder(index, encoder, other, col
     retriever = getattr(index, method)()
     with pytest.raises(EncoderMismatchError) as error:
         (other >> retriever)(collection.topics)
-    for identity in (encoder.identity, other.identity):
+    for identity in (index.encoder, other.identity):
         assert identity.checksum[:12] in str(error.value)
     assert "same name" in str(error.value)
     assert "any_encoder=True" in str(error.value)
@@ -104,110 +105,13 @@ def test_index_takes_queries_of_pyterrier_dr(encoder, index, collection, tmp_pat
 
 def test_vec_loader_loads_vectors_of_the_encoder_of_the_index(encoder, other, index, collection):
     loaded = (encoder >> index >> index.vec_loader())(collection.topics)
-    assert {vector.encoder for vector in loaded["doc_vec"]} == {encoder.identity}
+    assert {vector.encoder for vector in loaded["doc_vec"]} == {index.encoder}
     assert len(encoder(loaded)) == len(loaded)
     with pytest.raises(EncoderMismatchError, match="doc_vec"):
         other(loaded)
 
 
-# --- index and indexer ----------------------------------------------------------------------------------------------
-
-
-def test_indexer_replaces_an_index_only_if_told_to(encoder, index, collection):
-    before = (index.index_path / "vecs.f4").read_bytes()
-    with pytest.raises(FileExistsError, match="overwrite"):
-        (encoder >> index).index(collection.records[:5])
-    assert (index.index_path / "vecs.f4").read_bytes() == before
-    (encoder >> index.indexer(mode="overwrite")).index(collection.records[:5])
-    assert len(index) == 5
-    assert [path.name for path in index.index_path.parent.iterdir()] == ["index.flex"]
-
-
-@pytest.mark.parametrize(
-    ("document", "error", "message"),
-    [
-        ({"docno": "sort-table", "text": "again"}, ValueError, "duplicate docno 'sort-table'"),
-        ({"docno": "d1", "text": None}, TypeError, "'text' must hold a string.*'d1'"),
-        ({"docno": "d1"}, TypeError, "'text' must hold a string.*'d1'"),
-        ({"docno": 7, "text": "seven"}, TypeError, "docno 7 is of type int"),
-        ({"text": "nobody"}, TypeError, "docno nan is of type float"),
-    ],
-)
-def test_indexer_leaves_nothing_of_an_index_with_a_bad_document(
-    encoder, collection, tmp_path, document, error, message
-):
-    index = SelfDistillIndex(tmp_path / "index.flex", verbose=False)
-    with pytest.raises(error, match=message):
-        (encoder >> index).index([*collection.records, document])
-    assert not index.built()
-    assert not list(tmp_path.iterdir())
-
-
-def test_indexer_keeps_the_index_that_is_there_if_a_document_is_bad(encoder, index, collection):
-    with pytest.raises(ValueError, match="duplicate"):
-        (encoder >> index.indexer(mode="overwrite")).index(collection.records * 2)
-    assert len(SelfDistillIndex(index.index_path)) == len(collection.corpus)
-
-
-def test_indexer_refuses_no_documents_and_documents_without_vectors(encoder, tmp_path, collection):
-    index = SelfDistillIndex(tmp_path / "index.flex", verbose=False)
-    with pytest.raises(ValueError, match="no documents"):
-        (encoder >> index).index([])
-    with pytest.raises(ValueError, match="doc_vec missing.*encoder before the index"):
-        index.index(collection.records)
-    assert not list(tmp_path.iterdir())
-
-
-def test_indexer_refuses_vectors_of_two_encoders(encoder, other, tmp_path, collection):
-    records = [*encoder(collection.records[:3]), *other(collection.records[3:])]
-    with pytest.raises(EncoderMismatchError, match="several encoders"):
-        SelfDistillIndex(tmp_path / "index.flex", verbose=False).index(records)
-
-
-def test_indexer_that_is_killed_leaves_no_index(language_model, tmp_path):
-    program = """
-import sys, time
-from pyterrier_selfdistill import SelfDistillBiEncoder, SelfDistillIndex
-encoder = SelfDistillBiEncoder.from_pretrained(sys.argv[1], device="cpu")
-def corpus():
-    for i in range(5000):
-        yield {"docno": str(i), "text": f"plot {i}"}
-    print("indexing", flush=True)
-    time.sleep(60)
-(encoder >> SelfDistillIndex(sys.argv[2], verbose=False)).index(corpus())
-"""
-    path = tmp_path / "index.flex"
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, language_model, str(path)],
-        stdout=subprocess.PIPE,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )
-    assert process.stdout.readline().strip() == b"indexing"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not path.exists()
-    assert not SelfDistillIndex(path).built()
-
-
 # --- the folder of an index -----------------------------------------------------------------------------------------
-
-
-def test_index_refuses_what_is_not_a_complete_index(encoder, index, collection, tmp_path):
-    topics = collection.topics
-    with pytest.raises(FileNotFoundError, match="there is no index at .*nothing"):
-        (encoder >> SelfDistillIndex(tmp_path / "nothing"))(topics)
-    vectors = index.index_path / "vecs.f4"
-    vectors.write_bytes(vectors.read_bytes()[:-4])
-    with pytest.raises(ValueError, match="has not the 5120 bytes of all vectors"):
-        (encoder >> SelfDistillIndex(index.index_path))(topics)
-    (index.index_path / "pt_meta.json").unlink()
-    broken = SelfDistillIndex(index.index_path)
-    assert not broken.built()
-    with pytest.raises(ValueError, match="interrupted.*overwrite"):
-        (encoder >> broken)(topics)
-    model = encoder.save(tmp_path / "model")
-    with pytest.raises(ValueError, match="is not an index|a biencoder of format selfdistill"):
-        (encoder >> SelfDistillIndex(model))(topics)
 
 
 def test_index_that_was_built_again_is_another(encoder, other, index, collection):

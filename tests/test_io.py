@@ -2,12 +2,14 @@
 
 import errno
 import json
+import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import threading
+import time
+from pathlib import Path
 
 import pytest
 
@@ -40,67 +42,61 @@ def system(request, monkeypatch):
         monkeypatch.setattr(io, "exchange", lambda first, second: False)
 
 
+def write(path, when, reached):
+    """Replace a folder, in a process of its own, which waits to be killed or kills itself at some moment."""
+
+    def die(*arguments):
+        reached.set()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    exchange, rename = io.exchange, Path.rename
+    if when == "after the exchange":
+        io.exchange = lambda first, second: exchange(first, second) and die()
+    if when == "between two renames":
+        io.exchange = lambda first, second: False
+        Path.rename = lambda self, target: rename(self, target) and die()
+    with atomic_folder(path, overwrite=True, recognize=anything, doing="saving an encoder") as folder:
+        (folder / "new").write_text("new")
+        if when == "while writing":
+            reached.set()
+            time.sleep(60)
+
+
 @pytest.fixture
-def another_process(tmp_path):
-    """Run code in another process, until it prints a line; end it, if it is asked to."""
+def writer():
+    """Start a process that replaces a folder, and wait for the moment at which it waits or kills itself."""
     processes = []
 
-    def run(code):
-        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    def start(path, when):
+        context = multiprocessing.get_context("fork")
+        reached = context.Event()
+        process = context.Process(target=write, args=(path, when, reached))
         processes.append(process)
-        assert process.stdout.readline() == "ready\n"
+        process.start()
+        assert reached.wait(30)
         return process
 
-    yield run
+    yield start
     for process in processes:
         process.kill()
-        process.wait()
-        process.stdout.close()
-
-
-WRITER = """
-import os, signal, sys, time
-from pathlib import Path
-from pyterrier_selfdistill import io
-exchange = io.exchange
-rename = Path.rename
-def die_after_the_exchange(first, second):
-    exchange(first, second)
-    print("ready", flush=True)
-    os.kill(os.getpid(), signal.SIGKILL)
-def die_between_two_renames(self, target):
-    rename(self, target)
-    print("ready", flush=True)
-    os.kill(os.getpid(), signal.SIGKILL)
-when = {when!r}
-if when == "after the exchange":
-    io.exchange = die_after_the_exchange
-if when == "between two renames":
-    io.exchange = lambda first, second: False
-    Path.rename = die_between_two_renames
-with io.atomic_folder({path!r}, overwrite=True, recognize=lambda folder: True, doing="saving a model") as folder:
-    (folder / "new").write_text("new")
-    if when == "while writing":
-        print("ready", flush=True)
-        time.sleep(60)
-"""
+        process.join()
 
 
 # --- locks ----------------------------------------------------------------------------------------------------------
 
 
-def test_folder_lock_says_who_has_it(another_process, model):
-    process = another_process(WRITER.format(path=str(model), when="while writing"))
-    expected = rf"model' is in use: process {process.pid} on \S+ is saving a model there, since 20.*; wait"
+def test_folder_lock_says_who_has_it(writer, model):
+    process = writer(model, "while writing")
+    expected = rf"model' is in use: process {process.pid} on \S+ is saving an encoder there, since 20.*; wait"
     with pytest.raises(FolderInUseError, match=expected), folder_lock(model, "training"):
         pass
     assert names(model) == ["old"]
 
 
-def test_folder_lock_dies_with_its_process(another_process, model):
-    process = another_process(WRITER.format(path=str(model), when="while writing"))
+def test_folder_lock_dies_with_its_process(writer, model):
+    process = writer(model, "while writing")
     process.kill()
-    process.wait()
+    process.join()
     assert names(model.parent) == [".model.lock", ".model.unfinished", "model"]
     with folder_lock(model, "training"):
         assert json.loads((model.parent / ".model.lock").read_text())["pid"] == os.getpid()
@@ -157,6 +153,18 @@ def test_folder_lock_lets_one_of_many_in(tmp_path):
         thread.join()
     assert set(most) == {1}
     assert names(tmp_path) == []
+
+
+def test_folder_lock_lies_in_a_folder_that_cannot_be_replaced(model, monkeypatch):
+    monkeypatch.setattr(io.os.path, "ismount", lambda path: True)
+    with folder_lock(model, "training"):
+        assert names(model) == [".lock", "old"]
+    assert names(model) == ["old"]
+    with (
+        pytest.raises(FileExistsError, match="is a mount point"),
+        atomic_folder(model, overwrite=True, recognize=anything),
+    ):
+        pass
 
 
 def test_folder_lock_without_a_note_says_less(model, monkeypatch):
@@ -294,10 +302,10 @@ def test_atomic_folder_follows_a_link(tmp_path):
         ("between two renames", ["old"]),
     ],
 )
-def test_a_killed_writer_loses_nothing(another_process, model, when, content):
-    process = another_process(WRITER.format(path=str(model), when=when))
+def test_a_killed_writer_loses_nothing(writer, model, when, content):
+    process = writer(model, when)
     process.kill()
-    process.wait()
+    process.join()
     recover(model)
     assert names(model) == content
     with atomic_folder(model, overwrite=True, recognize=anything) as folder:
@@ -306,8 +314,8 @@ def test_a_killed_writer_loses_nothing(another_process, model, when, content):
     assert names(model.parent) == ["model"]
 
 
-def test_the_next_writer_puts_back_what_a_killed_one_moved_away(another_process, model):
-    another_process(WRITER.format(path=str(model), when="between two renames")).wait()
+def test_the_next_writer_puts_back_what_a_killed_one_moved_away(writer, model):
+    writer(model, "between two renames").join()
     assert not model.exists()
     with pytest.raises(FileExistsError, match="is there already"), atomic_folder(model):
         pass
@@ -315,11 +323,10 @@ def test_the_next_writer_puts_back_what_a_killed_one_moved_away(another_process,
     assert names(model.parent) == ["model"]
 
 
-def test_recover_leaves_a_living_writer_alone(another_process, model):
-    process = another_process(WRITER.format(path=str(model), when="while writing"))
+def test_recover_leaves_a_living_writer_alone(writer, model):
+    writer(model, "while writing")
     recover(model)
     assert names(model.parent / ".model.unfinished") == ["new"]
-    process.send_signal(signal.SIGKILL)
 
 
 def test_recover_waits_for_a_living_writer(model, monkeypatch):
@@ -368,10 +375,17 @@ def test_a_folder_that_may_not_be_written_is_named(read_only):
         pass
 
 
-def test_a_full_disk_keeps_what_was_there(model):
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_keeps_what_was_there(model, error):
     def write(folder):
         (folder / "new").write_text("new")
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise error
 
     with (
         pytest.raises(OSError, match="the disk is full; what was there is as it was") as raised,

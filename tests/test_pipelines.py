@@ -230,6 +230,14 @@ def test_schematics_are_drawn(transformers, names):
     assert "NumpyRetriever" in (encoder >> transformers["retriever"])._repr_html_()
 
 
+def test_schematics_are_drawn_without_a_network(transformers, encoder, index, no_network):
+    del transformers["trainer"]
+    for transformer in [*transformers.values(), index.indexer(), index.vec_loader()]:
+        assert "<div" in pt.schematic.draw(transformer)
+    for pipeline in (encoder >> index, encoder >> transformers["retriever"] >> transformers["re-ranker"]):
+        assert "<div" in pt.schematic.draw(pipeline)
+
+
 def test_transformers_are_equal_after_pickling(transformers, names, encoder, index):
     for name, transformer in transformers.items():
         again = pickle.loads(pickle.dumps(transformer))

@@ -2,6 +2,7 @@
 
 import inspect
 import pickle
+import threading
 
 import numpy as np
 import pandas as pd
@@ -10,11 +11,13 @@ import pytest
 from pyterrier_dr import FlexIndex
 
 from pyterrier_selfdistill import SelfDistillIndex
+from pyterrier_selfdistill.io import folder_lock
 from pyterrier_selfdistill.retrievers import IndexTransformer
 
 EXACT = ["retriever", "torch_retriever", "faiss_flat_retriever"]
 APPROXIMATE = ["faiss_hnsw_retriever", "faiss_ivf_retriever", "voyager_retriever"]
 RERANKERS = ["scorer", "torch_scorer", "gar", "ladr_proactive", "ladr_adaptive"]
+COUNTED = [method for method in [*EXACT, *APPROXIMATE, *RERANKERS] if method != "faiss_flat_retriever"]
 ALIASES = {
     "np_retriever": "retriever",
     "np_scorer": "scorer",
@@ -137,6 +140,175 @@ def test_retrievers_run_in_parallel(encoder, index, collection, method, ranking)
     assert ranking(parallel(collection.topics)) == ranking(pipeline(collection.topics))
 
 
+# --- options --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        *((method, {"num_results": -1}, "num_results must be a positive integer, got -1") for method in COUNTED),
+        *((method, {"num_results": 0}, "num_results must be a positive integer, got 0") for method in COUNTED),
+        ("retriever", {"num_results": 2.5}, "num_results must be a positive integer, got 2.5"),
+        ("retriever", {"num_results": True}, "num_results must be a positive integer, got True"),
+        ("retriever", {"batch_size": 0}, "batch_size must be a positive integer, got 0"),
+        ("torch_retriever", {"qbatch": 0}, "qbatch must be a positive integer, got 0"),
+        ("torch_retriever", {"fp16": "no"}, "fp16 must be a valid boolean, got 'no'"),
+        ("faiss_hnsw_retriever", {"neighbours": 1}, "neighbours must be 2 or a greater integer, got 1"),
+        ("faiss_hnsw_retriever", {"ef_search": 0}, "ef_search must be a positive integer, got 0"),
+        ("faiss_ivf_retriever", {"n_probe": 0}, "n_probe must be a positive integer, got 0"),
+        ("faiss_ivf_retriever", {"n_list": 41}, "n_list=41 clusters cannot be learned from 40 documents"),
+        ("faiss_ivf_retriever", {"n_list": 9, "train_sample": 8}, "n_list=9 clusters .* from 8 documents"),
+        ("voyager_retriever", {"storage_data_type": "float64"}, "storage_data_type must be 'float32', 'float8' or"),
+        ("voyager_retriever", {"random_seed": -1}, "random_seed must be an integer from 0"),
+        ("gar", {"k": 0}, "k must be a positive integer, got 0"),
+        ("gar", {"batch_size": 0}, "batch_size must be a positive integer, got 0"),
+        ("ladr_proactive", {"hops": -1}, "hops must be 0 or a positive integer, got -1"),
+        ("ladr_proactive", {"budget": 0}, "budget must be .*a positive integer, got 0"),
+        ("ladr_adaptive", {"depth": 0}, "depth must be a positive integer, got 0"),
+    ],
+)
+def test_options_are_checked(index, method, options, message):
+    with pytest.raises(ValueError, match=message):
+        getattr(index, method)(**options)
+
+
+def test_options_may_be_numpy_integers(index, encoder, collection):
+    found = (encoder >> index.retriever(num_results=np.int64(3), batch_size=np.int32(7)))(collection.topics)
+    assert len(found) == 3 * len(collection.topics)
+    candidates = encoder.query_encoder()(collection.results)
+    assert len(index.ladr_proactive(np.int64(4))(candidates.assign(score=1.0)))
+
+
+@pytest.mark.parametrize("documents", [1, 2, 5, 17])
+@pytest.mark.parametrize("method", [*EXACT, *APPROXIMATE, *RERANKERS])
+def test_small_corpora_are_searched_whole(tmp_path, method, documents):
+    vectors = np.random.default_rng(0).normal(size=(documents, 8)).astype(np.float32)
+    index = SelfDistillIndex(tmp_path / "index.flex", verbose=False)
+    index.index([{"docno": f"d{number}", "doc_vec": vector} for number, vector in enumerate(vectors)])
+    queries = pd.DataFrame({"qid": ["a", "b"], "query": "sort", "query_vec": [vectors[0], -vectors[0]]})
+    has_graph = method in ("gar", "ladr_proactive", "ladr_adaptive")
+    if has_graph and documents == 1:
+        with pytest.raises(ValueError, match="has one document, which has no neighbours"):
+            getattr(index, method)()
+        return
+    # more neighbours and more clusters than there are documents, unless they are fitted
+    options = {"n_probe": 100} if method == "faiss_ivf_retriever" else {}
+    if method in RERANKERS:
+        queries = queries.merge(pd.DataFrame({"docno": list(index.docnos())}), how="cross").assign(score=1.0)
+    found = getattr(index, method)(**options)(queries)
+    assert found.groupby("qid").size().tolist() == [documents] * 2
+    for qid, query in {"a": vectors[0], "b": -vectors[0]}.items():
+        expected = np.sort(vectors @ query)[::-1]
+        np.testing.assert_allclose(found[found["qid"] == qid]["score"], expected, atol=1e-5)
+
+
+# --- documents ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def multilingual(tmp_path):
+    """An index whose documents have identifiers of all kinds, and candidates of one query."""
+    docnos = ["d\u00e91", "d\u00e82", "\u65e5\u672c", "007", "008", "7", "a b", "e8c5d3"]
+    vectors = np.eye(8, dtype=np.float32)
+    index = SelfDistillIndex(tmp_path / "index.flex", verbose=False)
+    index.index([{"docno": docno, "doc_vec": vector} for docno, vector in zip(docnos, vectors, strict=True)])
+    query = np.arange(8, 0, -1, dtype=np.float32)
+    candidates = pd.DataFrame({"qid": "q", "query": "sort", "docno": docnos, "score": 1.0})
+    return index, candidates.assign(query_vec=[query] * 8)
+
+
+@pytest.mark.parametrize("method", RERANKERS)
+def test_rerankers_know_identifiers_of_all_kinds(multilingual, method):
+    index, candidates = multilingual
+    found = getattr(index, method)()(candidates.iloc[::-1])
+    assert found.sort_values("rank")["docno"].tolist() == candidates["docno"].tolist()
+    assert found.sort_values("rank")["score"].tolist() == [8, 7, 6, 5, 4, 3, 2, 1]
+
+
+@pytest.mark.parametrize("method", [*RERANKERS, "vec_loader"])
+def test_rerankers_refuse_documents_that_are_not_in_the_index(multilingual, method):
+    index, candidates = multilingual
+    with pytest.raises(LookupError, match="1 of 9 documents are not in the index, such as '0007'"):
+        getattr(index, method)()(pd.concat([candidates, candidates[:1].assign(docno="0007")]))
+
+
+@pytest.mark.parametrize("method", ["scorer", "torch_scorer", "vec_loader"])
+def test_the_positions_that_a_first_stage_gives_documents_do_not_count(multilingual, method):
+    index, candidates = multilingual
+    found = getattr(index, method)()(candidates.assign(docid=7))
+    assert found["docid"].tolist() == list(range(8))
+    if method == "vec_loader":
+        np.testing.assert_array_equal(np.stack(found["doc_vec"]), np.eye(8))
+    else:
+        assert found["score"].tolist() == [8, 7, 6, 5, 4, 3, 2, 1]
+
+
+# --- an index that is replaced --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", EXACT + APPROXIMATE)
+def test_retrievers_search_the_index_that_replaced_theirs(encoder, index, collection, method):
+    options = {"n_probe": 8} if method == "faiss_ivf_retriever" else {}
+    pipeline = encoder >> getattr(index, method)(**options)
+    assert set(pipeline(collection.topics)["docno"]) <= set(collection.corpus["docno"])
+    documents = [
+        {"docno": f"new-{number}", "text": text} for number, text in enumerate(collection.corpus["text"][::-1])
+    ]
+    another = SelfDistillIndex(index.index_path, verbose=False)
+    (encoder >> another.indexer(mode="overwrite")).index(documents[:20])
+    found = pipeline(collection.topics)
+    expected = (encoder >> getattr(another, method)(**options))(collection.topics)
+    assert set(found["docno"]) <= {document["docno"] for document in documents[:20]}
+    pd.testing.assert_frame_equal(found[["qid", "docno", "score"]], expected[["qid", "docno", "score"]])
+
+
+def test_retrievers_may_be_made_before_the_index_is_built(encoder, collection, tmp_path):
+    index = SelfDistillIndex(tmp_path / "index.flex", verbose=False)
+    pipeline = encoder >> index.retriever()
+    with pytest.raises(FileNotFoundError, match="there is no index"):
+        pipeline(collection.topics)
+    (encoder >> index).index(collection.records)
+    assert len(pipeline(collection.topics)) == len(collection.results)
+
+
+@pytest.mark.parametrize("method", APPROXIMATE)
+def test_no_graph_of_an_index_is_left_in_the_one_that_replaced_it(encoder, index, collection, method, monkeypatch):
+    make = getattr(FlexIndex, method)
+    documents = list(reversed(collection.records[:20]))
+
+    def make_slowly(self, **options):
+        if documents:
+            # the vectors are read before another index is there, and the graph is written after
+            self.payload()
+            taken, documents[:] = list(documents), []
+            (encoder >> SelfDistillIndex(index.index_path, verbose=False).indexer(mode="overwrite")).index(taken)
+        return make(self, **options)
+
+    monkeypatch.setattr(FlexIndex, method, make_slowly)
+    options = {"n_probe": 8} if method == "faiss_ivf_retriever" else {}
+    found = (encoder >> getattr(index, method)(**options))(collection.topics)
+    monkeypatch.undo()
+    again = SelfDistillIndex(index.index_path, verbose=False)
+    expected = (encoder >> again.retriever())(collection.topics)
+    best = found[found["rank"] == 0].merge(expected, on=["qid", "docno"])
+    assert len(best) == len(collection.topics)
+    np.testing.assert_allclose(best["score_x"], best["score_y"], atol=1e-5)
+    pd.testing.assert_frame_equal((encoder >> getattr(again, method)(**options))(collection.topics), found)
+
+
+def test_graphs_are_computed_by_one_at_a_time(index):
+    graphs = index.index_path.with_name("index.flex.graphs")
+    with folder_lock(graphs, "computing a graph"):
+        thread = threading.Thread(target=index.faiss_hnsw_retriever)
+        thread.start()
+        thread.join(0.3)
+        assert thread.is_alive()
+        assert not list(index.index_path.glob("*.faiss"))
+    thread.join()
+    assert len(list(index.index_path.glob("*.faiss"))) == 1
+    assert [path.name for path in index.index_path.parent.iterdir()] == ["index.flex"]
+
+
 # --- IndexTransformer -----------------------------------------------------------------------------------------------
 
 
@@ -168,6 +340,9 @@ def test_set_parameter_changes_an_option(encoder, index, collection):
     # a grid search holds it as a key
     assert hash(retriever) == before
     assert len((encoder >> retriever)(collection.topics)) == 2 * len(collection.topics)
+    with pytest.raises(ValueError, match="num_results must be a positive integer, got 0"):
+        retriever.set_parameter("num_results", 0)
+    assert retriever.get_parameter("num_results") == 2
     with pytest.raises(ValueError, match="no option 'ef_search'"):
         retriever.set_parameter("ef_search", 2)
 

@@ -15,11 +15,12 @@ PACKAGE = ROOT / "pyterrier_selfdistill"
 
 LAYERS = [
     ["compat", "exchange"],
-    ["io", "validate"],
-    ["identity"],
+    ["io", "portable", "validate"],
+    ["identity", "packages"],
     ["losses"],
     ["data"],
-    ["retrievers"],
+    ["index_files"],
+    ["indexer", "retrievers"],
     ["index"],
     ["encoders"],
     ["model_card"],
@@ -181,7 +182,7 @@ def requirements(extras):
 def test_what_is_imported_is_declared(folder, extras):
     provided = importlib.metadata.packages_distributions()
     required = requirements(extras)
-    own = {"pyterrier_selfdistill", "benchmarks"}
+    own = {"pyterrier_selfdistill", "benchmarks", *(path.stem for path in (ROOT / "examples").glob("*.py"))}
     for path, tree in modules_of(ROOT / folder).items():
         imported = {name.partition(".")[0] for name in imports_of(tree) if not name.startswith(".")}
         for name in sorted(imported - own - set(sys.stdlib_module_names)):

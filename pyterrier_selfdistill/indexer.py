@@ -1,0 +1,158 @@
+"""The building of an index: documents are checked as they pass, and replace nothing before all of them have."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+from pyterrier_dr import FlexIndex
+from pyterrier_dr.flex import IndexingMode
+from pyterrier_dr.flex.core import FlexIndexer
+
+from .compat import schematic
+from .identity import EncoderIdentity, EncoderMismatchError, encoders_of
+from .index_files import is_index, write_encoder, write_index
+from .io import atomic_folder
+
+NOT_STORABLE = re.compile("[\0\ud800-\udfff]")
+"""What identifiers cannot have in them: NUL, which ends them, and halves of characters."""
+
+
+class Indexer(FlexIndexer):
+    """Builds an index beside the place where it will be, and moves it there when it is complete.
+
+    Args:
+        index: The index to build, a :class:`SelfDistillIndex`.
+        mode: Whether to replace an index that is there.
+    """
+
+    schematic: ClassVar = schematic("Indexer")
+
+    def __init__(self, index: FlexIndex, mode: IndexingMode | str) -> None:
+        super().__init__(index, mode=mode)
+        self.target: Any = index
+
+    def index(self, inp: Iterable[dict[str, Any]]) -> FlexIndex:
+        """Build the index.
+
+        Args:
+            inp: Records with ``docno`` and ``doc_vec``, or a frame.
+
+        Returns:
+            The index.
+
+        Raises:
+            FileExistsError: If there is an index already, and it is not to be replaced, or something else.
+            FolderInUseError: If another process is building it.
+            ValueError: If a document has no identifier or no vector of floats, or is a duplicate, or there are no
+                documents.
+            TypeError: If an identifier is not a string.
+            EncoderMismatchError: If several encoders made the vectors.
+        """
+        path = self.target.index_path
+        if path.exists() and self.mode is IndexingMode.create:
+            raise FileExistsError(
+                f"there is an index at {str(path)!r} already; search it, choose another path, or replace it with "
+                "index.indexer(mode='overwrite')"
+            )
+        if isinstance(inp, pd.DataFrame):
+            inp = inp.to_dict(orient="records")
+        records = iter(inp)
+        # an error before there is a folder, rather than an index of nothing
+        first = list(itertools.islice(records, 1))
+        if not first:
+            raise ValueError("there are no documents to index; the iterable is empty, or was read before")
+        documents = CheckedDocuments(itertools.chain(first, records))
+        overwrite = self.mode is IndexingMode.overwrite
+        with atomic_folder(path, overwrite=overwrite, recognize=is_index, doing="building an index") as folder:
+            write_index(folder, pt.tqdm(documents, desc="indexing", unit="dvec", disable=not self.target.verbose))
+            # vectors of other packages do not say who made them
+            if documents.encoders:
+                write_encoder(folder, next(iter(documents.encoders)))
+        self.target.close()
+        return self.target
+
+
+class CheckedDocuments:
+    """Documents that are checked as they pass.
+
+    Args:
+        records: Records with ``docno`` and ``doc_vec``.
+
+    Attributes:
+        encoders: The encoder of the vectors, once it is known.
+
+    Example:
+        >>> records = [{"docno": "d1", "doc_vec": np.ones(3)}, {"docno": "d2", "doc_vec": np.ones(4)}]
+        >>> list(CheckedDocuments(records))
+        Traceback (most recent call last):
+        ValueError: the doc_vec of 'd2' has 4 dimensions, and those before have 3; ...
+    """
+
+    def __init__(self, records: Iterable[dict[str, Any]]) -> None:
+        self._records = records
+        self._seen: set[str] = set()
+        self._dimension: int | None = None
+        self.encoders: set[EncoderIdentity] = set()
+
+    def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Iterate over the identifiers and the vectors, as they are stored."""
+        for record in self._records:
+            missing = [name for name in ("docno", "doc_vec") if name not in record]
+            if missing:
+                raise ValueError(
+                    f"a document has {list(record)}, and {' and '.join(missing)} missing; documents need a docno, and "
+                    "an encoder before the index: (encoder >> index).index(corpus)"
+                )
+            docno, vector = record["docno"], record["doc_vec"]
+            self._check_docno(docno)
+            self._check_encoder(vector)
+            yield docno, self._checked_vector(docno, vector)
+
+    def _check_docno(self, docno: Any) -> None:
+        if not isinstance(docno, str):
+            raise TypeError(f"the docno {docno!r} is of type {type(docno).__name__}; identifiers are strings")
+        if not docno or NOT_STORABLE.search(docno):
+            raise ValueError(f"the docno {docno!r} is empty, or has a character in it that is none; choose another one")
+        if docno in self._seen:
+            raise ValueError(f"duplicate docno {docno!r}; each document needs an identifier of its own")
+        self._seen.add(docno)
+
+    def _check_encoder(self, vector: Any) -> None:
+        self.encoders |= encoders_of([vector])
+        checksums = {encoder.checksum for encoder in self.encoders}
+        if len(checksums) > 1:
+            raise EncoderMismatchError(f"vectors of several encoders: {' and '.join(map(str, self.encoders))}; use one")
+
+    def _checked_vector(self, docno: str, vector: Any) -> np.ndarray:
+        """Make a vector what is stored: finite, float32, of the length of all."""
+        is_vector = isinstance(vector, np.ndarray) and vector.ndim == 1 and vector.dtype.kind == "f" and vector.size
+        if not is_vector:
+            got = f"a {type(vector).__name__}"
+            if isinstance(vector, np.ndarray):
+                got = f"{vector.dtype} of shape {vector.shape}"
+            raise ValueError(
+                f"the doc_vec of {docno!r} must be an array of floats of shape (dimension,), got {got}; put an encoder "
+                "before the index"
+            )
+        if self._dimension is None:
+            self._dimension = len(vector)
+        if len(vector) != self._dimension:
+            raise ValueError(
+                f"the doc_vec of {docno!r} has {len(vector)} dimensions, and those before have {self._dimension}; "
+                "encode all documents with one encoder"
+            )
+        # what float32 cannot hold becomes infinite
+        with np.errstate(over="ignore"):
+            stored = np.asarray(vector).astype(np.float32)
+        if not np.isfinite(stored).all():
+            raise ValueError(
+                f"the doc_vec of {docno!r} holds NaN or infinite numbers, which compare with nothing; look for the "
+                "fault in the encoder, such as weights that diverged in training"
+            )
+        return stored
