@@ -138,28 +138,7 @@ class BuildIndex(EntryPoint):
         return {record["docno"]: record["doc_vec"] for record in records}
 
 
-class _Search(EntryPoint):
-    """The best documents for each query, by the products of all vectors."""
-
-    def products(self, queries: list[str]) -> pd.DataFrame:
-        """Return the products of queries and all documents, one row a query."""
-        return pd.DataFrame(self.tools.scores(queries, worlds.TEXTS), index=queries, columns=DOCNOS)
-
-    def vectors(self, frame: Any) -> Any:
-        """Put the vectors of queries into the place of their texts, where there are texts."""
-        if not isinstance(frame, pd.DataFrame) or "query_vec" not in frame:
-            return frame
-
-        def encode(value: Any) -> Any:
-            is_marked = isinstance(value, Query)
-            return value.convert(self.tools.vectors("query", [value.text])[0]) if is_marked else value
-
-        return frame.assign(
-            query_vec=pd.Series([encode(v) for v in frame["query_vec"]], index=frame.index, dtype=object)
-        )
-
-
-class Query:
+class QueryText:
     """Stands for the vector of a query, until there is an encoder.
 
     Args:
@@ -175,44 +154,65 @@ class Query:
         return f"vector of {self.text!r}"
 
 
+def _with_query_texts(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.assign(query_vec=[QueryText(query) for query in frame["query"]])
+
+
+def _vectors_as(name: str) -> Mutation:
+    def change(frame: pd.DataFrame) -> pd.DataFrame:
+        return frame.assign(query_vec=[QueryText(vector.text, VECTOR_TYPES[name]) for vector in frame["query_vec"]])
+
+    return frame_mutation("frame", f"vectors as {name}", change, "query_vec")
+
+
+def _option(change: Mutation) -> Mutation:
+    """Change one of the options, which are an argument of their own here."""
+
+    def change_options(arguments: Mapping[str, Any]) -> dict[str, Any]:
+        return {**arguments, "options": change.change(arguments["options"])}
+
+    return Mutation(change.description, change_options, change.names)
+
+
 RETRIEVER_OPTIONS = {
     "num_results": POSITIVE,
     "batch_size": POSITIVE.or_none(),
     "drop_query_vec": FLAG,
 }
 
-
-def _with_vectors(topics: pd.DataFrame) -> pd.DataFrame:
-    return topics.assign(query_vec=[Query(query) for query in topics["query"]])
+SCORER_OPTIONS = {"num_results": POSITIVE.or_none()}
 
 
-def _vectors_as(name: str) -> Mutation:
-    def change(frame: pd.DataFrame) -> pd.DataFrame:
-        return frame.assign(query_vec=[Query(vector.text, VECTOR_TYPES[name]) for vector in frame["query_vec"]])
+class Search(EntryPoint):
+    """What an index does with vectors of queries."""
 
-    return frame_mutation("frame", f"vectors as {name}", change, "query_vec")
+    def encoded(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Put vectors into the places of texts."""
+        if "query_vec" not in frame:
+            return frame
+        vectors = []
+        for value in frame["query_vec"]:
+            if isinstance(value, QueryText):
+                value = value.convert(self.tools.vectors("query", [value.text])[0])  # noqa: PLW2901
+            vectors.append(value)
+        return frame.assign(query_vec=pd.Series(vectors, index=frame.index, dtype=object))
+
+    def products(self, queries: list[str]) -> pd.DataFrame:
+        """Return the products of queries and all documents, one row a query."""
+        return pd.DataFrame(self.tools.scores(queries, worlds.TEXTS), index=queries, columns=DOCNOS)
 
 
-class Retrieve(_Search):
+class Retrieve(Search):
     """The best documents of each query: their scores, in the order of their ranks."""
 
     name = "index.retriever"
     valid = st.fixed_dictionaries(
         {
-            "frame": worlds.topics(worlds.TEXTS).map(_with_vectors),
+            "frame": worlds.topics(worlds.TEXTS).map(_with_query_texts),
             "options": valid_options(RETRIEVER_OPTIONS),
             "mask": st.none() | st.lists(st.sampled_from(DOCNOS), min_size=1, max_size=4, unique=True),
         }
     )
-
-    @staticmethod
-    def _option(change: Mutation) -> Mutation:
-        """Change one of the options, which are an argument of their own here."""
-
-        def change_options(arguments: Mapping[str, Any]) -> dict[str, Any]:
-            return {**arguments, "options": change.change(arguments["options"])}
-
-        return Mutation(change.description, change_options, change.names)
 
     equivalent = (
         equivalent_frame("frame", ["qid", "query"]),
@@ -226,7 +226,7 @@ class Retrieve(_Search):
         cell("frame", "qid", MISSING),
         column("frame", "query_vec", "numbers", lambda vectors: 0.5),
         malformed_options(RETRIEVER_OPTIONS).map(_option),
-        replace("mask", [[], ["unknown"], "d1", 3, [3], [None]], "mask", "document"),
+        replace("mask", [["unknown"], "d1", 3, [3], [None]], "mask", "document"),
         replace("mask", [np.ones(3), np.full(12, math.nan), np.array(["1"] * 12), np.full(12, 2), [True]], "mask"),
     )
 
@@ -237,7 +237,7 @@ class Retrieve(_Search):
             mask = index.mask(mask)
         if mask is not None:
             options = {**options, "mask": mask}
-        found = index.retriever(**options)(self.vectors(frame))
+        found = index.retriever(**options)(self.encoded(frame))
         if options.get("drop_query_vec", False) == ("query_vec" in found):
             raise WrongAnswerError(f"columns {list(found.columns)} with the options {options}")
         by_query: dict[str, dict[str, float]] = {qid: {} for qid in frame["qid"]}
@@ -260,7 +260,7 @@ class Retrieve(_Search):
         return in_order and super().is_right(answer, expected)
 
 
-class ScoreResults(_Search):
+class ScoreResults(Search):
     """The products of the vectors of the query and the documents of each row."""
 
     name = "index.scorer"
@@ -270,7 +270,7 @@ class ScoreResults(_Search):
     def _valid(draw: st.DrawFn) -> dict[str, Any]:
         documents = [{"docno": docno, "text": text} for docno, text in worlds.INDEXED.items()]
         results = draw(worlds.results(draw(worlds.topics(worlds.TEXTS)), documents))
-        return {"frame": _with_vectors(results), "options": draw(valid_options({"num_results": POSITIVE.or_none()}))}
+        return {"frame": _with_query_texts(results), "options": draw(valid_options(SCORER_OPTIONS))}
 
     valid = _valid()
     equivalent = (
@@ -282,12 +282,12 @@ class ScoreResults(_Search):
         cell("frame", "query_vec", NOT_VECTORS),
         cell("frame", "docno", [*NOT_TEXTS, "unknown"]),
         cell("frame", "qid", MISSING),
-        malformed_options({"num_results": POSITIVE.or_none()}).map(Retrieve._option),
+        malformed_options(SCORER_OPTIONS).map(_option),
     )
 
     def call(self, frame: Any, options: dict[str, Any]) -> Any:
         """Return the scores in the order of ranks."""
-        scored = SelfDistillIndex(self.tools.indexed, verbose=False).scorer(**options)(self.vectors(frame))
+        scored = SelfDistillIndex(self.tools.indexed, verbose=False).scorer(**options)(self.encoded(frame))
         rows = scored.sort_values(["qid", "rank"])[["qid", "docno", "score"]]
         return [(qid, docno, float(score)) for qid, docno, score in rows.itertuples(index=False)]
 
