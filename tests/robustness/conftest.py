@@ -20,7 +20,7 @@ from .exploring import EntryPoint, Tally, explore
 FUZZ_EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
 """How many examples of each entry point ``make fuzz`` makes."""
 
-SUITE_MILLISECONDS = 1500
+SUITE_MILLISECONDS = 1200
 """How long the test suite makes examples of an entry point, at most 300."""
 
 SEED = int(os.environ.get("FUZZ_SEED", "0"))
