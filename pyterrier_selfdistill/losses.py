@@ -13,13 +13,15 @@ and the loss is the mean error between the two. :class:`AdaptiveMarginLoss` comp
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from numbers import Real
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
+
+from .validate import Expected, checked
 
 ERRORS: dict[str, Callable[[Tensor], Tensor]] = {
     "l2": torch.square,
@@ -28,14 +30,18 @@ ERRORS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 """Error functions of ``margin - target``, by name."""
 
-TARGETS = ("distributed", "adaptive", "trusting")
+ParameterFree = Literal["distributed", "adaptive", "trusting"]
+
+TARGETS = get_args(ParameterFree)
 """The parameter-free targets."""
+
+Target = Annotated[
+    ParameterFree | Annotated[float, Field(gt=0, le=2)], Expected(f"one of {TARGETS} or a number in (0, 2]")
+]
+"""What margins are compared with."""
 
 WHOLE_BATCH_TARGETS = ("distributed", "trusting")
 """Those that compare with the whole batch in any case."""
-
-PAIRINGS = ("query", "released")
-"""Which positive score an in-batch margin starts from: the row's own, or the column's as in the authors' release."""
 
 
 class MarginTerms(NamedTuple):
@@ -53,6 +59,7 @@ class MarginTerms(NamedTuple):
     target: Tensor
 
 
+@checked
 class AdaptiveMarginLoss(nn.Module):
     r"""Compare score margins with relevance margins that the encoder distills from itself.
 
@@ -99,7 +106,6 @@ class AdaptiveMarginLoss(nn.Module):
 
     Raises:
         ValueError: If an option is not one of those above, or a constant target is outside (0, 2].
-        TypeError: If ``target`` is neither a string nor a number.
 
     Example:
         A query as close to the negative as to the positive, two documents that are orthogonal: the margin is 0 and
@@ -118,7 +124,7 @@ class AdaptiveMarginLoss(nn.Module):
 
     def __init__(
         self,
-        target: Literal["distributed", "adaptive", "trusting"] | float = "distributed",
+        target: Target = "distributed",
         in_batch: bool = False,
         error: Literal["l2", "l1", "soft"] = "l2",
         *,
@@ -126,11 +132,6 @@ class AdaptiveMarginLoss(nn.Module):
         pairing: Literal["query", "released"] = "query",
     ) -> None:
         super().__init__()
-        _require_target(target)
-        if error not in ERRORS:
-            raise ValueError(f"error must be one of {tuple(ERRORS)}, got {error!r}")
-        if pairing not in PAIRINGS:
-            raise ValueError(f"pairing must be one of {PAIRINGS}, got {pairing!r}")
         if in_batch and target in WHOLE_BATCH_TARGETS:
             raise ValueError(
                 f"target={target!r} already compares with the whole batch and is not defined with in_batch=True; use "
@@ -418,18 +419,6 @@ def _own_negatives(queries: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
     columns = torch.arange(len(negatives), device=negatives.device)
     number = len(negatives) // len(queries)
     return columns // number, columns
-
-
-def _require_target(target: object) -> None:
-    """Check that a target is a name or a margin between two cosines."""
-    if isinstance(target, bool) or not isinstance(target, str | Real):
-        raise TypeError(f"target must be one of {TARGETS} or a number, got {target!r}, a {type(target).__name__}")
-    if isinstance(target, str):
-        is_known = target in TARGETS
-    else:
-        is_known = 0 < float(target) <= 2
-    if not is_known:
-        raise ValueError(f"target must be one of {TARGETS} or a number in (0, 2], got {target!r}")
 
 
 def _require_embeddings(query: Tensor, positive: Tensor, negative: Tensor) -> None:

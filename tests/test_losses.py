@@ -233,8 +233,10 @@ def test_normalize_keeps_float64():
     ("options", "error", "message"),
     [
         ({"target": "adaptiv"}, ValueError, "got 'adaptiv'"),
-        ({"target": True}, TypeError, "bool"),
-        ({"target": None}, TypeError, "NoneType"),
+        ({"target": True}, ValueError, "got True"),
+        ({"target": None}, ValueError, "got None"),
+        ({"in_batch": "no"}, ValueError, "in_batch must be a valid boolean, got 'no'"),
+        ({"detach_target": None}, ValueError, "detach_target must be a valid boolean, got None"),
         ({"target": 0}, ValueError, r"\(0, 2\]"),
         ({"target": 2.1}, ValueError, r"\(0, 2\]"),
         ({"target": -0.5}, ValueError, r"\(0, 2\]"),

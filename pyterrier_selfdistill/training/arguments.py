@@ -17,7 +17,7 @@ from torch import nn
 from ..biencoder import SelfDistillBiEncoder
 from ..data.columns import LABEL
 from ..data.corpus import Corpus
-from ..losses import AdaptiveMarginLoss, SelfDistillationLoss
+from ..losses import AdaptiveMarginLoss, SelfDistillationLoss, Target
 from ..validate import Count, PositiveInteger, PositiveNumber, checked
 from .evaluation import RetrievalEvaluator
 
@@ -220,7 +220,7 @@ def make_training_arguments(
 
 def loss_maker(
     loss: LossMaker | AdaptiveMarginLoss | None,
-    target: Literal["distributed", "adaptive", "trusting"] | float,
+    target: Target,
     in_batch: bool,
     error: Literal["l2", "l1", "soft"],
 ) -> LossMaker:

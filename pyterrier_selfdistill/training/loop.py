@@ -170,10 +170,11 @@ class TrainingLoop(SentenceTransformerTrainer):
         return batches, items
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the model of a checkpoint, without the training arguments: a pickle that would hold their tokens."""
+        """Save the model of a checkpoint, without its arguments and its card, which may hold tokens and paths."""
         super().save_model(output_dir, _internal_call)
         folder = Path(output_dir or self.folder)
-        (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+        for name in (TRAINING_ARGS_NAME, "README.md"):
+            (folder / name).unlink(missing_ok=True)
 
     def compute_loss(self, *args: Any, **options: Any) -> Any:
         """Compute the loss, and log the margin and the target that made it."""

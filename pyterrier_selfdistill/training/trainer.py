@@ -32,7 +32,7 @@ from ..data.cache import Triples
 from ..data.corpus import Corpus, reusable
 from ..data.negatives import Negatives
 from ..data.triples import PairOptions
-from ..losses import AdaptiveMarginLoss
+from ..losses import AdaptiveMarginLoss, Target
 from ..validate import Expected, FieldNames, FolderPath, Measures, PositiveInteger, Seed, checked
 from .arguments import (
     PRESETS,
@@ -114,7 +114,7 @@ class SelfDistillTrainer(pt.Estimator):
         encoder: Encoder,
         output_dir: FolderPath,
         *,
-        target: Literal["distributed", "adaptive", "trusting"] | float = "distributed",
+        target: Target = "distributed",
         in_batch: bool = False,
         error: Literal["l2", "l1", "soft"] = "l2",
         loss: SkipValidation[AdaptiveMarginLoss | Callable[[SentenceTransformer], nn.Module] | None] = None,
