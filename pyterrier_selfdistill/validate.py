@@ -309,15 +309,43 @@ def _examples(frame: pd.DataFrame, chosen: pd.Series, column: str, identifier: s
     return f"{len(rows)} of {len(frame)} rows ({', '.join(shown)})"
 
 
-def require_judged(topics: pd.DataFrame, qrels: pd.DataFrame) -> None:
+def require_topics(topics: pd.DataFrame, *, empty: bool = False) -> None:
+    """Check topics, or the queries of results: each has an identifier, and one text.
+
+    Args:
+        topics: ``qid`` and ``query``, in as many rows as may be.
+        empty: Whether a text may be empty.
+
+    Raises:
+        TypeError: If an identifier or a text is not a string.
+        ValueError: If a column is missing, a text is empty, or a query has two texts.
+
+    Example:
+        >>> require_topics(pd.DataFrame([["1", "sort"], ["1", "plot"]], columns=["qid", "query"]))
+        Traceback (most recent call last):
+        ValueError: a query must have one text in all rows, got {'1': ['sort', 'plot']}; give each query its own qid
+    """
+    require_columns(topics, ["qid", "query"], "topics")
+    require_identifiers(topics, "qid", "topics")
+    require_texts(topics, "query", "qid", empty=empty)
+    distinct = topics[["qid", "query"]].drop_duplicates()
+    repeated = distinct[distinct["qid"].duplicated(keep=False)]
+    if len(repeated):
+        examples = repeated.groupby("qid")["query"].agg(list)[:3].to_dict()
+        raise ValueError(f"a query must have one text in all rows, got {examples}; give each query its own qid")
+
+
+def require_judged(topics: pd.DataFrame, qrels: pd.DataFrame, *, empty: bool = False) -> None:
     """Check that some of the topics (or of the queries of results) have judgements.
 
     Args:
         topics: ``qid`` and ``query``.
         qrels: ``qid``, ``docno`` and ``label``.
+        empty: Whether a query may be empty.
 
     Raises:
-        ValueError: If none has, usually since one frame has integers and the other strings.
+        ValueError: If none has, usually since one frame has integers and the other strings; or as
+            :func:`require_topics`.
         TypeError: If identifiers are not strings, or labels not numbers.
 
     Example:
@@ -335,9 +363,11 @@ def require_judged(topics: pd.DataFrame, qrels: pd.DataFrame) -> None:
             f"{_some(topics['qid'])}, {qrels['qid'].nunique()} judged queries with {_some(qrels['qid'])}; identifiers "
             'are strings in both, convert with frame.astype({"qid": str})'
         )
-    for name, frame in {"topics": topics, "qrels": qrels}.items():
-        for column in {"qid", "docno"} & set(frame.columns):
-            require_identifiers(frame, column, name)
+    require_topics(topics, empty=empty)
+    require_identifiers(qrels, "qid", "qrels")
+    require_identifiers(qrels, "docno", "qrels")
+    if "docno" in topics:
+        require_identifiers(topics, "docno", "topics")
     missing = int(qrels["label"].isna().sum())
     if missing or not pd.api.types.is_numeric_dtype(qrels["label"]):
         raise TypeError(

@@ -21,6 +21,7 @@ from pyterrier_selfdistill.validate import (
     require_measures,
     require_positive_integer,
     require_texts,
+    require_topics,
 )
 
 TOPICS = pd.DataFrame({"qid": ["1", "2"], "query": ["sort", "plot"]})
@@ -198,3 +199,17 @@ def test_checked_class_keeps_its_name_and_its_checks():
     assert Searcher.__name__ == "Searcher"
     with pytest.raises(ValueError, match="count must be a positive integer, got -1"):
         Searcher(-1)
+
+
+def test_require_topics():
+    require_topics(pd.concat([TOPICS, TOPICS]))
+    require_topics(TOPICS.assign(query=["sort", ""]), empty=True)
+    for frame, error, message in [
+        (TOPICS.assign(qid="1"), ValueError, "one text in all rows, got {'1': .'sort', 'plot'.}"),
+        (TOPICS.assign(qid=[1, 2]), TypeError, "the qid of topics must be a string"),
+        (TOPICS.assign(query=["sort", None]), TypeError, "column 'query' must hold a string"),
+        (TOPICS.assign(query=["sort", ""]), ValueError, "column 'query' must hold a text"),
+        (TOPICS[["qid"]], ValueError, "topics must have the columns .*'query'. missing"),
+    ]:
+        with pytest.raises(error, match=message):
+            require_topics(frame)

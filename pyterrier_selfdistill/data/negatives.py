@@ -117,7 +117,6 @@ def from_results(
     """
     require_columns(results, ["docno"], "results")
     require_judged(results, qrels)
-    require_texts(results, "query", "qid")
     judgements = Judgements(results, qrels, min_label)
     fields = fields or [text_field]
     texts: dict[str, str] = {}
@@ -176,7 +175,6 @@ def from_topics(
     if negatives != Negatives(negatives.number):
         raise ValueError(f"{negatives} chooses among ranks and scores, which a corpus has not; put a retriever before")
     require_judged(topics, qrels)
-    require_texts(topics, "query", "qid")
     judgements = Judgements(topics, qrels, min_label)
     documents = Documents(corpus, fields or [text_field])
     drawn = _draw_from_corpus(documents.docnos(), judgements, negatives.number + SPARE, seed)

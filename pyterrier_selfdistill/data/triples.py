@@ -33,10 +33,8 @@ from more_itertools import chunked
 from ..validate import (
     PositiveInteger,
     checked,
-    require_columns,
     require_distinct_columns,
-    require_identifiers,
-    require_texts,
+    require_topics,
 )
 from .cache import TripleCache, Triples
 from .columns import IDENTIFIER_QUERY, TEXT_QUERY, add_label, column_names, select_columns, string_table
@@ -112,9 +110,7 @@ def from_identifiers(
         >>> from_identifiers([("1", "d1", "d2")], topics, corpus, PairOptions(store_texts=False)).dataset[0]
         {'query': 'sort', 'positive': 'sort rows', 'negative': 'plot a file'}
     """
-    require_columns(topics, ["qid", "query"], "topics")
-    require_texts(topics, "query", "qid")
-    require_identifiers(topics, "qid", "topics")
+    require_topics(topics)
     tables = _read_source(source, identifiers=True)
     origin = {"source": _source_name(source), "kind": "identifiers", **options.settings()}
     lookup = TextLookup(topics, Documents(corpus, options.fields))

@@ -22,7 +22,15 @@ from sentence_transformers.base.model import BaseModel
 
 from ..biencoder import SelfDistillBiEncoder
 from ..data.corpus import Corpus, Documents
-from ..validate import FieldNames, Measures, PositiveInteger, checked, require_columns, require_judged, require_texts
+from ..validate import (
+    FieldNames,
+    Measures,
+    PositiveInteger,
+    checked,
+    require_columns,
+    require_judged,
+    require_texts,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +87,7 @@ class RetrievalEvaluator(BaseEvaluator):
         encoder_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        require_judged(topics_or_results, qrels)
+        require_judged(topics_or_results, qrels, empty=True)
         self.encoder_options = encoder_options or {}
         self.searches = "docno" not in topics_or_results
         if self.searches and corpus is None:
@@ -92,7 +100,6 @@ class RetrievalEvaluator(BaseEvaluator):
         text_field = self.encoder_options.get("text_field", "text")
         # No other column: vectors that a dense retriever left there would be scored instead of the model's own.
         columns = ["qid", "query"]
-        require_texts(topics_or_results, "query", "qid", empty=True)
         if not self.searches:
             require_texts(topics_or_results, text_field, "docno", empty=True)
             columns += ["docno", text_field]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyterrier_selfdistill import Negatives
+from pyterrier_selfdistill import Negatives, validate
 from pyterrier_selfdistill.data import negatives as module
 from pyterrier_selfdistill.data.negatives import from_results, from_topics
 
@@ -338,6 +338,7 @@ def test_from_results_checks_each_frame_once(topics, qrels, corpus, monkeypatch)
         checked.append(column)
 
     monkeypatch.setattr(module, "require_texts", record)
+    monkeypatch.setattr(validate, "require_texts", record)
     from_results(topics.merge(pd.DataFrame(corpus), how="cross"), qrels)
     assert checked == ["query", "text"]
 
