@@ -12,7 +12,7 @@ STUDY := $(BIN)/python -m benchmarks.study
 
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help install quickstart study-small results test fuzz smoke lint format clean
+.PHONY: help install quickstart study-small results test fuzz chaos smoke lint format clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -43,6 +43,9 @@ test: $(INSTALLED) ## Run the tests and the examples in docstrings, and measure 
 
 fuzz: $(INSTALLED) ## Give malformed input to all entry points, and write what became of it to benchmarks/RELIABILITY.md
 	FUZZ_PAGE=1 FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) FUZZ_SEED=$(FUZZ_SEED) $(BIN)/python -m pytest tests/robustness -s
+
+chaos: $(INSTALLED) ## Kill, fill disks, get in the way and search for an hour, and write what came of it to the same page
+	$(BIN)/python -m benchmarks.chaos
 
 smoke: $(INSTALLED) ## Build the wheel, install it without extras elsewhere, and try it there
 	rm -rf build dist $(WHEEL_VENV)
