@@ -99,6 +99,8 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
         if mask is not None and self.method == "np_retriever":
             common = {name: options[name] for name in ("num_results", "mask", "drop_query_vec")}
             return compat.masked_retriever(self.index, **common)
+        if self.method == "voyager_retriever":
+            compat.make_voyager_graph(self.index, options)
         inner = getattr(FlexIndex, self.method)(self.index, **options)
         if self.method == "voyager_retriever":
             compat.mend_voyager_num_results(inner, options["num_results"])
