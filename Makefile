@@ -6,11 +6,13 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 DATA ?= ../shared/data
+FUZZ_EXAMPLES ?= 2000
+FUZZ_SEED := $(or $(FUZZ_SEED),$(shell date +%s))
 STUDY := $(BIN)/python -m benchmarks.study
 
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help install quickstart study-small results test smoke lint format clean
+.PHONY: help install quickstart study-small results test fuzz smoke lint format clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -38,6 +40,9 @@ results: $(INSTALLED) ## Write benchmarks/RESULTS.md anew from the records of th
 
 test: $(INSTALLED) ## Run the tests and the examples in docstrings, and measure what they cover
 	$(BIN)/python -m pytest --cov
+
+fuzz: $(INSTALLED) ## Give malformed input to all entry points, and write what became of it to benchmarks/RELIABILITY.md
+	FUZZ_PAGE=1 FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) FUZZ_SEED=$(FUZZ_SEED) $(BIN)/python -m pytest tests/robustness -s
 
 smoke: $(INSTALLED) ## Build the wheel, install it without extras elsewhere, and try it there
 	rm -rf build dist $(WHEEL_VENV)

@@ -19,6 +19,7 @@ import inspect
 import re
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import is_dataclass
 from functools import cache, wraps
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
@@ -26,7 +27,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import numpy as np
 import pandas as pd
 from ir_measures import Measure
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, WrapValidator
+from pydantic import ConfigDict, Field, InstanceOf, TypeAdapter, ValidationError, WrapValidator
 
 Checked = TypeVar("Checked", bound=Callable[..., Any])
 
@@ -120,6 +121,9 @@ def checked(target: Checked) -> Checked:
 
 
 def _adapter(hint: Any) -> TypeAdapter[Any]:
+    # pydantic takes no configuration beside a dataclass, which checks its own fields
+    if is_dataclass(hint):
+        return TypeAdapter(InstanceOf[hint])
     # annotated, since pydantic takes no configuration beside a class that may have one of its own
     return TypeAdapter(Annotated[hint, "an option"], config=STRICT)
 
@@ -144,7 +148,8 @@ def _is_of_class(fault: Mapping[str, Any]) -> bool:
     replaced = fault.get("ctx", {}).get("error")
     if replaced is None:
         return fault["type"] == "is_instance_of"
-    return all(map(_is_of_class, replaced.__cause__.errors()))
+    cause = replaced.__cause__
+    return isinstance(cause, ValidationError) and all(map(_is_of_class, cause.errors()))
 
 
 def require_positive_integer(name: str, value: object, *, at_most: int | None = None) -> None:

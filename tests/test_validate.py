@@ -1,5 +1,6 @@
 """Checks of what users give: errors say what was given, what was expected, and what to do."""
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -162,6 +163,27 @@ def test_options_take_scalars_of_numpy_and_leave_others_alone():
         3, 0.5, "exact", True, None, "index", {"others": "x"},
     )  # fmt: skip
     assert type(search(np.int64(3))[0]) is int
+
+
+@checked
+@dataclass(frozen=True)
+class Depth:
+    count: PositiveInteger = 10
+
+
+def test_options_of_a_dataclass_are_checked_where_it_is_made():
+    @checked
+    def search(depth: Depth = Depth(5), other: Depth | None = None) -> int:
+        return depth.count
+
+    assert search() == 5
+    assert search(Depth(np.int64(3)), Depth()) == 3
+    with pytest.raises(TypeError, match="depth must be an instance of Depth, got 3, a int"):
+        search(3)
+    with pytest.raises(ValueError, match="other must be an instance of Depth, got 3"):
+        search(other=3)
+    with pytest.raises(ValueError, match="count must be a positive integer, got 0"):
+        Depth(0)
 
 
 def test_checked_class_keeps_its_name_and_its_checks():

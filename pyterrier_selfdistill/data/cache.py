@@ -39,7 +39,7 @@ from .columns import text_columns
 
 logger = logging.getLogger(__name__)
 
-CACHE_FORMAT = 3
+CACHE_FORMAT = 4
 """Changes when the same source and settings give other triples, or another summary."""
 
 MERGE_SIZE = 100_000
@@ -214,10 +214,7 @@ class TripleWriter:
             ValueError: If no triple was kept.
         """
         if not self.triples:
-            message = f"no triples are there to train with, of {self._read} rows"
-            if self.dropped:
-                message = f"{message}: {describe_dropped(self.dropped)}"
-            raise ValueError(message)
+            raise ValueError(self._describe_nothing())
         # what was read last, or not at all, after the limit was reached
         beyond = self._read - self.triples - self.dropped.total()
         self.drop(f"row beyond the first {self._limit}", beyond)
@@ -235,23 +232,22 @@ class TripleWriter:
             "fingerprint": self._fingerprint.hexdigest(),
         }
 
-    def _find_usable(self, rows: pa.Table) -> np.ndarray:
-        """Mark the rows that have all texts, none of the negatives that of the positive; count the others."""
-        usable = np.ones(len(rows), dtype=bool)
-        trimmed = {}
-        for name in text_columns(rows):
-            trimmed[name] = pc.utf8_trim_whitespace(pc.fill_null(rows[name], ""))
-            usable = self._exclude(usable, pc.equal(trimmed[name], ""), f"no text in {name!r}")
-        for name in text_columns(rows)[2:]:
-            same = pc.equal(trimmed[name], trimmed["positive"])
-            usable = self._exclude(usable, same, "negative with the text of the positive")
-        return usable
+    def _describe_nothing(self) -> str:
+        """Say that there is nothing to train with, and why."""
+        message = f"no triples are there to train with, of {self._read} rows"
+        if "source" in self._origin:
+            message = f"{self._origin['source']}: {message}"
+        if self.dropped:
+            return f"{message}: {describe_dropped(self.dropped)}"
+        return f"{message}; give rows of a query, a positive and one or more negatives"
 
-    def _exclude(self, usable: np.ndarray, faulty: pa.ChunkedArray, reason: str) -> np.ndarray:
-        """Count rows under the first fault that they have."""
-        excluded = usable & faulty.to_numpy()
-        self.drop(reason, int(excluded.sum()))
-        return usable & ~excluded
+    def _find_usable(self, rows: pa.Table) -> np.ndarray:
+        """Mark the rows that can be trained with; count the others under the first fault that they have."""
+        usable = np.ones(len(rows), dtype=bool)
+        for reason, is_faulty in _find_faults(rows):
+            self.drop(reason, int((usable & is_faulty).sum()))
+            usable &= ~is_faulty
+        return usable
 
     def _up_to_limit(self, rows: pa.Table) -> pa.Table:
         if self._limit is None:
@@ -265,6 +261,35 @@ class TripleWriter:
         self._positives.add(pd.util.hash_pandas_object(pairs, index=False, categorize=False).to_numpy())
         self._negatives = len(text_columns(rows)) - 2
         self.triples += len(rows)
+
+
+def usable_rows(rows: pa.Table) -> np.ndarray:
+    """Mark the rows that can be trained with.
+
+    Args:
+        rows: Texts, in the columns of triples.
+
+    Returns:
+        True for each row that has all texts, none of the negatives that of the positive.
+
+    Example:
+        >>> usable_rows(pa.table({"query": ["a", "b"], "positive": ["c", "d"], "negative": ["e", "d"]})).tolist()
+        [True, False]
+    """
+    usable = np.ones(len(rows), dtype=bool)
+    for _, is_faulty in _find_faults(rows):
+        usable &= ~is_faulty
+    return usable
+
+
+def _find_faults(rows: pa.Table) -> Iterator[tuple[str, np.ndarray]]:
+    """Find out why rows cannot be trained with: the reason, and which rows."""
+    trimmed = {}
+    for name in text_columns(rows):
+        trimmed[name] = pc.utf8_trim_whitespace(pc.fill_null(rows[name], ""))
+        yield f"no text in {name!r}", pc.equal(trimmed[name], "").to_numpy()
+    for name in text_columns(rows)[2:]:
+        yield "negative with the text of the positive", pc.equal(trimmed[name], trimmed["positive"]).to_numpy()
 
 
 class DistinctCount:
@@ -382,21 +407,6 @@ def _shared_folder(folder: Path) -> Iterator[Path]:
         if not (complete and folder.exists()):
             raise
         shutil.rmtree(unfinished)
-
-
-def file_signature(path: Path) -> list[Any]:
-    """Describe a file by what changes when its content does; nothing describes one that is not there.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Its path, its size and when it was written; or an empty list.
-    """
-    if not path.is_file():
-        return []
-    status = path.stat()
-    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
 
 
 def describe_dropped(dropped: Mapping[str, int]) -> str:

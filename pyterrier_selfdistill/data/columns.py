@@ -7,10 +7,13 @@ several). A column ``label`` of numbers may follow.
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+from more_itertools import duplicates_everseen
 
 LABEL = "label"
 """The column of numbers beside the texts, as sentence-transformers names what it gives to losses."""
@@ -20,6 +23,9 @@ TEXT_QUERY = ("query", "anchor")
 
 IDENTIFIER_QUERY = ("qid", "query")
 """How the first column of identifiers may be called, best first."""
+
+NEGATIVE = r"negative(_\d+)?"
+"""How columns of negatives are called."""
 
 
 def column_names(number: int) -> list[str]:
@@ -39,7 +45,10 @@ def column_names(number: int) -> list[str]:
         ['query', 'positive', 'negative_1', 'negative_2']
     """
     if number < 3:
-        raise ValueError(f"expected rows of a query, a positive and one or more negatives, got rows of {number} texts")
+        raise ValueError(
+            f"expected rows of a query, a positive and one or more negatives, got rows of {number} texts; "
+            "check what separates the columns, or name them"
+        )
     if number == 3:
         return ["query", "positive", "negative"]
     negatives = [f"negative_{position}" for position in range(1, number - 1)]
@@ -57,7 +66,7 @@ def select_columns(table: pa.Table, query_names: Sequence[str] = TEXT_QUERY) -> 
         A table with the columns ``query``, ``positive`` and those of negatives.
 
     Raises:
-        ValueError: If a column is missing.
+        ValueError: If a column is missing, or two have the same name.
         TypeError: If a column holds something else than strings.
 
     Example:
@@ -65,11 +74,14 @@ def select_columns(table: pa.Table, query_names: Sequence[str] = TEXT_QUERY) -> 
         >>> select_columns(table).to_pylist()
         [{'query': 'sort', 'positive': 'sort rows', 'negative': 'plot'}]
     """
+    repeated = sorted(duplicates_everseen(table.column_names))
+    if repeated:
+        raise ValueError(f"triples must have distinct columns, got {repeated} more than once; rename or drop some")
     # readers number the columns of files and tuples without names
     if all(name.isdecimal() for name in table.column_names):
         table = table.rename_columns(column_names(table.num_columns))
     queries = [name for name in query_names if name in table.column_names]
-    negatives = [name for name in table.column_names if re.fullmatch(r"negative(_\d+)?", name)]
+    negatives = [name for name in table.column_names if re.fullmatch(NEGATIVE, name)]
     if not queries or not negatives or "positive" not in table.column_names:
         raise ValueError(
             "triples must have the columns 'query' (or 'anchor'; 'qid' for identifiers), 'positive', and 'negative' or "
@@ -83,7 +95,7 @@ def select_columns(table: pa.Table, query_names: Sequence[str] = TEXT_QUERY) -> 
         if not _holds_strings(field.type):
             raise TypeError(f"column {field.name!r} must hold texts, got {field.type}; training needs texts in {names}")
     # readers and fingerprints know one type of strings only
-    return table.cast(_string_schema(names))
+    return table.cast(pa.schema(dict.fromkeys(names, pa.string())))
 
 
 def add_label(texts: pa.Table, table: pa.Table) -> pa.Table:
@@ -97,7 +109,7 @@ def add_label(texts: pa.Table, table: pa.Table) -> pa.Table:
         The texts, with a column :data:`LABEL` of float32 if there are labels.
 
     Raises:
-        TypeError: If a label is not a number, or missing.
+        TypeError: If a label is not a finite number, or missing.
     """
     if LABEL not in table.column_names:
         return texts
@@ -105,13 +117,24 @@ def add_label(texts: pa.Table, table: pa.Table) -> pa.Table:
     try:
         numbers = labels.cast(pa.float32())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        numbers = None
-    if numbers is None or numbers.null_count or pc.any(pc.is_nan(numbers)).as_py():
-        raise TypeError(
-            f"column {LABEL!r} must hold a number in every row, got {labels.type}, {labels.null_count} missing; drop "
-            "the rows without one, or the column if the loss needs none"
-        )
+        numbers = pa.nulls(len(labels), pa.float32())
+    is_number = pc.fill_null(pc.is_finite(numbers), False)
+    if pa.types.is_boolean(labels.type) or not pc.all(is_number).as_py():
+        raise label_error(f"{labels.type}, {labels.null_count} missing")
     return texts.append_column(LABEL, numbers)
+
+
+def label_error(got: str, where: str = "") -> TypeError:
+    """Make the error of a label that is not a number."""
+    return TypeError(
+        f"{where}column {LABEL!r} must hold a number in every row, got {got}; drop the rows without one, or the column "
+        "if the loss needs none"
+    )
+
+
+def is_missing(value: object) -> bool:
+    """Say whether a value stands for none: None, NaN, or what else pandas takes for it."""
+    return pd.api.types.is_scalar(value) and bool(pd.isna(value))
 
 
 def text_columns(table: pa.Table) -> list[str]:
@@ -119,9 +142,16 @@ def text_columns(table: pa.Table) -> list[str]:
     return [name for name in table.column_names if name != LABEL]
 
 
-def string_table(columns: Mapping[str, Sequence[str | None]]) -> pa.Table:
-    """Make a table of columns of strings."""
-    return pa.table(dict(columns), schema=_string_schema(list(columns)))
+def string_table(columns: Mapping[str, Sequence[str | float | None]]) -> pa.Table:
+    """Make a table of columns of strings, with the label as numbers."""
+    types = dict.fromkeys(columns, pa.string())
+    if LABEL in types:
+        types[LABEL] = pa.float64()
+    try:
+        return pa.table(dict(columns), schema=pa.schema(types))
+    except UnicodeEncodeError as error:
+        text = reprlib.repr(error.object)
+    raise ValueError(f"texts must be of whole characters, got half of one in {text}; read the texts as UTF-8")
 
 
 def _negative_number(name: str) -> int:
@@ -132,8 +162,8 @@ def _negative_number(name: str) -> int:
 
 def _holds_strings(kind: pa.DataType) -> bool:
     """Say whether a type is of strings; a column without any value has the type null."""
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
-
-
-def _string_schema(names: Sequence[str]) -> pa.Schema:
-    return pa.schema(dict.fromkeys(names, pa.string()))
+    if pa.types.is_dictionary(kind):
+        # how pandas writes categories
+        kind = kind.value_type
+    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
+    return any(is_kind(kind) for is_kind in kinds)

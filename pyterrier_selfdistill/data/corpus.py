@@ -8,18 +8,72 @@ from __future__ import annotations
 
 import hashlib
 import os
+import reprlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import pandas as pd
 import pyterrier as pt
+from pydantic import SkipValidation
 
-Corpus: TypeAlias = pt.datasets.Dataset | pd.DataFrame | Iterable[Mapping[str, Any]]
+from ..validate import FieldNames, checked, require_distinct_columns
+from .columns import is_missing
+
+# left alone where options are checked by their types, since that would read an iterable
+Corpus: TypeAlias = SkipValidation[pt.datasets.Dataset | pd.DataFrame | Iterable[Mapping[str, Any]]]
 """A PyTerrier dataset with a corpus, a frame with ``docno`` and text, or an iterable of such records."""
 
 
+def reusable(corpus: Corpus) -> Corpus:
+    """Keep a corpus in such a form that it can be read more than once.
+
+    Datasets, frames and sequences stay as they are. All else is read into a list: iterators, and what looks like a
+    collection though it is empty after one pass, such as ``dataset.get_corpus_iter()`` with or without a progress bar.
+
+    Args:
+        corpus: The documents.
+
+    Returns:
+        The same documents.
+
+    Raises:
+        TypeError: If it is something else than a corpus.
+        ValueError: If two columns of a frame have the same name.
+
+    Example:
+        >>> reusable(iter([{"docno": "d1", "text": "sort rows"}]))
+        [{'docno': 'd1', 'text': 'sort rows'}]
+    """
+    if isinstance(corpus, pt.datasets.Dataset):
+        return corpus
+    if isinstance(corpus, pd.DataFrame):
+        require_distinct_columns(corpus, "corpus")
+        return corpus
+    if isinstance(corpus, str | bytes | Mapping) or not isinstance(corpus, Iterable):
+        raise _corpus_error(corpus)
+    kind = type(corpus)
+    is_sequence = hasattr(kind, "__len__") and hasattr(kind, "__getitem__")
+    if not is_sequence:
+        corpus = list(corpus)
+    first = next(iter(corpus), None)
+    if first is not None and not isinstance(first, Mapping):
+        raise _corpus_error(corpus)
+    return corpus
+
+
+def _corpus_error(corpus: Any) -> TypeError:
+    return TypeError(
+        "corpus must be a PyTerrier dataset, a frame, or an iterable of records such as {'docno': 'd1', 'text': 'sort "
+        f"rows'}}, got {reprlib.repr(corpus)}, a {type(corpus).__name__}"
+    )
+
+
+@checked
 class Documents:
     """A corpus with one text a document.
+
+    A text may be empty, but must be there: where fields are joined, some may be missing (None or NaN), as long as one
+    of them holds a string.
 
     Args:
         corpus: The documents.
@@ -27,6 +81,7 @@ class Documents:
 
     Raises:
         ValueError: When documents are read that lack ``docno`` or a field.
+        TypeError: If there is no corpus; or when documents are read whose ``docno`` or text is not a string.
 
     Example:
         >>> documents = Documents([{"docno": "d1", "title": "Plots", "text": "draw a file"}], ["title", "text"])
@@ -34,13 +89,8 @@ class Documents:
         {'d1': 'Plots draw a file'}
     """
 
-    def __init__(self, corpus: Corpus, fields: Sequence[str]) -> None:
-        if isinstance(fields, str) or not fields:
-            raise ValueError(f"fields must be a list of field names such as ['title', 'text'], got {fields!r}")
-        # documents are read more than once
-        if isinstance(corpus, Iterator):
-            corpus = list(corpus)
-        self.corpus = corpus
+    def __init__(self, corpus: Corpus, fields: FieldNames) -> None:
+        self.corpus = reusable(corpus)
         self.fields = list(fields)
         self._store: Any = None
         self._store_process: int | None = None
@@ -50,20 +100,26 @@ class Documents:
         """Iterate over identifiers and texts."""
         for record in self._records():
             self._require_fields(record)
-            yield record["docno"], _join(record[name] for name in self.fields)
+            values = [record[name] for name in self.fields]
+            yield record["docno"], self._join(record["docno"], values)
 
     def docnos(self) -> list[str]:
         """List the identifiers, sorted."""
         return sorted({docno for docno, _ in self})
 
     def fingerprint(self) -> str:
-        """Identify the documents: datasets by their name, others by a checksum of all identifiers and texts."""
+        """Compute a checksum of 16 characters that is another one for other documents, or other fields of them."""
         checksum = hashlib.sha256(repr(self.fields).encode())
-        if isinstance(self.corpus, pt.datasets.Dataset):
-            checksum.update(repr(self.corpus).encode())
+        reference = self._reference()
+        published: dict[str, Any] = {}
+        if reference is not None:
+            published = getattr(reference, "docs_metadata", dict)()
+        if published:
+            # what ir_datasets distributes is known by its name, and may be too large to read once more
+            checksum.update(repr((self.corpus, published)).encode())
             return checksum.hexdigest()[:16]
         for docno, text in self:
-            checksum.update(f"{docno}\0{text}\0".encode())
+            checksum.update(f"{docno}\0{text}\0".encode(errors="surrogatepass"))
         return checksum.hexdigest()[:16]
 
     def texts(self, docnos: Collection[str]) -> dict[str, str]:
@@ -103,7 +159,8 @@ class Documents:
         texts = {}
         for docno, document in found.items():
             # attributes, since a dictionary of each document would slow the making of triples
-            texts[docno] = _join(getattr(document, name) for name in self.fields)
+            values = [getattr(document, name) for name in self.fields]
+            texts[docno] = self._join(docno, values)
         return texts
 
     def _reference(self) -> Any:
@@ -117,12 +174,17 @@ class Documents:
 
     def _records(self) -> Iterable[Mapping[str, Any]]:
         if isinstance(self.corpus, pt.datasets.Dataset):
-            return self.corpus.get_corpus_iter(verbose=False)
+            try:
+                return self.corpus.get_corpus_iter(verbose=False)
+            except NotImplementedError:
+                raise ValueError(f"corpus must have documents, got {self.corpus!r} without; give another one") from None
         if isinstance(self.corpus, pd.DataFrame):
             return self.corpus.to_dict(orient="records")
         return self.corpus
 
     def _require_fields(self, record: Mapping[str, Any]) -> None:
+        if not isinstance(record, Mapping):
+            raise TypeError(f"documents must be records with a 'docno', got {reprlib.repr(record)} among them")
         missing = sorted({"docno", *self.fields} - record.keys())
         if missing:
             raise ValueError(
@@ -130,9 +192,21 @@ class Documents:
                 "missing; choose among the fields with fields="
             )
 
+    def _join(self, docno: str, values: Sequence[Any]) -> str:
+        """Join the fields of a document, once they are checked."""
+        if not isinstance(docno, str):
+            raise TypeError(f"docno must be a string, got {docno!r}, a {type(docno).__name__}; convert with str")
+        others = [value for value in values if not isinstance(value, str)]
+        if len(others) == len(values) or not all(map(is_missing, others)):
+            raise TypeError(
+                f"document {docno!r} must have a string in {_listed(self.fields)}, got {reprlib.repr(values)}; convert "
+                "texts to strings, and drop documents without one"
+            )
+        return join_texts(values)
 
-def _join(values: Iterable[Any]) -> str:
-    """Join the values of fields that are texts."""
+
+def join_texts(values: Iterable[Any]) -> str:
+    """Join the fields of a document that hold a text."""
     return " ".join(value for value in values if isinstance(value, str) and value)
 
 

@@ -15,10 +15,20 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 
-from ..validate import require_columns, require_judged, require_positive_integer, require_texts
+from ..validate import (
+    Count,
+    FieldNames,
+    PositiveInteger,
+    Share,
+    checked,
+    require_columns,
+    require_judged,
+    require_texts,
+)
 from .cache import TripleCache, Triples, describe_dropped
 from .columns import column_names, string_table
-from .corpus import Corpus, Documents
+from .corpus import Corpus, Documents, join_texts
+from .judgements import Judgements
 
 SPARE = 8
 """How many more negatives than needed are drawn from a corpus, for those that turn out to have a positive's text."""
@@ -27,6 +37,7 @@ Draws: TypeAlias = Mapping[tuple[str, str], list[str]]
 """The documents that were drawn for each positive (``qid`` and ``docno``), first choice first."""
 
 
+@checked
 @dataclass(frozen=True)
 class Negatives:
     """Which of the results of a query become negatives.
@@ -39,65 +50,63 @@ class Negatives:
             what the positive scores. A positive that was not retrieved has no score, so it excludes none.
 
     Raises:
-        ValueError: If a number is out of its range.
+        ValueError: If a number is out of its range, or there are fewer ranks than negatives.
 
     Example:
         >>> Negatives(4, range_min=10, range_max=100, relative_margin=0.05)
         Negatives(number=4, range_min=10, range_max=100, relative_margin=0.05)
     """
 
-    number: int = 1
-    range_min: int = 0
-    range_max: int | None = None
-    relative_margin: float | None = None
+    number: PositiveInteger = 1
+    range_min: Count = 0
+    range_max: PositiveInteger | None = None
+    relative_margin: Share | None = None
 
     def __post_init__(self) -> None:
-        require_positive_integer("negatives", self.number)
-        if self.range_min != 0:
-            require_positive_integer("range_min", self.range_min)
-        if self.range_max is not None:
-            require_positive_integer("range_max", self.range_max)
-            if self.range_max < self.range_min + self.number:
-                raise ValueError(
-                    f"ranks {self.range_min} to {self.range_max} have fewer than {self.number} results; widen them"
-                )
-        if self.relative_margin is not None and not 0 <= self.relative_margin <= 1:
-            raise ValueError(f"relative_margin must be a number from 0 to 1, got {self.relative_margin!r}")
+        if self.range_max is not None and self.range_max < self.range_min + self.number:
+            raise ValueError(
+                f"ranks {self.range_min} to {self.range_max} have fewer than {self.number} results; widen them"
+            )
 
 
+@checked
 def from_results(
     results: pd.DataFrame,
     qrels: pd.DataFrame,
     *,
     negatives: Negatives = Negatives(),
-    min_label: int = 1,
-    seed: int = 42,
+    min_label: PositiveInteger = 1,
+    seed: Count = 42,
     text_field: str = "text",
     corpus: Corpus | None = None,
-    fields: Sequence[str] | None = None,
+    fields: FieldNames | None = None,
 ) -> Triples:
     """Make triples of judged positives and retrieved negatives.
 
     Every relevant document of a query makes one triple, with negatives drawn at random from the results of that query.
-    Documents with any label above 0, and those with the text of a positive, are never drawn.
+    Documents with any label above 0, and those with the text of a positive, are never drawn. The texts of all documents
+    are of the same fields.
 
     Args:
-        results: Retrieved documents: ``qid``, ``query``, ``docno``, the text field unless there is a ``corpus``, and
-            ``score`` or ``rank`` where the order of rows is not that of ranks.
+        results: Retrieved documents: ``qid``, ``query``, ``docno``, the fields unless there is a ``corpus``, and
+            ``score`` or ``rank`` where the order of rows is not that of ranks. Those that are used, ranks before scores
+            and scores for ``relative_margin``, must be numbers in every row, or strings of numbers.
         qrels: Judgements: ``qid``, ``docno``, ``label``. Their number is the ``read`` of the summary.
         negatives: How many negatives, and which.
         min_label: The lowest label of a positive.
         seed: Which negatives are drawn. The draw for one positive does not depend on the other rows.
         text_field: The column with the text of documents.
-        corpus: Where to look up texts that the results lack, as of relevant documents that were not retrieved.
-        fields: The fields of the corpus that make a text, if not the text field alone.
+        corpus: Where to look up texts that the results lack, as of relevant documents that were not retrieved; those of
+            all documents, if the results lack one of the fields.
+        fields: The fields that make a text, if not the text field alone.
 
     Returns:
         The triples.
 
     Raises:
-        ValueError: If there are no texts, topics and judgements share no query, or nothing is left to train with.
-        TypeError: If identifiers or texts are not strings, or labels not numbers.
+        ValueError: If there are no texts, topics and judgements share no query, nothing is left to train with, or there
+            are no scores for ``relative_margin``.
+        TypeError: If identifiers or texts are not strings, or labels, ranks and scores not numbers.
 
     Example:
         >>> results = pd.DataFrame([["1", "sort", "d1", "sort rows"], ["1", "sort", "d2", "plot a file"]],
@@ -109,14 +118,14 @@ def from_results(
     require_columns(results, ["docno"], "results")
     require_judged(results, qrels)
     require_texts(results, "query", "qid")
-    require_positive_integer("min_label", min_label)
-    judgements = _Judgements(results, qrels, min_label)
+    judgements = Judgements(results, qrels, min_label)
+    fields = fields or [text_field]
     texts: dict[str, str] = {}
-    if text_field in results or corpus is None:
-        texts = _retrieved_texts(results, text_field, required=corpus is None)
+    if corpus is None or set(fields) <= set(results.columns):
+        texts = _retrieved_texts(results, fields, required=corpus is None)
     if corpus is not None:
         wanted = judgements.relevant_documents().union(results["docno"])
-        texts |= Documents(corpus, fields or [text_field]).texts(sorted(wanted - texts.keys()))
+        texts |= Documents(corpus, fields).texts(sorted(wanted - texts.keys()))
     drawn = _draw_from_results(results, judgements, texts, negatives, seed)
     origin = {
         "source": "results",
@@ -126,16 +135,17 @@ def from_results(
     return _make_triples(judgements, drawn, texts, negatives, origin)
 
 
+@checked
 def from_topics(
     topics: pd.DataFrame,
     qrels: pd.DataFrame,
     corpus: Corpus,
     *,
     negatives: Negatives = Negatives(),
-    min_label: int = 1,
-    seed: int = 42,
+    min_label: PositiveInteger = 1,
+    seed: Count = 42,
     text_field: str = "text",
-    fields: Sequence[str] | None = None,
+    fields: FieldNames | None = None,
 ) -> Triples:
     """Make triples of judged positives and negatives drawn at random from a corpus.
 
@@ -167,8 +177,7 @@ def from_topics(
         raise ValueError(f"{negatives} chooses among ranks and scores, which a corpus has not; put a retriever before")
     require_judged(topics, qrels)
     require_texts(topics, "query", "qid")
-    require_positive_integer("min_label", min_label)
-    judgements = _Judgements(topics, qrels, min_label)
+    judgements = Judgements(topics, qrels, min_label)
     documents = Documents(corpus, fields or [text_field])
     drawn = _draw_from_corpus(documents.docnos(), judgements, negatives.number + SPARE, seed)
     wanted = judgements.relevant_documents().union(*drawn.values())
@@ -176,68 +185,27 @@ def from_topics(
     return _make_triples(judgements, drawn, texts, negatives, {"source": "topics", "seed": seed})
 
 
-class _Judgements:
-    """The positives of each query, and why the other judgements are none.
-
-    Args:
-        topics: ``qid`` and ``query``.
-        qrels: ``qid``, ``docno`` and ``label``.
-        min_label: The lowest label of a positive.
-
-    Attributes:
-        queries: The text of each query.
-        read: How many judgements there are.
-        dropped: How many are not of positives, by reason.
-        relevant: The documents of each query with any label above 0.
-        positives: The documents of each query with a label of ``min_label`` or more, in the order of judgements.
-    """
-
-    def __init__(self, topics: pd.DataFrame, qrels: pd.DataFrame, min_label: int) -> None:
-        self.queries = dict(zip(topics["qid"], topics["query"], strict=True))
-        self.read = len(qrels)
-        self.dropped: Counter[str] = Counter()
-        known = self._keep(qrels, qrels["qid"].isin(self.queries), "judgement of an unknown query")
-        relevant = known[known["label"] > 0]
-        self.relevant: dict[str, set[str]] = relevant.groupby("qid")["docno"].agg(set).to_dict()
-        positives = self._keep(known, known["label"] >= min_label, f"judgement with a label below {min_label}")
-        positives = self._keep(positives, ~positives.duplicated(["qid", "docno"]), "duplicate judgement")
-        if positives.empty:
-            labels = sorted(known["label"].unique().tolist())
-            raise ValueError(
-                f"expected judgements with a label of {min_label} or more, got none among the {len(known)} of these "
-                f"topics, with the labels {labels[:10]}; training needs relevant documents"
-            )
-        by_query = positives.groupby("qid")["docno"].agg(list).to_dict()
-        # in the order of topics, which is that of the triples
-        self.positives: dict[str, list[str]] = {qid: by_query[qid] for qid in self.queries if qid in by_query}
-
-    def relevant_documents(self) -> set[str]:
-        """Return the relevant documents of all queries."""
-        return set().union(*self.relevant.values())
-
-    def _keep(self, rows: pd.DataFrame, kept: pd.Series, reason: str) -> pd.DataFrame:
-        lost = len(rows) - int(kept.sum())
-        if lost:
-            self.dropped[reason] += lost
-        return rows[kept]
-
-
-def _retrieved_texts(results: pd.DataFrame, text_field: str, *, required: bool) -> dict[str, str]:
+def _retrieved_texts(results: pd.DataFrame, fields: Sequence[str], *, required: bool) -> dict[str, str]:
     """Return the texts of results by document, without empty ones."""
-    require_texts(results, text_field, "docno", empty=True, missing=True)
-    has_text = results[text_field].map(lambda text: isinstance(text, str) and bool(text.strip()))
-    if required and not has_text.any():
+    for field in fields:
+        require_texts(results, field, "docno", empty=True, missing=True)
+    columns = [results[field] for field in fields]
+    texts = {}
+    for docno, *values in zip(results["docno"], *columns, strict=True):
+        text = join_texts(values)
+        if text.strip():
+            texts[docno] = text
+    if required and not texts:
         # not one is there: the strict check says whether they are missing or empty
-        require_texts(results, text_field, "docno")
-    with_text = results[has_text]
-    return dict(zip(with_text["docno"], with_text[text_field], strict=True))
+        require_texts(results, fields[0], "docno")
+    return texts
 
 
 def _draw_from_results(
-    results: pd.DataFrame, judgements: _Judgements, texts: Mapping[str, str], negatives: Negatives, seed: int
+    results: pd.DataFrame, judgements: Judgements, texts: Mapping[str, str], negatives: Negatives, seed: int
 ) -> Draws:
     """Shuffle the results of the query of each positive that may become its negatives."""
-    scores = _scores_by_query(results)
+    scores = _scores_by_query(results, negatives.relative_margin)
     drawn = {}
     for qid, positives in judgements.positives.items():
         # judged documents take a rank, though they are not drawn
@@ -251,20 +219,39 @@ def _draw_from_results(
     return drawn
 
 
-def _scores_by_query(results: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """Map each query to its results in the order of their ranks, with their scores (NaN without)."""
+def _scores_by_query(results: pd.DataFrame, relative_margin: float | None) -> dict[str, dict[str, float]]:
+    """Map each query to its results in the order of their ranks, with their scores (NaN where they are not used)."""
+    if relative_margin is not None and "score" not in results:
+        raise ValueError(
+            f"relative_margin={relative_margin} compares the scores of results, got none in the columns "
+            f"{list(results.columns)}; give results with 'score', or leave it out"
+        )
+    ranked = results[["qid", "docno"]].assign(score=np.nan)
+    if "score" in results and (relative_margin is not None or "rank" not in results):
+        ranked["score"] = _to_numbers(results, "score")
     if "rank" in results:
-        results = results.sort_values(["qid", "rank"], kind="stable")
+        ranked["rank"] = _to_numbers(results, "rank")
+        ranked = ranked.sort_values(["qid", "rank"], kind="stable")
     elif "score" in results:
-        results = results.sort_values(["qid", "score"], ascending=[True, False], kind="stable")
+        ranked = ranked.sort_values(["qid", "score"], ascending=[True, False], kind="stable")
     # the best rank counts, where a union of retrievers has a document more than once
-    results = results.drop_duplicates(["qid", "docno"])
-    if "score" not in results:
-        results = results.assign(score=np.nan)
-    ranked: dict[str, dict[str, float]] = {}
-    for qid, docno, score in zip(results["qid"], results["docno"], results["score"], strict=True):
-        ranked.setdefault(qid, {})[docno] = score
-    return ranked
+    ranked = ranked.drop_duplicates(["qid", "docno"])
+    scores: dict[str, dict[str, float]] = {}
+    for qid, docno, score in zip(ranked["qid"], ranked["docno"], ranked["score"], strict=True):
+        scores.setdefault(qid, {})[docno] = score
+    return scores
+
+
+def _to_numbers(results: pd.DataFrame, column: str) -> pd.Series:
+    """Return ranks or scores as numbers; those of a file that was read as strings would be sorted as text."""
+    numbers = pd.to_numeric(results[column], errors="coerce").astype(float)
+    wrong = results[column][numbers.isna()].tolist()
+    if wrong:
+        raise TypeError(
+            f"the {column} of results must be a number in every row, got {wrong[:3]} in {len(wrong)} of "
+            f"{len(results)} rows; drop these rows, or the column"
+        )
+    return numbers
 
 
 def _without_likely_false(
@@ -272,15 +259,10 @@ def _without_likely_false(
 ) -> list[str]:
     """Remove candidates that score about what the positive does: likely false negatives."""
     most = scores[positive] - relative_margin * abs(scores[positive])
-    allowed = []
-    for docno in candidates:
-        # not "at most", which is false of documents without a score: NaN
-        if not scores[docno] > most:
-            allowed.append(docno)
-    return allowed
+    return [docno for docno in candidates if scores[docno] <= most]
 
 
-def _draw_from_corpus(docnos: Sequence[str], judgements: _Judgements, number: int, seed: int) -> Draws:
+def _draw_from_corpus(docnos: Sequence[str], judgements: Judgements, number: int, seed: int) -> Draws:
     """Draw documents for each positive that are not relevant to its query, as many as asked for or as there are."""
     drawn = {}
     for qid, positives in judgements.positives.items():
@@ -320,7 +302,7 @@ def _sample_by_rejection(
 
 
 def _make_triples(
-    judgements: _Judgements, drawn: Draws, texts: Mapping[str, str], negatives: Negatives, origin: Mapping[str, Any]
+    judgements: Judgements, drawn: Draws, texts: Mapping[str, str], negatives: Negatives, origin: Mapping[str, Any]
 ) -> Triples:
     """Make one triple of every positive, if enough of what was drawn for it has a text of its own."""
     rows = []
@@ -343,7 +325,12 @@ def _make_triples(
             "documents, widen the ranks, or give corpus= for the text of relevant documents that are not retrieved"
         )
     without_positives = len(judgements.queries) - len(judgements.positives)
-    origin = {**origin, "negatives_from": asdict(negatives), "queries_without_positives": without_positives}
+    origin = {
+        **origin,
+        "negatives_from": asdict(negatives),
+        "queries_without_positives": without_positives,
+        "unmatched": judgements.unmatched,
+    }
     columns = zip(*rows, strict=True)
     cache = TripleCache(None, origin)
     with cache.writer() as writer:

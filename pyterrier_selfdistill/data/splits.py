@@ -4,21 +4,38 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
+from typing import Annotated, TypeAlias
 
 import numpy as np
 import pandas as pd
+from pydantic import AfterValidator
 
-from ..validate import require_columns, require_identifiers
+from ..validate import Expected, Share, checked, require_columns, require_identifiers
 
 
-def split_queries(
-    frame: pd.DataFrame,
-    shares: Mapping[str, float] = {"train": 0.9, "valid": 0.1},
-) -> dict[str, pd.DataFrame]:
+def _require_sum(shares: Mapping[str, float]) -> Mapping[str, float]:
+    if not np.isclose(sum(shares.values()), 1):
+        raise ValueError
+    return shares
+
+
+Shares: TypeAlias = Annotated[
+    Mapping[str, Share],
+    AfterValidator(_require_sum),
+    Expected("numbers from 0 to 1 that sum up to 1, such as {'train': 0.9, 'valid': 0.1}"),
+]
+
+
+DEFAULT_SHARES: Shares = {"train": 0.9, "valid": 0.1}
+"""A tenth of the queries for evaluation."""
+
+
+@checked
+def split_queries(frame: pd.DataFrame, shares: Shares = DEFAULT_SHARES) -> dict[str, pd.DataFrame]:
     """Split topics, results or judgements by query.
 
     A checksum of the ``qid`` says where a query belongs. All of its rows stay together, topics and judgements are split
-    alike, and a query keeps its part when other queries come or go.
+    alike, and a query keeps its part when other queries come or go. Shares may be as small as the queries are many.
 
     Args:
         frame: Rows with ``qid``.
@@ -28,8 +45,8 @@ def split_queries(
         The parts by name.
 
     Raises:
-        ValueError: If the shares do not sum up to 1, or there is no ``qid``.
-        TypeError: If a ``qid`` is not a string.
+        ValueError: If the shares are no numbers or do not sum up to 1, or there is no ``qid``.
+        TypeError: If a ``qid`` is not a string, or there is no frame.
 
     Example:
         >>> topics = pd.DataFrame({"qid": [str(i) for i in range(100)]})
@@ -38,23 +55,16 @@ def split_queries(
     """
     require_columns(frame, ["qid"], "rows to split")
     require_identifiers(frame, "qid", "rows to split")
-    if not np.isclose(sum(shares.values()), 1) or min(shares.values()) < 0:
-        raise ValueError(
-            f"shares must be numbers from 0 to 1 that sum up to 1, such as {{'train': 0.9, 'valid': 0.1}}, "
-            f"got {dict(shares)}"
-        )
-    places = frame["qid"].map(_percentile).astype(float)
-    parts = {}
-    total = 0.0
-    for name, share in shares.items():
-        # rounded, since 100 * (0.7 + 0.1) is a little less than 80
-        start = round(100 * total, 6)
-        total += share
-        end = round(100 * total, 6)
-        parts[name] = frame[(places >= start) & (places < end)]
-    return parts
+    places = frame["qid"].map(_place).to_numpy(dtype=float)
+    ends = np.cumsum(list(shares.values()))
+    # rounded, since 100 * (0.7 + 0.1) is a little less than 80
+    percents = np.round(100 * ends / ends[-1], 6)
+    chosen = np.searchsorted(percents, places, side="right")
+    return {name: frame[chosen == part] for part, name in enumerate(shares)}
 
 
-def _percentile(qid: str) -> int:
-    """Return the place of a query, from 0 to 99."""
-    return zlib.crc32(qid.encode()) % 100
+def _place(qid: str) -> float:
+    """Return the place of a query, from 0 to just below 100."""
+    quotient, percent = divmod(zlib.crc32(qid.encode()), 100)
+    # the percent alone decides wherever shares are whole percents, what is left of the checksum where they are not
+    return percent + quotient / (2**32 / 100)

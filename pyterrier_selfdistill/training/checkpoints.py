@@ -28,6 +28,7 @@ from transformers import TrainerState
 
 from ..biencoder import SelfDistillBiEncoder
 from ..io import folder_lock
+from ..portable import portable_settings
 from .history import plot_history
 
 logger = logging.getLogger(__name__)
@@ -100,8 +101,8 @@ class RunFolder:
         else:
             self._require_free(resume)
         complete = self._complete_checkpoints()
-        # as they read in the file of an earlier run; arguments may be enums and other objects
-        recorded = json.loads(json.dumps(settings, default=str))
+        # as they read in the file of an earlier run, without what is nobody's business
+        recorded = portable_settings(settings)
         if complete:
             self._require_same_settings(recorded)
             self._remove_cut_off(complete)

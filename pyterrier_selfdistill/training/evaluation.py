@@ -16,7 +16,6 @@ from typing import Any, cast
 import pandas as pd
 import pyterrier as pt
 from ir_measures import Measure
-from pydantic import SkipValidation
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.base.model import BaseModel
@@ -74,7 +73,7 @@ class RetrievalEvaluator(BaseEvaluator):
         qrels: pd.DataFrame,
         measures: Measures,
         *,
-        corpus: SkipValidation[Corpus | None] = None,
+        corpus: Corpus | None = None,
         fields: FieldNames | None = None,
         num_results: PositiveInteger | None = None,
         encoder_options: dict[str, Any] | None = None,

@@ -16,6 +16,7 @@ from sentence_transformers import (
     SentenceTransformerTrainingArguments,
 )
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerState
+from transformers.trainer import TRAINING_ARGS_NAME
 
 from ..biencoder import SelfDistillBiEncoder
 from ..compat import no_checkpoint_progress_bars, remove_autocast
@@ -167,6 +168,12 @@ class TrainingLoop(SentenceTransformerTrainer):
         if self.miner is not None:
             batches = [self.tokenize(self.miner.replace(rows)) for rows in batches]
         return batches, items
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model of a checkpoint, without the training arguments: a pickle that would hold their tokens."""
+        super().save_model(output_dir, _internal_call)
+        folder = Path(output_dir or self.folder)
+        (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def compute_loss(self, *args: Any, **options: Any) -> Any:
         """Compute the loss, and log the margin and the target that made it."""

@@ -35,7 +35,6 @@ HARMLESS_ARGUMENTS = frozenset(
         "log_level",
         "log_level_replica",
         "log_on_each_node",
-        "logging_dir",
         "logging_first_step",
         "logging_steps",
         "logging_strategy",

@@ -14,7 +14,7 @@ it gives the negatives::
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -29,7 +29,7 @@ from torch import nn
 
 from ..biencoder import SelfDistillBiEncoder
 from ..data.cache import Triples
-from ..data.corpus import Corpus
+from ..data.corpus import Corpus, reusable
 from ..data.negatives import Negatives
 from ..data.triples import PairOptions
 from ..losses import AdaptiveMarginLoss
@@ -121,7 +121,7 @@ class SelfDistillTrainer(pt.Estimator):
         preset: Literal["default", "paper"] = "default",
         negatives: PositiveInteger | Negatives = 1,
         min_label: PositiveInteger = 1,
-        corpus: SkipValidation[Corpus | None] = None,
+        corpus: Corpus | None = None,
         fields: FieldNames | None = None,
         rounds: PositiveInteger = 1,
         measures: Measures = (nDCG @ 10,),
@@ -148,7 +148,7 @@ class SelfDistillTrainer(pt.Estimator):
         self.negatives = negatives if isinstance(negatives, Negatives) else Negatives(negatives)
         self.min_label = min_label
         # evaluation reads the corpus again and again
-        self.corpus = list(corpus) if isinstance(corpus, Iterator) else corpus
+        self.corpus = None if corpus is None else reusable(corpus)
         self.fields = fields
         self.rounds = rounds
         self.measures = tuple(measures)

@@ -9,7 +9,7 @@ import pyterrier as pt
 import pytest
 
 from pyterrier_selfdistill.data import cache as module
-from pyterrier_selfdistill.data.cache import DistinctCount, Fingerprint, TripleCache, file_signature
+from pyterrier_selfdistill.data.cache import DistinctCount, Fingerprint, TripleCache, usable_rows
 
 COLUMNS = ["query", "positive", "negative"]
 ROWS = [("sort", "sort rows", "plot a file"), ("plot", "plot a matrix", "read a value")]
@@ -236,11 +236,12 @@ def test_fingerprint_tells_texts_apart_by_order_and_bounds():
     assert len(set(map(fingerprint_of, tables))) == 4
 
 
-def test_file_signature_changes_with_the_file(tmp_path):
-    path = tmp_path / "triples.tsv"
-    assert file_signature(path) == []
-    path.write_text("a")
-    first = file_signature(path)
-    path.write_text("ab")
-    assert file_signature(path) != first
-    assert file_signature(tmp_path) == []
+def test_usable_rows_have_all_texts_and_no_negative_that_is_the_positive():
+    rows = [*ROWS, (None, "b", "c"), ("a", " ", "c"), ("a", "b", ""), ("a", "b", "b ")]
+    assert usable_rows(table_of(rows)).tolist() == [True, True, False, False, False, False]
+
+
+def test_writer_of_no_triples_names_the_source():
+    cache = TripleCache(None, {"source": "a.tsv"})
+    with pytest.raises(ValueError, match="^a.tsv: no triples are there .* of 0 rows; give rows of a"), cache.writer():
+        pass

@@ -1,9 +1,18 @@
 """Columns of triples: found by their names, put in order, and checked."""
 
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 
-from pyterrier_selfdistill.data.columns import IDENTIFIER_QUERY, add_label, column_names, select_columns
+from pyterrier_selfdistill.data.columns import (
+    IDENTIFIER_QUERY,
+    add_label,
+    column_names,
+    is_missing,
+    select_columns,
+    string_table,
+)
 
 
 def table_with(names):
@@ -53,6 +62,24 @@ def test_select_columns_makes_strings_of_large_and_of_missing_ones():
     assert selected.to_pylist() == [{"query": "a", "positive": "b", "negative": None}]
 
 
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())])
+def test_select_columns_takes_each_type_of_strings(kind):
+    """Such as categories of pandas."""
+    table = pa.table({name: pa.array(["a"]).cast(kind) for name in ["query", "positive", "negative"]})
+    assert select_columns(table).schema.types == [pa.string()] * 3
+
+
+def test_select_columns_rejects_two_of_a_name():
+    table = pa.table([["a"], ["b"], ["c"], ["d"]], names=["query", "positive", "negative", "negative"])
+    with pytest.raises(ValueError, match=r"distinct columns, got \['negative'\] more than once"):
+        select_columns(table)
+
+
+def test_string_table_rejects_half_a_character():
+    with pytest.raises(ValueError, match="texts must be of whole characters, got half of one in 'sort.ud800'"):
+        string_table({"query": ["sort\ud800"]})
+
+
 @pytest.mark.parametrize("missing", ["query", "positive", "negative"])
 def test_select_columns_rejects_a_table_without_a_column(missing):
     columns = {"query": ["a"], "positive": ["b"], "negative": ["c"]}
@@ -75,8 +102,17 @@ def test_add_label_adds_numbers_as_float32():
     assert add_label(texts, texts) is texts
 
 
-@pytest.mark.parametrize("labels", [[1.0, None], [1.0, float("nan")], ["high", "low"], [[1.0], [2.0]]], ids=str)
+@pytest.mark.parametrize(
+    "labels",
+    [[1.0, None], [1.0, np.nan], [1.0, np.inf], [1.0, 1e300], ["high", "low"], [[1.0], [2.0]], [True, False]],
+    ids=str,
+)
 def test_add_label_rejects_what_is_not_a_number(labels):
     texts = pa.table({"query": ["a", "b"]})
     with pytest.raises(TypeError, match="column 'label' must hold a number in every row"):
         add_label(texts, texts.append_column("label", pa.array(labels)))
+
+
+@pytest.mark.parametrize(("value", "expected"), [(None, True), (np.nan, True), (pd.NA, True), ("", False), ([], False)])
+def test_is_missing(value, expected):
+    assert is_missing(value) is expected

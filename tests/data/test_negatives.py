@@ -1,5 +1,6 @@
 """Drawn negatives: never a positive, the same ones each time, and no judgement lost without a word."""
 
+import numpy as np
 import pandas as pd
 import pyterrier as pt
 import pytest
@@ -130,6 +131,7 @@ def test_from_topics_with_several_negatives(topics, qrels, corpus):
         "seed": 42,
         "negatives_from": {"number": 3, "range_min": 0, "range_max": None, "relative_margin": None},
         "queries_without_positives": 0,
+        "unmatched": {"queries": {"number": 0, "share": 0.0}, "judgements": {"number": 0, "share": 0.0}},
         "read": 4,
         "triples": 3,
         "dropped": {"judgement with a label below 1": 1},
@@ -188,17 +190,109 @@ def test_from_results_never_draws_likely_false_negatives(qrels):
     assert drawn == {"text 0", "text 2", "text 4"}
 
 
-def test_from_results_suspects_nothing_without_a_score_of_the_positive(topics, qrels):
-    """Where it was not retrieved, or nothing has a score."""
+def test_from_results_suspects_nothing_where_the_positive_was_not_retrieved(topics, qrels):
     results = topics[:1].merge(pd.DataFrame({"docno": ["d5", "d6"], "score": [9.0, 8.0]}), how="cross")
     results["text"] = results["docno"]
-    negatives = Negatives(relative_margin=0.0)
     corpus = [{"docno": "d1", "text": "d1"}]
     not_retrieved = from_results(results, qrels[:1], negatives=Negatives(2, relative_margin=0.0), corpus=corpus)
     assert set(not_retrieved.dataset[0].values()) == {"sort", "d1", "d5", "d6"}
-    positive = results[:1].assign(docno="d1", text="d1")
-    unscored = pd.concat([results, positive]).drop(columns="score")
-    assert drawn_over_seeds(unscored, qrels[:1], negatives) == {"d5", "d6"}
+
+
+@pytest.fixture
+def results(topics):
+    """Twelve results for each query, in another order than that of their ranks."""
+    rows = [(q, t, f"d{i}", f"text {i}", i, 12.0 - i) for q, t in topics.to_numpy() for i in range(12)]
+    frame = pd.DataFrame(rows, columns=["qid", "query", "docno", "text", "rank", "score"])
+    return frame.sample(frac=1, random_state=0)
+
+
+@pytest.mark.parametrize(("column", "unused"), [("rank", "score"), ("score", "rank")])
+@pytest.mark.parametrize("form", ["str", "string[pyarrow]", "object", "Float64", "float32"])
+def test_from_results_takes_ranks_and_scores_that_are_strings_for_numbers(results, qrels, column, unused, form):
+    """As a run has them that is read with ``dtype=str``; as text, 10 would come before 2."""
+    results = results.drop(columns=unused).astype({column: form})
+    assert drawn_over_seeds(results, qrels, Negatives(range_min=3, range_max=6)) == {"text 3", "text 4", "text 5"}
+
+
+def test_from_results_compares_scores_that_are_strings_as_numbers(results, qrels):
+    """Of the twelve, those with more than 9 score about as much as the positive does."""
+    negatives = Negatives(9, relative_margin=0.18)
+    triples = from_results(results.astype({"score": str}), qrels[:1], negatives=negatives)
+    assert set(triples.dataset[0].values()) == {"sort", "text 1", *(f"text {number}" for number in range(3, 12))}
+
+
+@pytest.mark.parametrize(("column", "unused"), [("rank", "score"), ("score", "rank")])
+@pytest.mark.parametrize("wrong", ["first", "", None, np.nan, [1]], ids=repr)
+def test_from_results_rejects_ranks_and_scores_that_are_no_numbers_or_missing(results, qrels, column, unused, wrong):
+    results = results.drop(columns=unused).astype({column: object}).reset_index(drop=True)
+    results.at[5, column] = wrong
+    with pytest.raises(
+        TypeError, match=f"the {column} of results must be a number in every row, got .* in 1 of 24 rows"
+    ):
+        from_results(results, qrels)
+
+
+def test_from_results_checks_no_scores_where_ranks_decide(results, qrels):
+    """But where they are compared."""
+    results = results.assign(score=np.nan)
+    assert drawn_over_seeds(results, qrels, Negatives(range_min=3, range_max=5)) == {"text 3", "text 4"}
+    with pytest.raises(TypeError, match="the score of results must be a number in every row, got .* in 24 of 24 rows"):
+        from_results(results, qrels, negatives=Negatives(relative_margin=0.05))
+
+
+def test_from_results_rejects_a_relative_margin_without_scores(results, qrels):
+    with pytest.raises(
+        ValueError, match=r"relative_margin=0.05 compares the scores of results, got none in .*'rank'\]"
+    ):
+        from_results(results.drop(columns="score"), qrels, negatives=Negatives(relative_margin=0.05))
+
+
+@pytest.fixture
+def titled():
+    """Documents with titles, as records: of the first twelve, and a thirteenth."""
+    return [{"docno": f"d{number}", "title": f"title {number}", "text": f"text {number}"} for number in range(13)]
+
+
+def is_titled(texts):
+    return all(text.startswith("title ") and " text " in text for text in texts)
+
+
+@pytest.mark.parametrize("columns", [[], ["text"], ["title"], ["title", "text"]], ids=repr)
+def test_from_results_joins_the_same_fields_of_all_documents(results, qrels, titled, columns, texts_of):
+    """Whatever columns the results have, for those that were retrieved and the one that was not."""
+    qrels = pd.concat([qrels, pd.DataFrame([("2", "d12", 1)], columns=qrels.columns)])
+    kept = pd.DataFrame(titled)[["docno", *columns]]
+    results = results.drop(columns="text").merge(kept, on="docno")
+    triples = from_results(results, qrels, corpus=titled, fields=["title", "text"])
+    positives, negatives = triples.dataset["positive"], triples.dataset["negative"]
+    assert set(positives) == {f"title {number} text {number}" for number in (1, 2, 4, 12)}
+    assert is_titled(negatives)
+
+
+def test_from_results_joins_the_fields_of_results_without_a_corpus(results, qrels, titled):
+    results = results.drop(columns="text").merge(pd.DataFrame(titled), on="docno")
+    triples = from_results(results, qrels, fields=("title", "text"))
+    assert is_titled([*triples.dataset["positive"], *triples.dataset["negative"]])
+    with pytest.raises(ValueError, match="expected a column 'title', got"):
+        from_results(results.drop(columns="title"), qrels, fields=["title", "text"])
+
+
+def test_from_results_looks_up_no_more_than_what_results_lack(results, qrels, titled):
+    results = results.drop(columns="text").merge(pd.DataFrame(titled), on="docno")
+    triples = from_results(results, qrels, corpus=titled[:1], fields=["title", "text"])
+    assert triples.summary["triples"] == 3
+
+
+def test_summaries_count_what_is_unmatched(results, topics, qrels, corpus):
+    other = qrels.replace({"qid": {"2": "3"}})
+    queries, judgements = {"number": 1, "share": 0.5}, {"number": 1, "share": 0.25}
+    drawn = from_topics(topics, other, corpus)
+    assert drawn.summary["unmatched"] == {"queries": queries, "judgements": judgements}
+    retrieved = from_results(results, other)
+    results_left_out = {"number": 12, "share": 0.5}
+    assert retrieved.summary["unmatched"] == {
+        "queries": queries, "judgements": judgements, "results": results_left_out
+    }  # fmt: skip
 
 
 def test_from_results_with_fewer_candidates_than_negatives_and_empty_texts(qrels, texts_of):
@@ -251,15 +345,53 @@ def test_from_results_checks_each_frame_once(topics, qrels, corpus, monkeypatch)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"number": 0}, "negatives must be a positive integer, got 0"),
-        ({"range_min": -1}, "range_min must be a positive integer, got -1"),
+        ({"number": 0}, "number must be a positive integer, got 0"),
+        ({"number": 1.0}, "number must be a positive integer, got 1.0"),
+        ({"number": True}, "number must be a positive integer, got True"),
+        ({"range_min": -1}, "range_min must be 0 or a positive integer, got -1"),
+        ({"range_min": "1"}, "range_min must be 0 or a positive integer, got '1'"),
+        ({"range_max": 0}, "range_max must be a positive integer, got 0"),
         ({"number": 3, "range_min": 8, "range_max": 10}, "fewer than 3 results"),
         ({"relative_margin": 5}, "relative_margin must be a number from 0 to 1, got 5"),
+        ({"relative_margin": float("nan")}, "relative_margin must be a number from 0 to 1, got nan"),
+        ({"relative_margin": "0.1"}, "relative_margin must be a number from 0 to 1, got '0.1'"),
     ],
 )
 def test_negatives_reject_what_is_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
         Negatives(**options)
+
+
+def test_negatives_take_numbers_of_numpy(topics, qrels, corpus, texts_of):
+    chosen = Negatives(np.int64(2), range_min=np.int32(1), range_max=np.uint8(9), relative_margin=np.float32(0.5))
+    assert chosen == Negatives(2, range_min=1, range_max=9, relative_margin=0.5)
+    options = {"min_label": np.int64(2), "seed": np.int64(7)}
+    assert texts_of(from_topics(topics, qrels, corpus, **options)) == texts_of(
+        from_topics(topics, qrels, corpus, min_label=2, seed=7)
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"min_label": 0}, ValueError, "min_label must be a positive integer, got 0"),
+        ({"min_label": True}, ValueError, "min_label must be a positive integer, got True"),
+        ({"seed": -1}, ValueError, "seed must be 0 or a positive integer, got -1"),
+        ({"text_field": 0}, ValueError, "text_field must be a valid string, got 0"),
+        ({"fields": 0}, TypeError, "fields must be a list of field names .*, got 0"),
+        ({"fields": ""}, ValueError, "fields must be a list of field names .*, got ''"),
+        ({"fields": []}, ValueError, r"fields must be a list of field names .*, got \[\]"),
+        ({"fields": "text"}, ValueError, "fields must be a list of field names .*, got 'text'"),
+        ({"negatives": 3}, TypeError, "negatives must be an instance of Negatives, got 3"),
+        ({"qrels": [("1", "d1", 1)]}, TypeError, "qrels must be an instance of DataFrame, got"),
+        ({"corpus": "d1"}, TypeError, "corpus must be a PyTerrier dataset"),
+    ],
+)
+def test_neither_takes_options_of_another_type(results, topics, qrels, corpus, options, error, message):
+    options = {"qrels": qrels, "corpus": corpus, **options}
+    for make, frame in [(from_results, results), (from_topics, topics)]:
+        with pytest.raises(error, match=message):
+            make(frame, **options)
 
 
 def test_from_topics_rejects_ranks(topics, qrels, corpus):

@@ -1,9 +1,10 @@
 """Triples from each source: the right ones, the same ones each time, and no row lost without a word."""
 
-import copy
+import shutil
 from pathlib import Path
 
-import dill
+import ir_datasets
+import numpy as np
 import pandas as pd
 import pyterrier as pt
 import pytest
@@ -11,8 +12,9 @@ from datasets import Dataset
 
 from pyterrier_selfdistill import SelfDistillTrainer
 from pyterrier_selfdistill.data import triples as module
-from pyterrier_selfdistill.data.corpus import Documents
-from pyterrier_selfdistill.data.triples import PairOptions, TextLookup, from_docpairs, from_identifiers, from_texts
+from pyterrier_selfdistill.data.cache import TripleWriter
+from pyterrier_selfdistill.data.shuffle import ExternalShuffle
+from pyterrier_selfdistill.data.triples import PairOptions, from_docpairs, from_identifiers, from_texts
 
 COLUMNS = ["query", "positive", "negative"]
 ROWS = [("sort", "sort rows", "plot a file"), ("plot", "plot a matrix", "read a value")]
@@ -28,12 +30,6 @@ TEXTS_OF_PAIRS = {
 @pytest.fixture
 def frame():
     return pd.DataFrame(ROWS, columns=COLUMNS)
-
-
-@pytest.fixture
-def many_pairs():
-    """Rows of identifiers: 250 for each of the two queries, of seven positives in all."""
-    return [(str(1 + row % 2), f"d{row % 7}", f"d{10 + row % 83}") for row in range(500)]
 
 
 @pytest.fixture
@@ -120,10 +116,21 @@ def test_from_texts_keeps_labels_beside_their_texts(form, folder, texts_of):
     assert len(fingerprints) == 3
 
 
-@pytest.mark.parametrize("labels", [[1.0, None], ["high", "low"]])
-def test_from_texts_rejects_labels_that_are_not_numbers(frame, labels):
+@pytest.mark.parametrize("number", [1, 0.5, np.float32(0.5), np.int64(-1)], ids=repr)
+def test_from_texts_takes_labels_of_any_type_of_numbers(number):
+    (row,) = from_texts([dict(zip([*COLUMNS, "label"], [*ROWS[0], number], strict=True))]).dataset
+    assert row["label"] == float(number)
+
+
+@pytest.mark.parametrize("labels", [[1.0, None], ["high", "low"], [True, False], [[1.0], [2.0]]], ids=repr)
+@pytest.mark.parametrize("form", ["frame", "records", "a.tsv", "a.jsonl"])
+def test_from_texts_rejects_labels_that_are_not_numbers(form, folder, frame, labels):
+    frame = frame.assign(label=labels)
+    frame.to_csv("a.tsv", sep="\t", index=False)
+    frame.to_json("a.jsonl", orient="records", lines=True)
+    sources = {"frame": frame, "records": frame.to_dict(orient="records")}
     with pytest.raises(TypeError, match="column 'label' must hold a number in every row"):
-        from_texts(frame.assign(label=labels))
+        from_texts(sources.get(form, form))
 
 
 def test_from_texts_leaves_out_identifiers_beside_texts(frame, texts_of):
@@ -168,6 +175,9 @@ def test_from_texts_stops_reading_at_the_limit(monkeypatch, texts_of):
         (pd.DataFrame({"query": ["a"], "positive": ["b"]}), ValueError, r"must have .* got \['query', 'positive'\]"),
         (pd.DataFrame([("a", "b", "c", "d")], columns=[*COLUMNS, "query"]), ValueError, "distinct columns"),
         (pd.DataFrame(columns=COLUMNS, dtype=str), ValueError, "no triples are there"),
+        (pd.DataFrame([("a", "b", "c"), ("a", "b", 3)], columns=COLUMNS), TypeError, "columns of one type each"),
+        (pd.DataFrame([("a", "b", "\ud800")], columns=COLUMNS, dtype=object), TypeError, "surrogates"),
+        (7, TypeError, "source must be a frame, a datasets.Dataset, an iterable of rows, or the path .* got 7"),
         ("nowhere.tsv", FileNotFoundError, "nowhere.tsv"),
         ("triples.xml", FileNotFoundError, "triples.xml"),
     ],
@@ -176,6 +186,38 @@ def test_from_texts_stops_reading_at_the_limit(monkeypatch, texts_of):
 def test_from_texts_rejects_bad_texts(source, error, message):
     with pytest.raises(error, match=message):
         from_texts(source)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error", "message"),
+    [
+        ("a.tsv", "", ValueError, "no triples are there to train with, of 0 rows; give rows of a query, a positive"),
+        ("a.tsv", "query\tpositive\tnegative\n", ValueError, "no triples are there to train with, of 0 rows; give"),
+        ("a.tsv", "a\tb\t\n", ValueError, "of 1 rows: 1 x no text in 'negative'"),
+        ("a.tsv", "a b c\n", ValueError, "got rows of 1 texts; check what separates the columns"),
+        ("a.csv", "query,positive\na,b\n", ValueError, "must have the columns .* got .'query', 'positive'.$"),
+        (
+            "a.jsonl",
+            '{"query": "a", "positive": "b"}',
+            ValueError,
+            "must have the columns .* got .'query', 'positive'.$",
+        ),
+    ],
+)
+def test_from_texts_names_the_file_whose_columns_are_wrong(tmp_path, name, content, error, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(error, match=f"{name}: .*{message}"):
+        from_texts(tmp_path / name)
+
+
+def test_from_texts_names_the_file_whose_types_are_wrong(tmp_path, frame):
+    frame.assign(negative=3).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(TypeError, match="a.parquet: column 'negative' must hold texts, got int64"):
+        from_texts(tmp_path / "a.parquet")
+
+
+def test_from_texts_takes_categories(frame, texts_of):
+    assert texts_of(from_texts(frame.astype("category"))) == ROWS
 
 
 def test_from_texts_counts_rows_without_text(texts_of, is_accounted):
@@ -242,13 +284,13 @@ def test_from_docpairs_without_stored_texts_gives_the_same(dataset, texts_of):
 
 def test_from_docpairs_makes_triples_once(dataset, monkeypatch):
     first = from_docpairs(dataset, PairOptions(seed=7))
-    monkeypatch.setattr(module.ExternalShuffle, "add", fail_to_read)
+    monkeypatch.setattr(ExternalShuffle, "add", fail_to_read)
     assert from_docpairs(dataset, PairOptions(seed=7)).dataset[:] == first.dataset[:]
 
 
 def test_from_docpairs_that_is_interrupted_leaves_nothing(dataset, cache_folder, monkeypatch):
     before = set(cache_folder.glob("*"))
-    monkeypatch.setattr(module.TripleWriter, "finish", lambda _: 1 / 0)
+    monkeypatch.setattr(TripleWriter, "finish", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         from_docpairs(dataset, PairOptions(seed=8))
     assert set(cache_folder.glob("*")) == before
@@ -262,6 +304,46 @@ def test_from_docpairs_rejects_a_dataset_without_docpairs(register, topics, corp
         from_docpairs(judged)
     with pytest.raises(ValueError, match="no docpairs or docs or queries"):
         from_docpairs(pt.datasets.Dataset())
+
+
+@pytest.mark.parametrize("part", ["docs", "queries", "docpairs"])
+def test_from_docpairs_makes_triples_anew_when_a_part_changes(part, dataset, tmp_path, texts_of):
+    """Though the name of the dataset is the same, and the size and maybe the time of its files."""
+    first = set(texts_of(from_docpairs(dataset)))
+    path = tmp_path / "irds" / "tiny" / "pairs" / part
+    replacements = {"docs": ("text", "plan"), "queries": ("sort", "rank"), "docpairs": ("d1\td", "d2\td")}
+    path.write_text(path.read_text().replace(*replacements[part]))
+    # ir_datasets keeps it whatever becomes of the documents
+    shutil.rmtree(dataset.irds_ref().docs_store().path)
+    again = set(texts_of(from_docpairs(dataset)))
+    changed = {
+        "docs": {tuple(text.replace("text", "plan") for text in row) for row in first},
+        "queries": {(query.replace("sort", "rank"), *texts) for query, *texts in first},
+        "docpairs": {("plot", "text 4", "text 5"), ("sort", "text 2", "text 3"), ("sort", "text 2", "text 0")},
+    }
+    assert again == changed[part]
+
+
+class PairsWithoutAFile(ir_datasets.formats.BaseDocPairs):
+    """As those of ``irds:msmarco-passage/train/split200-train``, which are taken from others."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def docpairs_iter(self):
+        pair = self.docpairs_cls()
+        return iter([pair(*row) for row in self.rows])
+
+
+def test_from_docpairs_keeps_nothing_that_it_cannot_identify(dataset, pairs, cache_folder, texts_of):
+    before = set(cache_folder.glob("*"))
+    reference = dataset.irds_ref()
+    docs, queries = reference.docs_handler(), reference.queries_handler()
+    for rows in (pairs[:1], pairs[1:2]):
+        ir_datasets.registry._registered["tiny/pairs"] = ir_datasets.Dataset(docs, queries, PairsWithoutAFile(rows))
+        triples = from_docpairs(pt.get_dataset("irds:tiny/pairs"))
+        assert texts_of(triples) == [("sort", "text 1", f"text {rows[0][2][1:]}")]
+    assert set(cache_folder.glob("*")) == before
 
 
 # identifiers
@@ -293,8 +375,43 @@ def test_from_identifiers_reads_a_file_once(dataset, tmp_path, topics, pairs, mo
     first = from_identifiers(path, topics, dataset)
     other = from_identifiers(path, topics.assign(query="read"), dataset)
     assert set(other.dataset["query"]) == {"read"}
-    monkeypatch.setattr(module.ExternalShuffle, "add", fail_to_read)
+    monkeypatch.setattr(ExternalShuffle, "add", fail_to_read)
     assert from_identifiers(path, topics, dataset).summary == first.summary
+
+
+class Corpus(pt.datasets.Dataset):
+    """A dataset that is not of ir_datasets."""
+
+    def __init__(self, records):
+        self.records = records
+
+    def get_corpus_iter(self, *, verbose=True):
+        return iter(self.records)
+
+    def __repr__(self):
+        return "Corpus()"
+
+
+def test_from_identifiers_keeps_nothing_of_a_corpus_that_it_cannot_identify(tmp_path, topics, corpus, pairs):
+    path = tmp_path / "identifiers.tsv"
+    pd.DataFrame(pairs).to_csv(path, sep="\t", index=False, header=False)
+    for word in ("text", "plot"):
+        records = [{"docno": record["docno"], "text": record["text"].replace("text", word)} for record in corpus]
+        triples = from_identifiers(path, topics, Corpus(records))
+        assert all(text.startswith(word) for text in triples.dataset["positive"])
+
+
+def test_from_identifiers_needs_no_part_of_a_dataset_but_documents(register, tmp_path, topics, corpus, pairs):
+    """Neither to make triples nor to find them."""
+    dataset = register("tiny/corpus", docs=pd.DataFrame(corpus).to_numpy(), queries=[], docpairs=[])
+    for part in ("queries", "docpairs"):
+        (tmp_path / "irds" / "tiny" / "corpus" / part).unlink()
+    path = tmp_path / "identifiers.tsv"
+    pd.DataFrame(pairs).to_csv(path, sep="\t", index=False, header=False)
+    first = from_identifiers(path, topics, dataset)
+    # what was downloaded may be gone
+    (tmp_path / "irds" / "tiny" / "corpus" / "docs").unlink()
+    assert from_identifiers(path, topics, dataset).dataset.cache_files == first.dataset.cache_files != []
 
 
 def test_from_identifiers_drops_duplicate_rows(topics, corpus, pairs, texts_of):
@@ -319,59 +436,28 @@ def test_from_identifiers_rejects_topics_without_text(topics, corpus, pairs):
         from_identifiers(pairs, topics[["qid"]], corpus)
     with pytest.raises(ValueError, match="'query' must hold a text"):
         from_identifiers(pairs, topics.assign(query=""), corpus)
+    with pytest.raises(TypeError, match="the qid of topics must be a string"):
+        from_identifiers(pairs, topics.astype({"qid": int}), corpus)
 
 
-def test_from_identifiers_in_parts_of_any_size(many_pairs, topics, corpus, monkeypatch, texts_of, is_accounted):
-    options = PairOptions(max_pairs_per_query=100, limit=150)
-    whole = from_identifiers(many_pairs, topics, corpus, options)
-    monkeypatch.setattr(module, "TEXTS", 3)
-    monkeypatch.setattr("pyterrier_selfdistill.data.readers.ROWS", 11)
-    parts = from_identifiers(many_pairs, topics, corpus, options)
-    assert texts_of(parts) == texts_of(whole)
-    assert parts.summary == whole.summary
-    assert whole.summary["triples"] == 150
-    assert is_accounted(whole.summary)
+@pytest.mark.parametrize("label", ["high", None])
+def test_from_identifiers_leaves_labels_out(topics, corpus, label):
+    record = {"qid": "1", "positive": "d1", "negative": "d2", "label": label}
+    assert from_identifiers([record], topics, corpus).dataset.column_names == COLUMNS
 
 
-def test_from_identifiers_gives_what_is_known(many_pairs, topics, corpus, texts_of):
-    """The same on every machine and with every release."""
-    triples = from_identifiers(many_pairs, topics, corpus, PairOptions(max_pairs_per_query=2))
-    assert texts_of(triples) == [
-        ("sort", "text 5", "text 81"),
-        ("sort", "text 1", "text 61"),
-        ("plot", "text 5", "text 87"),
-        ("plot", "text 4", "text 25"),
-    ]
-
-
-@pytest.mark.parametrize("name", ["max_pairs_per_query", "limit"])
-@pytest.mark.parametrize("value", [0, -1, 1.5, "2", True])
-def test_pair_options_reject_what_is_not_a_positive_integer(name, value):
-    with pytest.raises(ValueError, match=f"{name} must be a positive integer, got {value!r}"):
-        PairOptions(**{name: value})
-
-
-def test_pair_options_reject_a_field_that_is_not_in_a_list(topics, corpus, pairs):
-    with pytest.raises(ValueError, match="fields must be a list of field names .*, got 'text'"):
-        from_identifiers(pairs, topics, corpus, PairOptions(fields="text"))
-
-
-def test_pair_options_join_fields(topics, corpus, pairs, texts_of):
-    options = PairOptions(fields=["docno", "text"], max_pairs_per_query=1)
-    triples = from_identifiers(pairs, topics, corpus, options)
-    assert ("plot", "d4 text 4", "d5 text 5") in texts_of(triples)
-    assert triples.summary["fields"] == ["docno", "text"]
-
-
-def test_text_lookup_can_be_copied_and_pickled(dataset, topics):
-    """Datasets do both; a copy shares the documents in memory."""
-    batch = {"query": ["1", "9"], "positive": ["d1", "d2"], "negative": ["d9", "d1"]}
-    expected = {"query": ["sort", None], "positive": ["text 1", "text 2"], "negative": [None, "text 1"]}
-    for queries in (dataset, topics):
-        lookup = TextLookup(queries, Documents(dataset, ["text"]))
-        assert lookup(batch) == expected
-        assert copy.deepcopy(lookup).documents is lookup.documents
-        assert dill.loads(dill.dumps(lookup))(batch) == expected
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"topics": [("1", "sort")]}, "topics must be an instance of DataFrame"),
+        ({"corpus": 7}, "corpus must be a PyTerrier dataset"),
+        ({"options": {"limit": 3}}, "options must be an instance of PairOptions"),
+        ({"source": 7}, "source must be a frame"),
+    ],
+)
+def test_from_identifiers_rejects_what_is_of_another_type(topics, corpus, pairs, options, message):
+    with pytest.raises(TypeError, match=message):
+        from_identifiers(**{"source": pairs, "topics": topics, "corpus": corpus, **options})
 
 
 # training

@@ -1,5 +1,6 @@
 """The output folder: what a run may take, what it leaves, and how an interrupted run goes on."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -308,3 +309,19 @@ def test_a_folder_that_is_removed_while_training_goes_on_is_told(make, collectio
     monkeypatch.setattr(SelfDistillationLoss, "forward", remove)
     with pytest.raises(FileNotFoundError, match="was removed while it trained"):
         make().fit(collection.results, collection.qrels)
+
+
+def test_nothing_that_a_run_writes_holds_a_token_or_a_path_of_this_machine(make, collection, tmp_path):
+    token = "hf_abcdefghijklmnop"
+    trainer = make(hub_token=token, report_to="none", hub_model_id=str(tmp_path / "logs"))
+    trainer.fit(collection.results, collection.qrels, collection.results, collection.qrels)
+    for path in (tmp_path / "run").rglob("*"):
+        if not path.is_file():
+            continue
+        written = path.read_bytes()
+        assert token.encode() not in written, path
+        # the state of transformers names the best checkpoint; it is read where the folder lies
+        if path.name != "trainer_state.json":
+            assert str(tmp_path).encode() not in written, path
+    settings = json.loads((tmp_path / "run/checkpoints/settings.json").read_text())
+    assert "hub_token" not in settings["arguments"]

@@ -1,0 +1,98 @@
+"""Judgements of queries: which documents are positives, and why the others are none."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+
+import pandas as pd
+
+logger = logging.getLogger(__name__)
+
+MANY_UNMATCHED = 0.1
+"""The share of queries, judgements or results above which a warning says that they are left out."""
+
+
+class Judgements:
+    """The positives of each query, and what became of the other judgements.
+
+    Args:
+        topics: ``qid`` and ``query``; of results, also ``docno``.
+        qrels: ``qid``, ``docno`` and ``label``.
+        min_label: The lowest label of a positive.
+
+    Attributes:
+        queries: The text of each query.
+        read: How many judgements there are.
+        dropped: How many are not of positives, by reason.
+        unmatched: How many queries, judgements and results have a ``qid`` that the other frame lacks, and their share.
+        relevant: The documents of each query with any label above 0.
+        positives: The documents of each query with a label of ``min_label`` or more, in the order of judgements.
+
+    Raises:
+        ValueError: If there are no positives.
+
+    Example:
+        >>> topics = pd.DataFrame([["1", "sort"]], columns=["qid", "query"])
+        >>> rows = [["1", "d1", 2], ["1", "d2", 1], ["1", "d3", 0]]
+        >>> judgements = Judgements(topics, pd.DataFrame(rows, columns=["qid", "docno", "label"]), min_label=2)
+        >>> judgements.positives
+        {'1': ['d1']}
+        >>> sorted(judgements.relevant["1"])
+        ['d1', 'd2']
+    """
+
+    def __init__(self, topics: pd.DataFrame, qrels: pd.DataFrame, min_label: int) -> None:
+        self.queries = dict(zip(topics["qid"], topics["query"], strict=True))
+        self.read = len(qrels)
+        self.dropped: Counter[str] = Counter()
+        self.unmatched = _count_unmatched(topics, qrels)
+        known = self._keep(qrels, qrels["qid"].isin(self.queries), "judgement of an unknown query")
+        relevant = known[known["label"] > 0]
+        self.relevant: dict[str, set[str]] = relevant.groupby("qid")["docno"].agg(set).to_dict()
+        positives = self._keep(known, known["label"] >= min_label, f"judgement with a label below {min_label}")
+        positives = self._keep(positives, ~positives.duplicated(["qid", "docno"]), "duplicate judgement")
+        if positives.empty:
+            labels = sorted(known["label"].unique().tolist())
+            raise ValueError(
+                f"expected judgements with a label of {min_label} or more, got none among the {len(known)} of these "
+                f"topics, with the labels {labels[:10]}; training needs relevant documents"
+            )
+        by_query = positives.groupby("qid")["docno"].agg(list).to_dict()
+        # in the order of topics, which is that of the triples
+        self.positives: dict[str, list[str]] = {qid: by_query[qid] for qid in self.queries if qid in by_query}
+
+    def relevant_documents(self) -> set[str]:
+        """Return the relevant documents of all queries."""
+        return set().union(*self.relevant.values())
+
+    def _keep(self, rows: pd.DataFrame, kept: pd.Series, reason: str) -> pd.DataFrame:
+        lost = len(rows) - int(kept.sum())
+        if lost:
+            self.dropped[reason] += lost
+        return rows[kept]
+
+
+def _count_unmatched(topics: pd.DataFrame, qrels: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """Count what is left out since its ``qid`` is in one of the frames only; warn of much."""
+    is_judged = topics["qid"].isin(qrels["qid"])
+    left_out = {
+        "queries": ~is_judged[~topics["qid"].duplicated()],
+        "judgements": ~qrels["qid"].isin(topics["qid"]),
+    }
+    if "docno" in topics:
+        left_out["results"] = ~is_judged
+    unmatched = {}
+    for name, rows in left_out.items():
+        number, share = int(rows.sum()), float(rows.mean())
+        unmatched[name] = {"number": number, "share": round(share, 4)}
+        if share > MANY_UNMATCHED:
+            logger.warning(
+                "%.0f %% of the %s are left out (%d of %d), since their qid is in one only of topics (or results) and "
+                "judgements; check that both are of the same queries, and their identifiers alike",
+                100 * share,
+                name,
+                number,
+                len(rows),
+            )
+    return unmatched
