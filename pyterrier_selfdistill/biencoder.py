@@ -7,30 +7,34 @@ results by the columns that it is given, and a :class:`pyterrier.Artifact`, so i
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar
 
-import numpy as np
 import pyterrier as pt
 import pyterrier_dr
 import torch
+from pydantic import Field
 from pyterrier_dr import SimFn
 from sentence_transformers import SentenceTransformer
 
 from . import persistence
 from .compat import schematic
 from .data.corpus import Corpus, Documents
-from .encoders import DocumentEncoder, EncoderPipeline, QueryEncoder, Scorer, encode, encode_with_gradients
+from .encoders import DocumentEncoder, EncoderPipeline, EncodesTexts, QueryEncoder, Scorer
 from .identity import ComparedByKey, EncoderIdentity, ModelChecksum
 from .index import SelfDistillIndex
 from .model_card import artifact_card
 from .packages import LocalPackages
-from .persistence import PoolingMode
-from .validate import require_positive_integer
+from .persistence import Device, PoolingMode
+from .validate import Expected, FieldNames, FolderPath, PositiveInteger, checked
+
+ModelName = Annotated[
+    Annotated[str, Field(min_length=1)] | Path, Expected("a name on the Hugging Face hub, or the path of a folder")
+]
+FieldName = Annotated[str, Field(min_length=1), Expected("the name of a field such as 'text'")]
 
 
-class SelfDistillBiEncoder(ComparedByKey, LocalPackages, pyterrier_dr.BiEncoder):
+class SelfDistillBiEncoder(ComparedByKey, LocalPackages, EncodesTexts, pyterrier_dr.BiEncoder):
     """A single-vector biencoder whose vectors are L2-normalized, so that dot products are cosines.
 
     By the columns of its input it encodes queries (``query`` to ``query_vec``), encodes documents (``text`` to
@@ -65,16 +69,16 @@ class SelfDistillBiEncoder(ComparedByKey, LocalPackages, pyterrier_dr.BiEncoder)
     ARTIFACT_FORMAT = persistence.ARTIFACT["format"]
     ARTIFACT_PACKAGE_HINT = persistence.ARTIFACT["package_hint"]
 
+    @checked
     def __init__(
         self,
-        model: SentenceTransformer | str | Path,
+        model: SentenceTransformer | FolderPath,
         *,
-        batch_size: int = 32,
-        text_field: str = "text",
+        batch_size: PositiveInteger = 32,
+        text_field: FieldName = "text",
         verbose: bool = False,
-        device: str | torch.device | None = None,
+        device: Device = None,
     ) -> None:
-        require_positive_integer("batch_size", batch_size)
         pyterrier_dr.BiEncoder.__init__(self, batch_size=batch_size, text_field=text_field, verbose=verbose)
         if isinstance(model, SentenceTransformer):
             pt.Artifact.__init__(self, pt.Artifact.NO_PATH)
@@ -82,28 +86,29 @@ class SelfDistillBiEncoder(ComparedByKey, LocalPackages, pyterrier_dr.BiEncoder)
             self.name: str | None = model.model_card_data.base_model
             self.training_summary: dict[str, Any] = {}
         else:
-            folder = Path(model)
+            folder = Path(model).expanduser()
             pt.Artifact.__init__(self, folder)
             self.model = persistence.load(folder, device)
-            self.name = str(model)
+            self.name = str(folder)
             self.training_summary = persistence.read_training_summary(folder)
         persistence.prepare(self.model, device)
         self._checksum = ModelChecksum()
 
     @classmethod
+    @checked
     def from_pretrained(
         cls,
-        name_or_path: str | Path,
+        name_or_path: ModelName,
         *,
         pooling: PoolingMode | None = None,
-        query_length: int | None = None,
-        document_length: int | None = None,
+        query_length: PositiveInteger | None = None,
+        document_length: PositiveInteger | None = None,
         query_prompt: str | None = None,
         document_prompt: str | None = None,
-        batch_size: int = 32,
-        text_field: str = "text",
+        batch_size: PositiveInteger = 32,
+        text_field: FieldName = "text",
         verbose: bool = False,
-        device: str | torch.device | None = None,
+        device: Device = None,
         dtype: str | torch.dtype = "float32",
     ) -> SelfDistillBiEncoder:
         """Load a model to train or to use.
@@ -128,11 +133,12 @@ class SelfDistillBiEncoder(ComparedByKey, LocalPackages, pyterrier_dr.BiEncoder)
             The encoder.
 
         Raises:
-            ValueError: If ``pooling`` is given for a model that has its own, a length does not fit the model, or
-                ``dtype`` is unknown.
-            OSError: If there is no such model.
+            ValueError: If ``pooling`` is given for a model that has its own, a length does not fit the model, ``dtype``
+                is unknown, or a file of a folder is missing or damaged.
+            FileNotFoundError: If there is no such folder.
+            OSError: If the hub has no such model, or there is no network.
         """
-        name = str(name_or_path)
+        name = persistence.find(name_or_path)
         model = persistence.load_pretrained(name, pooling=pooling, dtype=dtype, device=device)
         persistence.set_lengths(model, {"query_length": query_length, "document_length": document_length})
         persistence.set_prompts(model, {"query": query_prompt, "document": document_prompt})
@@ -141,7 +147,8 @@ class SelfDistillBiEncoder(ComparedByKey, LocalPackages, pyterrier_dr.BiEncoder)
         encoder.training_summary = persistence.read_training_summary(Path(name))
         return encoder
 
-    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+    @checked
+    def save(self, path: FolderPath, *, overwrite: bool = False) -> Path:
         """Write the model to a folder, atomically.
 
         ``pt.Artifact.load(path)`` and ``SentenceTransformer(path)`` read it, and so does
@@ -149,13 +156,16 @@ class SelfDistillBiEncoder(ComparedByKey, LocalPackages, pyterrier_dr.BiEncoder)
 
         Args:
             path: The folder to write.
-            overwrite: Whether to replace a folder that is there.
+            overwrite: Whether to replace an encoder that is there.
 
         Returns:
             The folder.
 
         Raises:
-            FileExistsError: If the folder is there and ``overwrite`` is not set, or if a file is there.
+            FileExistsError: If the folder is there and ``overwrite`` is not set, or holds something else than an
+                encoder.
+            FolderInUseError: If another process writes it.
+            OSError: If it may not be written, or the disk is full.
 
         Example:
             >>> import tempfile
@@ -164,7 +174,7 @@ class SelfDistillBiEncoder(ComparedByKey, LocalPackages, pyterrier_dr.BiEncoder)
             ...     pt.Artifact.load(path)
             SelfDistillBiEncoder('...model')
         """
-        path = Path(path)
+        path = Path(path).expanduser()
         persistence.save(self.model, self._metadata(), path, overwrite=overwrite)
         self.path = path
         self.name = str(path)
@@ -174,13 +184,14 @@ class SelfDistillBiEncoder(ComparedByKey, LocalPackages, pyterrier_dr.BiEncoder)
         """Make an encoder with weights of its own, equal to these."""
         return copy.deepcopy(self)
 
+    @checked
     def build_retriever(
         self,
         corpus: Corpus,
-        path: str | Path,
+        path: FolderPath,
         *,
-        fields: Sequence[str] | None = None,
-        num_results: int = 1000,
+        fields: FieldNames | None = None,
+        num_results: PositiveInteger = 1000,
         overwrite: bool = False,
     ) -> pt.Transformer:
         """Index a corpus and return its retriever, in one call.
@@ -196,8 +207,10 @@ class SelfDistillBiEncoder(ComparedByKey, LocalPackages, pyterrier_dr.BiEncoder)
             The retriever; later, ``encoder >> SelfDistillIndex(path)`` searches the same index.
 
         Raises:
-            FileExistsError: If there is an index already and ``overwrite`` is not set.
-            ValueError: If a document has no text or no identifier of its own, or there are no documents.
+            FileExistsError: If there is an index already and ``overwrite`` is not set, or something else.
+            FolderInUseError: If another process is building it.
+            ValueError: If a document has no identifier of its own or lacks a field, or there are no documents.
+            TypeError: If a document has no text, or its identifier is not a string.
 
         Example:
             >>> import tempfile
@@ -215,7 +228,8 @@ class SelfDistillBiEncoder(ComparedByKey, LocalPackages, pyterrier_dr.BiEncoder)
         (self.doc_encoder(verbose=False) >> indexer).index(records)
         return self.query_encoder() >> index.retriever(num_results=num_results, drop_query_vec=True)
 
-    def cache_path(self, path: str | Path) -> Path:
+    @checked
+    def cache_path(self, path: FolderPath) -> Path:
         """Make a path for what is computed with this encoder, so that a changed encoder has a cache of its own.
 
         Args:
@@ -231,16 +245,19 @@ class SelfDistillBiEncoder(ComparedByKey, LocalPackages, pyterrier_dr.BiEncoder)
         path = Path(path)
         return path.with_name(f"{path.stem}-{self.model_name[:12]}{path.suffix}")
 
-    def query_encoder(self, verbose: bool | None = None, batch_size: int | None = None) -> pt.Transformer:
+    @checked
+    def query_encoder(self, verbose: bool | None = None, batch_size: PositiveInteger | None = None) -> pt.Transformer:
         """Make a transformer that adds ``query_vec`` to frames with ``query``."""
         return QueryEncoder(self, verbose=verbose, batch_size=batch_size)
 
-    def doc_encoder(self, verbose: bool | None = None, batch_size: int | None = None) -> pt.Transformer:
+    @checked
+    def doc_encoder(self, verbose: bool | None = None, batch_size: PositiveInteger | None = None) -> pt.Transformer:
         """Make a transformer that adds ``doc_vec`` to frames with the text field."""
         return DocumentEncoder(self, verbose=verbose, batch_size=batch_size)
 
+    @checked
     def text_scorer(
-        self, verbose: bool | None = None, batch_size: int | None = None, sim_fn: SimFn | None = None
+        self, verbose: bool | None = None, batch_size: PositiveInteger | None = None, sim_fn: SimFn | None = None
     ) -> pt.Transformer:
         """Make a transformer that adds ``score`` and ``rank`` to frames with queries and documents.
 
@@ -248,39 +265,6 @@ class SelfDistillBiEncoder(ComparedByKey, LocalPackages, pyterrier_dr.BiEncoder)
         another encoder are not, and the texts are encoded instead.
         """
         return Scorer(self, verbose=verbose, batch_size=batch_size, sim_fn=sim_fn)
-
-    def encode_queries(self, texts: Sequence[str], batch_size: int | None = None) -> np.ndarray:
-        """Encode queries.
-
-        Args:
-            texts: The queries.
-            batch_size: How many to encode at once, if not as many as the encoder is set to.
-
-        Returns:
-            Unit vectors, float32, of shape ``(len(texts), dimension)``.
-
-        Raises:
-            TypeError: If a text is not a string.
-        """
-        return encode(self.model.encode_query, texts, batch_size or self.batch_size, self.dimension)
-
-    def encode_docs(self, texts: Sequence[str], batch_size: int | None = None) -> np.ndarray:
-        """Encode documents; see :meth:`encode_queries`."""
-        return encode(self.model.encode_document, texts, batch_size or self.batch_size, self.dimension)
-
-    def encode_queries_torch(self, texts: Sequence[str], batch_size: int | None = None) -> torch.Tensor:
-        """Encode queries with gradients, on the model's device; see :meth:`encode_queries`."""
-        return encode_with_gradients(self.model, texts, batch_size or self.batch_size)
-
-    @property
-    def dimension(self) -> int:
-        """The length of the vectors."""
-        return cast(int, self.model.get_embedding_dimension())
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return self.model.device
 
     @property
     def query_length(self) -> int | None:

@@ -8,10 +8,11 @@ mended library is left alone.
 from __future__ import annotations
 
 import copy
+import importlib
 import math
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,8 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 import torch
-from npids import Lookup
-from npids.builder import FwdLookupBuilder, InvLookupBuilder
-from npids.codecs import FwdFixedBytes
-from npids.lookup import InvLookup
-from pyterrier_dr import FlexIndex
+from pyterrier_dr import FlexIndex, SimFn
+from pyterrier_dr.util import assert_voyager
 from torch import nn
 from transformers.utils import logging
 
@@ -130,78 +128,6 @@ def schematic(label: str) -> dict[str, Any]:
     return {"label": label, "help_url": None}
 
 
-# --- npids ----------------------------------------------------------------------------------------------------------
-
-
-def write_docnos(path: Path, docnos: Sequence[str]) -> None:
-    """Write identifiers of documents to a file that ``npids.Lookup`` reads.
-
-    npids 0.1.3 packs identifiers as tightly as it can. It fails where there is only one, where the bytes of a character
-    differ, and where some look like hexadecimal digits and others do not; and it finds no numbers with leading zeros
-    again. Plain bytes with a checksum of each take some bytes more, and have none of these faults. Delete, and call
-    ``npids.Lookup.build``, when that stores ``["d0"]``, ``["d\u00e9", "d\u00e8"]``, ``["e8c5d3", "2301"]`` and
-    ``["007", "008"]``.
-
-    Args:
-        path: The file.
-        docnos: The identifiers: none is empty, or has a NUL in it.
-    """
-    builder = FwdLookupBuilder(path, min_block=DOCNOS_OF_A_BLOCK)
-    builder.formats = {PlainBytes.NAME: PlainBytes()}
-    builder.seeded_formats = builder.formats.copy()
-    for docno in docnos:
-        builder.add(docno)
-    builder.close()
-    InvLookupBuilder.build(path)
-
-
-DOCNOS_OF_A_BLOCK = 1 << 16
-"""How many identifiers, at least, are stored with as many bytes as the longest of them."""
-
-
-class PlainBytes(FwdFixedBytes):
-    """The format of npids that stores all bytes of identifiers."""
-
-    prefix: bytes | None
-    length: int | None
-
-    def seed(self, id: str) -> bool:
-        """Note the length of an identifier, and no common prefix."""
-        self.prefix = b""
-        self.length = max(self.length or 0, len(id.encode()))
-        return True
-
-
-def open_docnos(path: Path) -> Lookup:
-    """Open identifiers of documents.
-
-    npids 0.1.3 gives the position -1 to identifiers that it does not have, and whoever takes the vector there has that
-    of the last document. In arrays of objects, as frames have them, it knows ASCII only. Delete, and call
-    ``npids.Lookup``, when it raises a LookupError for the first and takes the others.
-    """
-    lookup = Lookup(path)
-    lookup.inv = KnownDocnos(lookup.inv.codec)
-    return lookup
-
-
-class KnownDocnos(InvLookup):
-    """The positions of identifiers, all of which are to be known."""
-
-    def lookup(self, keys: Any) -> Any:
-        """Look up one identifier or many."""
-        if hasattr(keys, "dtype"):
-            keys = np.asarray(keys, dtype=str)
-        positions = super().lookup(keys)
-        is_unknown = np.asarray(positions) < 0
-        if is_unknown.any():
-            unknown = np.asarray(keys)[is_unknown]
-            raise LookupError(
-                f"{len(unknown)} of {is_unknown.size} documents are not in the index, such as {str(unknown[0])!r}; "
-                "search and score the same corpus"
-            )
-        return positions
-
-
 # --- pyterrier-dr: indexes and exact retrievers ---------------------------------------------------------------------
 
 
@@ -230,7 +156,7 @@ def files_of_retrievers(folder: Path) -> list[Path]:
     pyterrier-dr 0.8.1 has no names for these files. Delete when FlexIndex says which are whose.
     """
     files: list[Path] = []
-    for pattern in ("*.faiss", "*.voyager", "corpusgraph_k*", "hnsw_*.graph"):
+    for pattern in ("*.faiss", "voyager-*", "corpusgraph_k*", "hnsw_*.graph"):
         files += folder.glob(pattern)
     return files
 
@@ -269,7 +195,7 @@ def make_corpus_graph(index: FlexIndex, k: int) -> int:
 
 
 LARGEST_BATCH = 8192
-"""How many documents FlexIndex compares with as many others at once."""
+"""How many documents are put into a graph, or compared with as many others, at once."""
 
 
 def masked_retriever(index: FlexIndex, *, num_results: int, mask: np.ndarray, drop_query_vec: bool) -> pt.Transformer:
@@ -349,6 +275,36 @@ def retrieve_nothing(index: FlexIndex, frame: pd.DataFrame, *, drop_query_vec: b
     gives the same columns. Delete when VoyagerRetriever returns an empty frame.
     """
     return FlexIndex.np_retriever(index, drop_query_vec=drop_query_vec).transform(frame)
+
+
+def make_voyager_graph(index: FlexIndex, options: dict[str, Any]) -> None:
+    """Compute the graph that ``FlexIndex.voyager_retriever`` reads, if it is not there.
+
+    voyager 2.1 numbers vectors that come without identifiers as its threads get to them, so that now and then two have
+    each other's number, and pyterrier-dr 0.8.1 gives none. Delete when one of them numbers by position.
+
+    Args:
+        index: The index.
+        options: The arguments of ``FlexIndex.voyager_retriever``, all of them.
+    """
+    assert_voyager()
+    voyager = importlib.import_module("voyager")
+    space = {SimFn.dot: voyager.Space.InnerProduct, SimFn.cos: voyager.Space.Cosine}[index.sim_fn]
+    types = voyager.StorageDataType
+    storage = {"float32": types.Float32, "float8": types.Float8, "e4m3": types.E4M3}[options["storage_data_type"]]
+    settings = [options[name] for name in ("neighbours", "ef_construction", "random_seed")]
+    name = "-".join(map(str, ["voyager", space.name, *settings, storage.name]))
+    path = index.index_path / f"{name}.voyager"
+    if path.exists():
+        return
+    vectors = index.np_vecs()
+    graph = voyager.Index(space, vectors.shape[1], *settings, len(vectors), storage)
+    for start in range(0, len(vectors), LARGEST_BATCH):
+        batch = np.array(vectors[start : start + LARGEST_BATCH])
+        graph.add_items(batch, ids=list(range(start, start + len(batch))))
+    unfinished = path.with_suffix(".unfinished")
+    graph.save(str(unfinished))
+    unfinished.replace(path)
 
 
 def mend_voyager_num_results(retriever: Any, num_results: int) -> None:

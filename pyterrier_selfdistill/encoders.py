@@ -1,29 +1,34 @@
 """What an encoder does in pipelines: it encodes queries, encodes documents, scores results, and leads to an index.
 
 The three transformers are pyterrier-dr's, with two additions: inputs are checked, and vectors remember their encoder.
-An :class:`EncoderPipeline` is PyTerrier's pipeline, which reads ahead when it indexes. :func:`encode` and
-:func:`encode_with_gradients` are how texts become vectors, batch by batch.
+An :class:`EncoderPipeline` is PyTerrier's pipeline, which reads ahead when it indexes. :class:`EncodesTexts` is how
+texts become vectors: by :func:`encode`, or by :func:`encode_with_gradients`, batch by batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, TypeAlias, cast
 
 import numpy as np
 import pandas as pd
 import pyterrier as pt
 import torch
+from pydantic import SkipValidation
 from pyterrier_dr import BiDocEncoder, BiQueryEncoder, BiScorer
 from sentence_transformers import SentenceTransformer
 
 from .compat import schematic
 from .identity import ComparedByKey, EncodedVector, EncoderIdentity, EncoderMismatchError, encoders_of
 from .losses import normalize
-from .validate import require_distinct_columns, require_texts
+from .validate import PositiveInteger, checked, require_distinct_columns, require_texts
 
 READ_AHEAD = 2048
 """How many documents an indexing pipeline reads at once, to encode those of like length together."""
+
+
+Texts: TypeAlias = SkipValidation[Sequence[str]]
+"""Strings, which are checked where they are encoded; pyterrier-dr hands over a progress bar."""
 
 
 class QueryEncoder(BiQueryEncoder):
@@ -157,6 +162,54 @@ class EncoderPipeline(pt.Compose):
         inputs = super().transform_inputs()
         fitting = [columns for columns in inputs if pt.inspect.transformer_outputs(self, columns, strict=False)]
         return fitting or inputs
+
+
+class EncodesTexts:
+    """Encodes texts with a sentence-transformers model.
+
+    Attributes:
+        model: The model.
+        batch_size: How many texts to encode at once, if not told otherwise.
+    """
+
+    model: SentenceTransformer
+    batch_size: int
+
+    @checked
+    def encode_queries(self, texts: Texts, batch_size: PositiveInteger | None = None) -> np.ndarray:
+        """Encode queries.
+
+        Args:
+            texts: The queries.
+            batch_size: How many to encode at once, if not as many as the encoder is set to.
+
+        Returns:
+            Unit vectors, float32, of shape ``(len(texts), dimension)``.
+
+        Raises:
+            TypeError: If a text is not a string.
+        """
+        return encode(self.model.encode_query, texts, batch_size or self.batch_size, self.dimension)
+
+    @checked
+    def encode_docs(self, texts: Texts, batch_size: PositiveInteger | None = None) -> np.ndarray:
+        """Encode documents; see :meth:`encode_queries`."""
+        return encode(self.model.encode_document, texts, batch_size or self.batch_size, self.dimension)
+
+    @checked
+    def encode_queries_torch(self, texts: Texts, batch_size: PositiveInteger | None = None) -> torch.Tensor:
+        """Encode queries with gradients, on the model's device; see :meth:`encode_queries`."""
+        return encode_with_gradients(self.model, texts, batch_size or self.batch_size)
+
+    @property
+    def dimension(self) -> int:
+        """The length of the vectors."""
+        return cast(int, self.model.get_embedding_dimension())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.device
 
 
 def encode(

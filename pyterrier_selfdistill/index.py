@@ -7,6 +7,7 @@ The folder is an ordinary :class:`pyterrier_dr.FlexIndex` with the encoder's ide
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, cast
 
 import numpy as np
@@ -62,7 +63,7 @@ class SelfDistillIndex(ComparedByKey, LocalPackages, FlexIndex):
     def __init__(
         self, path: FolderPath, *, sim_fn: SimFn | str = SimFn.dot, verbose: bool = True, any_encoder: bool = False
     ) -> None:
-        FlexIndex.__init__(self, str(path), sim_fn=sim_fn, verbose=verbose)
+        FlexIndex.__init__(self, str(Path(path).expanduser()), sim_fn=sim_fn, verbose=verbose)
         self.any_encoder = any_encoder
         self._signature: Signature | None = None
 

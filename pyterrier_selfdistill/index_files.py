@@ -18,6 +18,7 @@ from npids import Lookup
 from pyterrier_dr import FlexIndex
 
 from . import compat
+from .docnos import open_docnos, write_docnos
 from .identity import EncoderIdentity
 from .io import METADATA_FILE, artifact_kind, recover
 from .portable import portable_name
@@ -65,7 +66,7 @@ def write_index(folder: Path, documents: Iterable[tuple[str, np.ndarray]]) -> No
             docnos.append(docno)
             dimension = len(vector)
             file.write(vector.tobytes())
-    compat.write_docnos(folder / DOCNOS_FILE, docnos)
+    write_docnos(folder / DOCNOS_FILE, docnos)
     checksum = _checksum(folder / DOCNOS_FILE)
     metadata = {**KIND, "vec_size": dimension, "doc_count": len(docnos), "docnos_checksum": checksum}
     (folder / METADATA_FILE).write_text(json.dumps(metadata) + "\n")
@@ -195,7 +196,7 @@ def _open_docnos(folder: Path, metadata: dict[str, Any]) -> Lookup:
     is_same = checksum in (None, _checksum(path))
     _require(is_same, folder, f"{DOCNOS_FILE} was changed or cut off")
     try:
-        docnos = compat.open_docnos(path)
+        docnos = open_docnos(path)
     except Exception as error:
         # whatever becomes of the bytes of another file
         raise ValueError(_damage(folder, f"{DOCNOS_FILE} cannot be read ({error})")) from error

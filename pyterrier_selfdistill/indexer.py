@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
@@ -62,12 +61,7 @@ class Indexer(FlexIndexer):
             )
         if isinstance(inp, pd.DataFrame):
             inp = inp.to_dict(orient="records")
-        records = iter(inp)
-        # an error before there is a folder, rather than an index of nothing
-        first = list(itertools.islice(records, 1))
-        if not first:
-            raise ValueError("there are no documents to index; the iterable is empty, or was read before")
-        documents = CheckedDocuments(itertools.chain(first, records))
+        documents = CheckedDocuments(inp)
         overwrite = self.mode is IndexingMode.overwrite
         with atomic_folder(path, overwrite=overwrite, recognize=is_index, doing="building an index") as folder:
             write_index(folder, pt.tqdm(documents, desc="indexing", unit="dvec", disable=not self.target.verbose))
@@ -113,6 +107,8 @@ class CheckedDocuments:
             self._check_docno(docno)
             self._check_encoder(vector)
             yield docno, self._checked_vector(docno, vector)
+        if not self._seen:
+            raise ValueError("there are no documents to index; the iterable is empty, or was read before")
 
     def _check_docno(self, docno: Any) -> None:
         if not isinstance(docno, str):

@@ -7,28 +7,58 @@ it: PyTerrier's metadata, which says what the encoder is and how it was trained,
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
-from sentence_transformers.util import is_sentence_transformer_model
+from sentence_transformers.util import get_device_name, is_sentence_transformer_model
 
-from .io import METADATA_FILE, artifact_kind, atomic_folder
+from .io import METADATA_FILE, artifact_kind, atomic_folder, recover
 from .model_card import saved_card
 from .portable import portable_settings
-from .validate import require_positive_integer
 
 ARTIFACT = {"type": "biencoder", "format": "selfdistill", "package_hint": "pyterrier-selfdistill"}
 """What PyTerrier reads in the metadata to find the class that loads the folder."""
 
+CARD_FILE = "README.md"
+
+NAME_ON_HUB = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+
+Device: TypeAlias = str | torch.device | None
 PoolingMode = Literal["cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 
 
-def load(folder: Path, device: str | torch.device | None) -> SentenceTransformer:
+def find(name_or_path: str | Path) -> str:
+    """Find a model: a folder of this machine, or else a name on the hub, if it can be one.
+
+    Args:
+        name_or_path: The name, or the path of a folder, perhaps from ``~``.
+
+    Returns:
+        The path or the name.
+
+    Raises:
+        FileNotFoundError: If it is a path, and there is no such folder.
+    """
+    folder = Path(name_or_path).expanduser()
+    recover(folder)
+    if folder.is_dir():
+        return str(folder)
+    if isinstance(name_or_path, Path) or not NAME_ON_HUB.fullmatch(name_or_path):
+        raise FileNotFoundError(
+            f"there is no folder {str(folder)!r}; give the folder of a model, or a name on the Hugging Face hub, such "
+            "as 'microsoft/mpnet-base'"
+        )
+    return name_or_path
+
+
+def load(folder: Path, device: Device) -> SentenceTransformer:
     """Load the model that is saved in a folder.
 
     Args:
@@ -40,8 +70,9 @@ def load(folder: Path, device: str | torch.device | None) -> SentenceTransformer
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If the folder does not hold a sentence-transformers model.
+        ValueError: If the folder does not hold a sentence-transformers model, or a file of it is missing or damaged.
     """
+    recover(folder)
     if not folder.is_dir():
         raise FileNotFoundError(
             f"there is no folder {str(folder)!r}; for a model on the Hugging Face hub use "
@@ -52,16 +83,18 @@ def load(folder: Path, device: str | torch.device | None) -> SentenceTransformer
             f"{str(folder)!r} is not a sentence-transformers model (it has no modules.json); for a plain language "
             "model use SelfDistillBiEncoder.from_pretrained"
         )
-    return SentenceTransformer(str(folder), device=_device_name(device))
+    with _explained_errors(str(folder)):
+        model = SentenceTransformer(str(folder), device="cpu")
+    return _move(model, device)
 
 
 def load_pretrained(
-    name: str, *, pooling: PoolingMode | None, dtype: str | torch.dtype, device: str | torch.device | None
+    name: str, *, pooling: PoolingMode | None, dtype: str | torch.dtype, device: Device
 ) -> SentenceTransformer:
     """Load a sentence-transformers model, or a plain language model with a pooling layer on top.
 
     Args:
-        name: The name of a model on the Hugging Face hub, or a folder.
+        name: What :func:`find` returned.
         pooling: How a plain language model makes one vector of many; over its [CLS] token by default.
         dtype: The type of the weights.
         device: Where the model is to be.
@@ -70,26 +103,66 @@ def load_pretrained(
         The model.
 
     Raises:
-        ValueError: If ``pooling`` is given for a model that has its own, or ``dtype`` is unknown.
-        OSError: If there is no such model.
+        ValueError: If ``pooling`` is given for a model that has its own, ``dtype`` is unknown, or a file of a folder is
+            missing or damaged.
+        OSError: If the hub has no such model, or there is no network.
     """
     options: dict[str, Any] = {"dtype": _floating_point(dtype)}
-    if is_sentence_transformer_model(name):
-        if pooling is not None:
+    if not is_sentence_transformer_model(name):
+        with _explained_errors(name):
+            # the [CLS] token by default, as in the paper; sentence-transformers itself would take the mean
+            transformer = Transformer(name, model_kwargs=options)
+            pool = Pooling(transformer.get_embedding_dimension(), pooling_mode=pooling or "cls")
+            model = SentenceTransformer(modules=[transformer, pool], device="cpu")
+        model.model_card_data.base_model = name
+        return _move(model, device)
+    if pooling is not None:
+        raise ValueError(
+            f"pooling={pooling!r} was given, but {name!r} is a sentence-transformers model with layers of its own; "
+            "leave pooling out, or give a plain language model"
+        )
+    with _explained_errors(name):
+        model = SentenceTransformer(name, device="cpu", model_kwargs=options)
+    return _move(model, device)
+
+
+@contextmanager
+def _explained_errors(name: str) -> Iterator[None]:
+    """Say which model cannot be loaded, and what to do."""
+    if Path(name).is_dir():
+        _require_files(Path(name))
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        # libraries raise what becomes of the bytes of a damaged file
+        if Path(name).is_dir():
             raise ValueError(
-                f"pooling={pooling!r} was given, but {name!r} is a sentence-transformers model with layers of its "
-                "own; leave pooling out, or give a plain language model"
-            )
-        return SentenceTransformer(name, device=_device_name(device), model_kwargs=options)
-    # the [CLS] token by default, as in the paper; sentence-transformers itself would take the mean
-    transformer = Transformer(name, model_kwargs=options)
-    pool = Pooling(transformer.get_embedding_dimension(), pooling_mode=pooling or "cls")
-    model = SentenceTransformer(modules=[transformer, pool], device=_device_name(device))
-    model.model_card_data.base_model = name
-    return model
+                f"the model in {name!r} cannot be loaded: {error}. A file of it is missing or damaged, or it needs "
+                "code of its own, which is not run; save or download it again"
+            ) from error
+        if not isinstance(error, OSError):
+            raise
+        raise OSError(
+            f"{name!r} is no folder, and cannot be loaded from the Hugging Face hub: {error}. Check the name; without "
+            "a network, give the folder of a model that was downloaded elsewhere"
+        ) from error
 
 
-def prepare(model: SentenceTransformer, device: str | torch.device | None) -> None:
+def _require_files(folder: Path) -> None:
+    """Check that the files which :func:`save` wrote are there; libraries go without some of them, and differ then."""
+    missing = [name for name in read_metadata(folder).get("files", []) if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(f"the model in {str(folder)!r} lacks {', '.join(missing[:3])}; save or copy it again")
+
+
+def _move(model: SentenceTransformer, device: Device) -> SentenceTransformer:
+    """Move a model to a device, or to a GPU if there is one."""
+    return model.to(device or get_device_name())
+
+
+def prepare(model: SentenceTransformer, device: Device) -> None:
     """Prepare a model to encode: with unit vectors, on a device, without dropout."""
     # a layer of the model, so that other libraries which load it get unit vectors too
     if not isinstance(model[-1], Normalize):
@@ -114,7 +187,11 @@ def set_lengths(model: SentenceTransformer, lengths: Mapping[str, int | None]) -
             continue
         if not isinstance(model[0], Transformer):
             raise ValueError(f"{name}={length} was given, but the model starts with {model[0]}, which cuts no texts")
-        require_positive_integer(name, length, at_most=getattr(model[0].config, "max_position_embeddings", None))
+        positions = getattr(model[0].config, "max_position_embeddings", length)
+        if length > positions:
+            raise ValueError(
+                f"{name} must be an integer from 1 to {positions}, the positions of the model, got {length}"
+            )
         # attributes of the layer are saved with it
         setattr(model[0], name, length)
     if lengths["document_length"] is not None:
@@ -197,10 +274,12 @@ def save(model: SentenceTransformer, metadata: Mapping[str, Any], path: Path, *,
     with atomic_folder(path, overwrite=overwrite, recognize=is_saved_encoder, doing="saving an encoder") as folder:
         # a model that was not trained here keeps the card that it came with
         model.save_pretrained(str(folder), create_model_card=not trained_here)
-        (folder / METADATA_FILE).write_text(json.dumps(metadata, indent=2) + "\n")
+        files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        needed = [name for name in files if name != CARD_FILE]
+        (folder / METADATA_FILE).write_text(json.dumps({**metadata, "files": needed}, indent=2) + "\n")
         if trained_here:
             card = saved_card(metadata, title=path.name, load=f"pt.Artifact.load({path.name!r})")
-            (folder / "README.md").write_text(card, encoding="utf-8")
+            (folder / CARD_FILE).write_text(card, encoding="utf-8")
 
 
 def is_saved_encoder(folder: Path) -> bool:
@@ -208,16 +287,33 @@ def is_saved_encoder(folder: Path) -> bool:
     return artifact_kind(folder) == (ARTIFACT["type"], ARTIFACT["format"])
 
 
-def read_training_summary(folder: Path) -> dict[str, Any]:
-    """Read how the model of a folder was trained; nothing, if it was not by this package."""
+def read_metadata(folder: Path) -> dict[str, Any]:
+    """Read what :func:`save` wrote about a model; nothing, if another library saved it.
+
+    Args:
+        folder: The folder of the model.
+
+    Returns:
+        The metadata.
+
+    Raises:
+        ValueError: If they are damaged.
+    """
     file = folder / METADATA_FILE
     if not file.is_file():
         return {}
-    return json.loads(file.read_text()).get("training", {})
+    try:
+        metadata = json.loads(file.read_text())
+    except (ValueError, RecursionError):
+        metadata = None
+    if not isinstance(metadata, dict):
+        raise ValueError(f"{str(file)!r} is not a JSON object; save or copy the model again, or remove this file")
+    return metadata
 
 
-def _device_name(device: str | torch.device | None) -> str | None:
-    return None if device is None else str(device)
+def read_training_summary(folder: Path) -> dict[str, Any]:
+    """Read how the model of a folder was trained; nothing, if it was not by this package."""
+    return read_metadata(folder).get("training", {})
 
 
 def _floating_point(dtype: str | torch.dtype) -> torch.dtype:

@@ -20,7 +20,7 @@ from pyterrier_dr.flex.np_retr import NumpyVectorLoader
 from . import compat
 from .identity import ComparedByKey, EncodedVector, EncoderMismatchError, encoders_of
 from .index_files import Signature, read_unchanged, signature_of
-from .io import folder_lock
+from .io import METADATA_FILE, artifact_kind, folder_lock
 from .portable import portable_name
 
 SCORERS = ("np_scorer", "torch_scorer")
@@ -30,6 +30,9 @@ WITH_GRAPHS = (
     *("gar", "ladr_proactive", "ladr_adaptive"),
 )
 """The methods that keep what they compute in the folder of the index."""
+
+CORPUS_GRAPH = ("corpus_graph", "np_topk")
+"""The kind of artifact that pyterrier-dr makes of neighbours."""
 
 FEWEST_CLUSTERS = 4
 """How many clusters pyterrier-dr makes, at least, if it is not told how many."""
@@ -99,6 +102,8 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
         if mask is not None and self.method == "np_retriever":
             common = {name: options[name] for name in ("num_results", "mask", "drop_query_vec")}
             return compat.masked_retriever(self.index, **common)
+        if self.method == "voyager_retriever":
+            compat.make_voyager_graph(self.index, options)
         inner = getattr(FlexIndex, self.method)(self.index, **options)
         if self.method == "voyager_retriever":
             compat.mend_voyager_num_results(inner, options["num_results"])
@@ -115,10 +120,18 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
         if isinstance(options.get("k"), int):
             if len(self.index) == 1:
                 raise ValueError(f"{self.index!r} has one document, which has no neighbours; use scorer()")
+            self._check_graphs()
             options["k"] = compat.make_corpus_graph(self.index, options["k"])
         if "n_list" in options:
             options["n_list"] = self._fitting_clusters(options["n_list"], options["train_sample"])
         return options
+
+    def _check_graphs(self) -> None:
+        """Check that what is kept as a graph is one, since PyTerrier would load any artifact that is installed."""
+        for metadata in self.index.index_path.glob(f"corpusgraph_k*/{METADATA_FILE}"):
+            kind = artifact_kind(metadata.parent)
+            if kind != CORPUS_GRAPH:
+                raise ValueError(f"{str(metadata.parent)!r} is no corpus graph, but has the kind {kind}; remove it")
 
     def _fitting_clusters(self, clusters: int | None, sample: int | None) -> int | None:
         """Make no more clusters than there are documents to learn them from."""

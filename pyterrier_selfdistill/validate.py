@@ -152,28 +152,6 @@ def _is_of_class(fault: Mapping[str, Any]) -> bool:
     return isinstance(cause, ValidationError) and all(map(_is_of_class, cause.errors()))
 
 
-def require_positive_integer(name: str, value: object, *, at_most: int | None = None) -> None:
-    """Check that an option is a positive integer.
-
-    Args:
-        name: The option.
-        value: What was given.
-        at_most: The largest integer that is allowed.
-
-    Raises:
-        ValueError: If it is something else.
-
-    Example:
-        >>> require_positive_integer("batch_size", 0)
-        Traceback (most recent call last):
-        ValueError: batch_size must be a positive integer, got 0
-    """
-    expected = "a positive integer" if at_most is None else f"an integer from 1 to {at_most}"
-    is_integer = isinstance(value, int) and not isinstance(value, bool)
-    if not is_integer or value < 1 or (at_most is not None and value > at_most):  # type: ignore[operator]
-        raise ValueError(f"{name} must be {expected}, got {value!r}")
-
-
 def require_measures(measures: Sequence[object]) -> None:
     """Check that there are measures of ir_measures.
 

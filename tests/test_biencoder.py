@@ -1,6 +1,7 @@
 """The biencoder: its vectors, how models are loaded, and what makes two encoders equal."""
 
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -124,17 +125,77 @@ def test_from_pretrained_sets_prompts(language_model):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"query_length": 0}, "an integer from 1 to 64"),
-        ({"document_length": 65}, "an integer from 1 to 64"),
-        ({"document_length": True}, "an integer from 1 to 64"),
+        ({"query_length": 0}, "query_length must be a positive integer.* got 0"),
+        ({"query_length": 65}, "query_length must be an integer from 1 to 64, .*got 65"),
+        ({"document_length": 65}, "document_length must be an integer from 1 to 64, .*got 65"),
+        ({"document_length": True}, "document_length must be a positive integer.* got True"),
         ({"dtype": "int8"}, "int8"),
         ({"dtype": "floaty"}, "floaty"),
         ({"batch_size": 0}, "batch_size must be a positive integer, got 0"),
+        ({"batch_size": "8"}, "batch_size must be a positive integer, got '8'"),
+        ({"pooling": "first"}, "pooling must be 'cls', 'mean'.*got 'first'"),
+        ({"query_prompt": 7}, "query_prompt must be a valid string.*got 7"),
+        ({"text_field": ""}, "text_field must be the name of a field such as 'text', got ''"),
+        ({"verbose": "no"}, "verbose must be a valid boolean, got 'no'"),
+        ({"device": 0}, "device must be .*got 0"),
     ],
 )
 def test_from_pretrained_refuses_bad_options(language_model, options, message):
     with pytest.raises(ValueError, match=message):
         SelfDistillBiEncoder.from_pretrained(language_model, **options)
+
+
+@pytest.mark.parametrize("name", ["./nothing", "nothing/", "../nothing", "a/b/nothing", "~/nothing", r"C:\\nothing"])
+def test_from_pretrained_says_that_there_is_no_folder(name, folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder))
+    for given in (name, Path(name), str(folder / "nothing")):
+        with pytest.raises(FileNotFoundError, match="there is no folder .*nothing'.*or a name on the"):
+            SelfDistillBiEncoder.from_pretrained(given)
+    with pytest.raises(ValueError, match="name_or_path must be a name on the .*, or the path of a folder, got ''"):
+        SelfDistillBiEncoder.from_pretrained("")
+
+
+@pytest.mark.parametrize("name", ["nothing", "me/nothing"])
+def test_from_pretrained_says_what_to_do_without_a_network(name):
+    with pytest.raises(OSError, match=f"(?s)'{name}' is no folder, and cannot be loaded .*give the folder") as raised:
+        SelfDistillBiEncoder.from_pretrained(name)
+    assert not isinstance(raised.value, FileNotFoundError)
+
+
+def test_paths_may_begin_in_the_home_folder(encoder, folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder))
+    assert encoder.copy().save("~/model") == folder / "model"
+    assert SelfDistillBiEncoder("~/model").name == str(folder / "model")
+    assert SelfDistillBiEncoder.from_pretrained("~/model").name == str(folder / "model")
+    encoder.build_retriever([{"docno": "d1", "text": "sort"}], "~/index.flex")
+    assert SelfDistillIndex("~/index.flex").built()
+    assert {path.name for path in folder.iterdir()} == {"model", "index.flex"}
+
+
+# --- options --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda encoder: encoder.encode_docs(["sort"], batch_size=0),
+        lambda encoder: encoder.encode_queries(["sort"], batch_size=0),
+        lambda encoder: encoder.encode_queries_torch(["sort"], batch_size=0),
+        lambda encoder: encoder.query_encoder(batch_size=0),
+        lambda encoder: encoder.doc_encoder(batch_size=0),
+        lambda encoder: encoder.text_scorer(batch_size=0),
+        lambda encoder: SelfDistillBiEncoder(encoder.model, batch_size=0),
+    ],
+)
+def test_batch_sizes_are_checked(encoder, call):
+    with pytest.raises(ValueError, match="batch_size must be a positive integer, got 0"):
+        call(encoder)
+
+
+@pytest.mark.parametrize("model", [7, None, ""])
+def test_models_are_models_or_folders(model):
+    with pytest.raises((TypeError, ValueError), match="model must be .*the path of a folder, got"):
+        SelfDistillBiEncoder(model)
 
 
 # --- equality -------------------------------------------------------------------------------------------------------
@@ -230,3 +291,37 @@ def test_build_retriever_joins_fields(encoder, collection, tmp_path):
     retriever = encoder.build_retriever(corpus, tmp_path / "index.flex", fields=["title", "body"])
     vectors = retriever[1].index.np_vecs()
     np.testing.assert_allclose(vectors, encoder.encode_docs([f"plot a {thing}" for thing in things]), atol=1e-6)
+
+
+GOOD = {"docno": "d1", "text": "sort"}
+
+
+@pytest.mark.parametrize(
+    ("corpus", "options", "error", "message"),
+    [
+        ([GOOD, {"docno": "d2"}], {}, ValueError, "'text' missing"),
+        ([GOOD, {"text": "plot"}], {}, ValueError, "'docno' missing"),
+        ([GOOD, {"docno": "d2", "text": None}], {}, TypeError, "'d2' must have a string in 'text'"),
+        ([GOOD, {"docno": 2, "text": "plot"}], {}, TypeError, "docno must be a string, got 2"),
+        ([GOOD, GOOD], {}, ValueError, "duplicate docno 'd1'"),
+        ([], {}, ValueError, "there are no documents to index"),
+        ([GOOD], {"fields": ["title"]}, ValueError, "'title' missing"),
+        ([GOOD], {"fields": "text"}, ValueError, "fields must be a list of field names"),
+        ([GOOD], {"fields": []}, ValueError, "fields must be a list of field names"),
+        ([GOOD], {"num_results": 0}, ValueError, "num_results must be a positive integer, got 0"),
+        ([GOOD], {"overwrite": "yes"}, ValueError, "overwrite must be a valid boolean, got 'yes'"),
+    ],
+)
+def test_build_retriever_leaves_nothing_of_an_error(encoder, tmp_path, corpus, options, error, message):
+    with pytest.raises(error, match=message):
+        encoder.build_retriever(corpus, tmp_path / "index.flex", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_build_retriever_refuses_before_it_encodes(encoder, tmp_path, monkeypatch):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.tex").write_text("mine")
+    monkeypatch.setattr(encoder.model, "encode_document", None)
+    for overwrite, message in {False: "already", True: "holds thesis.tex"}.items():
+        with pytest.raises(FileExistsError, match=message):
+            encoder.build_retriever([GOOD], tmp_path / "thesis", overwrite=overwrite)

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from pyterrier_dr import FlexIndex
 
-from pyterrier_selfdistill import SelfDistillIndex, compat, index_files
+from pyterrier_selfdistill import SelfDistillIndex, index_files
 from pyterrier_selfdistill.index_files import is_index, open_index, signature_of
 
 VECTORS = np.eye(8, dtype=np.float32)[[0, 1, 2, 3, 4]]
@@ -138,7 +138,7 @@ def test_open_index_opens_files_of_one_index(built, tmp_path, monkeypatch):
     """Between the vectors and the identifiers, another index takes the place of the first."""
     newer = SelfDistillIndex(tmp_path / "newer.flex", verbose=False)
     newer.index([{"docno": f"n{number}", "doc_vec": -vector} for number, vector in enumerate(VECTORS)])
-    open_docnos = compat.open_docnos
+    open_docnos = index_files.open_docnos
     replacements = [newer.index_path]
 
     def replace(path):
@@ -147,7 +147,7 @@ def test_open_index_opens_files_of_one_index(built, tmp_path, monkeypatch):
             replacements.pop().rename(built.index_path)
         return open_docnos(path)
 
-    monkeypatch.setattr(compat, "open_docnos", replace)
+    monkeypatch.setattr(index_files, "open_docnos", replace)
     files = open_index(built.index_path)
     assert next(iter(files.docnos)) == "n0"
     assert files.vectors[0, 0] == -1

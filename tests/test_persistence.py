@@ -2,15 +2,18 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pyterrier as pt
 import pyterrier_dr
 import pytest
+import torch
 from sentence_transformers import SentenceTransformer
 
 from pyterrier_selfdistill import SelfDistillBiEncoder
@@ -117,6 +120,143 @@ def test_load_refuses_what_is_not_a_saved_model(tmp_path):
         SelfDistillBiEncoder.load(str(tmp_path / "nothing"))
     with pytest.raises(ValueError, match=r"modules\.json"):
         SelfDistillBiEncoder(tmp_path)
+
+
+def without(name):
+    return lambda folder: (folder / name).unlink()
+
+
+def with_content(name, content):
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def half_of(name):
+    return lambda folder: (folder / name).write_bytes(
+        (folder / name).read_bytes()[: (folder / name).stat().st_size // 2]
+    )
+
+
+FILES = [
+    *("config.json", "model.safetensors", "modules.json", "tokenizer.json", "tokenizer_config.json"),
+    *("sentence_bert_config.json", "config_sentence_transformers.json", "1_Pooling/config.json"),
+]
+
+
+@pytest.fixture(scope="module")
+def saved(language_model, tmp_path_factory):
+    """The folder of a saved encoder, to be copied."""
+    encoder = SelfDistillBiEncoder.from_pretrained(language_model, query_length=4, query_prompt="q: ", device="cpu")
+    return encoder.save(tmp_path_factory.mktemp("saved") / "model")
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", [without, half_of, lambda name: with_content(name, b"\xff\xfe")])
+def test_load_names_the_folder_of_a_damaged_model(saved, tmp_path, name, damage):
+    folder = shutil.copytree(saved, tmp_path / "model")
+    damage(name)(folder)
+    for load in (SelfDistillBiEncoder, SelfDistillBiEncoder.from_pretrained):
+        with pytest.raises(
+            ValueError, match=f"{folder}' (lacks|cannot be loaded|is not a sentence-transformers model)"
+        ):
+            load(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b"{"])
+def test_load_names_damaged_metadata(saved, tmp_path, content):
+    folder = shutil.copytree(saved, tmp_path / "model")
+    (folder / "pt_meta.json").write_bytes(content)
+    for load in (SelfDistillBiEncoder, SelfDistillBiEncoder.from_pretrained):
+        with pytest.raises(ValueError, match="pt_meta.json' is not a JSON object; save or copy the model again"):
+            load(folder)
+
+
+def test_load_needs_no_card(saved, tmp_path):
+    folder = shutil.copytree(saved, tmp_path / "model")
+    (folder / "README.md").unlink()
+    assert SelfDistillBiEncoder(folder).query_length == 4
+
+
+def test_load_names_the_folder_of_a_damaged_language_model(language_model, tmp_path):
+    folder = shutil.copytree(language_model, tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=f"the model in '{folder}' cannot be loaded: .*model.safetensors"):
+        SelfDistillBiEncoder.from_pretrained(folder)
+
+
+def test_load_puts_back_what_a_killed_save_moved_away(saved, tmp_path):
+    for load in (SelfDistillBiEncoder, SelfDistillBiEncoder.from_pretrained):
+        shutil.copytree(saved, tmp_path / ".model.replaced")
+        assert load(tmp_path / "model").query_length == 4
+        shutil.rmtree(tmp_path / "model")
+
+
+# --- what a model may not do ----------------------------------------------------------------------------------------
+
+
+def change_json(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+class Marks:
+    """What runs when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+CODE = "from pathlib import Path\nPath({!r}).touch()\nclass Evil:\n    pass\n"
+
+
+def module_of_its_own(folder, mark):
+    (folder / "evil.py").write_text(CODE.format(str(mark)))
+    change_json(folder / "modules.json", lambda modules: modules[1].update(type="evil.Evil"))
+
+
+def installed_module(folder, mark):
+    change_json(folder / "modules.json", lambda modules: modules[1].update(type="subprocess.Popen"))
+
+
+def language_model_of_its_own(folder, mark):
+    (folder / "evil.py").write_text(CODE.format(str(mark)))
+    own = {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil"}}
+    change_json(folder / "config.json", lambda config: config.update(own))
+
+
+def pickled_weights(folder, mark):
+    (folder / "model.safetensors").unlink()
+    torch.save({"weights": Marks(mark)}, folder / "pytorch_model.bin")
+
+
+def module_outside(folder, mark):
+    change_json(folder / "modules.json", lambda modules: modules[1].update(path="../outside"))
+
+
+@pytest.mark.parametrize(
+    "attack", [module_of_its_own, installed_module, language_model_of_its_own, pickled_weights, module_outside]
+)
+@pytest.mark.parametrize("load", [SelfDistillBiEncoder, SelfDistillBiEncoder.from_pretrained])
+def test_models_run_no_code_and_stay_in_their_folder(tiny_model, tmp_path, monkeypatch, attack, load):
+    # saved by another library, so that nothing is known of its files
+    folder = tmp_path / "model"
+    tiny_model.save(str(folder))
+    shutil.copytree(folder / "1_Pooling", tmp_path / "outside")
+    monkeypatch.chdir(folder)
+    attack(folder, tmp_path / "mark")
+    with pytest.raises(ValueError, match=f"the model in '{folder}' cannot be loaded"):
+        load(folder)
+    assert not (tmp_path / "mark").exists()
+
+
+def test_a_pickle_runs_code_where_it_is_trusted(tmp_path):
+    """So that the test above can fail."""
+    torch.save({"weights": Marks(tmp_path / "mark")}, tmp_path / "weights")
+    torch.load(tmp_path / "weights", weights_only=False)
+    assert (tmp_path / "mark").exists()
 
 
 def test_read_training_summary_of_a_model_of_another_library_is_empty(tiny_model, tmp_path):

@@ -309,6 +309,13 @@ def test_graphs_are_computed_by_one_at_a_time(index):
     assert [path.name for path in index.index_path.parent.iterdir()] == ["index.flex"]
 
 
+@pytest.mark.parametrize("method", ["gar", "ladr_proactive", "ladr_adaptive"])
+def test_graphs_are_no_other_artifacts(index, encoder, method):
+    encoder.save(index.index_path / "corpusgraph_k4")
+    with pytest.raises(ValueError, match="corpusgraph_k4' is no corpus graph, but has the kind .*biencoder"):
+        getattr(index, method)(4)
+
+
 # --- IndexTransformer -----------------------------------------------------------------------------------------------
 
 

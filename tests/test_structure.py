@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "pyterrier_selfdistill"
 
 LAYERS = [
-    ["compat", "exchange"],
+    ["compat", "docnos", "exchange"],
     ["io", "portable", "validate"],
     ["identity", "packages"],
     ["losses"],

@@ -19,27 +19,12 @@ from pyterrier_selfdistill.validate import (
     require_identifiers,
     require_judged,
     require_measures,
-    require_positive_integer,
     require_texts,
     require_topics,
 )
 
 TOPICS = pd.DataFrame({"qid": ["1", "2"], "query": ["sort", "plot"]})
 QRELS = pd.DataFrame({"qid": ["1"], "docno": ["d1"], "label": [1]})
-
-
-@pytest.mark.parametrize("value", [0, -1, 1.0, "1", None, True, float("nan")])
-def test_require_positive_integer(value):
-    require_positive_integer("limit", 1)
-    with pytest.raises(ValueError, match=f"limit must be a positive integer, got {value!r}"):
-        require_positive_integer("limit", value)
-
-
-@pytest.mark.parametrize("value", [0, 65, True, "64"])
-def test_require_positive_integer_up_to_a_bound(value):
-    require_positive_integer("query_length", 64, at_most=64)
-    with pytest.raises(ValueError, match=f"query_length must be an integer from 1 to 64, got {value!r}"):
-        require_positive_integer("query_length", value, at_most=64)
 
 
 @pytest.mark.parametrize(
