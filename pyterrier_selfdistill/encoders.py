@@ -7,7 +7,8 @@ texts become vectors: by :func:`encode`, or by :func:`encode_with_gradients`, ba
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import reprlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypeAlias, cast
 
 import numpy as np
@@ -21,7 +22,7 @@ from sentence_transformers import SentenceTransformer
 from .compat import schematic
 from .identity import ComparedByKey, EncodedVector, EncoderIdentity, EncoderMismatchError, encoders_of
 from .losses import normalize
-from .validate import PositiveInteger, checked, require_distinct_columns, require_texts
+from .validate import PositiveInteger, checked, require_distinct_columns, require_texts, require_vectors
 
 READ_AHEAD = 2048
 """How many documents an indexing pipeline reads at once, to encode those of like length together."""
@@ -93,7 +94,10 @@ class Scorer(ComparedByKey, BiScorer):
         Raises:
             EncoderMismatchError: If another encoder made the vectors, and there are no texts.
             TypeError: If a text is not a string.
+            ValueError: If a vector is none.
         """
+        for column in {"query_vec", "doc_vec"} & set(inp.columns):
+            require_vectors(inp, column)
         foreign = self._foreign_vectors(inp)
         if not foreign:
             return super().transform(inp)
@@ -283,8 +287,8 @@ def encode_with_gradients(model: SentenceTransformer, queries: Sequence[str], ba
 
 def _list_of_strings(texts: Iterable[str]) -> list[str]:
     """Check that texts are a list of strings."""
-    if isinstance(texts, str):
-        raise TypeError(f"texts must be a list of strings, got the string {texts!r}")
+    if isinstance(texts, str | Mapping):
+        raise TypeError(f"texts must be a list of strings, got {reprlib.repr(texts)}, a {type(texts).__name__}")
     texts = list(texts)
     for position, text in enumerate(texts):
         if not isinstance(text, str):

@@ -17,6 +17,7 @@ from .compat import schematic
 from .identity import EncoderIdentity, EncoderMismatchError, encoders_of
 from .index_files import is_index, write_encoder, write_index
 from .io import atomic_folder
+from .validate import require_vector
 
 NOT_STORABLE = re.compile("[\0\ud800-\udfff]")
 """What identifiers cannot have in them: NUL, which ends them, and halves of characters."""
@@ -127,15 +128,7 @@ class CheckedDocuments:
 
     def _checked_vector(self, docno: str, vector: Any) -> np.ndarray:
         """Make a vector what is stored: finite, float32, of the length of all."""
-        is_vector = isinstance(vector, np.ndarray) and vector.ndim == 1 and vector.dtype.kind == "f" and vector.size
-        if not is_vector:
-            got = f"a {type(vector).__name__}"
-            if isinstance(vector, np.ndarray):
-                got = f"{vector.dtype} of shape {vector.shape}"
-            raise ValueError(
-                f"the doc_vec of {docno!r} must be an array of floats of shape (dimension,), got {got}; put an encoder "
-                "before the index"
-            )
+        require_vector(f"the doc_vec of {docno!r}", vector)
         if self._dimension is None:
             self._dimension = len(vector)
         if len(vector) != self._dimension:
@@ -143,12 +136,4 @@ class CheckedDocuments:
                 f"the doc_vec of {docno!r} has {len(vector)} dimensions, and those before have {self._dimension}; "
                 "encode all documents with one encoder"
             )
-        # what float32 cannot hold becomes infinite
-        with np.errstate(over="ignore"):
-            stored = np.asarray(vector).astype(np.float32)
-        if not np.isfinite(stored).all():
-            raise ValueError(
-                f"the doc_vec of {docno!r} holds NaN or infinite numbers, which compare with nothing; look for the "
-                "fault in the encoder, such as weights that diverged in training"
-            )
-        return stored
+        return vector.astype(np.float32)

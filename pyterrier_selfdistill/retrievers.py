@@ -22,6 +22,7 @@ from .identity import ComparedByKey, EncodedVector, EncoderMismatchError, encode
 from .index_files import Signature, read_unchanged, signature_of
 from .io import METADATA_FILE, artifact_kind, folder_lock
 from .portable import portable_name
+from .validate import require_identifiers, require_vectors
 
 SCORERS = ("np_scorer", "torch_scorer")
 
@@ -162,7 +163,8 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
 
         Raises:
             EncoderMismatchError: If another encoder than the index's made the query vectors.
-            ValueError: If they have another dimension.
+            ValueError: If they are no vectors, or have another dimension.
+            TypeError: If a ``qid`` is not a string.
             LookupError: If a document is not in the index.
         """
         self.index.refresh()
@@ -171,7 +173,10 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
         if inp.empty:
             return self._transform_nothing(inp)
         inp = with_own_docids(self.index, inp)
+        if "qid" in inp:
+            require_identifiers(inp, "qid", "the queries")
         if "query_vec" in inp:
+            require_vectors(inp, "query_vec")
             require_comparable(self.index, inp["query_vec"])
         if self.method in SCORERS:
             return compat.first_results(self.inner.transform(inp), self.options["num_results"])

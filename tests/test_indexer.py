@@ -100,9 +100,9 @@ VECTOR = np.array([0.6, 0.8], dtype=np.float32)
 @pytest.mark.parametrize(
     ("vector", "message"),
     [
-        (np.array([0.6, np.nan]), "holds NaN or infinite"),
-        (np.array([0.6, -np.inf]), "holds NaN or infinite"),
-        (np.array([0.6, 1e300]), "holds NaN or infinite"),
+        (np.array([0.6, np.nan]), "NaN or infinite"),
+        (np.array([0.6, -np.inf]), "NaN or infinite"),
+        (np.array([0.6, 1e300]), "NaN or infinite"),
         (np.array([0.6, 0.8, 0.0]), "has 3 dimensions, and those before have 2"),
         (np.array([[0.6, 0.8]]), r"floats of shape \(dimension,\), got float64 of shape \(1, 2\)"),
         (np.array(0.6), r"floats of shape \(dimension,\), got float64 of shape \(\)"),

@@ -289,7 +289,6 @@ class BuildRetriever(EntryPoint):
         replace("fields", [["title"], ["text", "title"]], "title", "fields"),
         replace("overwrite", ["no", None, 2]),
         replace("path", [None, 3, "", b"index", True]),
-        st.just(mutation("corpus", "an empty text", lambda corpus: [*corpus, {"docno": "d", "text": ""}], "text")),
     )
 
     def call(self, corpus: Any, query: str, **options: Any) -> Any:

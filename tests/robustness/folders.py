@@ -237,13 +237,14 @@ class SaveEncoder(EntryPoint):
         [
             {"there": "nothing", "overwrite": False},
             {"there": "nothing", "overwrite": True},
-            {"there": "a folder", "overwrite": True},
+            {"there": "an encoder", "overwrite": True},
             {"there": "a folder above", "overwrite": False},
         ]
     )
     equivalent = (replace("as_type", [str]), replace("options", [{}]))
     malformed = (
-        st.just(Mutation("a folder is there", lambda given: {"there": "a folder", "overwrite": False}, ("there",))),
+        st.just(Mutation("an encoder is there", lambda given: {"there": "an encoder", "overwrite": False}, ("there",))),
+        st.just(Mutation("a folder of others", lambda given: {"there": "a folder", "overwrite": True}, ("before",))),
         st.just(Mutation("a file is there", lambda given: {"there": "a file", "overwrite": True}, ("file",))),
         malformed_options({"overwrite": FLAG}),
         replace("path", [None, 3, "", b"model", True, ["model"], math.nan]),
@@ -254,6 +255,9 @@ class SaveEncoder(EntryPoint):
         folder = self.tools.path()
         if there == "a folder":
             folder.mkdir()
+            (folder / "before").write_text("before")
+        elif there == "an encoder":
+            self.tools.encoder.copy().save(folder)
             (folder / "before").write_text("before")
         elif there == "a file":
             folder.write_text("before")

@@ -34,6 +34,9 @@ from .mutations import (
     without,
 )
 
+GZIP = b"\x1f\x8b"
+"""How a compressed file begins."""
+
 TEXT_COLUMNS = ["query", "positive", "negative"]
 
 NO_TRIPLES = ["triples", "positive", "negative"]
@@ -142,7 +145,7 @@ def content_mutation(description: str, change: Callable[[bytes], bytes], *names:
 
     def change_content(arguments: Any) -> dict[str, Any]:
         content = arguments["content"]
-        if arguments["name"].lower().endswith(".gz"):
+        if content.startswith(GZIP):
             content = gzip.compress(change(gzip.decompress(content)))
         else:
             content = change(content)
@@ -250,7 +253,7 @@ def _gzip_again(arguments: Any) -> dict[str, Any]:
 
 def _gz_without_gzip(arguments: Any) -> dict[str, Any]:
     name, content = arguments["name"], arguments["content"]
-    if name.lower().endswith(".gz"):
+    if content.startswith(GZIP):
         return {**arguments, "content": gzip.decompress(content)}
     return {**arguments, "name": f"{name}.gz"}
 
