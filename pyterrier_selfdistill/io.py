@@ -31,6 +31,8 @@ METADATA_FILE = "pt_meta.json"
 NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
+REMOVED = "was removed meanwhile; write again, or choose another path"
+
 PATIENCE = 1.0
 """For how many seconds a reader waits while a writer renames two folders."""
 
@@ -196,6 +198,8 @@ def atomic_folder(
                 _publish(unfinished, target)
         finally:
             _clean_up(target)
+        if not target.is_dir():
+            raise FileNotFoundError(errno.ENOENT, f"the folder {REMOVED}", str(target))
 
 
 def _require_free(target: Path, overwrite: bool, recognize: Callable[[Path], bool] | None) -> None:
@@ -286,9 +290,7 @@ def _watched(folder: Path) -> Iterator[None]:
     finally:
         os.close(descriptor)
     if not is_same:
-        raise FileNotFoundError(
-            errno.ENOENT, "the folder was removed meanwhile; write again, or choose another path", str(folder)
-        )
+        raise FileNotFoundError(errno.ENOENT, f"the folder {REMOVED}", str(folder))
 
 
 @contextmanager
@@ -315,7 +317,7 @@ def explained_errors(path: str | Path) -> Iterator[None]:
         if not target.parent.is_dir():
             raise FileNotFoundError(
                 errno.ENOENT,
-                f"{str(target.parent)!r} was removed meanwhile; write again, or choose another path",
+                f"{str(target.parent)!r} {REMOVED}",
                 str(target),
             ) from error
         code = system_error_code(error)

@@ -421,6 +421,16 @@ def write_around_a_removal(folder):
     (folder / "tokenizer").mkdir(parents=True)
 
 
+def test_a_folder_that_is_removed_at_the_last_moment_is_missed(tmp_path, monkeypatch):
+    publish = io._publish
+    monkeypatch.setattr(io, "_publish", lambda *paths: (publish(*paths), shutil.rmtree(paths[1])))
+    with (
+        pytest.raises(FileNotFoundError, match="the folder was removed meanwhile.*model"),
+        atomic_folder(tmp_path / "model"),
+    ):
+        pass
+
+
 # --- kinds ----------------------------------------------------------------------------------------------------------
 
 
