@@ -31,6 +31,8 @@ METADATA_FILE = "pt_meta.json"
 NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
+REMOVED = "was removed meanwhile; write again, or choose another path"
+
 PATIENCE = 1.0
 """For how many seconds a reader waits while a writer renames two folders."""
 
@@ -86,7 +88,7 @@ def folder_lock(path: str | Path, doing: str, *, wait: bool = False) -> Iterator
     file = _lock_file(target)
     timeout = -1 if wait else 0
     lock = FileLock(file, timeout=timeout)
-    with _explained_errors(target), _explained_permissions(target):
+    with explained_errors(target), _explained_permissions(target):
         file.parent.mkdir(parents=True, exist_ok=True)
         # before, since some versions of filelock empty the file when they try
         owner = _read_owner(file)
@@ -97,7 +99,7 @@ def folder_lock(path: str | Path, doing: str, *, wait: bool = False) -> Iterator
                 f"{str(path)!r} is in use: {owner}; wait until it is done, end it, or choose another path"
             ) from None
     try:
-        with _explained_errors(target):
+        with explained_errors(target):
             file.write_text(json.dumps(_describe_owner(doing)))
         yield
     finally:
@@ -188,13 +190,16 @@ def atomic_folder(
         with _explained_permissions(target):
             unfinished.mkdir()
         try:
-            with _explained_errors(target):
-                yield unfinished
+            with explained_errors(target):
+                with _watched(unfinished):
+                    yield unfinished
                 # others than this package's writers know no lock
                 _require_free(target, overwrite, recognize)
                 _publish(unfinished, target)
         finally:
             _clean_up(target)
+        if not target.is_dir():
+            raise FileNotFoundError(errno.ENOENT, f"the folder {REMOVED}", str(target))
 
 
 def _require_free(target: Path, overwrite: bool, recognize: Callable[[Path], bool] | None) -> None:
@@ -270,18 +275,52 @@ def _explained_permissions(target: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _explained_errors(target: Path) -> Iterator[None]:
-    """Say what became of a folder when the disk was full, or the folder above it was removed."""
+def _watched(folder: Path) -> Iterator[None]:
+    """Raise an error on exit if a folder is another one by then, since libraries make folders that they miss."""
+    # Windows has none, and removes no folder whose files are open
+    flags = getattr(os, "O_DIRECTORY", None)
+    if flags is None:
+        yield
+        return
+    # while it is open, another folder cannot have its number
+    descriptor = os.open(folder, flags)
+    try:
+        yield
+        is_same = folder.is_dir() and os.path.samestat(folder.stat(), os.fstat(descriptor))
+    finally:
+        os.close(descriptor)
+    if not is_same:
+        raise FileNotFoundError(errno.ENOENT, f"the folder {REMOVED}", str(folder))
+
+
+@contextmanager
+def explained_errors(path: str | Path) -> Iterator[None]:
+    """Say which folder could not be written when the disk was full, or the folder above it was removed.
+
+    Args:
+        path: The folder.
+
+    Raises:
+        FileNotFoundError: In place of any error, if the folder above is gone.
+        OSError: In place of an error of a full disk.
+
+    Example:
+        >>> with explained_errors("/tmp/model"):
+        ...     raise OSError(errno.ENOSPC, "No space left on device", ".model.unfinished/weights")
+        Traceback (most recent call last):
+        OSError: [Errno 28] the disk is full; free some space, or choose another path: '...model'
+    """
+    target = Path(path).resolve()
     try:
         yield
     except Exception as error:
         if not target.parent.is_dir():
             raise FileNotFoundError(
-                errno.ENOENT, f"{str(target.parent)!r} was removed meanwhile; write again", str(target)
+                errno.ENOENT,
+                f"{str(target.parent)!r} {REMOVED}",
+                str(target),
             ) from error
         code = system_error_code(error)
         if code in DISK_FULL:
-            raise OSError(
-                code, "the disk is full; what was there is as it was, and what was written is removed", str(target)
-            ) from error
+            raise OSError(code, "the disk is full; free some space, or choose another path", str(target)) from error
         raise

@@ -388,7 +388,7 @@ def test_a_full_disk_keeps_what_was_there(model, error):
         raise error
 
     with (
-        pytest.raises(OSError, match="the disk is full; what was there is as it was") as raised,
+        pytest.raises(OSError, match="the disk is full; free some space.*model") as raised,
         atomic_folder(model, overwrite=True, recognize=anything) as folder,
     ):
         write(folder)
@@ -403,6 +403,32 @@ def test_a_folder_above_that_is_removed_is_named(tmp_path):
         atomic_folder(tmp_path / "above" / "model"),
     ):
         shutil.rmtree(tmp_path / "above")
+
+
+def test_a_folder_that_is_removed_and_made_again_is_not_complete(tmp_path):
+    """Libraries make folders that they miss, and know nothing of what was in there."""
+    with (
+        pytest.raises(FileNotFoundError, match="was removed meanwhile; write again"),
+        atomic_folder(tmp_path / "model") as folder,
+    ):
+        write_around_a_removal(folder)
+    assert names(tmp_path) == []
+
+
+def write_around_a_removal(folder):
+    (folder / "weights").write_text("0.5")
+    shutil.rmtree(folder)
+    (folder / "tokenizer").mkdir(parents=True)
+
+
+def test_a_folder_that_is_removed_at_the_last_moment_is_missed(tmp_path, monkeypatch):
+    publish = io._publish
+    monkeypatch.setattr(io, "_publish", lambda *paths: (publish(*paths), shutil.rmtree(paths[1])))
+    with (
+        pytest.raises(FileNotFoundError, match="the folder was removed meanwhile.*model"),
+        atomic_folder(tmp_path / "model"),
+    ):
+        pass
 
 
 # --- kinds ----------------------------------------------------------------------------------------------------------
