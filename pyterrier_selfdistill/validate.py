@@ -130,10 +130,8 @@ def _adapter(hint: Any) -> TypeAdapter[Any]:
 
 def _validated(name: str, value: Any, adapter: TypeAdapter[Any]) -> Any:
     """Check one argument."""
-    if isinstance(value, np.generic):
-        value = value.item()
     try:
-        return adapter.validate_python(value)
+        return adapter.validate_python(plain(value))
     except ValidationError as error:
         faults = error.errors()
     expected = dict.fromkeys(re.sub("^(Input should|Value error,) ", "", fault["msg"]) for fault in faults)
@@ -143,6 +141,24 @@ def _validated(name: str, value: Any, adapter: TypeAdapter[Any]) -> Any:
     raise ValueError(message) from None
 
 
+def plain(value: Any) -> Any:
+    """Return the scalar of Python that a scalar of NumPy stands for, and anything else as it is.
+
+    Args:
+        value: A value.
+
+    Returns:
+        The value.
+
+    Example:
+        >>> plain(np.float64(0.5)), plain("l2")
+        (0.5, 'l2')
+    """
+    if isinstance(value, np.generic):
+        return value.item()
+    return value
+
+
 def _is_of_class(fault: Mapping[str, Any]) -> bool:
     """Tell whether a fault is that a value is not of the class that it must be, as pydantic or ``Expected`` says it."""
     replaced = fault.get("ctx", {}).get("error")
@@ -150,31 +166,6 @@ def _is_of_class(fault: Mapping[str, Any]) -> bool:
         return fault["type"] == "is_instance_of"
     cause = replaced.__cause__
     return isinstance(cause, ValidationError) and all(map(_is_of_class, cause.errors()))
-
-
-def require_measures(measures: Sequence[object]) -> None:
-    """Check that there are measures of ir_measures.
-
-    Args:
-        measures: What was given.
-
-    Raises:
-        ValueError: If there is none.
-        TypeError: If one is something else, such as a name.
-
-    Example:
-        >>> require_measures(["ndcg_cut_10"])
-        Traceback (most recent call last):
-        TypeError: expected an ir_measures.Measure, got 'ndcg_cut_10'; import some such as nDCG @ 10 from ...
-    """
-    if isinstance(measures, str | Measure) or not len(measures):
-        raise ValueError(f"measures must be a list of measures such as [nDCG @ 10], got {measures!r}")
-    for measure in measures:
-        if not isinstance(measure, Measure):
-            raise TypeError(
-                f"expected an ir_measures.Measure, got {measure!r}; import some such as nDCG @ 10 from "
-                "pyterrier.measures"
-            )
 
 
 def require_columns(frame: pd.DataFrame, columns: Sequence[str], name: str) -> None:
@@ -358,6 +349,35 @@ def require_topics(topics: pd.DataFrame, *, empty: bool = False) -> None:
     if len(repeated):
         examples = repeated.groupby("qid")["query"].agg(list)[:3].to_dict()
         raise ValueError(f"a query must have one text in all rows, got {examples}; give each query its own qid")
+
+
+def has_candidates(frame: pd.DataFrame, name: str) -> bool:
+    """Tell results from topics by their ``docno``.
+
+    Args:
+        frame: The frame.
+        name: What to call it in the error.
+
+    Returns:
+        Whether it has results.
+
+    Raises:
+        ValueError: If it has ranks or scores, and no documents that they are of.
+
+    Example:
+        >>> has_candidates(pd.DataFrame(columns=["qid", "query"]), "topics")
+        False
+    """
+    require_distinct_columns(frame, name)
+    if "docno" in frame:
+        return True
+    of_results = sorted({"rank", "score"} & set(frame.columns))
+    if of_results:
+        raise ValueError(
+            f"{name} must have 'docno' beside {of_results}, got {list(frame.columns)}; give results with their "
+            "documents, or topics with 'qid' and 'query' only"
+        )
+    return False
 
 
 def require_judged(topics: pd.DataFrame, qrels: pd.DataFrame, *, empty: bool = False) -> None:

@@ -6,7 +6,6 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import pytest
-from ir_measures import RR, nDCG
 
 from pyterrier_selfdistill.validate import (
     FieldNames,
@@ -18,28 +17,12 @@ from pyterrier_selfdistill.validate import (
     require_distinct_columns,
     require_identifiers,
     require_judged,
-    require_measures,
     require_texts,
     require_topics,
 )
 
 TOPICS = pd.DataFrame({"qid": ["1", "2"], "query": ["sort", "plot"]})
 QRELS = pd.DataFrame({"qid": ["1"], "docno": ["d1"], "label": [1]})
-
-
-@pytest.mark.parametrize(
-    ("measures", "error", "message"),
-    [
-        ([], ValueError, "must be a list of measures such as .nDCG @ 10., got"),
-        ("ndcg", ValueError, "got 'ndcg'"),
-        (nDCG @ 10, ValueError, "got nDCG@10"),
-        ([RR, "ndcg_cut_10"], TypeError, "expected an ir_measures.Measure, got 'ndcg_cut_10'; import"),
-    ],
-)
-def test_require_measures(measures, error, message):
-    require_measures([RR, nDCG @ 10])
-    with pytest.raises(error, match=message):
-        require_measures(measures)
 
 
 def test_require_columns():

@@ -150,8 +150,12 @@ def string_table(columns: Mapping[str, Sequence[str | float | None]]) -> pa.Tabl
     try:
         return pa.table(dict(columns), schema=pa.schema(types))
     except UnicodeEncodeError as error:
-        text = reprlib.repr(error.object)
-    raise ValueError(f"texts must be of whole characters, got half of one in {text}; read the texts as UTF-8")
+        half = error.object
+    names = [name for name, texts in columns.items() if half in texts]
+    raise ValueError(
+        f"column {', '.join(names)} must hold whole characters, got half of one in {reprlib.repr(half)}; read texts as "
+        "UTF-8"
+    )
 
 
 def _negative_number(name: str) -> int:

@@ -136,12 +136,22 @@ class Documents:
             # the docstore has an index, while a corpus iterator reads all documents
             return self._texts_of_docstore(reference, docnos)
         if not self._texts:
-            self._texts = dict(self)
+            self._texts = self._read_texts()
         return {docno: self._texts[docno] for docno in docnos if docno in self._texts}
 
     def __getstate__(self) -> dict[str, Any]:
         # open files cannot be pickled; a process that gets a copy opens its own
         return {**self.__dict__, "_store": None, "_store_process": None}
+
+    def _read_texts(self) -> dict[str, str]:
+        texts: dict[str, str] = {}
+        for docno, text in self:
+            if texts.setdefault(docno, text) != text:
+                raise ValueError(
+                    f"a document must have one text, got {texts[docno]!r} and {text!r} of {docno!r}; each document "
+                    "needs an identifier of its own"
+                )
+        return texts
 
     def _texts_of_docstore(self, reference: Any, docnos: Collection[str]) -> dict[str, str]:
         known = reference.docs_cls()._fields

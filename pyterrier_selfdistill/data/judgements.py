@@ -43,6 +43,8 @@ class Judgements:
     """
 
     def __init__(self, topics: pd.DataFrame, qrels: pd.DataFrame, min_label: int) -> None:
+        # an index may be named like a column
+        topics, qrels = topics.reset_index(drop=True), qrels.reset_index(drop=True)
         self.queries = dict(zip(topics["qid"], topics["query"], strict=True))
         self.read = len(qrels)
         self.dropped: Counter[str] = Counter()

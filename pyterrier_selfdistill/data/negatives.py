@@ -188,11 +188,14 @@ def _retrieved_texts(results: pd.DataFrame, fields: Sequence[str], *, required: 
     for field in fields:
         require_texts(results, field, "docno", empty=True, missing=True)
     columns = [results[field] for field in fields]
-    texts = {}
+    texts: dict[str, str] = {}
     for docno, *values in zip(results["docno"], *columns, strict=True):
         text = join_texts(values)
-        if text.strip():
-            texts[docno] = text
+        if text.strip() and texts.setdefault(docno, text) != text:
+            raise ValueError(
+                f"a document must have one text in all results, got {texts[docno]!r} and {text!r} of {docno!r}; give "
+                "passages a docno of their own, or take the texts of corpus="
+            )
     if required and not texts:
         # not one is there: the strict check says whether they are missing or empty
         require_texts(results, fields[0], "docno")

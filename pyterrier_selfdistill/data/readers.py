@@ -118,6 +118,9 @@ def _to_record(where: str, row: Any) -> Mapping[str, Any]:
     if not row:
         raise ValueError(f"{where} is empty; give a query, a positive and a negative text")
     if isinstance(row, Mapping):
+        others = [name for name in row if not isinstance(name, str)]
+        if others:
+            raise TypeError(f"{where} must have names of columns that are strings, got {others}")
         return row
     return {str(position): text for position, text in enumerate(row)}
 

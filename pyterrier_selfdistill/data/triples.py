@@ -201,6 +201,8 @@ def _read_source(source: Any, *, identifiers: bool = False) -> Iterator[pa.Table
         tables = read_tables(Path(source), labels=not identifiers)
     elif isinstance(source, pd.DataFrame):
         require_distinct_columns(source, "triples")
+        if source.empty:
+            raise ValueError(f"no triples are there to train with: the frame has no rows, of {list(source.columns)}")
         tables = iter([_table_of_frame(source)])
     elif isinstance(source, Dataset):
         tables = iter(source.with_format("arrow").iter(batch_size=ROWS))
@@ -230,7 +232,9 @@ def _table_of_frame(frame: pd.DataFrame) -> pa.Table:
     try:
         return pa.Table.from_pandas(frame, preserve_index=False)
     except (pa.ArrowException, UnicodeEncodeError) as error:
-        raise TypeError(f"triples must have columns of one type each, such as texts, got others: {error}") from None
+        raise TypeError(
+            f"triples must have columns of one type each, such as texts, got {list(frame.columns)} with others: {error}"
+        ) from None
 
 
 def _number_rows(rows: Iterable[Any]) -> Iterator[tuple[str, Any]]:

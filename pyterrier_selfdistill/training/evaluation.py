@@ -27,6 +27,7 @@ from ..validate import (
     Measures,
     PositiveInteger,
     checked,
+    has_candidates,
     require_columns,
     require_judged,
     require_texts,
@@ -87,9 +88,12 @@ class RetrievalEvaluator(BaseEvaluator):
         encoder_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        # an index may be named like a column
+        topics_or_results = topics_or_results.reset_index(drop=True)
+        qrels = qrels.reset_index(drop=True)
         require_judged(topics_or_results, qrels, empty=True)
         self.encoder_options = encoder_options or {}
-        self.searches = "docno" not in topics_or_results
+        self.searches = not has_candidates(topics_or_results, "validation results")
         if self.searches and corpus is None:
             raise ValueError(
                 f"the validation topics have no candidates to rank (columns {list(topics_or_results.columns)}); put a "

@@ -18,6 +18,7 @@ from ..data.cache import Triples
 from ..data.corpus import Corpus, Documents
 from ..data.negatives import Negatives, from_results, from_topics
 from ..data.triples import PairOptions, from_docpairs, from_identifiers, from_texts
+from ..validate import has_candidates
 from .evaluation import search
 
 MINING_DEPTH = 100
@@ -70,7 +71,7 @@ class JudgedQueries:
         Raises:
             ValueError: If there are neither results nor a corpus, or nothing is left to train with.
         """
-        if "docno" in self.topics_or_results:
+        if has_candidates(self.topics_or_results, "results"):
             return self._draw_from(self.topics_or_results, self.qrels, self.seed)
         if self.corpus is None:
             raise ValueError(

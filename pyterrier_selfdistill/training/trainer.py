@@ -33,7 +33,7 @@ from ..data.corpus import Corpus, reusable
 from ..data.negatives import Negatives
 from ..data.triples import PairOptions
 from ..losses import AdaptiveMarginLoss, Target
-from ..validate import Expected, FieldNames, FolderPath, Measures, PositiveInteger, Seed, checked
+from ..validate import Expected, FieldNames, FolderPath, Measures, PositiveInteger, Seed, checked, plain
 from .arguments import (
     PRESETS,
     exponential_decay,
@@ -157,8 +157,9 @@ class SelfDistillTrainer(pt.Estimator):
         self.resume = resume
         self.overwrite = overwrite
         self.verbose = verbose
-        self.arguments = arguments
+        self.arguments = {name: plain(value) for name, value in arguments.items()}
 
+    @checked
     def fit(
         self,
         topics_or_results: pd.DataFrame,
@@ -186,13 +187,9 @@ class SelfDistillTrainer(pt.Estimator):
             TypeError: If identifiers or texts are no strings, or labels no numbers.
             FileExistsError: If the folder holds the run of another trainer, without ``resume`` or ``overwrite``.
         """
-        documents: dict[str, Any] = {
-            "corpus": self.corpus,
-            "fields": self.fields,
-            "text_field": self._encoder.text_field,
-        }
+        text_field = self._encoder.text_field
         draw: dict[str, Any] = {"negatives": self.negatives, "min_label": self.min_label, "seed": self.seed}
-        queries = JudgedQueries(topics_or_results, qrels, **documents, **draw)
+        queries = JudgedQueries(topics_or_results, qrels, self.corpus, self.fields, text_field, **draw)
         return self._train(queries.draw(), valid_topics_or_results, valid_qrels, queries)
 
     def fit_triples(

@@ -76,7 +76,7 @@ def test_select_columns_rejects_two_of_a_name():
 
 
 def test_string_table_rejects_half_a_character():
-    with pytest.raises(ValueError, match="texts must be of whole characters, got half of one in 'sort.ud800'"):
+    with pytest.raises(ValueError, match="column query must hold whole characters, got half of one in 'sort.ud800'"):
         string_table({"query": ["sort\ud800"]})
 
 

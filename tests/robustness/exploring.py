@@ -288,7 +288,8 @@ def classify_error(error: BaseException, names: Sequence[str]) -> tuple[Outcome,
         raise error  # a fault of the examples themselves
     if not raised_by_a_check(error):
         return Outcome.HIDDEN, describe(error)
-    if names and not any(name in str(error) for name in names):
+    message = str(error).lower()
+    if names and not any(name.lower() in message for name in names):
         return Outcome.HIDDEN, f"names none of {names}: {describe(error)}"
     return Outcome.CLEAR, ""
 

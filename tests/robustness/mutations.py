@@ -345,11 +345,11 @@ def malformed_corpus(argument: str, *, texts: Sequence[Any] = NOT_TEXTS) -> Muta
             records = _records(corpus)
             return [*records, {**records[row % len(records)], "text": "return the value"}]
 
-        return mutation(argument, "a docno with two texts", change, "docno", "uplicate")
+        return mutation(argument, "a docno with two texts", change, "docno", "uplicate", "one text")
 
     rows = st.integers(0, 5)
     return st.one_of(
-        replace(argument, [3, "docs.tsv", b"docs", True, [], {}], argument, "documents"),
+        replace(argument, [3, "docs.tsv", b"docs", True, [], {}], argument, "documents", "no text"),
         st.builds(put, rows, st.just("docno"), st.sampled_from(NOT_TEXTS)),
         st.builds(put, rows, st.just("text"), st.sampled_from(texts)),
         st.builds(drop, rows, st.sampled_from(["docno", "text"])),

@@ -206,7 +206,7 @@ class FromFile(EntryPoint):
                 lambda name: Mutation(f"named {name}", lambda given: {**given, "name": name}, ("named",))
             ),
             st.sampled_from(["missing", "a folder"]).map(
-                lambda what: Mutation(what, lambda given: {**given, "content": what}, ("there is no file",))
+                lambda what: Mutation(what, lambda given: {**given, "content": what}, ("there is no file", "folder"))
             ),
             replace("limit", [value for value in POSITIVE.malformed if value is not None]),
         )
