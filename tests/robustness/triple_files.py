@@ -71,6 +71,8 @@ class FromMemory(EntryPoint):
     @staticmethod
     def _as(name: str, convert: Callable[[pd.DataFrame], Any]) -> Mutation:
         def change(rows: Any) -> Any:
+            if isinstance(rows, pa.Table | Dataset):
+                rows = rows.to_pandas()
             return convert(pd.DataFrame(rows))
 
         return mutation("source", f"as {name}", change, "row", "columns")
