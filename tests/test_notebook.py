@@ -24,7 +24,8 @@ def documentation(tmp_path, monkeypatch):
     os.utime(listing, (earlier, earlier))
 
 
-def test_notebook(language_model, documentation, folder):
+def test_notebook(language_model, documentation, folder, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(folder))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells)
     parameters = next(cell for cell in notebook.cells if cell.cell_type == "code")
