@@ -248,10 +248,19 @@ def score_nothing(frame: pd.DataFrame) -> pd.DataFrame:
     pyterrier-dr 0.8.1: NumpyScorer, and TorchScorer with it, concatenates the scores of all queries and fails where
     there is none. Delete when they return an empty frame.
     """
+    require_scorable(frame)
+    return frame.assign(score=pd.Series(dtype=float), rank=pd.Series(dtype=int))
+
+
+def require_scorable(frame: pd.DataFrame) -> None:
+    """Check that a frame has the columns that are scored.
+
+    pyterrier-dr 0.8.1: NumpyScorer, and TorchScorer with it, asks for no ``qid`` and fails without it (KeyError).
+    Delete when they ask for it.
+    """
     with pt.validate.any(frame) as validation:
         validation.columns(includes=["qid", "query_vec", "docno"])
         validation.columns(includes=["qid", "query_vec", "docid"])
-    return frame.assign(score=pd.Series(dtype=float), rank=pd.Series(dtype=int))
 
 
 def first_results(scored: pd.DataFrame, num_results: int | None) -> pd.DataFrame:

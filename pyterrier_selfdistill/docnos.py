@@ -79,7 +79,7 @@ class KnownDocnos(InvLookup):
         if is_unknown.any():
             unknown = np.asarray(keys)[is_unknown]
             raise LookupError(
-                f"{len(unknown)} of {is_unknown.size} documents are not in the index, such as {str(unknown[0])!r}; "
-                "search and score the same corpus"
+                f"{len(unknown)} of {is_unknown.size} documents are not in the index, such as the docno "
+                f"{str(unknown[0])!r}; search and score the same corpus"
             )
         return positions

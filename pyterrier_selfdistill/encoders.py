@@ -7,8 +7,7 @@ texts become vectors: by :func:`encode`, or by :func:`encode_with_gradients`, ba
 
 from __future__ import annotations
 
-import reprlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, TypeAlias, cast
 
 import numpy as np
@@ -22,7 +21,15 @@ from sentence_transformers import SentenceTransformer
 from .compat import schematic
 from .identity import ComparedByKey, EncodedVector, EncoderIdentity, EncoderMismatchError, encoders_of
 from .losses import normalize
-from .validate import PositiveInteger, checked, require_distinct_columns, require_texts, require_vectors
+from .validate import (
+    PositiveInteger,
+    checked,
+    require_distinct_columns,
+    require_identifiers,
+    require_strings,
+    require_texts,
+)
+from .vectors import require_vectors
 
 READ_AHEAD = 2048
 """How many documents an indexing pipeline reads at once, to encode those of like length together."""
@@ -93,15 +100,21 @@ class Scorer(ComparedByKey, BiScorer):
 
         Raises:
             EncoderMismatchError: If another encoder made the vectors, and there are no texts.
-            TypeError: If a text is not a string.
-            ValueError: If a vector is none.
+            TypeError: If a text or a ``qid`` is not a string.
+            ValueError: If a vector is none, or has another length than those of this encoder.
         """
-        for column in {"query_vec", "doc_vec"} & set(inp.columns):
-            require_vectors(inp, column)
+        require_distinct_columns(inp, "the results")
+        if "qid" in inp:
+            require_identifiers(inp, "qid", "the results")
+        # PyTerrier groups by qid, which the index may be named too
+        inp = inp.reset_index(drop=True)
         foreign = self._foreign_vectors(inp)
+        own = inp.drop(columns=foreign)
+        for column in {"query_vec", "doc_vec"} & set(own.columns):
+            require_vectors(own, column, self.bi_encoder_model.dimension, "the vectors of this encoder")
+        scored = super().transform(own)
         if not foreign:
-            return super().transform(inp)
-        scored = super().transform(inp.drop(columns=foreign))
+            return scored
         # what it was given, it gives on
         return inp.assign(score=scored["score"], rank=scored["rank"])
 
@@ -242,7 +255,7 @@ def encode(
     if isinstance(texts, pt.tqdm):
         bar = texts
         texts = bar.iterable
-    texts = _list_of_strings(texts)
+    texts = require_strings(texts, "texts")
     positions: dict[str, list[int]] = {}
     for position, text in enumerate(texts):
         positions.setdefault(text, []).append(position)
@@ -276,24 +289,13 @@ def encode_with_gradients(model: SentenceTransformer, queries: Sequence[str], ba
     prompt = model.prompts.get("query")
     dimension = cast(int, model.get_embedding_dimension())
     vectors = [torch.empty((0, dimension), device=model.device)]
-    for batch in _batches(_list_of_strings(queries), batch_size):
+    for batch in _batches(require_strings(queries, "texts"), batch_size):
         features = model.preprocess(batch, prompt=prompt, task="query")
         for name, value in features.items():
             if isinstance(value, torch.Tensor):
                 features[name] = value.to(model.device)
         vectors.append(normalize(model(features)["sentence_embedding"]))
     return torch.cat(vectors)
-
-
-def _list_of_strings(texts: Iterable[str]) -> list[str]:
-    """Check that texts are a list of strings."""
-    if isinstance(texts, str | Mapping):
-        raise TypeError(f"texts must be a list of strings, got {reprlib.repr(texts)}, a {type(texts).__name__}")
-    texts = list(texts)
-    for position, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise TypeError(f"texts[{position}] is {text!r}, of type {type(text).__name__}; give strings")
-    return texts
 
 
 def _batches(texts: Sequence[str], size: int) -> Iterator[Sequence[str]]:

@@ -23,8 +23,9 @@ from .index_files import Signature, open_index, signature_of
 from .indexer import Indexer
 from .packages import LocalPackages
 from .retrievers import IndexTransformer, VectorLoader
-from .validate import Count, Expected, FolderPath, PositiveInteger, Seed, checked
+from .validate import Count, Expected, FolderPath, PositiveInteger, Seed, checked, require_strings
 
+Mode = Annotated[IndexingMode | Literal["create", "overwrite"], Expected("'create' or 'overwrite'")]
 Neighbours = Annotated[int, Field(ge=2), Expected("2 or a greater integer")]
 
 
@@ -102,7 +103,8 @@ class SelfDistillIndex(ComparedByKey, LocalPackages, FlexIndex):
             self._signature = files.signature
         return super().payload(return_dvecs, return_docnos)
 
-    def indexer(self, *, mode: IndexingMode | str = IndexingMode.create) -> FlexIndexer:
+    @checked
+    def indexer(self, *, mode: Mode = IndexingMode.create) -> FlexIndexer:
         """Make an indexer: ``mode="overwrite"`` replaces an index that is there, once the new one is complete."""
         return Indexer(self, mode)
 
@@ -118,13 +120,14 @@ class SelfDistillIndex(ComparedByKey, LocalPackages, FlexIndex):
 
         Raises:
             KeyError: If a document is not in the index.
+            TypeError: If an identifier is not a string.
 
         Example:
             ``encoder >> index.retriever(mask=index.mask(docs_of_2024))``
         """
         mask = np.zeros(len(self), dtype=np.int8)
         lookup = self.docnos()
-        for docno in docnos:
+        for docno in require_strings(docnos, "docnos"):
             try:
                 mask[lookup.inv[docno]] = 1
             except LookupError:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+import reprlib
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,7 +18,7 @@ from .compat import schematic
 from .identity import EncoderIdentity, EncoderMismatchError, encoders_of
 from .index_files import is_index, write_encoder, write_index
 from .io import atomic_folder
-from .validate import require_vector
+from .vectors import require_vector
 
 NOT_STORABLE = re.compile("[\0\ud800-\udfff]")
 """What identifiers cannot have in them: NUL, which ends them, and halves of characters."""
@@ -97,7 +98,17 @@ class CheckedDocuments:
 
     def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
         """Iterate over the identifiers and the vectors, as they are stored."""
+        if not isinstance(self._records, Iterable):
+            raise TypeError(
+                f"expected documents, records with docno and doc_vec, got {self._records!r}, a "
+                f"{type(self._records).__name__}; give a list or another iterable of them"
+            )
         for record in self._records:
+            if not isinstance(record, Mapping):
+                raise TypeError(
+                    f"expected documents, records with docno and doc_vec, got {reprlib.repr(record)} among them, a "
+                    f"{type(record).__name__}; give dictionaries"
+                )
             missing = [name for name in ("docno", "doc_vec") if name not in record]
             if missing:
                 raise ValueError(

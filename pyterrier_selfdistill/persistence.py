@@ -11,9 +11,10 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
+from pydantic import AfterValidator
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
@@ -22,6 +23,7 @@ from sentence_transformers.util import get_device_name, is_sentence_transformer_
 from .io import METADATA_FILE, artifact_kind, atomic_folder, recover
 from .model_card import saved_card
 from .portable import portable_settings
+from .validate import Expected
 
 ARTIFACT = {"type": "biencoder", "format": "selfdistill", "package_hint": "pyterrier-selfdistill"}
 """What PyTerrier reads in the metadata to find the class that loads the folder."""
@@ -30,7 +32,21 @@ CARD_FILE = "README.md"
 
 NAME_ON_HUB = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
-Device: TypeAlias = str | torch.device | None
+
+def _existing_device(device: str | torch.device | None) -> str | torch.device | None:
+    if device is not None:
+        try:
+            torch.empty(0, device=device)
+        except (AssertionError, RuntimeError) as error:
+            raise ValueError(str(error)) from error
+    return device
+
+
+Device: TypeAlias = Annotated[
+    str | torch.device | None,
+    AfterValidator(_existing_device),
+    Expected("a device that torch has here, such as 'cpu' or 'cuda:0'"),
+]
 PoolingMode = Literal["cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 
 
@@ -85,6 +101,7 @@ def load(folder: Path, device: Device) -> SentenceTransformer:
         )
     with _explained_errors(str(folder)):
         model = SentenceTransformer(str(folder), device="cpu")
+    _require_described(model, folder)
     return _move(model, device)
 
 
@@ -123,6 +140,8 @@ def load_pretrained(
         )
     with _explained_errors(name):
         model = SentenceTransformer(name, device="cpu", model_kwargs=options)
+    if Path(name).is_dir():
+        _require_described(model, Path(name))
     return _move(model, device)
 
 
@@ -139,8 +158,8 @@ def _explained_errors(name: str) -> Iterator[None]:
         # libraries raise what becomes of the bytes of a damaged file
         if Path(name).is_dir():
             raise ValueError(
-                f"the model in {name!r} cannot be loaded: {error}. A file of it is missing or damaged, or it needs "
-                "code of its own, which is not run; save or download it again"
+                f"the model in {name!r} cannot be loaded: {_damage(Path(name), error)}. A file of it is missing or "
+                "damaged, or it needs code of its own, which is not run; save or download it again"
             ) from error
         if not isinstance(error, OSError):
             raise
@@ -155,6 +174,33 @@ def _require_files(folder: Path) -> None:
     missing = [name for name in read_metadata(folder).get("files", []) if not (folder / name).is_file()]
     if missing:
         raise ValueError(f"the model in {str(folder)!r} lacks {', '.join(missing[:3])}; save or copy it again")
+
+
+def _damage(folder: Path, error: Exception) -> str:
+    """Name the file of a model that is damaged, as libraries do not."""
+    for path in sorted(folder.rglob("*.json")):
+        # the list of the layers
+        expected = list if path.name == "modules.json" else dict
+        try:
+            is_whole = isinstance(json.loads(path.read_text()), expected)
+        except (OSError, ValueError, RecursionError):
+            is_whole = False
+        if not is_whole:
+            return f"{path.relative_to(folder)} is not the JSON that it is to be"
+    weights = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*.safetensors"))]
+    return f"{error} (the files of JSON are whole; look at {', '.join(weights) or 'the weights'})"
+
+
+def _require_described(model: SentenceTransformer, folder: Path) -> None:
+    """Check that a model is what :func:`save` wrote; of weights that do not fit, libraries leave some out."""
+    said = read_metadata(folder).get("model", {})
+    found = describe(model, "")
+    for name in ("architecture", "parameters", "dimension"):
+        if said.get(name, found[name]) != found[name]:
+            raise ValueError(
+                f"the model in {str(folder)!r} was saved with the {name} {said[name]!r}, and config.json and the "
+                f"weights give {found[name]!r}; save or copy it again"
+            )
 
 
 def _move(model: SentenceTransformer, device: Device) -> SentenceTransformer:

@@ -7,7 +7,7 @@ that it can be compared, sent to other processes and tuned, whatever the backend
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, ClassVar
 
@@ -22,7 +22,8 @@ from .identity import ComparedByKey, EncodedVector, EncoderMismatchError, encode
 from .index_files import Signature, read_unchanged, signature_of
 from .io import METADATA_FILE, artifact_kind, folder_lock
 from .portable import portable_name
-from .validate import require_identifiers, require_vectors
+from .validate import require_column_names, require_identifiers
+from .vectors import require_vectors
 
 SCORERS = ("np_scorer", "torch_scorer")
 
@@ -172,13 +173,14 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
             self.inner = self._make()
         if inp.empty:
             return self._transform_nothing(inp)
-        inp = with_own_docids(self.index, inp)
+        require_column_names(inp, "the queries")
         if "qid" in inp:
             require_identifiers(inp, "qid", "the queries")
+        inp = with_own_docids(self.index, inp)
         if "query_vec" in inp:
-            require_vectors(inp, "query_vec")
-            require_comparable(self.index, inp["query_vec"])
+            require_comparable(self.index, inp)
         if self.method in SCORERS:
+            compat.require_scorable(inp)
             return compat.first_results(self.inner.transform(inp), self.options["num_results"])
         return compat.transform_queries(self.inner, inp)
 
@@ -294,35 +296,34 @@ def with_own_docids(index: FlexIndex, frame: pd.DataFrame) -> pd.DataFrame:
 
     Raises:
         LookupError: If a document is not in the index.
+        TypeError: If a ``docno`` is not a string.
     """
+    if "docno" not in frame:
+        return frame
+    require_identifiers(frame, "docno", "the documents")
     # pyterrier-dr would take the vectors at these positions, whatever is there
-    if "docno" not in frame or "docid" not in frame:
+    if "docid" not in frame:
         return frame
     return frame.assign(docid=index.docnos().inv[frame["docno"]])
 
 
-def require_comparable(index: FlexIndex, vectors: Sequence[np.ndarray]) -> None:
+def require_comparable(index: FlexIndex, queries: pd.DataFrame) -> None:
     """Check that vectors of queries compare with those of an index.
 
     Args:
         index: The index, a :class:`SelfDistillIndex`.
-        vectors: The vectors of queries.
+        queries: A frame with ``query_vec``.
 
     Raises:
         EncoderMismatchError: If another encoder made one, and the index does not take any encoder.
-        ValueError: If one has another dimension.
+        ValueError: If one is none, or has another dimension.
     """
     dimension = index.payload(return_dvecs=False, return_docnos=False)[0]["vec_size"]
-    for vector in vectors:
-        if len(vector) != dimension:
-            raise ValueError(
-                f"query_vec has {len(vector)} dimensions, and the vectors of {index!r} have {dimension}; encode the "
-                "queries with the encoder of the index"
-            )
+    require_vectors(queries, "query_vec", dimension, f"the vectors of {index!r}")
     own = index.encoder
     if own is None or index.any_encoder:
         return
-    for other in encoders_of(vectors):
+    for other in encoders_of(queries["query_vec"]):
         if other.checksum == own.checksum:
             continue
         remark = ""

@@ -18,11 +18,11 @@ from __future__ import annotations
 import inspect
 import re
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import is_dataclass
 from functools import cache, wraps
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import numpy as np
 import pandas as pd
@@ -208,6 +208,23 @@ def require_distinct_columns(frame: pd.DataFrame, name: str) -> None:
         raise ValueError(f"{name} must have distinct columns, got {repeated} more than once; rename or drop some")
 
 
+def require_column_names(frame: pd.DataFrame, name: str) -> None:
+    """Check that the columns of a frame are distinct strings, as what makes frames anew needs.
+
+    Args:
+        frame: The frame.
+        name: What to call it in the error.
+
+    Raises:
+        TypeError: If a column has another name.
+        ValueError: If two columns have the same.
+    """
+    wrong = [column for column in frame.columns if not isinstance(column, str)]
+    if wrong:
+        raise TypeError(f"the columns of {name} must have strings as names, got {wrong[:3]}; rename or drop these")
+    require_distinct_columns(frame, name)
+
+
 def require_identifiers(frame: pd.DataFrame, column: str, name: str) -> None:
     """Check that a column of identifiers holds strings only.
 
@@ -246,7 +263,7 @@ def require_texts(
 
     Raises:
         TypeError: If a row has something else, such as NaN.
-        ValueError: If the column is missing, or a text is empty though it may not be.
+        ValueError: If the column is missing, a text is empty though it may not be, or has half a character in it.
 
     Example:
         >>> require_texts(pd.DataFrame({"docno": ["d1", "d2"], "text": ["plot", 7]}), "text", "docno")
@@ -264,10 +281,59 @@ def require_texts(
     if not allowed.all():
         faults = f"hold a string, got another type in {_examples(frame, ~allowed, column, identifier)}"
         raise TypeError(f"column {column!r} must {faults}; add the text with pt.text.get_text(dataset), or drop these")
+    is_broken = texts.map(has_half_a_character)
+    if is_broken.any():
+        faults = f"hold text, got half a character in {_examples(frame, is_broken, column, identifier)}"
+        raise ValueError(f"column {column!r} must {faults}; decode the bytes again with errors='replace'")
     is_empty = texts.map(lambda text: isinstance(text, str) and not text.strip())
     if is_empty.any() and not empty:
         faults = f"hold a text, got an empty one in {_examples(frame, is_empty, column, identifier)}"
         raise ValueError(f"column {column!r} must {faults}; add the text with pt.text.get_text(dataset), or drop these")
+
+
+def require_strings(values: Iterable[str], name: str) -> list[str]:
+    """Check that something is a list of strings, as text is made of.
+
+    Args:
+        values: What was given.
+        name: What to call it in the error.
+
+    Returns:
+        The strings.
+
+    Raises:
+        TypeError: If it is something else, or one of them is.
+        ValueError: If a string has half a character in it.
+
+    Example:
+        >>> require_strings(["sort", 7], "texts")
+        Traceback (most recent call last):
+        TypeError: texts[1] is 7, of type int; give strings
+    """
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+        raise TypeError(f"{name} must be a list of strings, got {reprlib.repr(values)}, a {type(values).__name__}")
+    strings = list(values)
+    for position, value in enumerate(strings):
+        if not isinstance(value, str):
+            raise TypeError(f"{name}[{position}] is {value!r}, of type {type(value).__name__}; give strings")
+        if has_half_a_character(value):
+            raise ValueError(
+                f"{name}[{position}] is {value!r}, with half a character in it; decode the bytes again with "
+                "errors='replace'"
+            )
+    return strings
+
+
+def has_half_a_character(text: Any) -> bool:
+    """Tell whether a string has a surrogate in it, as undecodable bytes become, which no tokenizer takes."""
+    # at once for most texts, since strings know whether they are ASCII
+    if not isinstance(text, str) or text.isascii():
+        return False
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _examples(frame: pd.DataFrame, chosen: pd.Series, column: str, identifier: str) -> str:
@@ -276,53 +342,6 @@ def _examples(frame: pd.DataFrame, chosen: pd.Series, column: str, identifier: s
     names = rows[identifier] if identifier in frame else rows.index
     shown = [f"{name!r}: {value!r}" for name, value in zip(names[:3], rows[column][:3], strict=True)]
     return f"{len(rows)} of {len(frame)} rows ({', '.join(shown)})"
-
-
-def require_vector(name: str, vector: object) -> None:
-    """Check that something is a vector that compares with others.
-
-    Args:
-        name: What to call it in the error.
-        vector: What was given.
-
-    Raises:
-        ValueError: If it is not an array of floats of one dimension, or a number is not finite in float32.
-
-    Example:
-        >>> require_vector("query_vec", np.array([0.6, np.nan]))
-        Traceback (most recent call last):
-        ValueError: query_vec must hold finite numbers, got NaN or infinite ones; look for the fault in the encoder, ...
-    """
-    is_vector = isinstance(vector, np.ndarray) and vector.ndim == 1 and vector.dtype.kind == "f" and vector.size
-    if not is_vector:
-        got = f"a {type(vector).__name__}"
-        if isinstance(vector, np.ndarray):
-            got = f"{vector.dtype} of shape {vector.shape}"
-        raise ValueError(f"{name} must be an array of floats of shape (dimension,), got {got}; encode it first")
-    # what float32 cannot hold becomes infinite
-    with np.errstate(over="ignore"):
-        stored = cast(np.ndarray, vector).astype(np.float32)
-    if not np.isfinite(stored).all():
-        raise ValueError(
-            f"{name} must hold finite numbers, got NaN or infinite ones; look for the fault in the encoder, such as "
-            "weights that diverged in training"
-        )
-
-
-def require_vectors(frame: pd.DataFrame, column: str) -> None:
-    """Check that a column holds a vector in every row, as :func:`require_vector` does.
-
-    Args:
-        frame: The frame.
-        column: The column.
-
-    Raises:
-        ValueError: If a row holds something else.
-    """
-    # results repeat the vector of their query
-    distinct = {id(vector): vector for vector in frame[column]}
-    for vector in distinct.values():
-        require_vector(column, vector)
 
 
 def require_topics(topics: pd.DataFrame, *, empty: bool = False) -> None:

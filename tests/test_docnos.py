@@ -84,5 +84,5 @@ def test_open_docnos_knows_what_it_has(tmp_path, kind):
     assert lookup.inv["\u00e9"] == 1
     assert "a" in lookup.inv
     assert "nobody" not in lookup.inv
-    with pytest.raises(LookupError, match="1 of 2 documents are not in the index, such as 'nobody'"):
+    with pytest.raises(LookupError, match="1 of 2 documents are not in the index, such as the docno 'nobody'"):
         lookup.inv[kind(["a", "nobody"])]

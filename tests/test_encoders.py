@@ -142,6 +142,26 @@ def test_scorer_refuses_vectors_of_another_encoder_without_texts(encoder, other,
         other(encoded.drop(columns=texts))
 
 
+@pytest.mark.parametrize("name", ["qid", "docno"])
+def test_scorer_takes_frames_whose_index_is_named_as_a_column(encoder, collection, name):
+    results = collection.results
+    named = results.set_axis(pd.Index([0] * len(results), name=name))[::-1]
+    expected = encoder(results[::-1].reset_index(drop=True))
+    pd.testing.assert_frame_equal(encoder(named).reset_index(drop=True), expected.reset_index(drop=True))
+
+
+def test_scorer_names_vectors_of_another_length(encoder, collection):
+    vectors = [np.ones(3, dtype=np.float32)] * len(collection.results)
+    for column in ("query_vec", "doc_vec"):
+        with pytest.raises(ValueError, match=f"{column} has 3 dimensions, and the vectors of this encoder have 32"):
+            encoder(collection.results.assign(**{column: vectors}))
+
+
+def test_scorer_names_queries_without_identifier(encoder, collection):
+    with pytest.raises(TypeError, match="the qid of the results must be a string, got .None"):
+        encoder(collection.results.assign(qid=None))
+
+
 def test_roles_conform_to_pyterrier(encoder, conforms):
     for transformer in (encoder, encoder.query_encoder(), encoder.doc_encoder(), encoder.text_scorer()):
         conforms(transformer)

@@ -166,5 +166,9 @@ def test_mask_leaves_the_given_documents_only(tmp_path, method, ranking):
     assert masked != getattr(index, method)(mask=index.mask(chosen[1:]), num_results=len(chosen))
     with pytest.raises(KeyError, match="'nobody' is not in"):
         index.mask(["nobody"])
+    with pytest.raises(TypeError, match="docnos must be a list of strings, got 3"):
+        index.mask(3)
+    with pytest.raises(TypeError, match=r"docnos\[0\] is 3, of type int; give strings"):
+        index.mask([3])
     with pytest.raises(ValueError, match=r"shape \(3,\).* has 35 documents"):
         index.retriever(mask=np.ones(3))

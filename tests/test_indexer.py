@@ -120,6 +120,21 @@ def test_indexer_names_the_document_of_a_vector_that_is_none(tmp_path, vector, m
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("records", [3, None, [3], ["d1"], [("d1", VECTOR)]])
+def test_indexer_names_what_are_no_documents(tmp_path, records):
+    index = SelfDistillIndex(tmp_path / "index.flex", verbose=False)
+    with pytest.raises(TypeError, match="expected documents, records with docno and doc_vec, got .*; give"):
+        index.index(records)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("mode", [True, None, "append", 3])
+def test_indexer_names_a_mode_that_there_is_not(tmp_path, mode):
+    index = SelfDistillIndex(tmp_path / "index.flex", verbose=False)
+    with pytest.raises(ValueError, match=f"mode must be 'create' or 'overwrite', got {mode!r}"):
+        index.indexer(mode=mode)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_indexer_takes_floats_of_any_size(tmp_path, dtype):
     index = SelfDistillIndex(tmp_path / "index.flex", verbose=False)

@@ -170,6 +170,31 @@ def test_load_names_damaged_metadata(saved, tmp_path, content):
             load(folder)
 
 
+@pytest.mark.parametrize("name", [name for name in FILES if name != "tokenizer_config.json"])
+def test_load_names_the_file_that_is_cut_off(saved, tmp_path, name):
+    folder = shutil.copytree(saved, tmp_path / "model")
+    half_of(name)(folder)
+    for load in (SelfDistillBiEncoder, SelfDistillBiEncoder.from_pretrained):
+        with pytest.raises(ValueError, match=f"the model in '{folder}' cannot be loaded: .*{name}"):
+            load(folder)
+
+
+def test_load_refuses_another_architecture_than_was_saved(saved, tmp_path):
+    folder = shutil.copytree(saved, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "gpt2"}))
+    for load in (SelfDistillBiEncoder, SelfDistillBiEncoder.from_pretrained):
+        with pytest.raises(ValueError, match="was saved with the architecture 'BertModel', .* give 'GPT2Model'; save"):
+            load(folder)
+
+
+@pytest.mark.parametrize("device", ["", "gpu", "cuda:99"])
+def test_load_names_a_device_that_there_is_not(saved, device):
+    for load in (SelfDistillBiEncoder, SelfDistillBiEncoder.from_pretrained):
+        with pytest.raises(ValueError, match="device must be a device that torch has here, such as 'cpu'"):
+            load(saved, device=device)
+
+
 def test_load_needs_no_card(saved, tmp_path):
     folder = shutil.copytree(saved, tmp_path / "model")
     (folder / "README.md").unlink()

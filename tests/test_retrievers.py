@@ -226,9 +226,31 @@ def test_rerankers_know_identifiers_of_all_kinds(multilingual, method):
 
 
 @pytest.mark.parametrize("method", [*RERANKERS, "vec_loader"])
+def test_rerankers_name_identifiers_that_are_no_strings(multilingual, method):
+    index, candidates = multilingual
+    with pytest.raises(TypeError, match="the docno of the documents must be a string, got .7. in 1 of 9 rows"):
+        getattr(index, method)()(pd.concat([candidates, candidates[:1].assign(docno=7)]))
+
+
+@pytest.mark.parametrize("method", ["scorer", "torch_scorer"])
+def test_scorers_name_the_column_that_is_missing(multilingual, method):
+    index, candidates = multilingual
+    with pytest.raises(pt.validate.InputValidationError, match="qid"):
+        getattr(index, method)()(candidates.drop(columns="qid"))
+
+
+@pytest.mark.parametrize("method", [*EXACT, *RERANKERS])
+def test_columns_are_named_by_strings(multilingual, method):
+    index, candidates = multilingual
+    more = pd.concat([candidates, pd.DataFrame({7: candidates["score"]})], axis="columns")
+    with pytest.raises(TypeError, match="columns of the queries must have strings as names, got .7.; rename"):
+        getattr(index, method)()(more)
+
+
+@pytest.mark.parametrize("method", [*RERANKERS, "vec_loader"])
 def test_rerankers_refuse_documents_that_are_not_in_the_index(multilingual, method):
     index, candidates = multilingual
-    with pytest.raises(LookupError, match="1 of 9 documents are not in the index, such as '0007'"):
+    with pytest.raises(LookupError, match="1 of 9 documents are not in the index, such as the docno '0007'"):
         getattr(index, method)()(pd.concat([candidates, candidates[:1].assign(docno="0007")]))
 
 

@@ -13,10 +13,12 @@ from pyterrier_selfdistill.validate import (
     PositiveInteger,
     Share,
     checked,
+    require_column_names,
     require_columns,
     require_distinct_columns,
     require_identifiers,
     require_judged,
+    require_strings,
     require_texts,
     require_topics,
 )
@@ -56,6 +58,39 @@ def test_require_texts_rejects_what_is_not_a_string(value):
     frame.at[1, "query"] = value
     with pytest.raises(TypeError, match="'query' must hold a string, got another type in 1 of 2 rows .'2'"):
         require_texts(frame, "query", "qid")
+
+
+def test_require_texts_rejects_half_a_character():
+    frame = TOPICS.assign(query=pd.Series(["naïve Zürich 🙂", "sort \ud800"], dtype=object))
+    with pytest.raises(ValueError, match="'query' must hold text, got half a character in 1 of 2 rows .'2'"):
+        require_texts(frame, "query", "qid")
+    require_texts(frame[:1], "query", "qid")
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        (None, TypeError, "texts must be a list of strings, got None, a NoneType"),
+        (3, TypeError, "texts must be a list of strings, got 3, a int"),
+        ("sort", TypeError, "texts must be a list of strings, got 'sort', a str"),
+        (b"sort", TypeError, "texts must be a list of strings, got b'sort', a bytes"),
+        ({"sort": 1}, TypeError, "texts must be a list of strings, got .*, a dict"),
+        (["sort", None], TypeError, r"texts\[1\] is None, of type NoneType; give strings"),
+        (["sort", "\ud800"], ValueError, r"texts\[1\] is '.ud800', with half a character in it; decode"),
+    ],
+)
+def test_require_strings(values, error, message):
+    with pytest.raises(error, match=message):
+        require_strings(values, "texts")
+    assert require_strings(iter(["sort", "é"]), "texts") == ["sort", "é"]
+
+
+def test_require_column_names():
+    require_column_names(TOPICS, "topics")
+    with pytest.raises(TypeError, match=r"columns of topics must have strings as names, got \[7, None\]; rename"):
+        require_column_names(pd.DataFrame([["1", 2, 3]], columns=["qid", 7, None]), "topics")
+    with pytest.raises(ValueError, match="topics must have distinct columns"):
+        require_column_names(TOPICS[["qid", "qid"]], "topics")
 
 
 def test_require_texts_may_allow_missing_and_empty_ones():

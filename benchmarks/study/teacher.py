@@ -12,6 +12,7 @@ from datasets import Dataset
 from sentence_transformers import CrossEncoder, CrossEncoderTrainer, CrossEncoderTrainingArguments
 from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
 
+from pyterrier_selfdistill.compat import remove_autocast
 from pyterrier_selfdistill.training.arguments import mixed_precision
 
 
@@ -68,6 +69,8 @@ class Teacher:
             loss=BinaryCrossEntropyLoss(self.model),
         )
         trainer.train()
+        # as it is when it is loaded
+        remove_autocast(self.model)
         self.seconds = time.monotonic() - started
         return self
 

@@ -21,10 +21,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +35,7 @@ import pyarrow.compute as pc
 import pyterrier as pt
 from datasets import Dataset
 
+from ..io import atomic_folder
 from .columns import text_columns
 
 logger = logging.getLogger(__name__)
@@ -396,17 +397,13 @@ class _ArrowFile:
 @contextmanager
 def _shared_folder(folder: Path) -> Iterator[Path]:
     """Make a folder atomically; where another process made the same one meanwhile, that one stays."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    complete = False
-    try:
-        with pt.io.finalized_directory(str(folder)) as unfinished:
-            yield Path(unfinished)
-            complete = True
-    except OSError:
-        # a folder with files in it is not replaced
-        if not (complete and folder.exists()):
-            raise
-        shutil.rmtree(unfinished)
+    with ExitStack() as stack:
+        try:
+            unfinished = stack.enter_context(atomic_folder(folder, doing="making triples", wait=True))
+        except FileExistsError:
+            # the process that was waited for has made them
+            unfinished = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        yield unfinished
 
 
 def describe_dropped(dropped: Mapping[str, int]) -> str:

@@ -276,7 +276,7 @@ class HardNegativeMiner(TrainerCallback):
     def _mine(self, step: int) -> None:
         """Mine, and store what was mined."""
         logger.info("mining hard negatives after %d steps", step)
-        triples = self.queries.mine(self.encoder, step).dataset
+        triples = self.queries.mine(self.encoder, step, self.folder).dataset
         # atomic, since a run that is resumed reads whatever is there
         with pt.io.finalized_open(str(self._path(step)), "b") as file:
             triples.to_parquet(file)

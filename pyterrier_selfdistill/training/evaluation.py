@@ -11,6 +11,7 @@ import hashlib
 import logging
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import pandas as pd
@@ -37,6 +38,9 @@ logger = logging.getLogger(__name__)
 
 SEARCH_DEPTH = 1000
 """How many documents to search for where a measure looks at all of them, as retrievers do by default."""
+
+SEARCHED = "searched-"
+"""How the names of folders begin that hold an index while it is searched."""
 
 LARGE_SHARE = 0.1
 """The share of queries that may be left out without a warning."""
@@ -134,7 +138,7 @@ class RetrievalEvaluator(BaseEvaluator):
 
         Args:
             model: The model as it is now.
-            output_path: Not used; the trainer keeps the measures in its history.
+            output_path: Where to put the index of a search while it lasts, if not where the system has temporary files.
             epoch: Not used.
             steps: Not used.
 
@@ -143,7 +147,8 @@ class RetrievalEvaluator(BaseEvaluator):
         """
         encoder = SelfDistillBiEncoder(cast(SentenceTransformer, model), **self.encoder_options)
         if self.searches:
-            ranked = search(encoder, self.topics_or_results, cast(Documents, self.documents), self.num_results)
+            documents = cast(Documents, self.documents)
+            ranked = search(encoder, self.topics_or_results, documents, self.num_results, output_path)
         else:
             ranked = encoder(self.topics_or_results)
         measured = pt.Experiment(
@@ -276,7 +281,13 @@ def validation_qrels(qrels: pd.DataFrame, topics: pd.DataFrame, training_topics:
     return qrels[~qrels["qid"].isin(training)]
 
 
-def search(encoder: SelfDistillBiEncoder, topics: pd.DataFrame, documents: Documents, num_results: int) -> pd.DataFrame:
+def search(
+    encoder: SelfDistillBiEncoder,
+    topics: pd.DataFrame,
+    documents: Documents,
+    num_results: int,
+    folder: str | Path | None = None,
+) -> pd.DataFrame:
     """Index documents with an encoder as it is now, for this once, and search them.
 
     Args:
@@ -284,6 +295,7 @@ def search(encoder: SelfDistillBiEncoder, topics: pd.DataFrame, documents: Docum
         topics: ``qid`` and ``query``.
         documents: The corpus.
         num_results: How many documents to find for each query.
+        folder: Where to put the index while it is searched, if not where the system has temporary files.
 
     Returns:
         ``qid``, ``query``, ``docno``, ``score`` and ``rank``.
@@ -295,6 +307,6 @@ def search(encoder: SelfDistillBiEncoder, topics: pd.DataFrame, documents: Docum
         ['d1', 'd2']
     """
     records = ({"docno": docno, encoder.text_field: text} for docno, text in documents)
-    with tempfile.TemporaryDirectory() as folder:
-        retriever = encoder.build_retriever(records, f"{folder}/index.flex", num_results=num_results)
+    with tempfile.TemporaryDirectory(prefix=SEARCHED, dir=folder) as scratch:
+        retriever = encoder.build_retriever(records, f"{scratch}/index.flex", num_results=num_results)
         return retriever(topics)

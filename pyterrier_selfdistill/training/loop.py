@@ -17,9 +17,11 @@ from sentence_transformers import (
 )
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerState
 from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import rotate_checkpoints
 
 from ..biencoder import SelfDistillBiEncoder
 from ..compat import no_checkpoint_progress_bars, remove_autocast
+from ..io import explained_errors
 from .callbacks import (
     AGAINST_DIVERGENCE,
     BestCheckpoint,
@@ -110,7 +112,7 @@ class TrainingLoop(SentenceTransformerTrainer):
             resumed = str(checkpoint)
             self.args.eval_on_start = False  # the interrupted run did, and its log says so
         started = time.monotonic()
-        with no_checkpoint_progress_bars():
+        with explained_errors(self.folder), no_checkpoint_progress_bars():
             self.train(resume_from_checkpoint=resumed)
         self.seconds = time.monotonic() - started
         model = cast(torch.nn.Module, self.model)
@@ -127,6 +129,9 @@ class TrainingLoop(SentenceTransformerTrainer):
         saved = SentenceTransformer(str(self.folder / f"checkpoint-{step}"), device=str(self.model.device))
         self.model.load_state_dict(saved.state_dict())
         self.model.eval()
+        # as after the last step, which the process may not have come to
+        best = str(self.folder / f"checkpoint-{state.best_global_step}")
+        rotate_checkpoints(str(self.folder), self.args.save_total_limit, best_model_checkpoint=best, use_mtime=True)
         self.monitor.compare(step)
 
     def summary(self, settings: Mapping[str, Any], history: pd.DataFrame) -> dict[str, Any]:

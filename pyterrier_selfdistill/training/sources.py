@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import pandas as pd
@@ -90,12 +91,13 @@ class JudgedQueries:
             fields=self.fields,
         )
 
-    def mine(self, encoder: SelfDistillBiEncoder, step: int) -> Triples:
+    def mine(self, encoder: SelfDistillBiEncoder, step: int, folder: Path | None = None) -> Triples:
         """Search the corpus with an encoder as it is now, and draw hard negatives from what it finds.
 
         Args:
             encoder: The encoder.
             step: How many steps it was trained; draws differ by it.
+            folder: Where to put the index while it is searched.
 
         Returns:
             The triples.
@@ -107,7 +109,7 @@ class JudgedQueries:
         qids = self.qrels["qid"].map(lambda qid: one_query.get(qid, qid))
         documents = self._documents()
         depth = self.negatives.range_max or self.negatives.range_min + MINING_DEPTH
-        results = search(encoder, topics.drop_duplicates("query"), documents, depth)
+        results = search(encoder, topics.drop_duplicates("query"), documents, depth, folder)
         # another seed, or positives would draw the same ranks in each round
         return self._draw_from(results, self.qrels.assign(qid=qids), self.seed + step)
 

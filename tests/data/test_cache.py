@@ -1,6 +1,7 @@
 """The cache of triples: complete or not there, with every row accounted for."""
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -106,28 +107,35 @@ def test_writer_of_no_triples_leaves_nothing(cache, home):
 
 
 def test_two_writers_of_the_same_folder(home, texts_of):
-    """The quicker one's triples stay, and both load them."""
+    """The second waits for the first, and both load the triples of that."""
     first = TripleCache(["a"], {})
     second = TripleCache(["a"], {})
+    pool = ThreadPoolExecutor()
     with first.writer() as slow:
-        slow.read(1)
-        slow.add(table_of(ROWS[:1]))
-        write(second, ROWS)
+        waiting = pool.submit(write, second, ROWS[:1])
+        slow.read(len(ROWS))
+        slow.add(table_of(ROWS))
+        assert not waiting.done()
+    waiting.result()
     assert texts_of(first.load()) == texts_of(second.load()) == ROWS
     assert list(home.iterdir()) == [second.folder]
 
 
-def test_writer_that_fails_is_an_error_though_another_was_quicker(home, texts_of):
+def test_writer_that_fails_lets_one_that_waited_write(home, texts_of):
     first = TripleCache(["a"], {})
     second = TripleCache(["a"], {})
+    pool = ThreadPoolExecutor()
+    written = []
 
-    def fail_late():
+    def fail():
         with first.writer():
-            write(second, ROWS)
+            written.append(pool.submit(write, second, ROWS))
             raise OSError("no space")
 
     with pytest.raises(OSError, match="no space"):
-        fail_late()
+        fail()
+    written[0].result()
+    assert texts_of(second.load()) == ROWS
     assert list(home.iterdir()) == [second.folder]
 
 

@@ -112,7 +112,7 @@ WHOLE = (
 NOTHING = (
     st.just(_damage("no folder", remove, "no ", "folder")),
     st.just(_damage("a file in its place", as_a_file, "folder", "file", "index")),
-    st.just(_damage("an empty folder", empty, "folder", "not an index", "model")),
+    st.just(_damage("an empty folder", empty, "folder", "it is no index", "model")),
 )
 """What is no folder of ours."""
 

@@ -226,7 +226,7 @@ class Retrieve(Search):
         cell("frame", "qid", MISSING),
         column("frame", "query_vec", "numbers", lambda vectors: 0.5),
         malformed_options(RETRIEVER_OPTIONS).map(_option),
-        replace("mask", [["unknown"], "d1", 3, [3], [None]], "mask", "document"),
+        replace("mask", [["unknown"], "d1", 3, [3], [None]], "mask", "document", "docnos"),
         replace("mask", [np.ones(3), np.full(12, math.nan), np.array(["1"] * 12), np.full(12, 2), [True]], "mask"),
     )
 
