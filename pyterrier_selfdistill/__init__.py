@@ -5,6 +5,7 @@ from .data.negatives import Negatives
 from .data.splits import split_queries
 from .identity import EncoderMismatchError
 from .index import SelfDistillIndex
+from .io import FolderInUseError
 from .losses import AdaptiveMarginLoss, SelfDistillationLoss
 from .training.evaluation import RetrievalEvaluator
 from .training.trainer import NotFittedError, SelfDistillTrainer
@@ -13,6 +14,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AdaptiveMarginLoss",
     "EncoderMismatchError",
+    "FolderInUseError",
     "Negatives",
     "NotFittedError",
     "RetrievalEvaluator",

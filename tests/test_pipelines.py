@@ -231,7 +231,6 @@ def test_schematics_are_drawn(transformers, names):
 
 
 def test_schematics_are_drawn_without_a_network(transformers, encoder, index, no_network):
-    del transformers["trainer"]
     for transformer in [*transformers.values(), index.indexer(), index.vec_loader()]:
         assert "<div" in pt.schematic.draw(transformer)
     for pipeline in (encoder >> index, encoder >> transformers["retriever"] >> transformers["re-ranker"]):

@@ -28,6 +28,7 @@ from sentence_transformers import SentenceTransformer
 from torch import nn
 
 from ..biencoder import SelfDistillBiEncoder
+from ..compat import schematic
 from ..data.cache import Triples
 from ..data.corpus import Corpus, reusable
 from ..data.negatives import Negatives
@@ -107,7 +108,7 @@ class SelfDistillTrainer(pt.Estimator):
         False
     """
 
-    schematic: ClassVar = {"label": "SelfDistillTrainer"}
+    schematic: ClassVar = schematic("SelfDistillTrainer")
 
     def __init__(
         self,
