@@ -183,6 +183,7 @@ def _read_metadata(folder: Path) -> dict[str, Any]:
         _require(is_positive, folder, f"{METADATA_FILE} has the {name} {number!r}")
     encoder = metadata.get("encoder", {"name": None, "checksum": ""})
     is_identity = isinstance(encoder, dict) and encoder.keys() == set(EncoderIdentity._fields)
+    is_identity = is_identity and isinstance(encoder["checksum"], str)
     _require(is_identity, folder, f"{METADATA_FILE} has the encoder {encoder!r}")
     return metadata
 

@@ -188,7 +188,7 @@ def _damage(folder: Path, error: Exception) -> str:
         if not is_whole:
             return f"{path.relative_to(folder)} is not the JSON that it is to be"
     weights = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*.safetensors"))]
-    return f"{error} (the files of JSON are whole; look at {', '.join(weights) or 'the weights'})"
+    return f"{error} (the files of JSON are whole; look at config.json and {', '.join(weights) or 'the weights'})"
 
 
 def _require_described(model: SentenceTransformer, folder: Path) -> None:

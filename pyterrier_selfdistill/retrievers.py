@@ -152,6 +152,8 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
                 f"the mask has the shape {np.shape(mask)}, and {self.index!r} has {len(self.index)} documents; "
                 "index.mask(docnos) makes one"
             )
+        if not np.isin(mask, [0, 1]).all():
+            raise ValueError(f"the mask must hold zeros and ones, got {mask!r}; index.mask(docnos) makes one")
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Retrieve or score.
@@ -171,9 +173,9 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
         self.index.refresh()
         if self.index.signature != self._signature:
             self.inner = self._make()
+        require_column_names(inp, "the queries")
         if inp.empty:
             return self._transform_nothing(inp)
-        require_column_names(inp, "the queries")
         if "qid" in inp:
             require_identifiers(inp, "qid", "the queries")
         inp = with_own_docids(self.index, inp)

@@ -275,7 +275,8 @@ def require_texts(
             f"expected a column {column!r}, got {list(frame.columns)}; put pt.text.get_text(dataset) before the "
             "trainer, or name the column with text_field= at the encoder"
         )
-    texts = frame[column]
+    # what Arrow's columns map to has no all(), where they are empty
+    texts = frame[column].astype(object)
     is_text = texts.map(lambda text: isinstance(text, str))
     allowed = is_text | texts.isna() if missing else is_text
     if not allowed.all():

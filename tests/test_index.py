@@ -172,3 +172,5 @@ def test_mask_leaves_the_given_documents_only(tmp_path, method, ranking):
         index.mask([3])
     with pytest.raises(ValueError, match=r"shape \(3,\).* has 35 documents"):
         index.retriever(mask=np.ones(3))
+    with pytest.raises(ValueError, match="the mask must hold zeros and ones, got array"):
+        index.retriever(mask=np.full(35, 2))

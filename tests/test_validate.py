@@ -67,6 +67,10 @@ def test_require_texts_rejects_half_a_character():
     require_texts(frame[:1], "query", "qid")
 
 
+def test_require_texts_takes_an_empty_column_of_arrow():
+    require_texts(TOPICS[:0].astype("string[pyarrow]"), "query", "qid")
+
+
 @pytest.mark.parametrize(
     ("values", "error", "message"),
     [
