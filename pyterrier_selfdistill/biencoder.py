@@ -24,9 +24,9 @@ from .encoders import DocumentEncoder, EncoderPipeline, EncodesTexts, QueryEncod
 from .identity import ComparedByKey, EncoderIdentity, ModelChecksum
 from .index import SelfDistillIndex
 from .model_card import artifact_card
+from .options import Expected, FieldNames, FolderPath, PositiveInteger, checked
 from .packages import LocalPackages
 from .persistence import Device, PoolingMode
-from .validate import Expected, FieldNames, FolderPath, PositiveInteger, checked
 
 ModelName = Annotated[
     Annotated[str, Field(min_length=1)] | Path, Expected("a name on the Hugging Face hub, or the path of a folder")

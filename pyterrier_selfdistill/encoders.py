@@ -21,14 +21,8 @@ from sentence_transformers import SentenceTransformer
 from .compat import schematic
 from .identity import ComparedByKey, EncodedVector, EncoderIdentity, EncoderMismatchError, encoders_of
 from .losses import normalize
-from .validate import (
-    PositiveInteger,
-    checked,
-    require_distinct_columns,
-    require_identifiers,
-    require_strings,
-    require_texts,
-)
+from .options import PositiveInteger, checked
+from .validate import require_distinct_columns, require_identifiers, require_strings, require_texts
 from .vectors import require_vectors
 
 READ_AHEAD = 2048

@@ -21,9 +21,10 @@ from . import compat
 from .identity import ComparedByKey, EncoderIdentity
 from .index_files import Signature, open_index, signature_of
 from .indexer import Indexer
+from .options import Count, Expected, FolderPath, PositiveInteger, Seed, checked
 from .packages import LocalPackages
 from .retrievers import IndexTransformer, VectorLoader
-from .validate import Count, Expected, FolderPath, PositiveInteger, Seed, checked, require_strings
+from .validate import require_strings
 
 Mode = Annotated[IndexingMode | Literal["create", "overwrite"], Expected("'create' or 'overwrite'")]
 Neighbours = Annotated[int, Field(ge=2), Expected("2 or a greater integer")]

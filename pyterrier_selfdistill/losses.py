@@ -21,7 +21,7 @@ from pydantic import Field
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
-from .validate import Expected, checked
+from .options import Expected, checked
 
 ERRORS: dict[str, Callable[[Tensor], Tensor]] = {
     "l2": torch.square,

@@ -22,8 +22,8 @@ from sentence_transformers.util import get_device_name, is_sentence_transformer_
 
 from .io import METADATA_FILE, artifact_kind, atomic_folder, recover
 from .model_card import saved_card
+from .options import Expected
 from .portable import portable_settings
-from .validate import Expected
 
 ARTIFACT = {"type": "biencoder", "format": "selfdistill", "package_hint": "pyterrier-selfdistill"}
 """What PyTerrier reads in the metadata to find the class that loads the folder."""

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "pyterrier_selfdistill"
 
 LAYERS = [
     ["compat", "docnos", "exchange"],
-    ["io", "portable", "validate", "vectors"],
+    ["io", "options", "portable", "validate", "vectors"],
     ["identity", "packages"],
     ["losses"],
     ["data"],

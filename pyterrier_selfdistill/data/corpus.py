@@ -16,7 +16,8 @@ import pandas as pd
 import pyterrier as pt
 from pydantic import SkipValidation
 
-from ..validate import FieldNames, checked, require_distinct_columns
+from ..options import FieldNames, checked
+from ..validate import require_distinct_columns
 from .columns import is_missing
 
 # left alone where options are checked by their types, since that would read an iterable

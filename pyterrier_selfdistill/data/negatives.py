@@ -15,16 +15,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 
-from ..validate import (
-    Count,
-    FieldNames,
-    PositiveInteger,
-    Share,
-    checked,
-    require_columns,
-    require_judged,
-    require_texts,
-)
+from ..options import Count, FieldNames, PositiveInteger, Share, checked
+from ..validate import require_columns, require_judged, require_texts
 from .cache import TripleCache, Triples, describe_dropped
 from .columns import column_names, string_table
 from .corpus import Corpus, Documents, join_texts

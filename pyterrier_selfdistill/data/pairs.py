@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import pyterrier as pt
 
-from ..validate import FieldNames, PositiveInteger, Seed, checked
+from ..options import FieldNames, PositiveInteger, Seed, checked
 from .cache import TripleCache, Triples, TripleWriter, usable_rows
 from .columns import string_table
 from .corpus import Documents

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 from pydantic import AfterValidator
 
-from ..validate import Expected, Share, checked, require_columns, require_identifiers
+from ..options import Expected, Share, checked
+from ..validate import require_columns, require_identifiers
 
 
 def _require_sum(shares: Mapping[str, float]) -> Mapping[str, float]:

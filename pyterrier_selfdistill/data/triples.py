@@ -30,12 +30,8 @@ import pyterrier as pt
 from datasets import Dataset
 from more_itertools import chunked
 
-from ..validate import (
-    PositiveInteger,
-    checked,
-    require_distinct_columns,
-    require_topics,
-)
+from ..options import PositiveInteger, checked
+from ..validate import require_distinct_columns, require_topics
 from .cache import TripleCache, Triples
 from .columns import IDENTIFIER_QUERY, TEXT_QUERY, add_label, column_names, select_columns, string_table
 from .corpus import Corpus, Documents

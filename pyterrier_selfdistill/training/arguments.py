@@ -18,7 +18,7 @@ from ..biencoder import SelfDistillBiEncoder
 from ..data.columns import LABEL
 from ..data.corpus import Corpus
 from ..losses import AdaptiveMarginLoss, SelfDistillationLoss, Target
-from ..validate import Count, PositiveInteger, PositiveNumber, checked
+from ..options import Count, PositiveInteger, PositiveNumber, checked
 from .evaluation import RetrievalEvaluator
 
 LossMaker: TypeAlias = Callable[[SentenceTransformer], nn.Module]

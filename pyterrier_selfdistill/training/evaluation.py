@@ -23,16 +23,8 @@ from sentence_transformers.base.model import BaseModel
 
 from ..biencoder import SelfDistillBiEncoder
 from ..data.corpus import Corpus, Documents
-from ..validate import (
-    FieldNames,
-    Measures,
-    PositiveInteger,
-    checked,
-    has_candidates,
-    require_columns,
-    require_judged,
-    require_texts,
-)
+from ..options import FieldNames, Measures, PositiveInteger, checked
+from ..validate import has_candidates, require_columns, require_judged, require_texts
 
 logger = logging.getLogger(__name__)
 

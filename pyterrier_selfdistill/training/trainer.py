@@ -34,7 +34,7 @@ from ..data.corpus import Corpus, reusable
 from ..data.negatives import Negatives
 from ..data.triples import PairOptions
 from ..losses import AdaptiveMarginLoss, Target
-from ..validate import Expected, FieldNames, FolderPath, Measures, PositiveInteger, Seed, checked, plain
+from ..options import Expected, FieldNames, FolderPath, Measures, PositiveInteger, Seed, checked, plain
 from .arguments import (
     PRESETS,
     exponential_decay,
