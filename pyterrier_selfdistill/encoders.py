@@ -101,16 +101,17 @@ class Scorer(ComparedByKey, BiScorer):
         if "qid" in inp:
             require_identifiers(inp, "qid", "the results")
         # PyTerrier groups by qid, which the index may be named too
+        labels = inp.index
         inp = inp.reset_index(drop=True)
         foreign = self._foreign_vectors(inp)
         own = inp.drop(columns=foreign)
         for column in {"query_vec", "doc_vec"} & set(own.columns):
             require_vectors(own, column, self.bi_encoder_model.dimension, "the vectors of this encoder")
         scored = super().transform(own)
-        if not foreign:
-            return scored
-        # what it was given, it gives on
-        return inp.assign(score=scored["score"], rank=scored["rank"])
+        if foreign:
+            # what it was given, it gives on
+            scored = inp.assign(score=scored["score"], rank=scored["rank"])
+        return scored.set_axis(labels[scored.index])
 
     def _foreign_vectors(self, frame: pd.DataFrame) -> list[str]:
         """List the columns with vectors of another encoder, whose texts are to be encoded instead."""

@@ -13,7 +13,9 @@ import json
 import os
 import shutil
 import socket
+import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -32,6 +34,9 @@ NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 REMOVED = "was removed meanwhile; write again, or choose another path"
+
+SCRATCH = "selfdistill-scratch-"
+"""How the names of temporary folders begin."""
 
 PATIENCE = 1.0
 """For how many seconds a reader waits while a writer renames two folders."""
@@ -259,6 +264,38 @@ def recover(path: str | Path) -> None:
         with suppress(FolderInUseError), folder_lock(target, "putting back what was replaced"):
             _clean_up(target)
         time.sleep(0.01)
+
+
+@contextmanager
+def scratch_folder(parent: str | Path | None = None) -> Iterator[Path]:
+    """Give a folder for temporary files, which is removed on exit.
+
+    If the process is killed, the next one that asks for a folder in the same place removes it.
+
+    Args:
+        parent: The folder that it is made in, if not where the system has temporary files.
+
+    Yields:
+        The folder.
+
+    Example:
+        >>> with scratch_folder() as folder:
+        ...     _ = (folder / "vectors").write_text("0.5")
+        >>> folder.exists()
+        False
+    """
+    place = Path(parent or tempfile.gettempdir())
+    for left in place.glob(f"{SCRATCH}*"):
+        # one that is in use stays, and so does one of another user
+        with suppress(OSError), folder_lock(left, "removing temporary files"):
+            shutil.rmtree(left)
+    folder = place / f"{SCRATCH}{uuid.uuid4().hex}"
+    with folder_lock(folder, "keeping temporary files"):
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

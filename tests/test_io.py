@@ -14,7 +14,13 @@ from pathlib import Path
 import pytest
 
 from pyterrier_selfdistill import io
-from pyterrier_selfdistill.io import FolderInUseError, artifact_kind, atomic_folder, folder_lock, recover
+from pyterrier_selfdistill.io import (
+    FolderInUseError,
+    artifact_kind,
+    atomic_folder,
+    folder_lock,
+    recover,
+)
 
 
 def names(folder):

@@ -17,7 +17,6 @@ import logging
 import os
 import platform
 import resource
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,7 +35,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from benchmarks.memory import PeakMemory
 from pyterrier_selfdistill import Negatives, SelfDistillBiEncoder, SelfDistillIndex, SelfDistillTrainer
 from pyterrier_selfdistill.data.negatives import from_results, from_topics
-from pyterrier_selfdistill.io import atomic_folder
+from pyterrier_selfdistill.io import atomic_folder, scratch_folder
 from pyterrier_selfdistill.training.arguments import mixed_precision
 
 from .collection import Collection, judged_positives, load_collection, sample_positives
@@ -127,8 +126,7 @@ class Runner:
         started_cpu = _cpu_seconds()
         cost: dict[str, float] = {}
         training: dict[str, Any] = {}
-        with PeakMemory() as memory, tempfile.TemporaryDirectory(dir=self.work) as name:
-            folder = Path(name)
+        with PeakMemory() as memory, scratch_folder(self.work) as folder:
             encoder = base_encoder(run)
             if run.loss != "untouched":
                 encoder, training = self._train(run, encoder, folder, cost)
@@ -221,7 +219,7 @@ class Runner:
         """Retrieve with BM25 for the training queries of a collection."""
         collection = self.collection(name)
         topics, _ = collection.splits["train"]
-        with tempfile.TemporaryDirectory(dir=self.work) as folder:
+        with scratch_folder(self.work) as folder:
             index = PisaIndex(f"{folder}/pisa", text_field="text")
             bm25 = index.index(collection.documents.to_dict(orient="records")).bm25(num_results=100)
             return bm25(topics).drop(columns="text", errors="ignore")
@@ -237,8 +235,8 @@ class Runner:
                 return teacher
             logger.info("training a teacher for %s", name)
             triples = self._teacher_triples(name, min_label)
-            with tempfile.TemporaryDirectory(dir=self.work) as trainer:
-                teacher = Teacher(model_folder(model), length, 0).fit(triples, trainer)
+            with scratch_folder(self.work) as folder_of_trainer:
+                teacher = Teacher(model_folder(model), length, 0).fit(triples, str(folder_of_trainer))
             with atomic_folder(folder) as unfinished:
                 teacher.model.save_pretrained(str(unfinished))
                 (unfinished / "seconds.json").write_text(json.dumps(teacher.seconds))

@@ -29,7 +29,6 @@ from transformers import TrainerState
 from ..biencoder import SelfDistillBiEncoder
 from ..io import folder_lock
 from ..portable import portable_settings
-from .evaluation import SEARCHED
 from .history import plot_history
 
 logger = logging.getLogger(__name__)
@@ -198,12 +197,10 @@ class RunFolder:
         return [state.parent for state in states if _is_json(state)]
 
     def _remove_cut_off(self, complete: Sequence[Path]) -> None:
-        """Remove what a killed run has left half-written: checkpoints, indexes that were searched, files."""
+        """Remove what a killed run has left half-written: checkpoints and files."""
         for checkpoint in self.checkpoints.glob("checkpoint-*"):
             if checkpoint not in complete:
                 shutil.rmtree(checkpoint)
-        for index in self.checkpoints.rglob(f"{SEARCHED}*"):
-            shutil.rmtree(index)
         for file in self.checkpoints.glob(".*.tmp*"):
             file.unlink()
 

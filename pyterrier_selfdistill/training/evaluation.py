@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +22,7 @@ from sentence_transformers.base.model import BaseModel
 
 from ..biencoder import SelfDistillBiEncoder
 from ..data.corpus import Corpus, Documents
+from ..io import scratch_folder
 from ..options import FieldNames, Measures, PositiveInteger, checked
 from ..validate import has_candidates, require_columns, require_judged, require_texts
 
@@ -30,9 +30,6 @@ logger = logging.getLogger(__name__)
 
 SEARCH_DEPTH = 1000
 """How many documents to search for where a measure looks at all of them, as retrievers do by default."""
-
-SEARCHED = "searched-"
-"""How the names of folders begin that hold an index while it is searched."""
 
 LARGE_SHARE = 0.1
 """The share of queries that may be left out without a warning."""
@@ -299,6 +296,6 @@ def search(
         ['d1', 'd2']
     """
     records = ({"docno": docno, encoder.text_field: text} for docno, text in documents)
-    with tempfile.TemporaryDirectory(prefix=SEARCHED, dir=folder) as scratch:
-        retriever = encoder.build_retriever(records, f"{scratch}/index.flex", num_results=num_results)
+    with scratch_folder(folder) as scratch:
+        retriever = encoder.build_retriever(records, scratch / "index.flex", num_results=num_results)
         return retriever(topics)

@@ -129,9 +129,9 @@ class TrainingLoop(SentenceTransformerTrainer):
         saved = SentenceTransformer(str(self.folder / f"checkpoint-{step}"), device=str(self.model.device))
         self.model.load_state_dict(saved.state_dict())
         self.model.eval()
-        # as after the last step, which the process may not have come to
+        # as after the last step, which the process may not have come to; by step, since removing one changes its time
         best = str(self.folder / f"checkpoint-{state.best_global_step}")
-        rotate_checkpoints(str(self.folder), self.args.save_total_limit, best_model_checkpoint=best, use_mtime=True)
+        rotate_checkpoints(str(self.folder), self.args.save_total_limit, best_model_checkpoint=best)
         self.monitor.compare(step)
 
     def summary(self, settings: Mapping[str, Any], history: pd.DataFrame) -> dict[str, Any]:

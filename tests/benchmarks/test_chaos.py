@@ -203,7 +203,9 @@ def test_the_slope_of_memory_is_found_within_its_error():
 def test_memory_and_files_are_watched():
     kept = []
     growth = memory.watch(lambda: kept.append(open(os.devnull)), seconds=0.2)  # noqa: SIM115
-    assert growth.files_after - growth.files_before == growth.iterations == len(kept) - 1
+    assert growth.iterations == len(kept) - 1
+    # others close files meanwhile
+    assert growth.files_after - growth.files_before == pytest.approx(growth.iterations, abs=9)
     assert growth.after > 10
     assert f"| {growth.iterations:,} |" in memory.summarize(growth)
 
