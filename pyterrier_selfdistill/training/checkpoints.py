@@ -139,8 +139,10 @@ class RunFolder:
             log: What it was made of.
         """
         encoder.save(self.model, overwrite=True)
-        history.to_csv(self.history, index=False)
-        plot_history(history).savefig(self.plot, dpi=150)
+        with pt.io.finalized_open(str(self.history), "t") as table:
+            history.to_csv(table, index=False)
+        with pt.io.finalized_open(str(self.plot), "b") as drawing:
+            plot_history(history).savefig(drawing, dpi=150, format="png")
         _write_json(self._log_file, log)
 
     @property
@@ -201,8 +203,9 @@ class RunFolder:
         for checkpoint in self.checkpoints.glob("checkpoint-*"):
             if checkpoint not in complete:
                 shutil.rmtree(checkpoint)
-        for file in self.checkpoints.glob(".*.tmp*"):
-            file.unlink()
+        for folder in (self.path, self.checkpoints):
+            for file in folder.glob(".*.tmp*"):
+                file.unlink()
 
     def _remove_checkpoints(self) -> None:
         """Remove what an earlier run left, the settings last: until then the folder is known for a run's."""
