@@ -20,7 +20,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import pandas as pd
 import pyterrier as pt
@@ -142,7 +142,7 @@ class RunFolder:
         with pt.io.finalized_open(str(self.history), "t") as table:
             history.to_csv(table, index=False)
         with pt.io.finalized_open(str(self.plot), "b") as drawing:
-            plot_history(history).savefig(drawing, dpi=150, format="png")
+            plot_history(history).savefig(cast(IO[bytes], drawing), dpi=150, format="png")
         _write_json(self._log_file, log)
 
     @property
