@@ -40,7 +40,9 @@ class RetrievalEvaluator(BaseEvaluator):
     """Measure how well a model ranks.
 
     All judged queries of the topics count, also those for which nothing is found. Candidates cannot say which queries
-    have none, so with candidates all judged queries count: give the judgements of the validation queries only.
+    have none: judged queries without candidates count as 0, unless they are more than those with candidates. Then they
+    are taken for queries of another set, and left out. Both are warned of; give the judgements of the validation
+    queries only.
 
     Args:
         topics_or_results: Candidates to score (``qid``, ``query``, ``docno`` and text), or queries (``qid``, ``query``)
@@ -54,8 +56,8 @@ class RetrievalEvaluator(BaseEvaluator):
 
     Attributes:
         primary_metric: The name of the first measure.
-        coverage: How many ``queries`` count, how many of them are ``without_candidates``, and how many topics are left
-            out since they are ``without_judgements``.
+        coverage: How many ``queries`` count, and how many of them are ``without_candidates``; how many judged queries
+            are left out as ``others``, and how many topics since they are ``without_judgements``.
 
     Raises:
         ValueError: If no query has judgements, there is nothing to rank, or a label is not an integer.
@@ -105,11 +107,15 @@ class RetrievalEvaluator(BaseEvaluator):
         self.topics_or_results = topics_or_results.loc[judged, columns]
         self.qrels = qrels[["qid", "docno", "label"]].astype({"label": int})
         asked = qrels["qid"].isin(topics_or_results["qid"])
-        if self.searches:
+        missing = qrels["qid"][~asked].nunique()
+        others = 0
+        if self.searches or missing > qrels["qid"][asked].nunique():
             self.qrels = self.qrels[asked]
+            others, missing = missing, 0
         self.coverage = {
             "queries": self.qrels["qid"].nunique(),
-            "without_candidates": self.qrels["qid"][~asked].nunique(),
+            "without_candidates": missing,
+            "others": others,
             "without_judgements": topics_or_results["qid"][~judged].nunique(),
         }
         self._warn_of_gaps()
@@ -161,11 +167,18 @@ class RetrievalEvaluator(BaseEvaluator):
 
     def _warn_of_gaps(self) -> None:
         """Warn if many queries count as 0, or not at all."""
-        queries, without_candidates, without_judgements = self.coverage.values()
+        queries, without_candidates, others, without_judgements = self.coverage.values()
+        if others and not self.searches:
+            logger.warning(
+                "%d judged validation queries have no candidates, and %d have: they are taken for queries of another "
+                "set and left out; give the judgements of the validation queries only",
+                others,
+                queries,
+            )
         if without_candidates > LARGE_SHARE * queries:
             logger.warning(
                 "%d of %d judged validation queries have no candidates and count as 0; if they are queries of another "
-                "kind, give the judgements of the validation queries only",
+                "set, give the judgements of the validation queries only",
                 without_candidates,
                 queries,
             )

@@ -87,7 +87,7 @@ def test_candidates_give_the_numbers_of_an_experiment(collection, encoder, half_
         measured["nDCG@3"]
         < RetrievalEvaluator(half_found, qrels[qrels["qid"] < "q4"], MEASURES)(encoder.model)["nDCG@3"]
     )
-    assert evaluator.coverage == {"queries": 8, "without_candidates": 4, "without_judgements": 0}
+    assert evaluator.coverage == {"queries": 8, "without_candidates": 4, "others": 0, "without_judgements": 0}
 
 
 def test_searching_gives_the_numbers_of_an_experiment(collection, encoder, tmp_path):
@@ -99,7 +99,7 @@ def test_searching_gives_the_numbers_of_an_experiment(collection, encoder, tmp_p
     expected = pt.Experiment([retriever], asked, judged, MEASURES).iloc[0]
     evaluator = RetrievalEvaluator(asked, judged, MEASURES, corpus=collection.corpus)
     assert evaluator(encoder.model) == pytest.approx({str(measure): expected[str(measure)] for measure in MEASURES})
-    assert evaluator.coverage == {"queries": 5, "without_candidates": 0, "without_judgements": 1}
+    assert evaluator.coverage == {"queries": 5, "without_candidates": 0, "others": 2, "without_judgements": 1}
 
 
 def test_depth_of_search_is_that_of_the_measures(collection, encoder, monkeypatch):
@@ -121,6 +121,17 @@ def test_gaps_of_more_than_a_tenth_are_warned_of(collection, half_found, caplog)
     assert "4 of 8 judged validation queries have no candidates and count as 0" in caplog.text
     RetrievalEvaluator(collection.results, qrels[qrels["qid"] < "q6"], [RR])
     assert "2 of 8 validation queries have no judgements and are left out" in caplog.text
+
+
+def test_judgements_of_many_other_queries_do_not_count(collection, encoder, caplog):
+    """As where validation topics are a sample, and the judgements are of all."""
+    results, qrels = collection.results, collection.qrels
+    sample = results[results["qid"] < "q3"]
+    expected = pt.Experiment([encoder], sample, qrels, MEASURES).iloc[0]
+    evaluator = RetrievalEvaluator(sample, qrels, MEASURES)
+    assert evaluator(encoder.model) == {str(measure): expected[str(measure)] for measure in MEASURES}
+    assert evaluator.coverage == {"queries": 3, "without_candidates": 0, "others": 5, "without_judgements": 0}
+    assert "5 judged validation queries have no candidates, and 3 have" in caplog.text
 
 
 def test_judgements_of_the_training_queries_do_not_count(make, collection, caplog):
