@@ -245,7 +245,7 @@ class Evaluate(EntryPoint):
         malformed_qrels,
         cell("qrels", "label", [0.5]),
         replace("measures", MEASURES.malformed, "measure", "Measure"),
-        replace("num_results", POSITIVE.malformed),
+        replace("num_results", [value for value in POSITIVE.malformed if value is not None]),
         replace("fields", [value for value in FIELDS.malformed if value is not None]),
         replace("corpus", [3, "docs.tsv", b"docs", True]),
     )
