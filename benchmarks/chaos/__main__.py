@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -76,8 +75,9 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)  # as in the processes whose vectors are compared
     materials = Materials(options.work / "materials")
     materials.write()
-    given = sys.argv[1:] if arguments is None else arguments
-    command = shlex.join(["python", "-m", "benchmarks.chaos", *given])
+    chosen = {"kills": options.kills, "seconds": options.seconds, "minutes": options.minutes, "seed": options.seed}
+    given = [f"--{name}={value:g}" for name, value in chosen.items()]
+    command = shlex.join(["python", "-m", "benchmarks.chaos", "--only", ",".join(options.only), *given])
     for name in options.only:
         text = section(command, MEASURES[name](options, materials))
         print(text, flush=True)

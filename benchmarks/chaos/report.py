@@ -62,11 +62,12 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join(lines)
 
 
-def fault_list(faults: Mapping[str, int] | Iterable[str]) -> str:
+def fault_list(faults: Mapping[str, int] | Iterable[str], title: str = "Faults that were seen") -> str:
     """List faults, each once, with how often it was seen.
 
     Args:
         faults: The faults, or how often each was seen.
+        title: What to call them.
 
     Returns:
         A list in Markdown; nothing, if there are none.
@@ -85,7 +86,7 @@ def fault_list(faults: Mapping[str, int] | Iterable[str]) -> str:
     lines = [f"- {fault} ({number} times)" for fault, number in counts.most_common(MOST_FAULTS)]
     if len(counts) > MOST_FAULTS:
         lines.append(f"- and {len(counts) - MOST_FAULTS} others")
-    return "Faults that were seen:\n\n" + "\n".join(lines)
+    return f"{title}:\n\n" + "\n".join(lines)
 
 
 def yes_or_no(flag: bool) -> str:
