@@ -300,4 +300,6 @@ def summarize(counts: Mapping[str, Count], meetings: Sequence[Meetings]) -> str:
         faults += Counter({f"{name}: {fault}": number for fault, number in (count.mixed + count.errors).items()})
     for each in meetings:
         faults += Counter({f"{each.name}: {error}": number for error, number in each.errors.items()})
-    return "\n\n".join(filter(None, [EXPLANATION, searching, table(header, rows), fault_list(faults, "Errors that were raised")]))
+    return "\n\n".join(
+        filter(None, [EXPLANATION, searching, table(header, rows), fault_list(faults, "Errors that were raised")])
+    )
