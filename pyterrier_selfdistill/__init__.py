@@ -6,7 +6,8 @@ from .data.splits import split_queries
 from .identity import EncoderMismatchError
 from .index import SelfDistillIndex
 from .io import FolderInUseError
-from .losses import AdaptiveMarginLoss, SelfDistillationLoss
+from .losses import AdaptiveMarginLoss
+from .text_losses import SelfDistillationLoss
 from .training.evaluation import RetrievalEvaluator
 from .training.trainer import NotFittedError, SelfDistillTrainer
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .losses import CITATION
+from .text_losses import CITATION
 
 PROGRESS = {"step": "step", "loss": "loss", "margin": "mean margin", "target": "mean target"}
 """The columns of the training history that are not measures, and their titles."""

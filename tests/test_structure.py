@@ -18,6 +18,7 @@ LAYERS = [
     ["io", "options", "portable", "validate", "vectors"],
     ["identity", "packages"],
     ["losses"],
+    ["text_losses"],
     ["data"],
     ["index_files"],
     ["indexer", "retrievers"],

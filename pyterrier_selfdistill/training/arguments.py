@@ -17,8 +17,9 @@ from torch import nn
 from ..biencoder import SelfDistillBiEncoder
 from ..data.columns import LABEL
 from ..data.corpus import Corpus
-from ..losses import AdaptiveMarginLoss, SelfDistillationLoss, Target
+from ..losses import AdaptiveMarginLoss, Target
 from ..options import Count, PositiveInteger, PositiveNumber, checked
+from ..text_losses import SelfDistillationLoss
 from .evaluation import RetrievalEvaluator
 
 LossMaker: TypeAlias = Callable[[SentenceTransformer], nn.Module]
