@@ -12,7 +12,7 @@ STUDY := $(BIN)/python -m benchmarks.study
 
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help install quickstart study-small results test fuzz chaos smoke lint format clean
+.PHONY: help install quickstart study-small results speed test fuzz chaos smoke lint format clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -46,6 +46,9 @@ fuzz: $(INSTALLED) ## Give malformed input to all entry points, and write what b
 
 chaos: $(INSTALLED) ## Kill, fill disks, get in the way and search for an hour, and write what came of it to the same page
 	$(BIN)/python -m benchmarks.chaos
+
+speed: $(INSTALLED) ## Measure speed beside the peers, and write benchmarks/SPEED.md
+	$(BIN)/python -m benchmarks.throughput --data $(DATA)
 
 smoke: $(INSTALLED) ## Build the wheel, install it without extras elsewhere, and try it there
 	rm -rf build dist $(WHEEL_VENV)
