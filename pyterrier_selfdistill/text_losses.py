@@ -13,6 +13,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
+from .embedding import arrange, embed
 from .losses import AdaptiveMarginLoss
 
 CITATION = """
@@ -80,7 +81,7 @@ class SelfDistillationLoss(nn.Module):
         Returns:
             A scalar tensor.
         """
-        embeddings = [self.model(features)["sentence_embedding"] for features in sentence_features]
+        embeddings = embed(self.model, arrange(sentence_features))
         return self.compute_loss_from_embeddings(embeddings, labels)
 
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None = None) -> Tensor:
