@@ -3,7 +3,7 @@
 A pass through the model is as wide as its longest text, so that a batch of short documents and a long one consists of
 padding for the most part. :func:`arrange` puts the positives and the negatives of a batch into one pool, shortest
 first, :func:`embed` runs the model on a few parts of it, each as wide as its own longest text, and
-:meth:`Arrangement.columns` puts the vectors back where the texts were. Which texts make a batch does not change, so
+:func:`restore` puts the vectors back where the texts were. Which texts make a batch does not change, so
 neither does the loss, but for rounding and for what dropout draws.
 """
 
@@ -43,20 +43,6 @@ class Arrangement(NamedTuple):
     batches: list[Features]
     widths: Tensor | None = None
     positions: Tensor | None = None
-
-    def columns(self, embeddings: list[Tensor]) -> list[Tensor]:
-        """Put embeddings back into columns.
-
-        Args:
-            embeddings: One ``(rows, D)`` tensor for each of the ``batches``.
-
-        Returns:
-            One ``(B, D)`` tensor a column: queries, positives, and one or more of negatives.
-        """
-        if self.positions is None:
-            return embeddings
-        queries, pool = embeddings
-        return [queries, *pool[self.positions].split(len(queries))]
 
 
 def arrange(columns: Iterable[Features]) -> Arrangement:
@@ -102,19 +88,42 @@ def embed(model: nn.Module, arrangement: Arrangement) -> list[Tensor]:
         >>> [embeddings.shape for embeddings in embed(encoder.model, arrangement)]
         [torch.Size([1, 32]), torch.Size([1, 32]), torch.Size([1, 32])]
     """
-    if arrangement.widths is None:
-        return [model(batch)["sentence_embedding"] for batch in arrangement.batches]
-    queries, pool = arrangement.batches
-    device = arrangement.widths.device
-    widths = arrangement.widths.cpu().numpy()
-    ends = divide(widths, number_of_passes(len(widths), device))
+    device = next(value.device for value in arrangement.batches[0].values() if isinstance(value, Tensor))
     with shared_casts(device):
+        if arrangement.widths is None:
+            return [model(batch)["sentence_embedding"] for batch in arrangement.batches]
+        queries, pool = arrangement.batches
+        widths = arrangement.widths.cpu().numpy()
         embedded = [model(queries)["sentence_embedding"]]
+        begin = 0
         parts = []
-        for begin, end in zip([0, *ends], ends, strict=False):
+        for end in divide(widths, number_of_passes(len(widths), device)):
             part = _take(pool, slice(begin, end), width=widths[end - 1])
             parts.append(model(part)["sentence_embedding"])
-    return arrangement.columns([*embedded, torch.cat(parts)])
+            begin = end
+    return restore([*embedded, torch.cat(parts)], arrangement.positions)
+
+
+def restore(embeddings: list[Tensor], positions: Tensor | None) -> list[Tensor]:
+    """Put embeddings back into columns.
+
+    Args:
+        embeddings: One ``(rows, D)`` tensor for each batch of an :class:`Arrangement`.
+        positions: Its positions.
+
+    Returns:
+        One ``(B, D)`` tensor a column: query, positive, and one or more negatives.
+
+    Example:
+        >>> queries, pool = torch.tensor([[1], [2]]), torch.tensor([[3], [4], [5], [6]])
+        >>> restore([queries, pool], torch.tensor([3, 0, 2, 1]))[1]
+        tensor([[6],
+                [3]])
+    """
+    if positions is None:
+        return embeddings
+    queries, pool = embeddings
+    return [queries, *pool[positions].split(len(queries))]
 
 
 def number_of_passes(rows: int, device: torch.device) -> int:
@@ -195,12 +204,13 @@ def _widths(mask: Tensor) -> Tensor:
 def _take(features: Features, rows: Tensor | slice, width: int | None = None) -> Features:
     """Take the features of some texts, cut at a width."""
     full = features["attention_mask"].shape[1]
-    taken = {}
+    taken: Features = {}
     for name, value in features.items():
         # the length of the prompt is the same for all
-        if isinstance(value, Tensor) and name != "prompt_length":
-            value = value[rows]
-            if value.ndim > 1 and value.shape[1] == full:
-                value = value[:, :width]
-        taken[name] = value
+        if not isinstance(value, Tensor) or name == "prompt_length":
+            taken[name] = value
+        elif value.ndim > 1 and value.shape[1] == full:
+            taken[name] = value[rows][:, :width]
+        else:
+            taken[name] = value[rows]
     return taken
