@@ -2,6 +2,7 @@
 
     python -m benchmarks.training_speed            # peers
     python -m benchmarks.training_speed measures   # what each measure gave, alone and together
+    python -m benchmarks.training_speed padding    # what batches consist of
     python -m benchmarks.training_speed memory     # the peak of a batch of 1,024 in mini-batches
 
 All of it trains MiniLM with the same triples in batches of 32, queries cut at 20 and documents at 200 tokens. Trainings
@@ -76,7 +77,7 @@ class Row(NamedTuple):
 def main() -> None:
     """Read the command line and measure."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training_speed", description=__doc__.partition("\n")[0])
-    parser.add_argument("part", nargs="?", choices=("peers", "measures", "memory"), default="peers")
+    parser.add_argument("part", nargs="?", choices=("peers", "measures", "padding", "memory"), default="peers")
     parser.add_argument("--data", type=Path, default=COLLECTIONS)
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--turns", type=int, default=TURNS)
@@ -84,8 +85,12 @@ def main() -> None:
     if options.part == "memory":
         print(f"{peak_memory():,.0f} MB")
         return
-    trainings = {"peers": peers, "measures": measures}[options.part]
     triples = load_triples(options.data, BATCH * options.steps)
+    if options.part == "padding":
+        for name, number in count_padding(triples).items():
+            print(f"{name:<60} {number:6.2f}")
+        return
+    trainings = {"peers": peers, "measures": measures}[options.part]
     for row in time_in_turns(trainings(), triples, options.turns):
         print(f"{row.name:<60} {row.median:6.2f}  {[round(turn, 2) for turn in row.turns]}", flush=True)
 
@@ -205,6 +210,37 @@ def _one(rows: int, device: torch.device) -> int:
     return 1
 
 
+def count_padding(triples: pd.DataFrame) -> dict[str, float]:
+    """Count with how many tokens documents are embedded, for each token that they have, and how many occur twice.
+
+    Args:
+        triples: What to train with.
+
+    Returns:
+        The ratios by how documents are embedded, and the shares of queries and documents that repeat another.
+    """
+    model = _cut_model()
+    tokens: dict[str, int] = dict.fromkeys(["real", "padded column by column"], 0)
+    repeated = {"query": 0, "document": 0}
+    for batch in _batches(triples):
+        columns = [model.preprocess(batch[name].tolist()) for name in LENGTHS]
+        lengths = np.sort(torch.cat([column["attention_mask"].sum(dim=1) for column in columns[1:]]).numpy())
+        tokens["real"] += int(lengths.sum())
+        tokens["padded column by column"] += sum(column["input_ids"].numel() for column in columns[1:])
+        for number in (1, 2, 4, 8):
+            ends = embedding.divide(lengths, number)
+            rows = np.diff(ends, prepend=0)
+            name = f"one pool in {number} passes"
+            tokens[name] = tokens.get(name, 0) + int((rows * lengths[np.array(ends) - 1]).sum())
+        documents = pd.concat([batch["positive"], batch["negative"]])
+        repeated["query"] += int(batch["query"].duplicated().sum())
+        repeated["document"] += int(documents.duplicated().sum())
+    ratios = {name: number / tokens["real"] for name, number in tokens.items()}
+    ratios["share of queries that are repeated"] = repeated["query"] / len(triples)
+    ratios["share of documents that are repeated"] = repeated["document"] / (2 * len(triples))
+    return ratios
+
+
 def train_bare(triples: pd.DataFrame, padding: bool | str = True) -> float:
     """Train in a loop of a few lines: the floor for the tokens that it computes with."""
     model = SentenceTransformer(MODEL).train()
@@ -281,7 +317,7 @@ def _train_sentence_transformers(
 
 
 def peak_memory(batch: int = 1024, mini_batch_size: int | None = 32, length: int = 128) -> float:
-    """Train two steps with large batches of long documents, and find how much memory that took at most.
+    """Train a step with a large batch of long documents, and find how much memory that takes at most.
 
     Args:
         batch: Triples a step.
@@ -294,14 +330,15 @@ def peak_memory(batch: int = 1024, mini_batch_size: int | None = 32, length: int
     model = SentenceTransformer(MODEL, device="cpu").train()
     loss = SelfDistillationLoss(model, mini_batch_size=mini_batch_size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5)
-    columns = [["what to sort"] * batch, ["sort " * length] * batch, ["read " * length] * batch]
-    with PeakMemory() as memory:
-        for _ in range(2):
-            model.max_seq_length = length
-            features = [model.preprocess(texts) for texts in columns]
-            # as the trainer does: each pass by itself
-            with patch.object(model, "forward", _autocast(model.device)(model.forward)):
-                loss(features).backward()
+    model.max_seq_length = length
+    texts = ["what to sort", "sort " * length, "read " * length]
+    # as the trainer does: each pass by itself
+    forward = _autocast(model.device)(model.forward)
+    with patch.object(model, "forward", forward), PeakMemory() as memory:
+        # a small step first, in which the optimizer takes what it needs
+        for size in (1, batch):
+            features = [model.preprocess([text] * size) for text in texts]
+            loss(features).backward()
             optimizer.step()
             optimizer.zero_grad()
     return memory.peak
