@@ -17,7 +17,7 @@ LAYERS = [
     ["compat", "docnos", "exchange"],
     ["io", "options", "portable", "validate", "vectors"],
     ["identity", "packages"],
-    ["losses"],
+    ["embedding", "losses"],
     ["text_losses"],
     ["data"],
     ["index_files"],

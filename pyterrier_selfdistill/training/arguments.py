@@ -224,6 +224,7 @@ def loss_maker(
     target: Target,
     in_batch: bool,
     error: Literal["l2", "l1", "soft"],
+    mini_batch_size: int | None = None,
 ) -> LossMaker:
     """Return the function that makes the loss of a training for its model.
 
@@ -232,12 +233,13 @@ def loss_maker(
         target: The target of :class:`AdaptiveMarginLoss`.
         in_batch: Whether it has in-batch negatives.
         error: Its error function.
+        mini_batch_size: That of :class:`SelfDistillationLoss`.
 
     Returns:
         The function.
 
     Raises:
-        ValueError: If a loss is given and one of the options too, or if options contradict each other.
+        ValueError: If a loss is given and one of its options too, or if options contradict each other.
         TypeError: If the loss is something else.
 
     Example:
@@ -249,11 +251,17 @@ def loss_maker(
     elif (target, in_batch, error) != ("distributed", False, "l2"):
         raise ValueError(f"loss={loss!r} was given beside target, in_batch or error; set those in the loss itself")
     if isinstance(loss, AdaptiveMarginLoss):
-        return partial(SelfDistillationLoss, loss=loss)
+        return partial(SelfDistillationLoss, loss=loss, mini_batch_size=mini_batch_size)
     if isinstance(loss, nn.Module) or not callable(loss):
         raise TypeError(
             f"expected an AdaptiveMarginLoss or a function of the model, got loss={loss!r}; for another loss give its "
             "class, such as MultipleNegativesRankingLoss, or lambda model: TheLoss(model, ...)"
+        )
+    if mini_batch_size is not None:
+        raise ValueError(
+            f"mini_batch_size={mini_batch_size} is for the losses of this package, got loss={loss!r} beside it; leave "
+            "it out, and give a loss that has a gradient cache, such as "
+            "lambda model: CachedMultipleNegativesRankingLoss(model, mini_batch_size=...)"
         )
     return loss
 
