@@ -13,6 +13,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
+from .distributed import gather_batch
 from .losses import AdaptiveMarginLoss
 
 CITATION = """
@@ -84,7 +85,7 @@ class SelfDistillationLoss(nn.Module):
         return self.compute_loss_from_embeddings(embeddings, labels)
 
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None = None) -> Tensor:
-        """Compute the loss from embeddings.
+        """Compute the loss from embeddings, of all processes if there are several.
 
         Args:
             embeddings: One ``(B, D)`` tensor a column: query, positive, and one or more negatives.
@@ -101,7 +102,7 @@ class SelfDistillationLoss(nn.Module):
                 f"{type(self).__name__} got {len(embeddings)} text column(s) and needs at least three, in this order: "
                 "query, positive, negative (more negatives may follow)"
             )
-        query, positive, *negatives = embeddings
+        query, positive, *negatives = gather_batch(embeddings)
         loss, margin, target = self.loss.terms(query, positive, torch.stack(negatives, dim=1))
         self.statistics = {"margin": margin.detach().mean(), "target": target.detach().mean()}
         return loss
