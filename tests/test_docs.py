@@ -86,7 +86,8 @@ def test_training_data(known, folder):
 def test_several_processes(known, capsys):
     """In one."""
     stand_ins, names = known
-    names = run("several_processes.rst", ({**stand_ins, "=16, over": "=16, num_train_epochs=3, verbose=False, over"}, names))
+    stand_ins["overwrite=True"] = "overwrite=True, num_train_epochs=3, verbose=False"
+    names = run("several_processes.rst", (stand_ins, names))
     assert names["trainer"].encoder != names["base"]
     assert "'triples': 8" in capsys.readouterr().out
 
