@@ -11,12 +11,27 @@ query and 200 of a document, and stops early on nDCG@10 of TREC DL. All docpairs
 about 40 bytes each; the texts of those that are kept then take some 770 bytes a triple, which ``--no-store-texts``
 spares. An interrupted run goes on with ``--resume``. At the end the test queries' candidates are re-ranked, by the
 model as it was and as it is.
+
+On eight GPUs, a process each, with the paper's batch of 128 divided among them::
+
+    torchrun --nproc-per-node 8 examples/msmarco.py --batch-size 16
+    accelerate launch --multi_gpu --num_processes 8 examples/msmarco.py --batch-size 16
+
+With two processes on a CPU, to try it::
+
+    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 examples/msmarco.py --device cpu --batch-size 64
+
+The loss sees all 128 triples, whatever they are divided among, and the model is the same up to rounding and dropout.
+``--deepspeed zero2.json`` hands DeepSpeed's settings to transformers, for its first and second stage; FSDP and the
+third stage divide the weights, which the trainer refuses. The tests train on CPUs, with gloo: what is said of GPUs and
+of DeepSpeed follows from transformers and accelerate.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -24,27 +39,41 @@ import pyterrier as pt
 from pyterrier.measures import RR, R, nDCG
 
 from pyterrier_selfdistill import SelfDistillBiEncoder, SelfDistillTrainer
+from pyterrier_selfdistill.distributed import in_turn, is_first, joined
 from pyterrier_selfdistill.losses import TARGETS
 
 logger = logging.getLogger("msmarco")
 
 
-def main(options: argparse.Namespace) -> pd.DataFrame:
-    """Train, re-rank, write everything below ``options.output``, and return the table."""
-    output = Path(options.output)
+def main(options: argparse.Namespace) -> pd.DataFrame | None:
+    """Train, re-rank, write everything below ``options.output``, and return the table, in the first process."""
     base = SelfDistillBiEncoder.from_pretrained(
-        options.model, query_length=options.query_length, document_length=options.document_length, batch_size=128
+        options.model,
+        query_length=options.query_length,
+        document_length=options.document_length,
+        batch_size=128,
+        device=options.device,
     )
+    with joined(base.device):
+        trained = train(base, options)
+        if is_first():
+            return compare(base, trained, options)
+    return None
+
+
+def train(base: SelfDistillBiEncoder, options: argparse.Namespace) -> SelfDistillBiEncoder:
+    """Train a model, together with the other processes if there are some."""
     changes = {
         "learning_rate": options.learning_rate,
         "per_device_train_batch_size": options.batch_size,
         "max_steps": options.max_steps,
         "eval_steps": options.eval_steps,
+        "deepspeed": options.deepspeed,
     }
     arguments = {name: value for name, value in changes.items() if value is not None}
     trainer = SelfDistillTrainer(
         base,
-        output,
+        options.output,
         preset="paper",
         target=options.target,
         measures=[nDCG @ 10, RR(rel=2) @ 10],
@@ -54,15 +83,21 @@ def main(options: argparse.Namespace) -> pd.DataFrame:
     )
     trainer.fit_triples(
         pt.get_dataset(options.dataset),
-        *candidates(options.valid),
+        # one after another, since the first one downloads them
+        *in_turn(partial(candidates, options.valid)),
         max_pairs_per_query=options.max_pairs_per_query,
         limit=options.limit,
         store_texts=options.store_texts,
     )
-    logger.info("trained with %s", trainer.encoder.training_summary["data"])
+    return trainer.encoder
 
+
+def compare(base: SelfDistillBiEncoder, trained: SelfDistillBiEncoder, options: argparse.Namespace) -> pd.DataFrame:
+    """Re-rank with a model as it was and as it is."""
+    logger.info("trained with %s", trained.training_summary["data"])
     results, qrels = candidates(options.test)
-    systems = {"first stage": pt.Transformer.identity(), "untrained": base, "self-distilled": trainer.encoder}
+    systems = {"first stage": pt.Transformer.identity(), "untrained": base, "self-distilled": trained}
+    output = Path(options.output)
     runs = output / "runs"
     runs.mkdir(exist_ok=True)
     table = pt.Experiment(
@@ -99,6 +134,8 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--valid", default="irds:msmarco-passage/trec-dl-2019/judged", help="one with scoreddocs")
     parser.add_argument("--test", default="irds:msmarco-passage/trec-dl-2020/judged", help="one with scoreddocs")
     parser.add_argument("--model", default="microsoft/mpnet-base", help="a model on the Hugging Face hub, or a folder")
+    parser.add_argument("--device", help="where to train, if not on a GPU of each process")
+    parser.add_argument("--deepspeed", help="a file with settings of DeepSpeed")
     parser.add_argument("--output", default="runs/msmarco", help="the folder to write")
     parser.add_argument("--target", default="distributed", choices=TARGETS)
     parser.add_argument("--max-pairs-per-query", type=int, default=128)

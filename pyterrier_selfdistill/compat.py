@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import logging
 import math
 import re
 import shutil
@@ -24,7 +25,10 @@ import torch
 from pyterrier_dr import FlexIndex, SimFn
 from pyterrier_dr.util import assert_voyager
 from torch import nn
-from transformers.utils import logging
+from transformers import TrainingArguments
+from transformers.utils import logging as transformers_logging
+
+logger = logging.getLogger(__name__)
 
 
 def tensor_version(tensor: torch.Tensor) -> int:
@@ -65,13 +69,33 @@ def no_checkpoint_progress_bars() -> Iterator[None]:
     ``disable_tqdm=True``, so that each checkpoint breaks the bar of training in two. Delete, and the ``with`` around
     the training loop, when it draws none.
     """
-    were_shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    were_shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
         if were_shown:
-            logging.enable_progress_bar()
+            transformers_logging.enable_progress_bar()
+
+
+def use_one_gpu(arguments: TrainingArguments) -> None:
+    """Train on one GPU in one process, whatever other GPUs it sees.
+
+    transformers 5.23 wraps the model in ``nn.DataParallel`` where one process sees several GPUs: batches are as many
+    times as large as was asked for, and mixed precision is off, since that comes with accelerate only. It has no
+    argument against it. Delete when it trains on one GPU, or has one.
+
+    Args:
+        arguments: The training arguments, before a trainer has them.
+    """
+    if arguments.n_gpu > 1:
+        logger.warning(
+            "%d GPUs are there, and one process trains on one of them; start a process for each: "
+            "torchrun --nproc-per-node %d script.py",
+            arguments.n_gpu,
+            arguments.n_gpu,
+        )
+        arguments._n_gpu = 1
 
 
 def limit_autocast_to_training(model: nn.Module) -> None:

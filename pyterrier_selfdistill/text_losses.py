@@ -16,6 +16,7 @@ from sentence_transformers.base.losses import CachedLossMixin
 from sentence_transformers.base.losses.gradcache import has_static_embedding_input
 from torch import Tensor, nn
 
+from .distributed import gather_batch
 from .embedding import arrange, embed, restore
 from .losses import AdaptiveMarginLoss
 
@@ -135,7 +136,7 @@ class SelfDistillationLoss(CachedLossMixin, nn.Module):
         return loss
 
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None = None) -> Tensor:
-        """Compute the loss from embeddings.
+        """Compute the loss from embeddings, of all processes if there are several.
 
         Args:
             embeddings: One ``(B, D)`` tensor a column: query, positive, and one or more negatives.
@@ -152,7 +153,7 @@ class SelfDistillationLoss(CachedLossMixin, nn.Module):
                 f"{type(self).__name__} got {len(embeddings)} text column(s) and needs at least three, in this order: "
                 "query, positive, negative (more negatives may follow)"
             )
-        query, positive, *negatives = embeddings
+        query, positive, *negatives = gather_batch(embeddings)
         loss, margin, target = self.loss.terms(query, positive, torch.stack(negatives, dim=1))
         self.statistics = {"margin": margin.detach().mean(), "target": target.detach().mean()}
         return loss

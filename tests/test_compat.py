@@ -19,6 +19,7 @@ from pyterrier_dr import FlexIndex
 from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from transformers.training_args import ParallelMode
 from transformers.utils import logging
 
 from pyterrier_selfdistill import compat
@@ -129,6 +130,28 @@ def test_no_checkpoint_progress_bars_hides_them(make_plain_trainer, progress_bar
         make_plain_trainer(save_steps=1).train()
     assert "it/s]" not in capsys.readouterr().err
     assert logging.is_progress_bar_enabled()
+
+
+@pytest.fixture
+def several_gpus(tmp_path):
+    """Training arguments in a process that sees two GPUs."""
+    arguments = SentenceTransformerTrainingArguments(str(tmp_path / "run"), use_cpu=True)
+    arguments._n_gpu = 2
+    return arguments
+
+
+def test_use_one_gpu_is_needed(several_gpus):
+    assert several_gpus.parallel_mode == ParallelMode.NOT_DISTRIBUTED, DELETE.format("use_one_gpu")
+    assert several_gpus.train_batch_size == 2 * several_gpus.per_device_train_batch_size
+
+
+def test_use_one_gpu(several_gpus, caplog):
+    compat.use_one_gpu(several_gpus)
+    assert several_gpus.parallel_mode == ParallelMode.NOT_PARALLEL
+    assert several_gpus.train_batch_size == several_gpus.per_device_train_batch_size
+    assert "torchrun --nproc-per-node 2" in caplog.text
+    compat.use_one_gpu(several_gpus)
+    assert len(caplog.records) == 1
 
 
 def test_remove_autocast_is_needed(make_plain_trainer, tiny_model):

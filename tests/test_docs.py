@@ -83,6 +83,15 @@ def test_training_data(known, folder):
     assert names["trainer"].encoder.training_summary["data"]["triples"]
 
 
+def test_several_processes(known, capsys):
+    """In one."""
+    stand_ins, names = known
+    stand_ins["overwrite=True"] = "overwrite=True, num_train_epochs=3, verbose=False"
+    names = run("several_processes.rst", (stand_ins, names))
+    assert names["trainer"].encoder != names["base"]
+    assert "'triples': 8" in capsys.readouterr().out
+
+
 def test_retrieval(known, folder):
     run("retrieval.rst", known)
 

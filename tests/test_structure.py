@@ -15,7 +15,7 @@ PACKAGE = ROOT / "pyterrier_selfdistill"
 
 LAYERS = [
     ["compat", "docnos", "exchange"],
-    ["io", "options", "portable", "validate", "vectors"],
+    ["distributed", "io", "options", "portable", "validate", "vectors"],
     ["identity", "packages"],
     ["embedding", "losses"],
     ["text_losses"],

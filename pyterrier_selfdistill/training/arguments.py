@@ -12,9 +12,11 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
+from sentence_transformers.util import get_world_size
 from torch import nn
 
 from ..biencoder import SelfDistillBiEncoder
+from ..compat import use_one_gpu
 from ..data.columns import LABEL
 from ..data.corpus import Corpus
 from ..losses import AdaptiveMarginLoss, Target
@@ -212,11 +214,18 @@ def make_training_arguments(
             f"dataloader_drop_last=True leaves nothing of {len(dataset)} triples to train with, since a batch has "
             f"{arguments['per_device_train_batch_size']}; lower per_device_train_batch_size, or leave it out"
         )
+    drop_last = arguments.get("dataloader_drop_last", False)
+    if get_world_size() > 1:
+        # sentence-transformers would set it, with a warning; here the last batch is divided among the processes
+        arguments["dataloader_drop_last"] = True
     try:
-        return SentenceTransformerTrainingArguments(**arguments)
+        made = SentenceTransformerTrainingArguments(**arguments)
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
         given = {name: arguments[name] for name in overrides}
         raise ValueError(f"transformers cannot train with the arguments {given}: {error}") from error
+    made.dataloader_drop_last = drop_last
+    use_one_gpu(made)
+    return made
 
 
 def loss_maker(

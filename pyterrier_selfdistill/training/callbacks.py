@@ -9,17 +9,20 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyterrier as pt
 from datasets import Dataset
+from sentence_transformers.util.distributed import distributed_evaluation
 from torch import nn
 from transformers import IntervalStrategy, ProgressCallback, TrainerCallback
 
 from ..biencoder import SelfDistillBiEncoder
 from ..compat import limit_autocast_to_training
 from ..data.columns import LABEL
+from ..distributed import agree, is_first
 from .similarity import has_collapsed, has_forgotten, mean_cosine, representational_similarity
 from .sources import JudgedQueries
 
@@ -90,10 +93,14 @@ class CheckpointGuard(TrainerCallback):
         if not (control.should_evaluate or control.should_save):
             return
         require_finite_weights(model, state.global_step)
-        if control.should_save and not self.settings_file.exists():
+        if control.should_save:
+            agree(partial(self._require_folder, state.global_step))
+
+    def _require_folder(self, step: int) -> None:
+        if not self.settings_file.exists():
             raise FileNotFoundError(
                 f"the folder of this run was removed while it trained: {str(self.settings_file)!r} is missing after "
-                f"{state.global_step} steps; train again, and leave the folder alone until then"
+                f"{step} steps; train again, and leave the folder alone until then"
             )
 
 
@@ -255,9 +262,8 @@ class HardNegativeMiner(TrainerCallback):
         last = state.global_step - state.global_step % self.steps_per_round
         if last == 0:
             return
-        path = self._path(last)
-        if path.exists():
-            self._use(Dataset.from_parquet(str(path), keep_in_memory=True))
+        if agree(self._path(last).exists):
+            self._read(last)
         elif last == state.global_step:
             # the run ended between the checkpoint and mining
             self._mine(last)
@@ -276,11 +282,20 @@ class HardNegativeMiner(TrainerCallback):
     def _mine(self, step: int) -> None:
         """Mine, and store what was mined."""
         logger.info("mining hard negatives after %d steps", step)
-        triples = self.queries.mine(self.encoder, step, self.folder).dataset
-        # atomic, since a run that is resumed reads whatever is there
-        with pt.io.finalized_open(str(self._path(step)), "b") as file:
-            triples.to_parquet(file)
-        self._use(triples)
+        # the first process searches, and all that there are encode for it
+        with distributed_evaluation(self.encoder.model):
+            if is_first():
+                triples = self.queries.mine(self.encoder, step, self.folder).dataset
+                # atomic, since a run that is resumed reads whatever is there
+                with pt.io.finalized_open(str(self._path(step)), "b") as file:
+                    triples.to_parquet(file)
+                self._use(triples)
+        if not is_first():
+            self._read(step)
+
+    def _read(self, step: int) -> None:
+        """Use what was mined and stored."""
+        self._use(Dataset.from_parquet(str(self._path(step)), keep_in_memory=True))
 
     def _path(self, step: int) -> Path:
         return self.folder / f"mined-{step}.parquet"

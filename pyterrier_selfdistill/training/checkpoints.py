@@ -9,7 +9,8 @@
         checkpoints/   what is needed to go on: checkpoints of transformers, the settings of the run, mined negatives,
                        and the log once the run is finished
 
-A run has the folder to itself from before it looks what is there until its model is written.
+A run has the folder to itself from before it looks what is there until its model is written. Of several processes that
+train together the first one looks and writes, and the others do as it found.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -27,6 +29,7 @@ import pyterrier as pt
 from transformers import TrainerState
 
 from ..biencoder import SelfDistillBiEncoder
+from ..distributed import agree
 from ..io import folder_lock
 from ..portable import portable_settings
 from .history import plot_history
@@ -75,9 +78,12 @@ class RunFolder:
         self.plot = self.path / "history.png"
         self.checkpoints = self.path / "checkpoints"
 
-    def lock(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def lock(self) -> Iterator[None]:
         """Keep other runs out of the folder, from before it is claimed until its model is written."""
-        return folder_lock(self.path, "training an encoder")
+        with ExitStack() as stack:
+            agree(lambda: stack.enter_context(folder_lock(self.path, "training an encoder")))
+            yield
 
     def claim(self, settings: Mapping[str, Any], *, resume: bool, overwrite: bool) -> Path | None:
         """Take the folder for a run, and find the checkpoint to resume from.
@@ -95,6 +101,9 @@ class RunFolder:
                 that has a model but no checkpoint, or something that is no run.
             ValueError: If the run to resume had other settings.
         """
+        return agree(partial(self._claim, settings, resume, overwrite))
+
+    def _claim(self, settings: Mapping[str, Any], resume: bool, overwrite: bool) -> Path | None:
         self._require_run()
         if overwrite:
             self._remove_checkpoints()
@@ -114,7 +123,7 @@ class RunFolder:
 
     def is_finished(self) -> bool:
         """Tell whether the run in the folder has trained to its end and has written its model."""
-        return self._log_file.exists() and self.model.exists()
+        return agree(lambda: self._log_file.exists() and self.model.exists())
 
     def load(self, first: SelfDistillBiEncoder) -> tuple[SelfDistillBiEncoder, list[dict[str, Any]]]:
         """Read what a finished run has made.
@@ -138,6 +147,12 @@ class RunFolder:
             history: What :func:`.history.history_frame` returns.
             log: What it was made of.
         """
+        agree(partial(self._save, encoder, history, log))
+        # as the first process, which has saved it
+        encoder.path = self.model
+        encoder.name = str(self.model)
+
+    def _save(self, encoder: SelfDistillBiEncoder, history: pd.DataFrame, log: Sequence[Mapping[str, Any]]) -> None:
         encoder.save(self.model, overwrite=True)
         with pt.io.finalized_open(str(self.history), "t") as table:
             history.to_csv(table, index=False)

@@ -15,12 +15,14 @@ from sentence_transformers import (
     SentenceTransformerTrainer,
     SentenceTransformerTrainingArguments,
 )
+from sentence_transformers.util import get_world_size
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerState
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
 from ..biencoder import SelfDistillBiEncoder
 from ..compat import no_checkpoint_progress_bars, remove_autocast
+from ..distributed import is_first, share_weights
 from ..io import explained_errors
 from .callbacks import (
     AGAINST_DIVERGENCE,
@@ -36,6 +38,7 @@ from .callbacks import (
 from .checkpoints import SETTINGS, TRAINER_STATE, is_over
 from .evaluation import RetrievalEvaluator
 from .history import training_summary, warn_if_not_improved
+from .processes import PartBatchSampler, sees_global_batch
 
 STEPS_BETWEEN_CHECKS = {"cpu": 1}
 """After how many losses to check that they are finite, by the type of the device."""
@@ -124,6 +127,7 @@ class TrainingLoop(SentenceTransformerTrainer):
         self.seconds = time.monotonic() - started
         self.require_finite_losses()
         model = cast(torch.nn.Module, self.model)
+        share_weights(model)
         remove_autocast(model)
         model.eval()
         require_finite_weights(model, self.state.global_step)
@@ -139,7 +143,8 @@ class TrainingLoop(SentenceTransformerTrainer):
         self.model.eval()
         # as after the last step, which the process may not have come to; by step, since removing one changes its time
         best = str(self.folder / f"checkpoint-{state.best_global_step}")
-        rotate_checkpoints(str(self.folder), self.args.save_total_limit, best_model_checkpoint=best)
+        if is_first():
+            rotate_checkpoints(str(self.folder), self.args.save_total_limit, best_model_checkpoint=best)
         self.monitor.compare(step)
 
     def summary(self, settings: Mapping[str, Any], history: pd.DataFrame) -> dict[str, Any]:
@@ -186,6 +191,18 @@ class TrainingLoop(SentenceTransformerTrainer):
                 raise FloatingPointError(f"the loss is {loss.item()} in step {step}: {AGAINST_DIVERGENCE}")
         self.unchecked.clear()
 
+    def get_batch_sampler(  # type: ignore[override]
+        self, dataset: Any, batch_size: int, drop_last: bool, **options: Any
+    ) -> Any:
+        """Make the batches of one process, or of several, which train together with those that one would have."""
+        processes = get_world_size()
+        if processes == 1:
+            return super().get_batch_sampler(dataset, batch_size, drop_last, **options)
+        size = batch_size * processes
+        drop_last = drop_last or not sees_global_batch(cast(torch.nn.Module, self.loss))
+        batches = super().get_batch_sampler(dataset, size, drop_last, **options)
+        return PartBatchSampler(batches, rows=len(dataset), batch_size=size, parts=processes)
+
     def get_batch_samples(self, *args: Any, **options: Any) -> tuple[list[Any], Any]:
         """Fetch the batches of a step, with the negatives that were mined last."""
         batches, items = super().get_batch_samples(*args, **options)
@@ -197,6 +214,8 @@ class TrainingLoop(SentenceTransformerTrainer):
         """Save the model of a checkpoint, without its arguments and its card, which may hold tokens and paths."""
         self.require_finite_losses()
         super().save_model(output_dir, _internal_call)
+        if not is_first():
+            return
         folder = Path(output_dir or self.folder)
         for name in (TRAINING_ARGS_NAME, "README.md"):
             (folder / name).unlink(missing_ok=True)

@@ -24,6 +24,8 @@ HARMLESS_ARGUMENTS = frozenset(
         "dataloader_persistent_workers",
         "dataloader_pin_memory",
         "dataloader_prefetch_factor",
+        "ddp_backend",
+        "ddp_timeout",
         "disable_tqdm",
         "hub_always_push",
         "hub_model_id",
@@ -84,6 +86,10 @@ def run_settings(
     mining = None
     if miner is not None:
         mining = miner.describe()
+    processes = {}
+    if arguments.world_size > 1:
+        # one process says nothing, as runs did before there could be several
+        processes = {"processes": arguments.world_size}
     return {
         "data": data.summary,
         "loss": described,
@@ -94,6 +100,7 @@ def run_settings(
         "base_model": {"name": base.name, "checksum": base.model_name},
         "evaluation": _evaluation_settings(evaluator, patience),
         "mining": mining,
+        **processes,
     }
 
 

@@ -7,7 +7,7 @@ encoder finds itself; :func:`read_triples` reads triples that are there already.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +19,7 @@ from ..data.cache import Triples
 from ..data.corpus import Corpus, Documents
 from ..data.negatives import Negatives, from_results, from_topics
 from ..data.triples import PairOptions, from_docpairs, from_identifiers, from_texts
+from ..distributed import is_first
 from ..validate import has_candidates
 from .evaluation import search
 
@@ -153,6 +154,8 @@ def read_triples(source: Any, topics: pd.DataFrame | None, corpus: Corpus | None
     Raises:
         ValueError: If identifiers come without a corpus, or an option does not fit the source.
     """
+    if not is_first():
+        options = replace(options, verbose=False)
     if isinstance(source, pt.datasets.Dataset):
         return from_docpairs(source, options)
     if topics is not None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -33,6 +34,7 @@ from ..data.cache import Triples
 from ..data.corpus import Corpus, reusable
 from ..data.negatives import Negatives
 from ..data.triples import PairOptions
+from ..distributed import agree, joined
 from ..losses import AdaptiveMarginLoss, Target
 from ..options import Expected, FieldNames, FolderPath, Measures, PositiveInteger, Seed, checked, plain
 from .arguments import (
@@ -48,6 +50,7 @@ from .checkpoints import RunFolder
 from .evaluation import make_evaluator
 from .history import history_frame, plot_history
 from .loop import TrainingLoop
+from .processes import read_in_turn, require_batches, require_whole_models
 from .settings import decisive, run_settings
 from .sources import JudgedQueries, read_triples
 
@@ -194,7 +197,7 @@ class SelfDistillTrainer(pt.Estimator):
         text_field = self._encoder.text_field
         draw: dict[str, Any] = {"negatives": self.negatives, "min_label": self.min_label, "seed": self.seed}
         queries = JudgedQueries(topics_or_results, qrels, self.corpus, self.fields, text_field, **draw)
-        return self._train(queries.draw(), valid_topics_or_results, valid_qrels, queries)
+        return self._train(queries.draw, valid_topics_or_results, valid_qrels, queries)
 
     def fit_triples(
         self,
@@ -246,8 +249,8 @@ class SelfDistillTrainer(pt.Estimator):
             store_texts=store_texts,
             verbose=self.verbose,
         )
-        data = read_triples(source, topics, self.corpus, options)
-        return self._train(data, valid_topics_or_results, valid_qrels)
+        read = partial(read_triples, source, topics, self.corpus, options)
+        return self._train(read, valid_topics_or_results, valid_qrels)
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Encode or score with the trained encoder.
@@ -304,62 +307,56 @@ class SelfDistillTrainer(pt.Estimator):
 
     def _train(
         self,
-        data: Triples,
+        read: Callable[[], Triples],
         valid_topics: pd.DataFrame | None,
         valid_qrels: pd.DataFrame | None,
         queries: JudgedQueries | None = None,
     ) -> SelfDistillTrainer:
-        """Train a copy of the first encoder, and save it."""
-        logger.info("training with %s", data.summary)
-        encoder = self._encoder.copy()
-        encoder.model.float()  # in 16 bits most updates would round to nothing; autocast is for speed
-        dataset, folder = data.dataset, self._run.checkpoints
-        if self.arguments.get("eval_strategy") == "no":
-            valid_topics = valid_qrels = None
-        training_topics = None
-        if queries is not None:
-            training_topics = queries.topics_or_results
-        frames = valid_topics, valid_qrels, training_topics
-        evaluator = make_evaluator(encoder, *frames, measures=self.measures, corpus=self.corpus, fields=self.fields)
-        preset = PRESETS[self.preset]
-        arguments = make_training_arguments(
-            encoder, dataset, folder, evaluator, preset=preset, seed=self.seed, overrides=self.arguments
-        )
-        miner = make_miner(encoder, queries, self.rounds, folder)
-        loss = self._make_loss(encoder.model)
-        settings = run_settings(
-            data,
-            loss,
-            self._encoder,
-            arguments,
-            preset=self.preset,
-            overrides=self.arguments,
-            evaluator=evaluator,
-            patience=self.patience,
-            miner=miner,
-        )
-        # A trainer that fits again replaces its own run.
-        overwrite = self.overwrite or self._trained is not None
-        # Only now: a bad argument must not cost an earlier run.
-        with self._run.lock():
-            checkpoint = self._run.claim(decisive(settings), resume=self.resume, overwrite=overwrite)
-            if self._run.is_finished():
-                self._trained, self._logs = self._run.load(self._encoder)
-                return self
-            loop = TrainingLoop(
-                encoder,
-                dataset,
-                loss,
-                arguments,
-                evaluator=evaluator,
-                miner=miner,
-                decay=exponential_decay(preset, self.arguments),
-                patience=self.patience,
-                verbose=self.verbose,
+        """Train a copy of the first encoder, and save it; together with other processes, if they were launched."""
+        with joined(self._encoder.device, self.arguments):
+            data = read_in_turn(read)
+            logger.info("training with %s", data.summary)
+            encoder = self._encoder.copy()
+            encoder.model.float()  # in 16 bits most updates would round to nothing; autocast is for speed
+            dataset, folder = data.dataset, self._run.checkpoints
+            if self.arguments.get("eval_strategy") == "no":
+                valid_topics = valid_qrels = None
+            training_topics = None if queries is None else queries.topics_or_results
+            frames = valid_topics, valid_qrels, training_topics
+            evaluator = make_evaluator(encoder, *frames, measures=self.measures, corpus=self.corpus, fields=self.fields)
+            preset = PRESETS[self.preset]
+            arguments = make_training_arguments(
+                encoder, dataset, folder, evaluator, preset=preset, seed=self.seed, overrides=self.arguments
             )
-            loop.run(checkpoint)
-            self._logs = loop.state.log_history
-            encoder.training_summary = loop.summary(settings, self.history)
-            self._trained = encoder
-            self._run.save(encoder, self.history, self._logs)
+            miner = make_miner(encoder, queries, self.rounds, folder)
+            loss = self._make_loss(encoder.model)
+            require_whole_models(arguments)
+            require_batches(len(dataset), arguments, loss)
+            describe = partial(run_settings, preset=self.preset, overrides=self.arguments, patience=self.patience)
+            made = data, loss, self._encoder, arguments
+            settings = agree(partial(describe, *made, evaluator=evaluator, miner=miner))
+            # A trainer that fits again replaces its own run.
+            overwrite = self.overwrite or self._trained is not None
+            # Only now: a bad argument must not cost an earlier run.
+            with self._run.lock():
+                checkpoint = self._run.claim(decisive(settings), resume=self.resume, overwrite=overwrite)
+                if self._run.is_finished():
+                    self._trained, self._logs = self._run.load(self._encoder)
+                    return self
+                loop = TrainingLoop(
+                    encoder,
+                    dataset,
+                    loss,
+                    arguments,
+                    evaluator=evaluator,
+                    miner=miner,
+                    decay=exponential_decay(preset, self.arguments),
+                    patience=self.patience,
+                    verbose=self.verbose,
+                )
+                loop.run(checkpoint)
+                self._logs = agree(lambda: loop.state.log_history)
+                encoder.training_summary = agree(lambda: loop.summary(settings, self.history))
+                self._trained = encoder
+                self._run.save(encoder, self.history, self._logs)
         return self
