@@ -54,8 +54,15 @@ def test_weights_stay_float32(int8, encoder):
     torch.testing.assert_close(int8.encode_queries_torch(TEXTS), encoder.encode_queries_torch(TEXTS), atol=0, rtol=0)
 
 
+def test_nothing_is_reported_to_a_server(int8, monkeypatch):
+    telemetry = pytest.importorskip("openvino_telemetry").Telemetry
+    for name in ("__init__", "send_event", "start_session"):
+        monkeypatch.setattr(telemetry, name, lambda self, *arguments, **options: pytest.fail("reported"))
+    int8.copy().encode_docs(TEXTS)
+
+
 def test_models_that_do_not_begin_with_a_language_model_are_refused(tiny_model):
-    with pytest.raises(ValueError, match="computes language models, and the model starts with Pooling.*another dtype"):
+    with pytest.raises(ValueError, match="language models, and the model starts with Pooling.*another dtype"):
         quantize(SentenceTransformer(modules=[tiny_model[1]], device="cpu"))
 
 

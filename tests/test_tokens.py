@@ -38,7 +38,7 @@ def test_batches_are_sorted_by_tokens_and_as_long_as_their_longest_text(encoder)
         ["sort the columns", "plot"],
         ["sort", ""],
     ]
-    assert [batch.features["input_ids"].shape for batch in batches] == [(2, 12), (2, 11), (2, 3)]
+    assert [batch.features["input_ids"].shape for batch in batches] == [(2, 12), (2, 6), (2, 3)]
 
 
 def test_tokens_of_a_text_are_cut_and_prompted_by_its_role(language_model):
