@@ -14,9 +14,10 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "pyterrier_selfdistill"
 
 LAYERS = [
-    ["compat", "docnos", "exchange"],
+    ["compat", "docnos", "exchange", "tokens"],
     ["distributed", "io", "options", "portable", "validate", "vectors"],
-    ["identity", "packages"],
+    ["identity", "int8", "packages"],
+    ["precision"],
     ["embedding", "losses"],
     ["text_losses"],
     ["data"],
@@ -26,6 +27,7 @@ LAYERS = [
     ["encoders"],
     ["model_card"],
     ["persistence"],
+    ["export"],
     ["biencoder"],
     ["training"],
 ]

@@ -21,6 +21,7 @@ from ..data.columns import LABEL
 from ..data.corpus import Corpus
 from ..losses import AdaptiveMarginLoss, Target
 from ..options import Count, PositiveInteger, PositiveNumber, checked
+from ..precision import has_bfloat16
 from ..text_losses import SelfDistillationLoss
 from .evaluation import RetrievalEvaluator
 
@@ -93,12 +94,10 @@ def mixed_precision(device: torch.device) -> dict[str, bool]:
         >>> mixed_precision(torch.device("meta"))
         {}
     """
-    if device.type == "cuda":
-        if torch.cuda.is_bf16_supported():
-            return {"bf16": True}
-        return {"fp16": True}
-    if device.type == "cpu" and _cpu_has_bfloat16():
+    if has_bfloat16(device):
         return {"bf16": True}
+    if device.type == "cuda":
+        return {"fp16": True}
     return {}
 
 
@@ -355,12 +354,3 @@ def _prompts(encoder: SelfDistillBiEncoder, roles: Mapping[str, str]) -> dict[st
         if prompt:
             prompts[column] = prompt
     return prompts
-
-
-def _cpu_has_bfloat16() -> bool:
-    """Tell whether the CPU has instructions for bfloat16, as far as this version of torch knows."""
-    # the older of the versions that are supported have no public way to ask
-    if not hasattr(torch.cpu, "get_capabilities"):
-        return False
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))

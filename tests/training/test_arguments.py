@@ -57,7 +57,7 @@ def test_mixed_precision_of_a_cpu_is_off_where_torch_cannot_tell(monkeypatch):
 
 @pytest.mark.parametrize(("new", "expected"), [(True, {"bf16": True}), (False, {"fp16": True})])
 def test_mixed_precision_follows_the_age_of_a_gpu(monkeypatch, new, expected):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: new)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: new)
     assert mixed_precision(torch.device("cuda")) == expected
 
 
