@@ -28,7 +28,6 @@ from .compat import schematic
 from .data.columns import string_table
 from .data.corpus import Corpus, Documents
 from .index import SelfDistillIndex
-from .index_files import is_index
 from .io import folder_lock
 from .options import Count, FieldNames, PositiveInteger, checked
 from .sharded_index import ShardedIndex
@@ -165,7 +164,7 @@ class RayIndexer(pt.Indexer):
             )
             shards = [(row["shard"], row["host"]) for row in _run(encoded.take_all)]
             _require_shared(folder, shards)
-            _complete(folder, [name for name, _ in shards])
+            write_manifest(folder, [name for name, _ in shards])
         return ShardedIndex(folder)
 
     def _blocks(self, corpus: Any) -> tuple[Any, list[str]]:
@@ -289,7 +288,7 @@ def read_files(paths: Sequence[str | Path], fields: Sequence[str]) -> Any:
     strings = pa.schema([(name, pa.string()) for name in columns])
     kinds = {Path(file.removesuffix(".gz")).suffix for file in files}
     if kinds == {".parquet"}:
-        return ray.data.read_parquet(files, columns=columns, partitioning=None)
+        return ray.data.read_parquet(files, partitioning=None).select_columns(columns)
     if kinds <= {".jsonl", ".json"}:
         # as strings, where Arrow would take some for times
         json = pa.json.ParseOptions(explicit_schema=strings, unexpected_field_behavior="ignore")
@@ -341,11 +340,3 @@ def _require_shared(folder: Path, shards: Sequence[tuple[str, str]]) -> None:
                 f"the machine {host!r} wrote the shard {name} to {str(folder)!r}, and {socket.gethostname()!r} does "
                 "not see it there; choose a path of the index on storage that all machines share"
             )
-
-
-def _complete(folder: Path, names: Sequence[str]) -> None:
-    """List the shards of a corpus, and remove those of others."""
-    write_manifest(folder, names)
-    for path in folder.iterdir():
-        if path.is_dir() and path.name not in names and is_index(path):
-            shutil.rmtree(path)

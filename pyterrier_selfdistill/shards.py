@@ -161,8 +161,7 @@ def require_same_encoder(parts: Sequence[Part]) -> None:
     """
     first = parts[0]
     for part in parts[1:]:
-        checksums = [None if encoder is None else encoder.checksum for encoder in (first.encoder, part.encoder)]
-        if checksums[0] != checksums[1]:
+        if getattr(part.encoder, "checksum", None) != getattr(first.encoder, "checksum", None):
             raise EncoderMismatchError(
                 f"the shard {first.name!r} was built by {first.encoder}, and {part.name!r} by {part.encoder}; encode "
                 "all documents with one encoder"
@@ -175,10 +174,18 @@ def require_same_encoder(parts: Sequence[Part]) -> None:
 
 
 def write_manifest(folder: Path, names: Sequence[str]) -> None:
-    """List the shards of a folder, in the order of their documents, once all of them are complete."""
+    """List the shards of a folder once all of them are complete, and remove other shards.
+
+    Args:
+        folder: The folder.
+        names: The names of the shards, in the order of their documents.
+    """
     unfinished = folder / f".{MANIFEST_FILE}.unfinished"
     unfinished.write_text(json.dumps({"shards": list(names)}) + "\n")
     unfinished.replace(folder / MANIFEST_FILE)
+    for path in folder.iterdir():
+        if path.is_dir() and path.name not in names and is_index(path):
+            shutil.rmtree(path)
 
 
 def read_manifest(folder: Path) -> list[Path]:

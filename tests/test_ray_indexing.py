@@ -1,6 +1,7 @@
-import importlib
+import csv
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -14,7 +15,6 @@ import pytest
 from pyterrier_selfdistill import FolderInUseError, RayIndexer, SelfDistillIndex, ShardedIndex
 from pyterrier_selfdistill.io import folder_lock
 from pyterrier_selfdistill.ray_indexing import ShardEncoder, read_corpus, read_files
-from pyterrier_selfdistill.shards import read_manifest
 
 
 @pytest.fixture(scope="module")
@@ -35,67 +35,62 @@ def rows(index):
     return list(index.docnos()), np.array(index.np_vecs())
 
 
-def written(folder):
-    return {path.name: (path / "vecs.f4").stat().st_mtime_ns for path in read_manifest(folder)}
+def write_files(records, folder):
+    folder.mkdir()
+    for number, start in enumerate(range(0, len(records), 16)):
+        lines = [json.dumps({**record, "year": 2024}) for record in records[start : start + 16]]
+        (folder / f"{number}.jsonl").write_text("\n".join(lines))
+    return str(folder / "*.jsonl")
 
 
-def kill_one(encoder, folder):
-    """Has one worker die in the middle of a shard, after another shard is complete."""
+def test_interrupted_resumed_and_killed(ray_cluster, encoder, index, target, collection, tmp_path):
+    encoded, one_may_die, one_died = tmp_path / "encoded", tmp_path / "one-may-die", tmp_path / "one-died"
 
-    def die_once(*arguments):
-        marker = folder.with_name("one-was-killed")
-        if not marker.exists() and any(folder.glob("*/vecs.f4")):
-            marker.touch()
+    def note(module, arguments):
+        if one_may_die.exists() and not one_died.exists():
+            one_died.touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        with encoded.open("a") as file:
+            file.write(f"{len(arguments[0]['input_ids'])}\n")
 
-    encoder.model.register_forward_hook(die_once)
-    return folder.with_name("one-was-killed")
+    encoder.model.register_forward_pre_hook(note)
+    corpus = collection.records
+    indexer = RayIndexer(encoder, target, workers=1, shard_size=7)
+    with pytest.raises(ValueError, match=f"^duplicate docno '{corpus[-1]['docno']}'; each document"):
+        indexer.index(iter([*corpus, corpus[-1]]))
+    assert not target.built()
+    shards = list(indexer.folder.glob("*/vecs.f4"))
+    assert len(shards) == 5
+    # lost for another reason
+    shutil.rmtree(shards[0].parent)
+    encoded.unlink()
 
-
-def test_two_workers_of_which_one_is_killed(ray_cluster, encoder, index, target, collection, tmp_path):
-    marker = kill_one(encoder, tmp_path / "on-ray.flex.shards")
-    found = RayIndexer(encoder, target, workers=2, shard_size=15).index(iter(collection.records))
-    assert marker.exists()
-    assert found is target
+    one_may_die.touch()
+    indexer = RayIndexer(encoder, target, workers=2, shard_size=7)
+    assert indexer.index(write_files(corpus, tmp_path / "corpus")) is target
+    assert one_died.exists()
+    # the two shards that were missing, and no more
+    assert sorted(encoded.read_text().split()) == ["5", "7"]
     docnos, vectors = rows(target)
     assert docnos == rows(index)[0]
     np.testing.assert_allclose(vectors, rows(index)[1], atol=1e-6)
-    assert target.encoder == index.encoder
-    assert (target.index_path / "docnos.npids").read_bytes() == (index.index_path / "docnos.npids").read_bytes()
-    assert not (tmp_path / "on-ray.flex.shards").exists()
-    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    for name in ("docnos.npids", "pt_meta.json"):
+        assert (target.index_path / name).read_bytes() == (index.index_path / name).read_bytes()
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".") or path.suffix == ".shards"]
 
 
-def test_files_that_workers_read_and_a_shard_that_is_missing(ray_cluster, encoder, index, target, collection, tmp_path):
-    corpus = tmp_path / "corpus"
-    corpus.mkdir()
-    for number, start in enumerate(range(0, 40, 16)):
-        lines = [json.dumps({**record, "year": 2024}) for record in collection.records[start : start + 16]]
-        (corpus / f"{number}.jsonl").write_text("\n".join(lines))
-    indexer = RayIndexer(encoder, target, workers=2, shard_size=7)
-    # as if all had been killed after some shards, in another order than that of the corpus
-    work = ShardEncoder(ray_cluster.put(encoder), str(indexer.folder), ["text"], 1)
-    for start in (14, 0, 35, 7):
-        work(pa.Table.from_pylist(collection.records[start : start + 7]))
-    there = {path.name: (path / "vecs.f4").stat().st_mtime_ns for path in indexer.folder.iterdir()}
-    # and a shard of another corpus
-    work(pa.Table.from_pylist(collection.records[3:5]))
-    shards = indexer.encode(str(corpus / "*.jsonl"))
-    now = written(indexer.folder)
-    assert there.items() <= now.items()
-    assert len(now) == 6
-    assert {path.name for path in indexer.folder.glob("*/")} == now.keys()
-    assert [part.documents for part in shards.parts] == [7] * 5 + [5]
-    joined = shards.join(tmp_path / "joined.flex")
-    assert rows(joined)[0] == rows(index)[0]
-    np.testing.assert_allclose(rows(joined)[1], rows(index)[1], atol=1e-6)
-
-
-def test_errors_of_documents(ray_cluster, encoder, target, tmp_path):
-    (tmp_path / "corpus.jsonl").write_text('{"docno": "d1", "text": "sort"}\n{"docno": "d1", "text": "plot"}\n')
-    with pytest.raises(ValueError, match="^duplicate docno 'd1'"):
-        RayIndexer(encoder, target, workers=1).index(tmp_path / "corpus.jsonl")
-    assert not target.built()
+def test_shards_on_ray_find_what_those_of_one_process_find(ray_cluster, encoder, collection, tmp_path):
+    paths = [tmp_path / "first.flex", tmp_path / "second.flex"]
+    (encoder >> SelfDistillIndex(paths[0], verbose=False)).index(collection.records[:25])
+    (encoder >> SelfDistillIndex(paths[1], verbose=False)).index(collection.records[25:])
+    here = ShardedIndex(paths)
+    there = ShardedIndex(paths, actors=[{"num_cpus": 0}, {"num_cpus": 1}])
+    queries = encoder.query_encoder()(collection.topics)
+    for number in (7, 1000):
+        expected = here.retriever(num_results=number)(queries)
+        pd.testing.assert_frame_equal(there.retriever(num_results=number)(queries), expected, atol=1e-6)
+    with pytest.raises(ValueError, match="has 3 dimensions"):
+        there.retriever()(queries.assign(query_vec=[np.ones(3, dtype=np.float32)] * len(queries)))
 
 
 def test_a_shard_is_of_its_documents_and_its_encoder(encoder, other, tmp_path, monkeypatch):
@@ -162,7 +157,7 @@ def test_a_corpus_is_read_in_blocks(register, collection):
         list(read_corpus(collection.records, ["title"], 15))
 
 
-@pytest.mark.parametrize("suffix", ["tsv", "tsv.gz", "jsonl.gz", "parquet"])
+@pytest.mark.parametrize("suffix", ["tsv.gz", "jsonl.gz", "parquet"])
 def test_files_hold_strings(ray_cluster, suffix, tmp_path):
     frame = pd.DataFrame({"docno": ["007", "2024-01-31"], "title": ["1", ""], "text": ['a "quote', "NA"]})
     path = tmp_path / f"corpus.{suffix}"
@@ -171,12 +166,7 @@ def test_files_hold_strings(ray_cluster, suffix, tmp_path):
     elif suffix == "jsonl.gz":
         frame.assign(more=1).to_json(path, orient="records", lines=True)
     else:
-        path.write_bytes(b"")
-        lines = ["\t".join(row) for row in frame.to_numpy()]
-        content = ("\n".join(lines) + "\n").encode()
-        opened = importlib.import_module("gzip").open if suffix.endswith("gz") else open
-        with opened(path, "wb") as file:
-            file.write(content)
+        frame.to_csv(path, sep="\t", header=False, index=False, quoting=csv.QUOTE_NONE, quotechar="\0")
     dataset = read_files([path], ["title", "text"])
     assert dataset.take_all() == frame.to_dict(orient="records")
 

@@ -10,15 +10,6 @@ from pyterrier_selfdistill import EncoderMismatchError, SelfDistillIndex, Sharde
 from pyterrier_selfdistill.sharded_index import best_columns, search_vectors
 
 
-@pytest.fixture(scope="module")
-def ray_cluster():
-    import ray
-
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
-    yield ray
-    ray.shutdown()
-
-
 @pytest.fixture
 def paths(encoder, collection, tmp_path):
     """The small collection in two shards, of 25 and 15 documents."""
@@ -41,28 +32,12 @@ def assert_equal(found, expected):
     assert list(found["rank"]) == list(expected["rank"])
 
 
-@pytest.mark.parametrize("where", ["here", "on Ray"])
-def test_shards_find_what_one_index_finds(encoder, index, paths, names, where, request):
-    options = {}
-    if where == "on Ray":
-        request.getfixturevalue("ray_cluster")
-        options = {"actors": {"num_cpus": 1}}
-    shards = ShardedIndex(paths, **options)
+@pytest.mark.parametrize("number", [7, 1000])
+def test_shards_find_what_one_index_finds(encoder, index, paths, names, number):
+    shards = ShardedIndex(paths)
     assert len(shards) == 40
-    for number in (7, 1000):
-        expected = (encoder >> index.retriever(num_results=number))(names["topics"])
-        assert_equal((encoder >> shards.retriever(num_results=number))(names["topics"]), expected)
-    if where == "on Ray":
-        ray = request.getfixturevalue("ray_cluster")
-        query = encoder.query_encoder()(names["topics"])
-        query["query_vec"] = [np.ones(3, dtype=np.float32)] * len(query)
-        with pytest.raises(ValueError, match="has 3 dimensions"):
-            shards.retriever()(query)
-        ray.kill(shards._searchers[0], no_restart=False)
-        found = (encoder >> shards.retriever())(names["topics"])
-        assert len(found) == 8 * 40
-        with pytest.raises(ValueError, match="of each of 2 shards, got 1"):
-            ShardedIndex(paths, actors=[{}])
+    expected = (encoder >> index.retriever(num_results=number))(names["topics"])
+    assert_equal((encoder >> shards.retriever(num_results=number))(names["topics"]), expected)
 
 
 def test_ties_are_in_the_order_of_documents_however_they_are_sharded(tmp_path):
@@ -142,5 +117,7 @@ def test_what_there_is_not(tmp_path):
         ShardedIndex(tmp_path)
     with pytest.raises(FileNotFoundError, match="there is no index"):
         ShardedIndex([tmp_path / "nothing"])
+    with pytest.raises(ValueError, match="of each of 2 shards, got 1"):
+        ShardedIndex([tmp_path, tmp_path], actors=[{}])
     with pytest.raises(ValueError, match="shards must be the path of a folder of shards, or a list"):
         ShardedIndex([])

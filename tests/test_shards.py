@@ -103,9 +103,14 @@ def test_an_index_that_is_there(index, parts):
     assert len(index) == describe(parts[0]).documents == 20
 
 
-def test_a_manifest_keeps_the_order(tmp_path):
+def test_a_manifest_keeps_the_order_and_nothing_else(make, tmp_path):
+    for name in ("a", "b", "c"):
+        make(name, ["d1"], np.eye(1))
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others" / "thesis.tex").touch()
     write_manifest(tmp_path, ["b", "a"])
     assert read_manifest(tmp_path) == [tmp_path / "b", tmp_path / "a"]
+    assert {path.name for path in tmp_path.glob("*/")} == {"a", "b", "others"}
     for content in ("{", json.dumps([1]), json.dumps({"shards": 1})):
         (tmp_path / "shards.json").write_text(content)
         with pytest.raises(ValueError, match="is damaged"):
