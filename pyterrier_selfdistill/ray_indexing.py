@@ -13,7 +13,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import pandas as pd
 import pyarrow as pa
@@ -22,6 +22,7 @@ import pyarrow.json
 import pyterrier as pt
 import torch
 from more_itertools import chunked
+from pydantic import Field
 
 from .biencoder import SelfDistillBiEncoder
 from .compat import schematic
@@ -29,12 +30,14 @@ from .data.columns import string_table
 from .data.corpus import Corpus, Documents
 from .index import SelfDistillIndex
 from .io import folder_lock
-from .options import Count, FieldNames, PositiveInteger, checked
+from .options import Expected, FieldNames, PositiveInteger, checked
 from .sharded_index import ShardedIndex
 from .shards import load_ray, write_manifest
 
 SHARD_SIZE = 1 << 16
 """How many documents a shard has: a multiple of those that are encoded together, and of those that are scored so."""
+
+GpuNumber = Annotated[float, Field(ge=0, allow_inf_nan=False), Expected("0 or a positive number")]
 
 
 class RayIndexer(pt.Indexer):
@@ -76,7 +79,7 @@ class RayIndexer(pt.Indexer):
         *,
         workers: PositiveInteger,
         num_cpus: PositiveInteger = 1,
-        num_gpus: Count | float = 0,
+        num_gpus: GpuNumber = 0,
         shard_size: PositiveInteger = SHARD_SIZE,
         fields: FieldNames | None = None,
         overwrite: bool = False,
@@ -103,7 +106,7 @@ class RayIndexer(pt.Indexer):
         """List the columns that documents need, for :mod:`pyterrier.inspect`."""
         return [["docno", *self.fields]]
 
-    def index(self, iter: Any) -> SelfDistillIndex:
+    def index(self, iter: Any) -> SelfDistillIndex:  # type: ignore[override]
         """Encode a corpus, join its shards to one index, and remove them.
 
         Args:
@@ -148,9 +151,12 @@ class RayIndexer(pt.Indexer):
         """
         ray = load_ray()
         folder = self.folder
-        # workers find out by themselves whether they have a GPU
+        # as it is read where there is no GPU
         encoder = self.encoder.copy()
         encoder.model.to("cpu")
+        device = "cpu"
+        if self.num_gpus:
+            device = "cuda"
         with folder_lock(folder, "encoding shards"):
             blocks, fields = self._blocks(corpus)
             encoded = blocks.map_batches(
@@ -158,7 +164,7 @@ class RayIndexer(pt.Indexer):
                 batch_size=None,
                 batch_format="pyarrow",
                 compute=ray.data.ActorPoolStrategy(size=self.workers, max_tasks_in_flight_per_actor=2),
-                fn_constructor_args=(ray.put(encoder), str(folder), fields, self.num_cpus),
+                fn_constructor_args=(ray.put(encoder), str(folder), fields, device, self.num_cpus),
                 num_cpus=self.num_cpus,
                 num_gpus=self.num_gpus,
             )
@@ -204,15 +210,14 @@ class ShardEncoder:
         encoder: The reference of the encoder in Ray's object store.
         folder: The folder of the shards.
         fields: The fields of documents that make a text.
-        threads: How many threads to compute with, where there is no GPU.
+        device: Where to encode: ``"cpu"``, or ``"cuda"``, which is the first of the GPUs that Ray gave to the worker.
+        threads: How many threads to compute with, but on a GPU.
     """
 
-    def __init__(self, encoder: Any, folder: str, fields: Sequence[str], threads: int) -> None:
+    def __init__(self, encoder: Any, folder: str, fields: Sequence[str], device: str, threads: int) -> None:
         torch.set_num_threads(threads)
         self.encoder: SelfDistillBiEncoder = load_ray().get(encoder)
-        # Ray shows a worker the GPUs that it was given
-        if torch.cuda.is_available():
-            self.encoder.model.to("cuda")
+        self.encoder.model.to(device)
         self.folder = Path(folder)
         self.fields = fields
 

@@ -24,7 +24,7 @@ from .shards import Part, describe, join_shards, load_ray, read_manifest, requir
 from .validate import require_column_names, require_identifiers
 
 DOCUMENTS = 1 << 14
-"""How many documents are scored at once. Shards of a multiple have the scores of one index, to the last bit."""
+"""How many documents are scored at once. With shards of a multiple, scores are the same to the last bit."""
 
 QUERIES = 128
 """For how many queries documents are scored at once."""
@@ -111,9 +111,11 @@ def search_vectors(documents: np.ndarray, queries: np.ndarray, num_results: int)
         for start in range(0, len(documents), DOCUMENTS):
             more = some_queries @ documents[start : start + DOCUMENTS].T
             there = np.broadcast_to(np.arange(start, start + more.shape[1]), more.shape)
-            best = best_columns(np.hstack([scores, more]), np.hstack([positions, there]), num_results)
-            scores = np.take_along_axis(np.hstack([scores, more]), best, axis=1)
-            positions = np.take_along_axis(np.hstack([positions, there]), best, axis=1)
+            scores = np.hstack([scores, more])
+            positions = np.hstack([positions, there])
+            best = best_columns(scores, positions, num_results)
+            scores = np.take_along_axis(scores, best, axis=1)
+            positions = np.take_along_axis(positions, best, axis=1)
         found.append((scores, positions))
     return np.vstack([scores for scores, _ in found]), np.vstack([positions for _, positions in found])
 
@@ -148,8 +150,8 @@ def best_columns(scores: np.ndarray, positions: np.ndarray, number: int) -> np.n
 class ShardedIndex(ComparedByKey):
     """An index in shards, searched as one.
 
-    Documents have the scores and the ranks that one index of all shards gives them, and ``docid`` is their position in
-    it. Where scores are equal, the document that comes first in the shards has the better rank.
+    Documents have the scores, but for rounding, and the ranks that one index of all shards gives them, and ``docid`` is
+    their position in it. Where scores are equal, the document that comes first in the shards has the better rank.
 
     Args:
         shards: The folder of shards that :meth:`RayIndexer.encode` wrote, or the paths of shards in their order.

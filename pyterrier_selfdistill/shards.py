@@ -191,6 +191,12 @@ def write_manifest(folder: Path, names: Sequence[str]) -> None:
 def read_manifest(folder: Path) -> list[Path]:
     """List the paths of the shards of a folder.
 
+    Args:
+        folder: The folder.
+
+    Returns:
+        The paths, in the order of their documents.
+
     Raises:
         FileNotFoundError: If the folder lists none.
         ValueError: If the list is damaged.

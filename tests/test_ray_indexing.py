@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from pyterrier_selfdistill import FolderInUseError, RayIndexer, SelfDistillIndex, ShardedIndex
 from pyterrier_selfdistill.io import folder_lock
@@ -93,34 +94,47 @@ def test_shards_on_ray_find_what_those_of_one_process_find(ray_cluster, encoder,
         there.retriever()(queries.assign(query_vec=[np.ones(3, dtype=np.float32)] * len(queries)))
 
 
-def test_a_shard_is_of_its_documents_and_its_encoder(encoder, other, tmp_path, monkeypatch):
+@pytest.fixture
+def here(monkeypatch):
+    """Has a worker encode in this process, with its device and threads."""
     import ray
 
     monkeypatch.setattr(ray, "get", lambda reference: reference)
+    return "cpu", torch.get_num_threads()
+
+
+def test_a_shard_is_of_its_documents_and_its_encoder(encoder, other, tmp_path, here):
     block = pa.table({"docno": ["d1"], "text": ["sort"], "title": ["rows"]})
     names = []
     for model, fields in [(encoder, ["text"]), (other, ["text"]), (encoder, ["title", "text"])]:
-        names += ShardEncoder(model, str(tmp_path), fields, 1)(block)["shard"]
-    names += ShardEncoder(encoder, str(tmp_path), ["text"], 1)(pa.table({"docno": ["d2"], "text": ["sort"]}))["shard"]
+        names += ShardEncoder(model, str(tmp_path), fields, *here)(block)["shard"]
+    names += ShardEncoder(encoder, str(tmp_path), ["text"], *here)(pa.table({"docno": ["d2"], "text": ["sort"]}))[
+        "shard"
+    ]
     assert len(set(names)) == 4
     # a damaged one is encoded again
     vectors = tmp_path / names[0] / "vecs.f4"
     content = vectors.read_bytes()
     vectors.write_bytes(content[:8])
-    assert ShardEncoder(encoder, str(tmp_path), ["text"], 1)(block)["shard"] == names[:1]
+    assert ShardEncoder(encoder, str(tmp_path), ["text"], *here)(block)["shard"] == names[:1]
     assert vectors.read_bytes() == content
 
 
-def test_blocks_that_are_encoded_alike_give_equal_bytes(encoder, tmp_path, monkeypatch, collection):
-    import ray
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_worker_encodes_on_its_gpu(encoder, tmp_path, here):
+    worker = ShardEncoder(encoder, str(tmp_path), ["text"], "cuda", here[1])
+    name = worker(pa.table({"docno": ["d1"], "text": ["sort"]}))["shard"][0]
+    assert worker.encoder.device.type == "cuda"
+    assert np.linalg.norm(SelfDistillIndex(tmp_path / name).np_vecs()[0]) == pytest.approx(1, abs=1e-3)
 
-    monkeypatch.setattr(ray, "get", lambda reference: reference)
+
+def test_blocks_that_are_encoded_alike_give_equal_bytes(encoder, tmp_path, monkeypatch, collection, here):
     monkeypatch.setattr("pyterrier_selfdistill.encoders.READ_AHEAD", 8)
     plain = SelfDistillIndex(tmp_path / "plain.flex", verbose=False)
     (encoder >> plain).index(collection.records)
     paths = []
     for table in read_corpus(collection.corpus, ["text"], 16):
-        paths.append(tmp_path / ShardEncoder(encoder, str(tmp_path), ["text"], 1)(table)["shard"][0])
+        paths.append(tmp_path / ShardEncoder(encoder, str(tmp_path), ["text"], *here)(table)["shard"][0])
     joined = ShardedIndex(paths).join(tmp_path / "joined.flex")
     for name in ("vecs.f4", "docnos.npids", "pt_meta.json"):
         assert (joined.index_path / name).read_bytes() == (plain.index_path / name).read_bytes()
@@ -136,6 +150,8 @@ def test_what_is_refused_before_anything_is_encoded(encoder, index, target, monk
         indexer.index([{"docno": "d1", "text": "sort"}])
     with pytest.raises(ValueError, match="workers must be a positive integer"):
         RayIndexer(encoder, target, workers=0)
+    with pytest.raises(ValueError, match="num_gpus must be 0 or a positive number"):
+        RayIndexer(encoder, target, workers=1, num_gpus=-0.5)
     with pytest.raises(ValueError, match="there are no documents"):
         indexer.index(iter([]))
     assert indexer.index_inputs() == [["docno", "text"]]
