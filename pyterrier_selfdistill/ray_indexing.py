@@ -37,6 +37,8 @@ from .shards import load_ray, write_manifest
 SHARD_SIZE = 1 << 16
 """How many documents a shard has: a multiple of those that are encoded together, and of those that are scored so."""
 
+NO_DOCUMENTS = "there are no documents to index; the corpus is empty, or was read before"
+
 GpuNumber = Annotated[float, Field(ge=0, allow_inf_nan=False), Expected("0 or a positive number")]
 
 
@@ -54,7 +56,7 @@ class RayIndexer(pt.Indexer):
         index: The index to build.
         workers: How many workers encode at once.
         num_cpus: How many cores, and threads, a worker has.
-        num_gpus: How many GPUs a worker has: it encodes there, if it has one.
+        num_gpus: How many GPUs a worker has; with one, or a part of one, it encodes there.
         shard_size: How many documents a shard has. A worker holds the texts of one in memory. With multiples of 16,384
             on equal hardware, vectors are those of ``encoder >> index``, byte by byte.
         fields: The fields of documents that make a text, such as ``["title", "text"]``, if not the text field.
@@ -169,6 +171,8 @@ class RayIndexer(pt.Indexer):
                 num_gpus=self.num_gpus,
             )
             shards = [(row["shard"], row["host"]) for row in _run(encoded.take_all)]
+            if not shards:
+                raise ValueError(NO_DOCUMENTS)
             _require_shared(folder, shards)
             write_manifest(folder, [name for name, _ in shards])
         return ShardedIndex(folder)
@@ -183,7 +187,7 @@ class RayIndexer(pt.Indexer):
         if not isinstance(corpus, ray.data.Dataset):
             references = [ray.put(table) for table in read_corpus(corpus, self.fields, self.shard_size)]
             if not references:
-                raise ValueError("there are no documents to index; the corpus is empty, or was read before")
+                raise ValueError(NO_DOCUMENTS)
             blocks = ray.data.from_arrow_refs(references)
             self._set_up(blocks.context)
             return blocks, ["text"]
@@ -228,8 +232,10 @@ class ShardEncoder:
             block: The documents.
 
         Returns:
-            One row: the name of the shard, and the machine that has it.
+            One row, if there are documents: the name of the shard, and the machine that has it.
         """
+        if not len(block):
+            return {"shard": [], "host": []}
         needed = [name for name in block.column_names if name in ("docno", *self.fields)]
         documents = Documents(block.select(needed).to_pylist(), self.fields)
         identity = self.encoder.identity

@@ -112,6 +112,7 @@ def test_a_shard_is_of_its_documents_and_its_encoder(encoder, other, tmp_path, h
         "shard"
     ]
     assert len(set(names)) == 4
+    assert ShardEncoder(encoder, str(tmp_path), ["text"], *here)(block[:0]) == {"shard": [], "host": []}
     # a damaged one is encoded again
     vectors = tmp_path / names[0] / "vecs.f4"
     content = vectors.read_bytes()
