@@ -67,8 +67,13 @@ def write_index(folder: Path, documents: Iterable[tuple[str, np.ndarray]]) -> No
             dimension = len(vector)
             file.write(vector.tobytes())
     write_docnos(folder / DOCNOS_FILE, docnos)
+    write_metadata(folder, dimension, len(docnos))
+
+
+def write_metadata(folder: Path, dimension: int, count: int) -> None:
+    """Write what an index says of its other files, which are there, and of the length and the number of its vectors."""
     checksum = _checksum(folder / DOCNOS_FILE)
-    metadata = {**KIND, "vec_size": dimension, "doc_count": len(docnos), "docnos_checksum": checksum}
+    metadata = {**KIND, "vec_size": dimension, "doc_count": count, "docnos_checksum": checksum}
     (folder / METADATA_FILE).write_text(json.dumps(metadata) + "\n")
 
 

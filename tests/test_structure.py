@@ -24,12 +24,12 @@ LAYERS = [
     ["index_files"],
     ["indexer", "retrievers"],
     ["index"],
-    ["encoders"],
-    ["model_card"],
+    ["encoders", "shards"],
+    ["model_card", "sharded_index"],
     ["persistence"],
     ["export"],
     ["biencoder"],
-    ["training"],
+    ["ray_indexing", "training"],
 ]
 """The rooms of the package from the ground up; each may import those below it, and its own."""
 
