@@ -129,8 +129,6 @@ def restore(embeddings: list[Tensor], positions: Tensor | None) -> list[Tensor]:
 def number_of_passes(rows: int, device: torch.device) -> int:
     """Choose into how many passes to divide a pool.
 
-    It depends on nothing but the number of texts: processes that train together must run their models equally often.
-
     Args:
         rows: The number of texts.
         device: Where the model is.

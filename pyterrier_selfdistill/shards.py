@@ -13,12 +13,9 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
-import numpy as np
-from npids import Lookup
-
-from .docnos import open_docnos, write_docnos
+from .docnos import write_docnos
 from .identity import EncoderIdentity, EncoderMismatchError
 from .index import SelfDistillIndex
 from .index_files import DOCNOS_FILE, VECTORS_FILE, is_index, write_encoder, write_metadata
@@ -29,9 +26,6 @@ MANIFEST_FILE = "shards.json"
 
 COPY_BYTES = 1 << 20
 """How many bytes are copied at once."""
-
-LOOKUP = 1 << 16
-"""How many identifiers are looked up at once."""
 
 
 def load_ray() -> Any:
@@ -76,9 +70,8 @@ def join_shards(shards: Sequence[SelfDistillIndex], path: Path, *, overwrite: bo
         with (folder / VECTORS_FILE).open("wb", buffering=0) as file:
             for shard in shards:
                 append_file(shard.index_path / VECTORS_FILE, file)
-        write_docnos(folder / DOCNOS_FILE, cast(Sequence[str], _docnos_of(shards)))
-        require_distinct(open_docnos(folder / DOCNOS_FILE))
-        write_metadata(folder, parts[0].dimension, sum(part.documents for part in parts))
+        number = write_docnos(folder / DOCNOS_FILE, _docnos_of(shards))
+        write_metadata(folder, parts[0].dimension, number)
         if parts[0].encoder is not None:
             write_encoder(folder, parts[0].encoder)
 
@@ -102,26 +95,6 @@ def append_file(source: Path, target: Any) -> None:
                 pass
         # what is left: both files are where the system has stopped
         shutil.copyfileobj(file, target, COPY_BYTES)
-
-
-def require_distinct(docnos: Lookup) -> None:
-    """Check that no two documents have the same identifier.
-
-    Args:
-        docnos: The identifiers; of two that are the same, one is not found at its own position.
-
-    Raises:
-        ValueError: If two are the same.
-    """
-    for start in range(0, len(docnos), LOOKUP):
-        positions = np.arange(start, min(start + LOOKUP, len(docnos)))
-        identifiers = docnos.fwd[positions]
-        is_elsewhere = docnos.inv[identifiers] != positions
-        if is_elsewhere.any():
-            duplicate = str(identifiers[is_elsewhere][0])
-            raise ValueError(
-                f"duplicate docno {duplicate!r} in the shards; each document needs an identifier of its own"
-            )
 
 
 # --- what shards are ------------------------------------------------------------------------------------------------

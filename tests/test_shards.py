@@ -71,7 +71,7 @@ def test_a_copy_that_stops_in_the_middle_goes_on(tmp_path, monkeypatch):
 
 def test_a_duplicate_across_shards_is_an_error(make, tmp_path):
     shards = [make("a", ["d1", "d2"], np.eye(2)), make("b", ["d3", "d1"], np.eye(2))]
-    with pytest.raises(ValueError, match="^duplicate docno 'd1' in the shards"):
+    with pytest.raises(ValueError, match="^duplicate docno 'd1'"):
         join_shards(shards, tmp_path / "joined.flex")
     assert not (tmp_path / "joined.flex").exists()
 
