@@ -12,7 +12,7 @@ STUDY := $(BIN)/python -m benchmarks.study
 
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help install quickstart study-small results test fuzz chaos smoke lint format clean
+.PHONY: help install quickstart study-small results speed test fuzz chaos smoke lint format clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -39,13 +39,16 @@ results: $(INSTALLED) ## Write benchmarks/RESULTS.md anew from the records of th
 		--template benchmarks/RESULTS.md.j2
 
 test: $(INSTALLED) ## Run the tests and the examples in docstrings, and measure what they cover
-	$(BIN)/python -m pytest --cov
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --cov
 
 fuzz: $(INSTALLED) ## Give malformed input to all entry points, and write what became of it to benchmarks/RELIABILITY.md
 	FUZZ_PAGE=1 FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) FUZZ_SEED=$(FUZZ_SEED) $(BIN)/python -m pytest tests/robustness -s
 
 chaos: $(INSTALLED) ## Kill, fill disks, get in the way and search for an hour, and write what came of it to the same page
 	$(BIN)/python -m benchmarks.chaos
+
+speed: $(INSTALLED) ## Measure speed beside the peers, and write benchmarks/SPEED.md
+	$(BIN)/python -m benchmarks.throughput --data $(DATA)
 
 smoke: $(INSTALLED) ## Build the wheel, install it without extras elsewhere, and try it there
 	rm -rf build dist $(WHEEL_VENV)

@@ -28,6 +28,12 @@ def _own_home(tmp_path_factory):
         yield
 
 
+@pytest.fixture(autouse=True)
+def _same_precision_everywhere(monkeypatch):
+    """Encode in float32 unless a test says otherwise, whatever the hardware has."""
+    monkeypatch.setattr("pyterrier_selfdistill.encoders.fastest_precision", lambda device: "float32")
+
+
 @pytest.fixture(scope="session")
 def language_model(tmp_path_factory) -> str:
     """The folder of a plain language model: BERT with two layers of 32 dimensions."""

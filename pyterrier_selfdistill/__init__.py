@@ -7,6 +7,8 @@ from .identity import EncoderMismatchError
 from .index import SelfDistillIndex
 from .io import FolderInUseError
 from .losses import AdaptiveMarginLoss
+from .ray_indexing import RayIndexer
+from .sharded_index import ShardedIndex
 from .text_losses import SelfDistillationLoss
 from .training.evaluation import RetrievalEvaluator
 from .training.trainer import NotFittedError, SelfDistillTrainer
@@ -18,10 +20,12 @@ __all__ = [
     "FolderInUseError",
     "Negatives",
     "NotFittedError",
+    "RayIndexer",
     "RetrievalEvaluator",
     "SelfDistillBiEncoder",
     "SelfDistillIndex",
     "SelfDistillTrainer",
     "SelfDistillationLoss",
+    "ShardedIndex",
     "split_queries",
 ]

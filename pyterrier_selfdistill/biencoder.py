@@ -12,7 +12,6 @@ from typing import Annotated, Any, ClassVar
 
 import pyterrier as pt
 import pyterrier_dr
-import torch
 from pydantic import Field
 from pyterrier_dr import SimFn
 from sentence_transformers import SentenceTransformer
@@ -21,12 +20,14 @@ from . import persistence
 from .compat import schematic
 from .data.corpus import Corpus, Documents
 from .encoders import DocumentEncoder, EncoderPipeline, EncodesTexts, QueryEncoder, Scorer
+from .export import Exports
 from .identity import ComparedByKey, EncoderIdentity, ModelChecksum
 from .index import SelfDistillIndex
 from .model_card import artifact_card
 from .options import Expected, FieldNames, FolderPath, PositiveInteger, checked
 from .packages import LocalPackages
 from .persistence import Device, PoolingMode
+from .precision import EncodingCopy, Precision
 
 ModelName = Annotated[
     Annotated[str, Field(min_length=1)] | Path, Expected("a name on the Hugging Face hub, or the path of a folder")
@@ -34,7 +35,7 @@ ModelName = Annotated[
 FieldName = Annotated[str, Field(min_length=1), Expected("the name of a field such as 'text'")]
 
 
-class SelfDistillBiEncoder(ComparedByKey, LocalPackages, EncodesTexts, pyterrier_dr.BiEncoder):
+class SelfDistillBiEncoder(ComparedByKey, LocalPackages, Exports, EncodesTexts, pyterrier_dr.BiEncoder):
     """A single-vector biencoder whose vectors are L2-normalized, so that dot products are cosines.
 
     By the columns of its input it encodes queries (``query`` to ``query_vec``), encodes documents (``text`` to
@@ -48,12 +49,15 @@ class SelfDistillBiEncoder(ComparedByKey, LocalPackages, EncodesTexts, pyterrier
         text_field: The column with the text of documents.
         verbose: Whether to show a progress bar.
         device: Where to encode, such as ``"cpu"`` or ``"cuda:0"``; by default a GPU if there is one.
+        dtype: The precision of encoding; see :meth:`from_pretrained`.
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If the folder does not hold a sentence-transformers model, or ``batch_size`` is not positive.
+        ValueError: If the folder does not hold a sentence-transformers model, ``batch_size`` is not positive, or
+            ``dtype`` is unknown.
 
     Attributes:
+        dtype: The precision of encoding as it was given; :attr:`precision` is what it comes to.
         model: The sentence-transformers model.
         name: The folder or the hub name that the model comes from, if it is known.
         training_summary: How the model was trained: data, loss, arguments, measures. Empty if not by this package.
@@ -78,6 +82,7 @@ class SelfDistillBiEncoder(ComparedByKey, LocalPackages, EncodesTexts, pyterrier
         text_field: FieldName = "text",
         verbose: bool = False,
         device: Device = None,
+        dtype: Precision = "auto",
     ) -> None:
         pyterrier_dr.BiEncoder.__init__(self, batch_size=batch_size, text_field=text_field, verbose=verbose)
         if isinstance(model, SentenceTransformer):
@@ -92,7 +97,9 @@ class SelfDistillBiEncoder(ComparedByKey, LocalPackages, EncodesTexts, pyterrier
             self.name = str(folder)
             self.training_summary = persistence.read_training_summary(folder)
         persistence.prepare(self.model, device)
+        self.dtype = str(dtype)
         self._checksum = ModelChecksum()
+        self._encoding_copy = EncodingCopy()
 
     @classmethod
     @checked
@@ -109,7 +116,7 @@ class SelfDistillBiEncoder(ComparedByKey, LocalPackages, EncodesTexts, pyterrier
         text_field: FieldName = "text",
         verbose: bool = False,
         device: Device = None,
-        dtype: str | torch.dtype = "float32",
+        dtype: Precision = "auto",
     ) -> SelfDistillBiEncoder:
         """Load a model to train or to use.
 
@@ -127,7 +134,10 @@ class SelfDistillBiEncoder(ComparedByKey, LocalPackages, EncodesTexts, pyterrier
             text_field: The column with the text of documents.
             verbose: Whether to show a progress bar.
             device: Where to encode; by default a GPU if there is one.
-            dtype: The type of the weights. Vectors are float32 in any case.
+            dtype: The precision of encoding: ``"float32"``, ``"bfloat16"``, ``"float16"``, or ``"int8"`` with ``pip
+                install pyterrier-selfdistill[int8]``; by default bfloat16 where the hardware has it, and float32
+                elsewhere. Weights and vectors are float32 in any case: the copy of the model that encodes takes memory
+                beside it, half as much in 16 bits.
 
         Returns:
             The encoder.
@@ -139,10 +149,10 @@ class SelfDistillBiEncoder(ComparedByKey, LocalPackages, EncodesTexts, pyterrier
             OSError: If the hub has no such model, or there is no network.
         """
         name = persistence.find(name_or_path)
-        model = persistence.load_pretrained(name, pooling=pooling, dtype=dtype, device=device)
+        model = persistence.load_pretrained(name, pooling=pooling, device=device)
         persistence.set_lengths(model, {"query_length": query_length, "document_length": document_length})
         persistence.set_prompts(model, {"query": query_prompt, "document": document_prompt})
-        encoder = cls(model, batch_size=batch_size, text_field=text_field, verbose=verbose)
+        encoder = cls(model, batch_size=batch_size, text_field=text_field, verbose=verbose, dtype=dtype)
         encoder.name = name
         encoder.training_summary = persistence.read_training_summary(Path(name))
         return encoder
@@ -279,8 +289,7 @@ class SelfDistillBiEncoder(ComparedByKey, LocalPackages, EncodesTexts, pyterrier
     @property
     def model_name(self) -> str:
         """The checksum of weights, layers, lengths and prompts, by which pyterrier-dr compares encoders."""
-        settings = self.query_length, self.document_length, self.model.max_seq_length, tuple(self.model.prompts.items())
-        return self._checksum.of(self.model, settings)
+        return self._checksum.of(self.model, self._settings)
 
     @property
     def identity(self) -> EncoderIdentity:
@@ -289,13 +298,18 @@ class SelfDistillBiEncoder(ComparedByKey, LocalPackages, EncodesTexts, pyterrier
 
     def apply_attributes(self, **attributes: Any) -> SelfDistillBiEncoder:
         """Make an encoder with the same model and other arguments, for :mod:`pyterrier.inspect`."""
-        given = {name: getattr(self, name) for name in ("model", "batch_size", "text_field", "verbose")}
+        given = {name: getattr(self, name) for name in ("model", "batch_size", "text_field", "verbose", "dtype")}
         changed = SelfDistillBiEncoder(**{**given, **attributes})
         if changed.model is self.model:  # another one has a history of its own
             changed.name = self.name
             changed.path = self.path
             changed.training_summary = self.training_summary
         return changed
+
+    @property
+    def _settings(self) -> tuple[Any, ...]:
+        """What decides on vectors besides layers and weights."""
+        return self.query_length, self.document_length, self.model.max_seq_length, tuple(self.model.prompts.items())
 
     def _metadata(self) -> dict[str, Any]:
         return persistence.metadata(self.model, self.model_name, self.training_summary)
@@ -310,7 +324,12 @@ class SelfDistillBiEncoder(ComparedByKey, LocalPackages, EncodesTexts, pyterrier
         return EncoderPipeline(self, right)
 
     def _key(self) -> tuple[Any, ...]:
-        return self.model_name, self.batch_size, self.text_field, self.verbose, self.device
+        return self.model_name, self.precision, self.batch_size, self.text_field, self.verbose, self.device
 
     def __repr__(self) -> str:
-        return f"SelfDistillBiEncoder({'' if self.name is None else repr(self.name)})"
+        arguments = []
+        if self.name is not None:
+            arguments.append(repr(self.name))
+        if self.dtype != "auto":
+            arguments.append(f"dtype={self.dtype!r}")
+        return f"SelfDistillBiEncoder({', '.join(arguments)})"

@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 import torch
+from pandas.core.util.hashing import combine_hash_arrays
 from pyterrier_dr import FlexIndex, SimFn
 from pyterrier_dr.util import assert_voyager
 from torch import nn
@@ -56,6 +57,20 @@ def system_error_code(error: BaseException) -> int | None:
         return error.errno
     number = re.search(r"\(os error (\d+)\)", str(error))
     return None if number is None else int(number[1])
+
+
+def combine_checksums(columns: list[np.ndarray]) -> np.ndarray:
+    """Combine the checksums of columns into those of rows, as ``pd.util.hash_pandas_object`` does of a frame.
+
+    pandas 3.1 combines them in a private module only. Delete, and call it, when there is a public function.
+
+    Args:
+        columns: What ``pd.util.hash_array`` says of each column, uint64.
+
+    Returns:
+        The checksums of rows, uint64.
+    """
+    return combine_hash_arrays(iter(columns), len(columns))
 
 
 # --- transformers and accelerate: training --------------------------------------------------------------------------

@@ -6,7 +6,7 @@ fails with the advice to delete this module when its faults are gone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,12 @@ from npids.lookup import InvLookup
 DOCNOS_OF_A_BLOCK = 1 << 16
 """How many identifiers, at least, are stored with as many bytes as the longest of them."""
 
+CHECKSUMS = 1 << 16
+"""How many checksums have their identifiers compared at once."""
 
-def write_docnos(path: Path, docnos: Sequence[str]) -> None:
-    """Write identifiers of documents to a file that ``npids.Lookup`` reads.
+
+def write_docnos(path: Path, docnos: Iterable[str]) -> int:
+    """Write identifiers of documents to a file that ``npids.Lookup`` reads, as they come.
 
     npids 0.1.3 packs identifiers as tightly as it can. It fails where there is only one, where the bytes of a character
     differ, and where some look like hexadecimal digits and others do not; and it finds no numbers with leading zeros
@@ -32,14 +35,54 @@ def write_docnos(path: Path, docnos: Sequence[str]) -> None:
     Args:
         path: The file.
         docnos: The identifiers: none is empty, or has a NUL in it.
+
+    Returns:
+        How many there are.
+
+    Raises:
+        ValueError: If two are the same, once all are written.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_docnos(Path(folder) / "docnos.npids", iter(["d1", "d2"]))
+        2
     """
     builder = FwdLookupBuilder(path, min_block=DOCNOS_OF_A_BLOCK)
     builder.formats = {PlainBytes.NAME: PlainBytes()}
     builder.seeded_formats = builder.formats.copy()
+    number = 0
     for docno in docnos:
         builder.add(docno)
+        number += 1
     builder.close()
-    InvLookupBuilder.build(path)
+    if number:
+        InvLookupBuilder.build(path)
+        _require_distinct(path)
+    return number
+
+
+def _require_distinct(path: Path) -> None:
+    """Check that no two identifiers of a file are the same.
+
+    Equal ones have the same checksum, by which the file has sorted them already, so that only neighbours are compared,
+    and nothing is kept in memory.
+    """
+    with Lookup(path) as lookup:
+        codec = lookup.inv.codec
+        ends = codec.hash_offsets
+        for first in range(0, len(ends) - 1, CHECKSUMS):
+            bounds = np.asarray(ends[first : first + CHECKSUMS + 1], dtype=np.int64)
+            positions = codec.dids[bounds[0] : bounds[-1]]
+            if not len(positions):
+                continue
+            docnos = lookup.fwd.lookup(positions, as_bytes=True)
+            group = np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))
+            for distance in range(1, int(np.diff(bounds).max())):
+                is_same = (group[distance:] == group[:-distance]) & (docnos[distance:] == docnos[:-distance])
+                if is_same.any():
+                    docno = docnos[distance:][is_same][0].decode()
+                    raise ValueError(f"duplicate docno {docno!r}; each document needs an identifier of its own")
 
 
 class PlainBytes(FwdFixedBytes):

@@ -7,8 +7,8 @@ texts become vectors: by :func:`encode`, or by :func:`encode_with_gradients`, ba
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar, TypeAlias, cast
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, TypeAlias, cast
 
 import numpy as np
 import pandas as pd
@@ -17,11 +17,14 @@ import torch
 from pydantic import SkipValidation
 from pyterrier_dr import BiDocEncoder, BiQueryEncoder, BiScorer
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import batch_to_device
 
 from .compat import schematic
 from .identity import ComparedByKey, EncodedVector, EncoderIdentity, EncoderMismatchError, encoders_of
 from .losses import normalize
 from .options import PositiveInteger, checked
+from .precision import EncodingCopy, fastest_precision
+from .tokens import batches_of_like_length, tokenize
 from .validate import require_distinct_columns, require_identifiers, require_strings, require_texts
 from .vectors import require_vectors
 
@@ -33,7 +36,7 @@ Texts: TypeAlias = SkipValidation[Sequence[str]]
 """Strings, which are checked where they are encoded; pyterrier-dr hands over a progress bar."""
 
 
-class QueryEncoder(BiQueryEncoder):
+class QueryEncoder(ComparedByKey, BiQueryEncoder):
     """Add ``query_vec`` to frames with ``query``."""
 
     schematic: ClassVar = schematic("QueryEncoder")
@@ -53,8 +56,11 @@ class QueryEncoder(BiQueryEncoder):
         _require_texts_of(inp, "query", "qid")
         return _mark(super().transform(inp), "query_vec", self.bi_encoder_model.identity)
 
+    def _key(self) -> tuple[Any, ...]:
+        return self.bi_encoder_model, self.verbose, self.batch_size
 
-class DocumentEncoder(BiDocEncoder):
+
+class DocumentEncoder(ComparedByKey, BiDocEncoder):
     """Add ``doc_vec`` to frames with the text field."""
 
     schematic: ClassVar = schematic("DocEncoder")
@@ -76,6 +82,9 @@ class DocumentEncoder(BiDocEncoder):
 
     def __rshift__(self, right: pt.Transformer) -> pt.Transformer:
         return EncoderPipeline(self, right)
+
+    def _key(self) -> tuple[Any, ...]:
+        return self.bi_encoder_model, self.verbose, self.batch_size, self.text_field
 
 
 class Scorer(ComparedByKey, BiScorer):
@@ -177,15 +186,18 @@ class EncoderPipeline(pt.Compose):
 
 
 class EncodesTexts:
-    """Encodes texts with a sentence-transformers model.
+    """Encodes texts with a sentence-transformers model, or with a copy of it in the precision of encoding.
 
     Attributes:
         model: The model.
+        dtype: The precision of encoding as it was given; :attr:`precision` is what it comes to.
         batch_size: How many texts to encode at once, if not told otherwise.
     """
 
     model: SentenceTransformer
+    dtype: str
     batch_size: int
+    _encoding_copy: EncodingCopy
 
     @checked
     def encode_queries(self, texts: Texts, batch_size: PositiveInteger | None = None) -> np.ndarray:
@@ -201,17 +213,37 @@ class EncodesTexts:
         Raises:
             TypeError: If a text is not a string.
         """
-        return encode(self.model.encode_query, texts, batch_size or self.batch_size, self.dimension)
+        return encode(self.encoding_model, texts, "query", batch_size or self.batch_size)
 
     @checked
     def encode_docs(self, texts: Texts, batch_size: PositiveInteger | None = None) -> np.ndarray:
         """Encode documents; see :meth:`encode_queries`."""
-        return encode(self.model.encode_document, texts, batch_size or self.batch_size, self.dimension)
+        return encode(self.encoding_model, texts, "document", batch_size or self.batch_size)
 
     @checked
     def encode_queries_torch(self, texts: Texts, batch_size: PositiveInteger | None = None) -> torch.Tensor:
-        """Encode queries with gradients, on the model's device; see :meth:`encode_queries`."""
+        """Encode queries with gradients, on the model's device, in float32; see :meth:`encode_queries`."""
         return encode_with_gradients(self.model, texts, batch_size or self.batch_size)
+
+    @property
+    def precision(self) -> str:
+        """The precision of encoding: ``float32``, ``bfloat16``, ``float16`` or ``int8``.
+
+        It is no part of the identity: vectors of all but ``int8`` agree to 1e-3, and those of ``int8`` rank alike.
+        """
+        if self.dtype == "auto":
+            return fastest_precision(self.device)
+        return self.dtype
+
+    @property
+    def encoding_model(self) -> SentenceTransformer:
+        """What encodes: the model, or a copy of it in the precision of encoding, made again when the model changes."""
+        return self._encoding_copy.of(self.model, self.precision, self._settings)
+
+    @property
+    def _settings(self) -> tuple[Any, ...]:
+        """What decides on vectors besides layers and weights."""
+        raise NotImplementedError
 
     @property
     def dimension(self) -> int:
@@ -225,15 +257,15 @@ class EncodesTexts:
 
 
 def encode(
-    encode_batch: Callable[..., torch.Tensor], texts: Sequence[str], batch_size: int, dimension: int
+    model: SentenceTransformer, texts: Sequence[str], role: Literal["query", "document"], batch_size: int
 ) -> np.ndarray:
     """Encode each distinct text once, those of like length together, so that little is padding.
 
     Args:
-        encode_batch: The method of a sentence-transformers model that encodes.
+        model: The model.
         texts: The texts, in a progress bar or without.
+        role: What the texts are, which decides on prompts and lengths.
         batch_size: How many to encode at once.
-        dimension: The length of the vectors.
 
     Returns:
         Unit vectors, float32, of shape ``(len(texts), dimension)``.
@@ -242,7 +274,7 @@ def encode(
         TypeError: If a text is not a string.
 
     Example:
-        >>> encode(encoder.model.encode_query, ["sort rows", "plot", "sort rows"], batch_size=2, dimension=32).shape
+        >>> encode(encoder.model, ["sort rows", "plot", "sort rows"], "query", batch_size=2).shape
         (3, 32)
     """
     # pyterrier-dr asks for a progress bar by wrapping the texts in one
@@ -254,11 +286,15 @@ def encode(
     positions: dict[str, list[int]] = {}
     for position, text in enumerate(texts):
         positions.setdefault(text, []).append(position)
-    longest_first = sorted(positions, key=len, reverse=True)
-    vectors = np.empty((len(texts), dimension), dtype=np.float32)
-    for batch in _batches(longest_first, batch_size):
-        encoded = encode_batch(batch, batch_size=batch_size, convert_to_tensor=True, show_progress_bar=False)
-        for text, vector in zip(batch, normalize(encoded).cpu().numpy(), strict=True):
+    vectors = np.empty((len(texts), cast(int, model.get_embedding_dimension())), dtype=np.float32)
+    model.eval()
+    for batch in batches_of_like_length(model, list(positions), role, batch_size):
+        with torch.inference_mode():
+            features = batch_to_device(batch.features, model.device)
+            encoded = model(features, task=role)["sentence_embedding"]
+            # models may be told to give the first dimensions only
+            encoded = normalize(encoded[:, : model.truncate_dim]).cpu().numpy()
+        for text, vector in zip(batch.texts, encoded, strict=True):
             vectors[positions[text]] = vector
             if bar is not None:
                 bar.update(len(positions[text]))
@@ -281,21 +317,14 @@ def encode_with_gradients(model: SentenceTransformer, queries: Sequence[str], ba
     Raises:
         TypeError: If a query is not a string.
     """
-    prompt = model.prompts.get("query")
+    queries = require_strings(queries, "texts")
     dimension = cast(int, model.get_embedding_dimension())
     vectors = [torch.empty((0, dimension), device=model.device)]
-    for batch in _batches(require_strings(queries, "texts"), batch_size):
-        features = model.preprocess(batch, prompt=prompt, task="query")
-        for name, value in features.items():
-            if isinstance(value, torch.Tensor):
-                features[name] = value.to(model.device)
-        vectors.append(normalize(model(features)["sentence_embedding"]))
+    for start in range(0, len(queries), batch_size):
+        features = tokenize(model, queries[start : start + batch_size], "query")
+        features = batch_to_device(features, model.device)
+        vectors.append(normalize(model(features, task="query")["sentence_embedding"]))
     return torch.cat(vectors)
-
-
-def _batches(texts: Sequence[str], size: int) -> Iterator[Sequence[str]]:
-    for start in range(0, len(texts), size):
-        yield texts[start : start + size]
 
 
 def _require_texts_of(frame: pd.DataFrame, column: str, identifier: str) -> None:

@@ -27,7 +27,8 @@ class EncoderIdentity(NamedTuple):
 
     Attributes:
         name: The folder or the hub name that its model comes from, if it is known.
-        checksum: A checksum of what it computes. Two encoders with the same checksum give the same vectors.
+        checksum: A checksum of what it computes. Two encoders with the same checksum give the same vectors, up to the
+            precision in which they encode.
     """
 
     name: str | None
@@ -132,28 +133,55 @@ class ModelChecksum:
         Returns:
             64 hexadecimal digits.
         """
-        tensors = list(model.state_dict().values())
-        described = str(model), settings
         # reading all weights takes a second for a large model
-        state = [_signature(tensor) for tensor in tensors], described
+        state = model_state(model, settings)
         if state != self._state:
-            checksum = hashlib.sha256(repr(described).encode())
-            for tensor in tensors:
+            checksum = hashlib.sha256(repr((str(model), settings)).encode())
+            for tensor in model.state_dict().values():
                 checksum.update(_bytes(tensor))
             self._state = state
             self._checksum = checksum.hexdigest()
         return self._checksum
 
 
-def _signature(tensor: torch.Tensor) -> tuple[Any, ...]:
-    """Describe a tensor, so that it is seen when its values change."""
+def model_state(model: torch.nn.Module, settings: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Describe a model in a millisecond or so, so that it is seen when it changes.
+
+    Args:
+        model: The model.
+        settings: What else decides on its vectors, such as lengths and prompts.
+
+    Returns:
+        Another value after each change of weights, layers, device or settings.
+
+    Example:
+        >>> before = model_state(encoder.model, settings=(20, 200))
+        >>> with torch.no_grad():
+        ...     _ = next(encoder.model.parameters()).add_(0.1)
+        >>> model_state(encoder.model, settings=(20, 200)) == before
+        False
+    """
+    tensors = list(model.state_dict().values())
+    versions = [(tensor.data_ptr(), tensor_version(tensor)) for tensor in tensors]
     # in-place changes raise a tensor's version, except those of fused optimizers, so some of its values count too
-    values = tensor.detach().reshape(-1)
-    step = max(1, len(values) // 64)
-    return tensor.data_ptr(), tensor_version(tensor), _bytes(values[::step].contiguous())
+    samples: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]] = {}
+    for tensor in tensors:
+        values = tensor.detach().reshape(-1)
+        step = max(1, len(values) // SAMPLED)
+        samples.setdefault((tensor.dtype, tensor.device), []).append(values[::step])
+    # together, since each copy from a GPU waits for it
+    sampled = [_bytes(torch.cat(values)) for values in samples.values()]
+    return versions, sampled, str(model), settings
+
+
+SAMPLED = 64
+"""How many values of each tensor are looked at, or somewhat more."""
 
 
 def _bytes(tensor: torch.Tensor) -> bytes:
+    """Return the bytes of a tensor, those of its float32 values if it has 16 bits."""
+    if tensor.dtype in (torch.float16, torch.bfloat16):
+        tensor = tensor.float()
     return tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -53,22 +53,33 @@ class IndexFiles(NamedTuple):
 
 
 def write_index(folder: Path, documents: Iterable[tuple[str, np.ndarray]]) -> None:
-    """Write the files of an index to a folder that is there.
+    """Write the files of an index to a folder that is there, as the documents come.
 
     Args:
         folder: The folder.
         documents: Identifiers and vectors, float32, all of one length; at least one.
+
+    Raises:
+        ValueError: If two identifiers are the same, once all documents are written.
     """
-    docnos = []
     dimension = 0
     with (folder / VECTORS_FILE).open("wb") as file:
-        for docno, vector in documents:
-            docnos.append(docno)
-            dimension = len(vector)
-            file.write(vector.tobytes())
-    write_docnos(folder / DOCNOS_FILE, docnos)
+
+        def docnos() -> Iterator[str]:
+            nonlocal dimension
+            for docno, vector in documents:
+                dimension = len(vector)
+                file.write(vector.tobytes())
+                yield docno
+
+        number = write_docnos(folder / DOCNOS_FILE, docnos())
+    write_metadata(folder, dimension, number)
+
+
+def write_metadata(folder: Path, dimension: int, count: int) -> None:
+    """Write what an index says of its other files, which are there, and of the length and the number of its vectors."""
     checksum = _checksum(folder / DOCNOS_FILE)
-    metadata = {**KIND, "vec_size": dimension, "doc_count": len(docnos), "docnos_checksum": checksum}
+    metadata = {**KIND, "vec_size": dimension, "doc_count": count, "docnos_checksum": checksum}
     (folder / METADATA_FILE).write_text(json.dumps(metadata) + "\n")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
@@ -29,6 +29,9 @@ ARTIFACT = {"type": "biencoder", "format": "selfdistill", "package_hint": "pyter
 """What PyTerrier reads in the metadata to find the class that loads the folder."""
 
 CARD_FILE = "README.md"
+
+FLOAT32 = {"dtype": torch.float32}
+"""What sentence-transformers tells transformers, which would keep the type of the file."""
 
 NAME_ON_HUB = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
@@ -100,35 +103,32 @@ def load(folder: Path, device: Device) -> SentenceTransformer:
             "model use SelfDistillBiEncoder.from_pretrained"
         )
     with _explained_errors(str(folder)):
-        model = SentenceTransformer(str(folder), device="cpu")
+        model = SentenceTransformer(str(folder), device="cpu", model_kwargs=dict(FLOAT32))
     _require_described(model, folder)
     return _move(model, device)
 
 
-def load_pretrained(
-    name: str, *, pooling: PoolingMode | None, dtype: str | torch.dtype, device: Device
-) -> SentenceTransformer:
+def load_pretrained(name: str, *, pooling: PoolingMode | None, device: Device) -> SentenceTransformer:
     """Load a sentence-transformers model, or a plain language model with a pooling layer on top.
+
+    Weights are float32, whatever they are saved as.
 
     Args:
         name: What :func:`find` returned.
         pooling: How a plain language model makes one vector of many; over its [CLS] token by default.
-        dtype: The type of the weights.
         device: Where the model is to be.
 
     Returns:
         The model.
 
     Raises:
-        ValueError: If ``pooling`` is given for a model that has its own, ``dtype`` is unknown, or a file of a folder is
-            missing or damaged.
+        ValueError: If ``pooling`` is given for a model that has its own, or a file of a folder is missing or damaged.
         OSError: If the hub has no such model, or there is no network.
     """
-    options: dict[str, Any] = {"dtype": _floating_point(dtype)}
     if not is_sentence_transformer_model(name):
         with _explained_errors(name):
             # the [CLS] token by default, as in the paper; sentence-transformers itself would take the mean
-            transformer = Transformer(name, model_kwargs=options)
+            transformer = Transformer(name, model_kwargs=dict(FLOAT32))
             pool = Pooling(transformer.get_embedding_dimension(), pooling_mode=pooling or "cls")
             model = SentenceTransformer(modules=[transformer, pool], device="cpu")
         model.model_card_data.base_model = name
@@ -139,7 +139,7 @@ def load_pretrained(
             "leave pooling out, or give a plain language model"
         )
     with _explained_errors(name):
-        model = SentenceTransformer(name, device="cpu", model_kwargs=options)
+        model = SentenceTransformer(name, device="cpu", model_kwargs=dict(FLOAT32))
     if Path(name).is_dir():
         _require_described(model, Path(name))
     return _move(model, device)
@@ -204,8 +204,9 @@ def _require_described(model: SentenceTransformer, folder: Path) -> None:
 
 
 def _move(model: SentenceTransformer, device: Device) -> SentenceTransformer:
-    """Move a model to a device, or to a GPU if there is one."""
-    return model.to(device or get_device_name())
+    """Move a model to a device, or to a GPU if there is one, in float32."""
+    # layers after the language model may be saved in 16 bits too
+    return model.float().to(device or get_device_name())
 
 
 def prepare(model: SentenceTransformer, device: Device) -> None:
@@ -303,7 +304,14 @@ def metadata(model: SentenceTransformer, checksum: str, training: Mapping[str, A
     return {**ARTIFACT, "model": describe(model, checksum), "training": portable_settings(training)}
 
 
-def save(model: SentenceTransformer, metadata: Mapping[str, Any], path: Path, *, overwrite: bool) -> None:
+def save(
+    model: SentenceTransformer,
+    metadata: Mapping[str, Any],
+    path: Path,
+    *,
+    overwrite: bool,
+    write_more: Callable[[Path], Any] | None = None,
+) -> None:
     """Write a model, its metadata and its card to a folder, atomically.
 
     Args:
@@ -311,6 +319,7 @@ def save(model: SentenceTransformer, metadata: Mapping[str, Any], path: Path, *,
         metadata: What :func:`metadata` says of it.
         path: The folder to write.
         overwrite: Whether to replace an encoder that is there.
+        write_more: What writes other files to the folder.
 
     Raises:
         FileExistsError: If the folder is there and ``overwrite`` is not set, or holds something else than an encoder.
@@ -320,6 +329,8 @@ def save(model: SentenceTransformer, metadata: Mapping[str, Any], path: Path, *,
     with atomic_folder(path, overwrite=overwrite, recognize=is_saved_encoder, doing="saving an encoder") as folder:
         # a model that was not trained here keeps the card that it came with
         model.save_pretrained(str(folder), create_model_card=not trained_here)
+        if write_more is not None:
+            write_more(folder)
         files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
         needed = [name for name in files if name != CARD_FILE]
         (folder / METADATA_FILE).write_text(json.dumps({**metadata, "files": needed}, indent=2) + "\n")
@@ -360,11 +371,3 @@ def read_metadata(folder: Path) -> dict[str, Any]:
 def read_training_summary(folder: Path) -> dict[str, Any]:
     """Read how the model of a folder was trained; nothing, if it was not by this package."""
     return read_metadata(folder).get("training", {})
-
-
-def _floating_point(dtype: str | torch.dtype) -> torch.dtype:
-    """Find a type of weights by its name."""
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ValueError(f"dtype must be a floating point type of torch such as 'float32' or 'bfloat16', got {dtype!r}")
-    return found

@@ -1,7 +1,8 @@
 """The self-distillation loss on texts, in the form that sentence-transformers trains with.
 
 :class:`SelfDistillationLoss` embeds the columns of a batch, queries, positives and negatives, and hands the embeddings
-to :class:`.losses.AdaptiveMarginLoss`.
+to :class:`.losses.AdaptiveMarginLoss`. With a ``mini_batch_size`` it takes one mini-batch after the other, with the
+gradient cache of sentence-transformers.
 """
 
 from __future__ import annotations
@@ -11,9 +12,12 @@ from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.losses import CachedLossMixin
+from sentence_transformers.base.losses.gradcache import has_static_embedding_input
 from torch import Tensor, nn
 
 from .distributed import gather_batch
+from .embedding import arrange, embed, restore
 from .losses import AdaptiveMarginLoss
 
 CITATION = """
@@ -28,12 +32,20 @@ CITATION = """
 """
 
 
-class SelfDistillationLoss(nn.Module):
+class SelfDistillationLoss(CachedLossMixin, nn.Module):
     """Compute :class:`AdaptiveMarginLoss` on texts, for a ``SentenceTransformerTrainer``.
+
+    A large batch takes much memory, nearly all of it for going back through the model. With a ``mini_batch_size`` the
+    batch is embedded without that, the loss is differentiated by the embeddings, and each mini-batch is embedded again
+    and gone back through with its part of the gradient: the same loss and gradients, for a forward pass more.
 
     Args:
         model: The model to train.
         loss: The loss on embeddings; the parameter-free distributed one by default.
+        mini_batch_size: How many texts to go back through the model with at once; None for the whole batch.
+
+    Raises:
+        ValueError: If the model has static embeddings and there is a ``mini_batch_size``.
 
     Attributes:
         statistics: After each forward pass, the batch's mean ``margin`` and ``target`` (detached scalars).
@@ -66,12 +78,28 @@ class SelfDistillationLoss(nn.Module):
         torch.Size([])
         >>> list(loss.statistics)
         ['margin', 'target']
+
+    References:
+        Gao, Zhang, Han, Callan: Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup. RepL4NLP
+        2021. https://arxiv.org/abs/2101.06983 (the gradient cache)
     """
 
-    def __init__(self, model: SentenceTransformer, loss: AdaptiveMarginLoss | None = None) -> None:
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        loss: AdaptiveMarginLoss | None = None,
+        mini_batch_size: int | None = None,
+    ) -> None:
         super().__init__()
+        if mini_batch_size is not None and has_static_embedding_input(model):
+            raise ValueError(
+                f"mini_batch_size={mini_batch_size} needs texts of several tokens each, and this model looks up static "
+                "embeddings, which take little memory anyway; leave it out"
+            )
         self.model = model
         self.loss = AdaptiveMarginLoss() if loss is None else loss
+        self.uses_gradient_cache = mini_batch_size is not None
+        self.mini_batch_size = mini_batch_size or 0
         self.statistics: dict[str, Tensor] = {}
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None) -> Tensor:
@@ -84,8 +112,31 @@ class SelfDistillationLoss(nn.Module):
         Returns:
             A scalar tensor.
         """
-        embeddings = [self.model(features)["sentence_embedding"] for features in sentence_features]
-        return self.compute_loss_from_embeddings(embeddings, labels)
+        arrangement = arrange(sentence_features)
+        if self.uses_gradient_cache:
+            # what it takes for labels it hands to calculate_loss as it is
+            return self.forward_cached(arrangement.batches, arrangement.positions)
+        return self.compute_loss_from_embeddings(embed(self.model, arrangement), labels)
+
+    def calculate_loss(
+        self, reps: list[list[Tensor]], labels: Tensor | None = None, *, with_backward: bool = False
+    ) -> Tensor:
+        """Compute the loss from the embeddings of mini-batches, for the gradient cache.
+
+        Args:
+            reps: The embeddings of each mini-batch, for each batch of an arrangement.
+            labels: The positions of the arrangement.
+            with_backward: Whether to go back to the embeddings.
+
+        Returns:
+            A scalar tensor, without a graph if ``with_backward``.
+        """
+        batches = [torch.cat(parts) for parts in reps]
+        loss = self.compute_loss_from_embeddings(restore(batches, labels))
+        if with_backward:
+            loss.backward()
+            loss = loss.detach()
+        return loss
 
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None = None) -> Tensor:
         """Compute the loss from embeddings, of all processes if there are several.

@@ -57,6 +57,20 @@ def fails(function, *errors):
     return False
 
 
+# --- combine_checksums ------------------------------------------------------
+
+
+def test_combine_checksums_is_needed():
+    assert not hasattr(pd.util, "combine_hash_arrays"), DELETE.format("combine_checksums")
+
+
+def test_combine_checksums_gives_those_of_a_frame():
+    frame = pd.DataFrame({"a": ["x", "y", "é"], "b": ["y", "x", ""]})
+    columns = [pd.util.hash_array(frame[name].to_numpy(dtype=object), hash_key="0" * 16) for name in frame]
+    expected = pd.util.hash_pandas_object(frame, index=False, hash_key="0" * 16)
+    assert compat.combine_checksums(columns).tolist() == expected.tolist()
+
+
 # --- system_error_code ----------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from pyterrier_selfdistill import docnos as docnos_module
+from pyterrier_selfdistill import docnos as module
 from pyterrier_selfdistill.docnos import open_docnos, write_docnos
 
 
@@ -86,3 +87,19 @@ def test_open_docnos_knows_what_it_has(tmp_path, kind):
     assert "nobody" not in lookup.inv
     with pytest.raises(LookupError, match="1 of 2 documents are not in the index, such as the docno 'nobody'"):
         lookup.inv[kind(["a", "nobody"])]
+
+
+@pytest.mark.parametrize("place", [0, 1, 999, 1500])
+def test_docnos_that_are_the_same_are_named(tmp_path, place, monkeypatch):
+    """Wherever they are, and however few are compared at once."""
+    monkeypatch.setattr(module, "DOCNOS_OF_A_BLOCK", 700)
+    monkeypatch.setattr(module, "CHECKSUMS", 7)
+    docnos = [f"d{number}" for number in range(2000)]
+    assert write_docnos(tmp_path / "distinct", iter(docnos)) == 2000
+    with pytest.raises(ValueError, match=f"duplicate docno '{docnos[place]}'; each document needs"):
+        write_docnos(tmp_path / "docnos", [*docnos, docnos[place]])
+
+
+def test_docnos_that_are_all_the_same(tmp_path):
+    with pytest.raises(ValueError, match="duplicate docno 'é'"):
+        write_docnos(tmp_path / "docnos", ["é", "é", "é"])

@@ -97,6 +97,27 @@ def test_retrieval(known, folder):
 
 
 @pytest.fixture
+def ray_cluster():
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    yield
+    ray.shutdown()
+
+
+def test_cluster(known, folder, collection, ray_cluster):
+    stand_ins, names = known
+    stand_ins |= {"workers=16, num_gpus=1": "workers=1", '"num_cpus": 4': '"num_cpus": 0'}
+    (folder / "corpus").mkdir()
+    collection.corpus.to_json(folder / "corpus" / "1.jsonl", orient="records", lines=True)
+    names = run("cluster.rst", (stand_ins, names))
+    assert len(names["index"]) == 40
+    found = names["retriever"](names["topics"])
+    assert len(found) == len(names["topics"]) * 40
+    pd.testing.assert_frame_equal(names["on_ray"](names["topics"]), found, atol=1e-6)
+
+
+@pytest.fixture
 def how_to(known):
     known[1]["bm25"] = known[1]["bm25"] % 8  # of 25 documents, so that neighbours are others
     return run("how-to.rst", known)

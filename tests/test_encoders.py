@@ -170,18 +170,28 @@ def test_roles_conform_to_pyterrier(encoder, conforms):
 # --- encode ---------------------------------------------------------------------------------------------------------
 
 
-def test_encode_encodes_distinct_texts_once_those_of_like_length_together(encoder):
+def test_encode_encodes_distinct_texts_once_those_of_like_length_together(encoder, monkeypatch):
     texts = ["plot", "sort the rows of a table by column", "plot", "plot a matrix", "plot a file"]
     batches = []
+    forward = encoder.model.forward
 
-    def encode_batch(batch, **options):
-        batches.append(batch)
-        return encoder.model.encode_document(batch, **options)
+    def record(features, **options):
+        batches.append(features["attention_mask"].sum(dim=1).tolist())
+        return forward(features, **options)
 
-    vectors = encode(encode_batch, texts, batch_size=2, dimension=32)
-    assert batches == [["sort the rows of a table by column", "plot a matrix"], ["plot a file", "plot"]]
+    with monkeypatch.context() as patch:
+        patch.setattr(encoder.model, "forward", record)
+        vectors = encode(encoder.model, texts, "document", batch_size=2)
+    assert batches == [[10, 5], [5, 3]]
     np.testing.assert_array_equal(vectors[0], vectors[2])
     np.testing.assert_allclose(vectors, encoder.model.encode_document(texts), atol=1e-6)
+
+
+def test_encode_gives_the_dimensions_that_the_model_is_cut_to(tiny_model):
+    tiny_model.truncate_dim = 8
+    vectors = encode(tiny_model, ["plot", "sort rows"], "query", batch_size=2)
+    expected = tiny_model.encode_query(["plot", "sort rows"], normalize_embeddings=False)
+    np.testing.assert_allclose(vectors, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-6)
 
 
 # --- EncoderPipeline: the law of >> ---------------------------------------------------------------------------------

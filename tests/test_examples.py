@@ -10,6 +10,8 @@ import pytest
 from ir_datasets.formats import TrecQrels, TrecScoredDocs, TsvDocPairs, TsvDocs, TsvQueries
 from ir_datasets.util import LocalDownload
 
+from pyterrier_selfdistill import RayIndexer, SelfDistillIndex, ShardedIndex
+
 VERBS, THINGS = ["sort", "read", "write", "plot", "return"], ["table", "matrix", "file", "array", "column"]
 
 
@@ -81,6 +83,29 @@ def test_hard_negatives(datasets, language_model, capsys):
         pd.read_csv(f"out/{name}/history.csv")["loss"].dropna().iloc[-1] for name in ("random", "bm25", "re-mined")
     }
     assert len(models) == 3
+
+
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_index_with_ray(language_model, monkeypatch, tmp_path, is_kept, caplog):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples"))
+    import index_with_ray
+
+    def encode(indexer, corpus):
+        """Encodes as a single worker would."""
+        assert corpus == ["*.jsonl"]
+        assert (indexer.workers, indexer.num_gpus, indexer.shard_size) == (3, 0.5, 2)
+        index = SelfDistillIndex(indexer.folder / "shard", verbose=False)
+        (indexer.encoder >> index).index([{"docno": "d1", "text": "sort"}])
+        return ShardedIndex([index.index_path])
+
+    monkeypatch.setattr(RayIndexer, "encode", encode)
+    arguments = ["*.jsonl", "--model", language_model, "--index", str(tmp_path / "a.flex"), "--workers", "3"]
+    arguments += ["--gpus", "0.5", "--shard-size", "2", *(["--keep-shards"] * is_kept)]
+    with caplog.at_level("INFO"):
+        index_with_ray.main(index_with_ray.read_options(arguments))
+    assert "1 documents" in caplog.text
+    assert SelfDistillIndex(tmp_path / "a.flex").built() != is_kept
+    assert (tmp_path / "a.flex.shards").exists() == is_kept
 
 
 # --- the folder that an example writes ------------------------------------------------------------------------------

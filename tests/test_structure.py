@@ -14,20 +14,22 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "pyterrier_selfdistill"
 
 LAYERS = [
-    ["compat", "docnos", "exchange"],
+    ["compat", "docnos", "exchange", "tokens"],
     ["distributed", "io", "options", "portable", "validate", "vectors"],
-    ["identity", "packages"],
-    ["losses"],
+    ["identity", "int8", "packages"],
+    ["precision"],
+    ["embedding", "losses"],
     ["text_losses"],
     ["data"],
     ["index_files"],
     ["indexer", "retrievers"],
     ["index"],
-    ["encoders"],
-    ["model_card"],
+    ["encoders", "shards"],
+    ["model_card", "sharded_index"],
     ["persistence"],
+    ["export"],
     ["biencoder"],
-    ["training"],
+    ["ray_indexing", "training"],
 ]
 """The rooms of the package from the ground up; each may import those below it, and its own."""
 

@@ -2,7 +2,14 @@
 
 import pytest
 import torch
-from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from pyterrier_selfdistill import AdaptiveMarginLoss, SelfDistillationLoss
 from pyterrier_selfdistill.data.triples import from_texts
@@ -39,3 +46,93 @@ def test_sentence_loss_trains_in_sentence_transformers_itself(tiny_model, tmp_pa
     trainer.train()
     losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
     assert losses[-1] < losses[0] / 2
+
+
+OPTIONS = [
+    {},
+    {"target": 0.5},
+    {"target": 0.5, "in_batch": True},
+    {"target": "adaptive"},
+    {"target": "adaptive", "in_batch": True},
+    {"target": "adaptive", "in_batch": True, "pairing": "released"},
+    {"target": "trusting"},
+]
+"""Each target, with and without in-batch negatives."""
+
+COLUMNS = [
+    ["sort", "plot a", "mean", "read", "write by"],
+    ["sort rows", "plot a matrix", "return the mean value of an array by column", "read", "write the data"],
+    ["read a file", "sort", "plot", "mean value", "return a value of the table by row and by column"],
+    ["file", "sort the table by column", "plot a file", "mean", "query"],
+]
+"""Five queries, their positives, and two negatives each."""
+
+
+def loss_and_gradients(model, loss):
+    """Compute a loss on the columns, and what it is by the weights."""
+    model.zero_grad()
+    value = loss([model.preprocess(texts) for texts in COLUMNS])
+    value.backward()
+    return value.detach(), [weights.grad for weights in model.parameters() if weights.grad is not None]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_loss_and_gradients_are_those_of_columns_embedded_one_by_one(tiny_model, options):
+    tiny_model.eval()
+    value, gradients = loss_and_gradients(tiny_model, SelfDistillationLoss(tiny_model, AdaptiveMarginLoss(**options)))
+    tiny_model.zero_grad()
+    query, positive, *negatives = [tiny_model(tiny_model.preprocess(texts))["sentence_embedding"] for texts in COLUMNS]
+    expected = AdaptiveMarginLoss(**options)(query, positive, torch.stack(negatives, dim=1))
+    expected.backward()
+    assert value.item() == pytest.approx(expected.item(), abs=1e-5)
+    expected_gradients = [weights.grad for weights in tiny_model.parameters() if weights.grad is not None]
+    for ours, theirs in zip(gradients, expected_gradients, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("mini_batch_size", [1, 4, 100])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_the_gradient_cache_changes_neither_loss_nor_gradients(tiny_model, options, mini_batch_size):
+    tiny_model.double().eval()
+    plain = SelfDistillationLoss(tiny_model, AdaptiveMarginLoss(**options))
+    cached = SelfDistillationLoss(tiny_model, AdaptiveMarginLoss(**options), mini_batch_size=mini_batch_size)
+    value, gradients = loss_and_gradients(tiny_model, cached)
+    expected, expected_gradients = loss_and_gradients(tiny_model, plain)
+    assert value.item() == pytest.approx(expected.item(), abs=1e-9)
+    for ours, theirs in zip(gradients, expected_gradients, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-9)
+    for name, statistic in plain.statistics.items():
+        assert cached.statistics[name].item() == pytest.approx(statistic.item(), abs=1e-9)
+    with torch.no_grad():
+        assert cached([tiny_model.preprocess(texts) for texts in COLUMNS]).item() == pytest.approx(value.item())
+
+
+def test_the_gradient_cache_repeats_what_dropout_draws(tiny_model):
+    tiny_model.double().train()
+    loss = SelfDistillationLoss(tiny_model, mini_batch_size=2)
+    torch.manual_seed(0)
+    value, gradients = loss_and_gradients(tiny_model, loss)
+    torch.manual_seed(0)
+    weights = next(tiny_model.parameters())
+    row = gradients[0].abs().sum(dim=1).argmax()  # of a word that occurs
+    step = 1e-6 * gradients[0][row].sign()
+    with torch.no_grad():
+        weights[row] += step
+        raised = loss([tiny_model.preprocess(texts) for texts in COLUMNS])
+    assert (raised - value).item() == pytest.approx((step * gradients[0][row]).sum().item(), rel=1e-3)
+
+
+def test_gradients_of_the_cache_follow_the_scale_of_the_loss_and_accumulate(tiny_model):
+    tiny_model.eval()
+    loss = SelfDistillationLoss(tiny_model, mini_batch_size=2)
+    features = [tiny_model.preprocess(texts) for texts in COLUMNS]
+    loss(features).backward()
+    once = next(tiny_model.parameters()).grad.clone()
+    (loss(features) * 1024).backward()  # as a scaler for 16 bits does
+    assert torch.allclose(next(tiny_model.parameters()).grad, 1025 * once, rtol=1e-3, atol=1e-6)
+
+
+def test_the_gradient_cache_needs_tokens():
+    model = SentenceTransformer(modules=[StaticEmbedding(Tokenizer(WordLevel({"a": 0})), embedding_dim=4)])
+    with pytest.raises(ValueError, match="mini_batch_size=8 needs texts of several tokens"):
+        SelfDistillationLoss(model, mini_batch_size=8)

@@ -17,11 +17,10 @@ from pathlib import Path
 import torch
 import transformers
 
-from benchmarks.reliability import PAGE, write_section
+from benchmarks.pages import RELIABILITY, section, version, write_section
 
 from . import disks, kills, memory, neighbours, operations
 from .materials import Materials
-from .report import section, version
 
 Measure = Callable[[argparse.Namespace, Materials], str]
 """Does what the options say in the folder of the materials, and returns Markdown."""
@@ -68,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--work", type=Path, default="runs/chaos", help="the folder for all that is temporary")
     parser.add_argument("--only", type=_sections, default=",".join(MEASURES), help="some of these")
-    parser.add_argument("--page", type=Path, default=PAGE, help="the page whose sections are written")
+    parser.add_argument("--page", type=Path, default=RELIABILITY, help="the page whose sections are written")
     options = parser.parse_args(arguments)
     options.work = options.work.resolve()
     transformers.utils.logging.disable_progress_bar()

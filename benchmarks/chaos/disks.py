@@ -18,11 +18,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.pages import table
+
 from .kills import left_behind, paths_in
 from .materials import Materials
 from .operations import Fit, Index, Operation, Save, States
 from .processes import Outcome, run, watch_changes
-from .report import table, yes_or_no
+from .report import yes_or_no
 
 SIZE = 16 * 2**20
 """The bytes of a small file system."""

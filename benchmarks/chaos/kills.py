@@ -18,11 +18,12 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.pages import table
 from benchmarks.study.records import Records
 
 from .operations import BROKEN, Operation, States
 from .processes import DIED, Child, Outcome, last_words, run, watch_changes
-from .report import fault_list, table
+from .report import fault_list
 
 MOMENT, CHANGE = KINDS = ("moment", "change")
 """Kills at a moment, and just before a change."""

@@ -13,12 +13,12 @@ from typing import Any
 from scipy.stats import linregress
 
 from benchmarks.memory import resident
+from benchmarks.pages import table
 from pyterrier_selfdistill import SelfDistillIndex
 
 from . import materials
 from .materials import Materials
 from .processes import Child
-from .report import table
 
 SAMPLES = 240
 """How often memory is read."""

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from benchmarks.pages import table
 from pyterrier_selfdistill import SelfDistillIndex
 
 from . import materials
@@ -22,7 +23,7 @@ from .kills import has_result_of, run_undisturbed
 from .materials import Materials
 from .operations import Fit, Index, Operation
 from .processes import Child, Outcome, Setup
-from .report import fault_list, table
+from .report import fault_list
 
 SEARCHERS = 8
 """How many processes search."""

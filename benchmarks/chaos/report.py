@@ -1,65 +1,13 @@
-"""Sections of the page on reliability: tables, what they were made with, and the faults that were seen."""
+"""What sections of the page on reliability say of faults that were seen."""
 
 from __future__ import annotations
 
-import datetime
-import importlib.metadata
 import re
-import subprocess
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-
-from benchmarks.study.runner import PACKAGES, describe_machine
+from collections.abc import Iterable, Mapping
 
 MOST_FAULTS = 20
 """How many faults a section lists."""
-
-
-def section(command: str, *parts: str) -> str:
-    """Put a section together: what made it, and its parts.
-
-    Args:
-        command: The command line.
-        *parts: Tables and remarks.
-
-    Returns:
-        Markdown.
-    """
-    machine = describe_machine()
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in PACKAGES]
-    made = (
-        f"`{command}` on {datetime.date.today()}, version {version()} of the repository, {machine['processor']}, "
-        f"{machine['cores']} cores, Python {machine['python']}, {', '.join(versions)}."
-    )
-    return "\n\n".join([made, *filter(None, parts)])
-
-
-def version() -> str:
-    """Return the commit of the repository, if it is one."""
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Write a table in Markdown.
-
-    Args:
-        header: The names of the columns.
-        rows: Their values.
-
-    Returns:
-        The table.
-
-    Example:
-        >>> print(table(["operation", "kills"], [["save", 25]]))
-        | operation | kills |
-        |---|---|
-        | save | 25 |
-    """
-    lines = [_row(header), "|" + "---|" * len(header)]
-    lines += map(_row, rows)
-    return "\n".join(lines)
 
 
 def fault_list(faults: Mapping[str, int] | Iterable[str], title: str = "Faults that were seen") -> str:
@@ -92,12 +40,6 @@ def fault_list(faults: Mapping[str, int] | Iterable[str], title: str = "Faults t
 def yes_or_no(flag: bool) -> str:
     """Write a flag."""
     return "yes" if flag else "no"
-
-
-def _row(values: Iterable[object]) -> str:
-    """Write a row of a table."""
-    cells = [str(value).replace("|", "\\|") for value in values]
-    return f"| {' | '.join(cells)} |"
 
 
 def _without_places(text: str) -> str:

@@ -36,6 +36,7 @@ import pyterrier as pt
 from datasets import Dataset
 
 from ..io import atomic_folder
+from .checksums import DistinctCount, Fingerprint
 from .columns import text_columns
 
 logger = logging.getLogger(__name__)
@@ -43,8 +44,8 @@ logger = logging.getLogger(__name__)
 CACHE_FORMAT = 4
 """Changes when the same source and settings give other triples, or another summary."""
 
-MERGE_SIZE = 100_000
-"""How many new checksums are kept before they are merged into those that were seen."""
+PAIR_FACTOR = np.uint64(0x9E3779B97F4A7C15)
+"""What the checksum of a query is multiplied with, to combine it with that of a positive."""
 
 
 class Triples(NamedTuple):
@@ -178,6 +179,13 @@ class TripleWriter:
         """Whether the limit is reached, so that nothing more needs to be read."""
         return self.triples == self._limit
 
+    @property
+    def room(self) -> int | None:
+        """How many more triples are kept; any number if None."""
+        if self._limit is None:
+            return None
+        return self._limit - self.triples
+
     def read(self, number: int) -> None:
         """Count rows that were read; each of them is to be dropped or added."""
         self._read += number
@@ -187,23 +195,60 @@ class TripleWriter:
         if number:
             self.dropped[reason] += number
 
-    def add(self, rows: pa.Table, identifiers: pa.Table | None = None) -> None:
+    def add(self, rows: pa.Table) -> None:
         """Keep the rows that can be trained with, up to the limit, and drop others.
 
         Args:
-            rows: Texts, and perhaps labels, in the columns of triples. They are checked, counted and fingerprinted, and
-                written if there are no identifiers.
+            rows: Texts, and perhaps labels, in the columns of triples.
+        """
+        trimmed = {}
+        for name in text_columns(rows):
+            trimmed[name] = pc.utf8_trim_whitespace(pc.fill_null(rows[name], ""))
+        # checked before the limit, so that it is of triples and not of rows
+        usable = self.find_usable(pa.table(trimmed), "")
+        kept = rows.filter(pa.array(usable)).slice(0, self.room)
+        # checksums, since the texts themselves would fill the memory
+        queries, positives = map(_checksums_of, (kept["query"], kept["positive"]))
+        self.keep(kept, queries, positives)
+
+    def find_usable(self, trimmed: pa.Table, empty: Any) -> np.ndarray:
+        """Mark the rows that can be trained with; count the others under the first fault that they have.
+
+        Args:
+            trimmed: What stands for the texts, as :func:`find_faults` takes it.
+            empty: What stands for no text.
+
+        Returns:
+            True for each row that can be kept.
+        """
+        usable = np.ones(len(trimmed), dtype=bool)
+        for reason, is_faulty in find_faults(trimmed, empty):
+            self.drop(reason, int((usable & is_faulty).sum()))
+            usable &= ~is_faulty
+        return usable
+
+    def keep(
+        self, rows: pa.Table, queries: np.ndarray, positives: np.ndarray, identifiers: pa.Table | None = None
+    ) -> None:
+        """Keep rows that can be trained with, no more than there is room for.
+
+        Args:
+            rows: Texts, and perhaps labels, in the columns of triples. They are counted and fingerprinted, and written
+                if there are no identifiers.
+            queries: The checksums of the texts of queries, uint64.
+            positives: Those of positives.
             identifiers: What to write in place of the rows: as many, in the same order.
         """
-        # checked before the limit, so that it is of triples and not of rows
-        usable = pa.array(self._find_usable(rows))
-        kept = self._up_to_limit(rows.filter(usable))
-        self._count(kept)
-        self._fingerprint.update(kept)
+        self._queries.add(queries)
+        # one checksum of both; an odd factor, so that none is lost
+        self._positives.add(queries * PAIR_FACTOR + positives)
+        self._negatives = len(text_columns(rows)) - 2
+        self.triples += len(rows)
+        self._fingerprint.update(rows)
         if identifiers is None:
-            self._write(kept)
+            self._write(rows)
         else:
-            self._write(identifiers.filter(usable).slice(0, len(kept)))
+            self._write(identifiers)
 
     def finish(self) -> dict[str, Any]:
         """Account for all rows, when nothing more is added.
@@ -242,139 +287,33 @@ class TripleWriter:
             return f"{message}: {describe_dropped(self.dropped)}"
         return f"{message}; give rows of a query, a positive and one or more negatives"
 
-    def _find_usable(self, rows: pa.Table) -> np.ndarray:
-        """Mark the rows that can be trained with; count the others under the first fault that they have."""
-        usable = np.ones(len(rows), dtype=bool)
-        for reason, is_faulty in _find_faults(rows):
-            self.drop(reason, int((usable & is_faulty).sum()))
-            usable &= ~is_faulty
-        return usable
 
-    def _up_to_limit(self, rows: pa.Table) -> pa.Table:
-        if self._limit is None:
-            return rows
-        return rows.slice(0, self._limit - self.triples)
-
-    def _count(self, rows: pa.Table) -> None:
-        # checksums, since the texts themselves would fill the memory
-        pairs = rows.select(["query", "positive"]).to_pandas()
-        self._queries.add(pd.util.hash_array(pairs["query"].to_numpy(), categorize=False))
-        self._positives.add(pd.util.hash_pandas_object(pairs, index=False, categorize=False).to_numpy())
-        self._negatives = len(text_columns(rows)) - 2
-        self.triples += len(rows)
-
-
-def usable_rows(rows: pa.Table) -> np.ndarray:
-    """Mark the rows that can be trained with.
+def find_faults(trimmed: pa.Table, empty: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """Find out why rows cannot be trained with.
 
     Args:
-        rows: Texts, in the columns of triples.
+        trimmed: What stands for the texts, without white space around, in the columns of triples: the texts, or their
+            checksums.
+        empty: What stands for no text.
 
-    Returns:
-        True for each row that has all texts, none of the negatives that of the positive.
-
-    Example:
-        >>> usable_rows(pa.table({"query": ["a", "b"], "positive": ["c", "d"], "negative": ["e", "d"]})).tolist()
-        [True, False]
-    """
-    usable = np.ones(len(rows), dtype=bool)
-    for _, is_faulty in _find_faults(rows):
-        usable &= ~is_faulty
-    return usable
-
-
-def _find_faults(rows: pa.Table) -> Iterator[tuple[str, np.ndarray]]:
-    """Find out why rows cannot be trained with: the reason, and which rows."""
-    trimmed = {}
-    for name in text_columns(rows):
-        trimmed[name] = pc.utf8_trim_whitespace(pc.fill_null(rows[name], ""))
-        yield f"no text in {name!r}", pc.equal(trimmed[name], "").to_numpy()
-    for name in text_columns(rows)[2:]:
-        yield "negative with the text of the positive", pc.equal(trimmed[name], trimmed["positive"]).to_numpy()
-
-
-class DistinctCount:
-    """Counts distinct values by their checksums, at 8 bytes each.
+    Yields:
+        The reason, and which rows.
 
     Example:
-        >>> count = DistinctCount()
-        >>> count.add(np.array([3, 5, 3], dtype=np.uint64))
-        >>> count.add(np.array([5, 7], dtype=np.uint64))
-        >>> count.number
-        3
+        >>> rows = pa.table({"query": ["a", ""], "positive": ["c", "d"], "negative": ["c", "e"]})
+        >>> [(reason, is_faulty.tolist()) for reason, is_faulty in find_faults(rows, "") if is_faulty.any()]
+        [("no text in 'query'", [False, True]), ('negative with the text of the positive', [True, False])]
     """
-
-    def __init__(self) -> None:
-        self._seen = np.empty(0, dtype=np.uint64)
-        self._new: list[np.ndarray] = []
-
-    def add(self, checksums: np.ndarray) -> None:
-        """Add checksums, of type uint64."""
-        self._new.append(np.unique(checksums))
-        # rarely, since merging sorts all
-        if sum(map(len, self._new)) > max(len(self._seen), MERGE_SIZE):
-            self._merge()
-
-    @property
-    def number(self) -> int:
-        """The number of distinct checksums."""
-        self._merge()
-        return len(self._seen)
-
-    def _merge(self) -> None:
-        self._seen = np.unique(np.concatenate([self._seen, *self._new]))
-        self._new = []
+    names = trimmed.column_names
+    for name in names:
+        yield f"no text in {name!r}", pc.equal(trimmed[name], empty).to_numpy(zero_copy_only=False)
+    for name in names[2:]:
+        is_equal = pc.equal(trimmed[name], trimmed["positive"])
+        yield "negative with the text of the positive", is_equal.to_numpy(zero_copy_only=False)
 
 
-class Fingerprint:
-    """A checksum of the columns of a table that comes in parts, whatever their size.
-
-    Example:
-        >>> whole, parts = Fingerprint(), Fingerprint()
-        >>> table = pa.table({"query": ["sort", "plot"]})
-        >>> whole.update(table)
-        >>> parts.update(table[:1])
-        >>> parts.update(table[1:])
-        >>> whole.hexdigest() == parts.hexdigest()
-        True
-    """
-
-    def __init__(self) -> None:
-        self._columns: dict[str, list[Any]] = {}
-
-    def update(self, table: pa.Table) -> None:
-        """Add rows, always with the same columns."""
-        for name in table.column_names:
-            parts = _column_bytes(table[name])
-            if name not in self._columns:
-                self._columns[name] = [hashlib.sha256() for _ in parts]
-            # a checksum for each column, so that the size of parts does not matter
-            for checksum, part in zip(self._columns[name], parts, strict=True):
-                checksum.update(part)
-
-    def hexdigest(self) -> str:
-        """Return the checksum of all, of 16 characters."""
-        fingerprint = hashlib.sha256()
-        for name, checksums in self._columns.items():
-            fingerprint.update(name.encode())
-            for checksum in checksums:
-                fingerprint.update(checksum.digest())
-        return fingerprint.hexdigest()[:16]
-
-
-def _column_bytes(column: pa.ChunkedArray) -> list[bytes]:
-    """Return the bytes of numbers; or of texts one after another, and of their lengths, which tell them apart."""
-    if not pa.types.is_string(column.type):
-        return [column.to_numpy().tobytes()]
-    texts, lengths = [], []
-    for chunk in column.chunks:
-        _, offsets, data = chunk.buffers()
-        places = np.frombuffer(offsets, dtype=np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
-        lengths.append(np.diff(places).astype("<i4").tobytes())
-        # there is no buffer where all texts are empty
-        if data is not None:
-            texts.append(data.to_pybytes()[places[0] : places[-1]])
-    return [b"".join(texts), b"".join(lengths)]
+def _checksums_of(texts: pa.ChunkedArray) -> np.ndarray:
+    return pd.util.hash_array(texts.to_numpy(), categorize=False)
 
 
 class _ArrowFile:

@@ -166,6 +166,8 @@ class Documents:
         if self._store_process != os.getpid():
             self._store = reference.docs_store()
             self._store_process = os.getpid()
+        if len(self.fields) == 1:
+            return self._single_texts(self._store.get_many(docnos, self.fields[0]))
         found = self._store.get_many(docnos)
         texts = {}
         for docno, document in found.items():
@@ -173,6 +175,13 @@ class Documents:
             values = [getattr(document, name) for name in self.fields]
             texts[docno] = self._join(docno, values)
         return texts
+
+    def _single_texts(self, values: dict[str, Any]) -> dict[str, str]:
+        """Check texts that are not to be joined; most of the time of making triples is spent with them."""
+        for docno, value in values.items():
+            if not isinstance(value, str):
+                values[docno] = self._join(docno, [value])
+        return values
 
     def _reference(self) -> Any:
         """Return the dataset of ir_datasets, if the corpus is one that has documents."""

@@ -6,8 +6,8 @@ query and in all, are the first that can be trained with: a uniform sample, the 
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
@@ -18,14 +18,23 @@ import pyarrow as pa
 import pyterrier as pt
 
 from ..options import FieldNames, PositiveInteger, Seed, checked
-from .cache import TripleCache, Triples, TripleWriter, usable_rows
-from .columns import string_table
+from .cache import TripleCache, Triples, TripleWriter, find_faults
 from .corpus import Documents
-from .shuffle import ExternalShuffle
+from .shuffle import BUCKETS, ExternalShuffle, Part
 from .signatures import Signature, part_signature, texts_signature
+from .text_table import TextTable
 
 TEXTS = 20_000
 """How many triples get their texts at once."""
+
+LOOKUPS = 200_000
+"""Of how many pairs the texts are looked up at once."""
+
+MARGIN = 2
+"""How many times as many pairs as triples are wanted are shuffled, at least: some have no text, or too many others."""
+
+NO_TEXT = pa.scalar(0, pa.uint64())
+"""What stands for no text where checksums stand for texts."""
 
 
 @checked
@@ -112,7 +121,7 @@ class TextLookup:
         for name, identifiers in batch.items():
             known = documents
             if name == "query":
-                known = self._queries
+                known = self.queries
             texts[name] = list(map(known.get, identifiers))
         return texts
 
@@ -123,7 +132,7 @@ class TextLookup:
             return None
         queries = part_signature(self.topics, "queries")
         if queries is None:
-            queries = texts_signature(self._queries)
+            queries = texts_signature(self.queries)
         return [queries, documents]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TextLookup:
@@ -131,7 +140,8 @@ class TextLookup:
         return self
 
     @cached_property
-    def _queries(self) -> dict[str, str]:
+    def queries(self) -> dict[str, str]:
+        """The texts of all queries."""
         if isinstance(self.topics, pd.DataFrame):
             return dict(zip(self.topics["qid"], self.topics["query"], strict=True))
         reference = cast(Any, self.topics).irds_ref()
@@ -144,7 +154,8 @@ def triples_of_pairs(
     """Make triples of pairs of identifiers, or find those that were made of the same pairs and texts.
 
     Args:
-        tables: The pairs: ``query``, ``positive`` and the columns of negatives.
+        tables: The pairs: ``query``, ``positive`` and the columns of negatives. Those of an iterator all go to disk;
+            what can be read again is read more than once if need be, so that a ``limit`` needs little disk.
         pairs: What identifies the pairs; None if nothing does.
         lookup: The texts.
         options: Which pairs to keep, and how.
@@ -189,63 +200,160 @@ def _find_cache(pairs: Signature, lookup: TextLookup, options: PairOptions, orig
 
 def _write_pairs(tables: Iterable[pa.Table], lookup: TextLookup, options: PairOptions, cache: TripleCache) -> None:
     """Sample and shuffle pairs of identifiers, look up their texts, and write them."""
-    with cache.writer(options.limit) as writer, ExternalShuffle(options.seed) as shuffle:
-        for table in tables:
-            writer.read(len(table))
-            shuffle.add(table)
-        sample = _QuerySample(options.max_pairs_per_query)
-        with pt.tqdm(total=shuffle.rows, desc="Making triples", unit="pair", disable=not options.verbose) as bar:
-            for part in shuffle.parts():
-                # equal rows are in the same part, so that no other needs to be looked at
-                distinct = part.drop_duplicates()
-                writer.drop("duplicate row", len(part) - len(distinct))
-                _write_part(distinct, lookup, sample, writer, store_texts=options.store_texts)
-                bar.update(len(part))
-                if writer.full:
-                    break
+    with cache.writer(options.limit) as writer, PairTexts(lookup) as texts:
+        sample = QuerySample(options.max_pairs_per_query)
+        start = 0
+        while start < BUCKETS and not writer.full:
+            with ExternalShuffle(options.seed, start=start, enough=_enough(writer, tables)) as shuffle:
+                for table in tables:
+                    shuffle.add(table)
+                if start == 0:
+                    writer.read(shuffle.rows)
+                _write_parts(shuffle, texts, sample, writer, options)
+            # where the limit is not reached yet, the pairs are read again
+            start = shuffle.stop
 
 
-def _write_part(
-    pairs: pd.DataFrame, lookup: TextLookup, sample: _QuerySample, writer: TripleWriter, *, store_texts: bool
+def _enough(writer: TripleWriter, tables: Iterable[pa.Table]) -> int | None:
+    """Return how many pairs will probably do; all, if there is no limit, or they cannot be read again."""
+    if writer.room is None or isinstance(tables, Iterator):
+        return None
+    return MARGIN * writer.room
+
+
+def _write_parts(
+    shuffle: ExternalShuffle, texts: PairTexts, sample: QuerySample, writer: TripleWriter, options: PairOptions
 ) -> None:
-    for start in range(0, len(pairs), TEXTS):
-        some = pairs.iloc[start : start + TEXTS]
-        wanted = some[sample.has_room(some["query"])]
-        texts = string_table(lookup(wanted.to_dict(orient="list")))
-        is_first = sample.take(wanted["query"], usable_rows(texts))
-        writer.drop(f"pair beyond {sample.number} of its query", len(some) - int(is_first.sum()))
-        texts = texts.filter(pa.array(is_first))
-        # looked up in any case: identifiers without a text are dropped now, not while training
-        if store_texts:
-            writer.add(texts)
-        else:
-            writer.add(texts, string_table(wanted[is_first].to_dict(orient="list")))
+    with pt.tqdm(total=shuffle.kept, desc="Making triples", unit="pair", disable=not options.verbose) as bar:
+        for part in shuffle.parts():
+            # equal rows are in the same part, so that no other needs to be looked at
+            distinct = part.distinct()
+            writer.drop("duplicate row", len(part.rows) - len(distinct.rows))
+            for start in range(0, len(distinct.rows), LOOKUPS):
+                _write_rows(distinct.slice(start, LOOKUPS), texts, sample, writer, options)
+                if writer.full:
+                    return
+            bar.update(len(part.rows))
+
+
+def _write_rows(part: Part, texts: PairTexts, sample: QuerySample, writer: TripleWriter, options: PairOptions) -> None:
+    """Write the rows of a part, and count those that are not kept."""
+    queries = texts.find("query", part)
+    has_room = sample.has_room(queries)
+    positions = {"query": queries}
+    for name in part.rows.column_names[1:]:
+        positions[name] = np.zeros(len(queries), dtype=np.int32)
+        # reading documents takes most of the time
+        positions[name][has_room] = texts.find(name, part.take(np.flatnonzero(has_room)))
+    for start in range(0, len(queries), TEXTS):
+        block = np.arange(start, min(start + TEXTS, len(queries)))
+        wanted = block[has_room[block]]
+        is_first = sample.take(queries[wanted], texts.usable(positions, wanted))
+        writer.drop(f"pair beyond {sample.number} of its query", len(block) - int(is_first.sum()))
+        first = wanted[is_first]
+        # identifiers without a text are dropped now, not while training
+        usable = writer.find_usable(texts.trimmed(positions, first), NO_TEXT)
+        kept = first[usable][: writer.room]
+        identifiers = None
+        if not options.store_texts:
+            identifiers = part.rows.take(pa.array(kept))
+        query_checksums = texts.checksums("query", queries[kept])
+        positive_checksums = texts.checksums("positive", positions["positive"][kept])
+        writer.keep(texts.take(positions, kept), query_checksums, positive_checksums, identifiers)
         if writer.full:
             break
 
 
-class _QuerySample:
-    """The first pairs of each query that can be trained with, over all parts."""
+class PairTexts:
+    """The texts of pairs, each looked up once; the files that they are in go with the context.
+
+    A text of a pair has a position, an integer. ``positions`` are those of each column, of shape ``(pairs,)``.
+
+    Args:
+        lookup: What looks them up.
+    """
+
+    def __init__(self, lookup: TextLookup) -> None:
+        self._queries = TextTable(lambda identifiers: lookup.queries)
+        self._documents = TextTable(lookup.documents.texts)
+
+    def __enter__(self) -> PairTexts:
+        self._stack = ExitStack()
+        self._stack.enter_context(self._queries)
+        self._stack.enter_context(self._documents)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def find(self, name: str, part: Part) -> np.ndarray:
+        """Find the positions of the texts of a column."""
+        return self._table(name).find(part.rows[name], part.checksums[name])
+
+    def checksums(self, name: str, positions: np.ndarray) -> np.ndarray:
+        """Return the checksums of texts of a column."""
+        return self._table(name).checksums[positions]
+
+    def trimmed(self, positions: Mapping[str, np.ndarray], rows: np.ndarray) -> pa.Table:
+        """Return the checksums of the texts of some rows, without white space around; :data:`NO_TEXT` if none is."""
+        columns = {name: self._table(name).trimmed[column[rows]] for name, column in positions.items()}
+        return pa.table(columns)
+
+    def usable(self, positions: Mapping[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
+        """Mark those of some rows that can be trained with."""
+        usable = np.ones(len(rows), dtype=bool)
+        for _, is_faulty in find_faults(self.trimmed(positions, rows), NO_TEXT):
+            usable &= ~is_faulty
+        return usable
+
+    def take(self, positions: Mapping[str, np.ndarray], rows: np.ndarray) -> pa.Table:
+        """Return the texts of some rows."""
+        return pa.table({name: self._table(name).take(column[rows]) for name, column in positions.items()})
+
+    def _table(self, name: str) -> TextTable:
+        if name == "query":
+            return self._queries
+        return self._documents
+
+
+class QuerySample:
+    """The first pairs of each query that can be trained with, over all parts.
+
+    Queries are integers from 0.
+
+    Args:
+        number: How many pairs to keep of each; all if None.
+
+    Example:
+        >>> sample = QuerySample(1)
+        >>> sample.take(np.array([0, 1, 0, 1]), np.array([True, False, True, True])).tolist()
+        [True, True, False, True]
+        >>> sample.has_room(np.array([0, 1, 2])).tolist()
+        [False, False, True]
+    """
 
     def __init__(self, number: int | None) -> None:
         self.number = number
-        self._taken: Counter[str] = Counter()
+        self._taken = np.zeros(0, dtype=int)
 
-    def has_room(self, queries: pd.Series) -> np.ndarray:
+    def has_room(self, queries: np.ndarray) -> np.ndarray:
         """Mark the pairs of queries that do not have enough yet."""
         if self.number is None:
             return np.ones(len(queries), dtype=bool)
         return self._count_taken(queries) < self.number
 
-    def take(self, queries: pd.Series, usable: np.ndarray) -> np.ndarray:
+    def take(self, queries: np.ndarray, usable: np.ndarray) -> np.ndarray:
         """Mark the pairs up to those with which their queries have enough, usable or not."""
         if self.number is None:
             return np.ones(len(queries), dtype=bool)
-        number = pd.Series(usable.astype(int), index=queries.index)
+        number = pd.Series(usable.astype(int))
         before = self._count_taken(queries) + (number.groupby(queries).cumsum() - number).to_numpy()
         is_first = before < self.number
-        self._taken.update(queries[is_first & usable])
+        np.add.at(self._taken, queries[is_first & usable], 1)
         return is_first
 
-    def _count_taken(self, queries: pd.Series) -> np.ndarray:
-        return np.array([self._taken[query] for query in queries], dtype=int)
+    def _count_taken(self, queries: np.ndarray) -> np.ndarray:
+        size = int(queries.max(initial=-1)) + 1
+        if size > len(self._taken):
+            self._taken = np.append(self._taken, np.zeros(size - len(self._taken), dtype=int))
+        return self._taken[queries]

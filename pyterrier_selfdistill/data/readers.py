@@ -270,12 +270,16 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _open_text(path: Path) -> BinaryIO:
-    """Open a file, whether it is compressed or not; what it begins with says that, since names are changed."""
-    with path.open("rb") as file:
-        is_compressed = file.read(len(GZIP)) == GZIP
-    if is_compressed:
+    """Open a file, whether it is compressed or not."""
+    if is_gzip(path):
         return cast(BinaryIO, gzip.open(path))
     return path.open("rb")
+
+
+def is_gzip(path: Path) -> bool:
+    """Say whether a file is compressed, by what it begins with, since names are changed."""
+    with path.open("rb") as file:
+        return file.read(len(GZIP)) == GZIP
 
 
 def _decode(where: str, line: bytes, encoding: str) -> str:

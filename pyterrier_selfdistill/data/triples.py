@@ -20,7 +20,6 @@ parts, in memory that does not grow with their number, into an Arrow file that t
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +27,16 @@ import pandas as pd
 import pyarrow as pa
 import pyterrier as pt
 from datasets import Dataset
-from more_itertools import chunked
 
 from ..options import PositiveInteger, checked
 from ..validate import require_distinct_columns, require_topics
 from .cache import TripleCache, Triples
-from .columns import IDENTIFIER_QUERY, TEXT_QUERY, add_label, column_names, select_columns, string_table
+from .columns import IDENTIFIER_QUERY, TEXT_QUERY, add_label, select_columns
 from .corpus import Corpus, Documents
+from .docpairs import Docpairs
 from .pairs import ALL_PAIRS, PairOptions, TextLookup, triples_of_pairs
 from .readers import ROWS, read_tables, tables_of
 from .signatures import file_signature, part_signature
-
-DOCPAIRS = 200_000
-"""How many docpairs are read at once."""
 
 
 @checked
@@ -70,7 +66,7 @@ def from_docpairs(dataset: pt.datasets.Dataset, options: PairOptions = ALL_PAIRS
     reference = _docpairs_reference(dataset)
     origin = {"source": repr(dataset), "kind": "docpairs", **options.settings()}
     lookup = TextLookup(dataset, Documents(dataset, options.fields))
-    tables = _read_docpairs(reference, options.verbose)
+    tables = Docpairs(reference, verbose=options.verbose)
     return triples_of_pairs(tables, part_signature(dataset, "docpairs"), lookup, options, origin)
 
 
@@ -174,15 +170,6 @@ def _docpairs_reference(dataset: pt.datasets.Dataset) -> Any:
             f"(it has {parts}); give its topics and qrels to fit, behind a retriever or with corpus= at the trainer"
         )
     return reference
-
-
-def _read_docpairs(reference: Any, verbose: bool) -> Iterator[pa.Table]:
-    identifiers = attrgetter("query_id", "doc_id_a", "doc_id_b")
-    names = column_names(3)
-    pairs = pt.tqdm(reference.docpairs_iter(), desc="Reading docpairs", unit="pair", disable=not verbose)
-    for chunk in chunked(pairs, DOCPAIRS):
-        columns = zip(*map(identifiers, chunk), strict=True)
-        yield string_table(dict(zip(names, columns, strict=True)))
 
 
 def _source_name(source: Any) -> str:

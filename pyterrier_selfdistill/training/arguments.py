@@ -21,6 +21,7 @@ from ..data.columns import LABEL
 from ..data.corpus import Corpus
 from ..losses import AdaptiveMarginLoss, Target
 from ..options import Count, PositiveInteger, PositiveNumber, checked
+from ..precision import has_bfloat16
 from ..text_losses import SelfDistillationLoss
 from .evaluation import RetrievalEvaluator
 
@@ -93,12 +94,10 @@ def mixed_precision(device: torch.device) -> dict[str, bool]:
         >>> mixed_precision(torch.device("meta"))
         {}
     """
-    if device.type == "cuda":
-        if torch.cuda.is_bf16_supported():
-            return {"bf16": True}
-        return {"fp16": True}
-    if device.type == "cpu" and _cpu_has_bfloat16():
+    if has_bfloat16(device):
         return {"bf16": True}
+    if device.type == "cuda":
+        return {"fp16": True}
     return {}
 
 
@@ -233,6 +232,7 @@ def loss_maker(
     target: Target,
     in_batch: bool,
     error: Literal["l2", "l1", "soft"],
+    mini_batch_size: int | None = None,
 ) -> LossMaker:
     """Return the function that makes the loss of a training for its model.
 
@@ -241,12 +241,13 @@ def loss_maker(
         target: The target of :class:`AdaptiveMarginLoss`.
         in_batch: Whether it has in-batch negatives.
         error: Its error function.
+        mini_batch_size: That of :class:`SelfDistillationLoss`.
 
     Returns:
         The function.
 
     Raises:
-        ValueError: If a loss is given and one of the options too, or if options contradict each other.
+        ValueError: If a loss is given and one of its options too, or if options contradict each other.
         TypeError: If the loss is something else.
 
     Example:
@@ -258,11 +259,17 @@ def loss_maker(
     elif (target, in_batch, error) != ("distributed", False, "l2"):
         raise ValueError(f"loss={loss!r} was given beside target, in_batch or error; set those in the loss itself")
     if isinstance(loss, AdaptiveMarginLoss):
-        return partial(SelfDistillationLoss, loss=loss)
+        return partial(SelfDistillationLoss, loss=loss, mini_batch_size=mini_batch_size)
     if isinstance(loss, nn.Module) or not callable(loss):
         raise TypeError(
             f"expected an AdaptiveMarginLoss or a function of the model, got loss={loss!r}; for another loss give its "
             "class, such as MultipleNegativesRankingLoss, or lambda model: TheLoss(model, ...)"
+        )
+    if mini_batch_size is not None:
+        raise ValueError(
+            f"mini_batch_size={mini_batch_size} is for the losses of this package, got loss={loss!r} beside it; leave "
+            "it out, and give a loss that has a gradient cache, such as "
+            "lambda model: CachedMultipleNegativesRankingLoss(model, mini_batch_size=...)"
         )
     return loss
 
@@ -347,12 +354,3 @@ def _prompts(encoder: SelfDistillBiEncoder, roles: Mapping[str, str]) -> dict[st
         if prompt:
             prompts[column] = prompt
     return prompts
-
-
-def _cpu_has_bfloat16() -> bool:
-    """Tell whether the CPU has instructions for bfloat16, as far as this version of torch knows."""
-    # the older of the versions that are supported have no public way to ask
-    if not hasattr(torch.cpu, "get_capabilities"):
-        return False
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))

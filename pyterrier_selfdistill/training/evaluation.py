@@ -257,7 +257,7 @@ def make_evaluator(
         raise ValueError("evaluation needs validation topics (or results) and qrels; only one of them was given")
     if training_topics is not None:
         qrels = validation_qrels(qrels, topics_or_results, training_topics)
-    options = {"batch_size": encoder.batch_size, "text_field": encoder.text_field}
+    options = {"batch_size": encoder.batch_size, "text_field": encoder.text_field, "dtype": encoder.dtype}
     return RetrievalEvaluator(topics_or_results, qrels, measures, corpus=corpus, fields=fields, encoder_options=options)
 
 

@@ -40,6 +40,12 @@ from .evaluation import RetrievalEvaluator
 from .history import training_summary, warn_if_not_improved
 from .processes import PartBatchSampler, sees_global_batch
 
+STEPS_BETWEEN_CHECKS = {"cpu": 1}
+"""After how many losses to check that they are finite, by the type of the device."""
+
+STEPS_BETWEEN_CHECKS_ELSEWHERE = 10
+"""The same for devices that compute while the process prepares what follows, which asking for a result interrupts."""
+
 
 class TrainingLoop(SentenceTransformerTrainer):
     """Train a model, with margins and targets in the log, early stopping, and an exponential schedule.
@@ -76,6 +82,7 @@ class TrainingLoop(SentenceTransformerTrainer):
         self.decay = decay  # first, since the trainer may ask for a schedule while it is made
         super().__init__(model=encoder.model, args=arguments, train_dataset=dataset, loss=loss, evaluator=evaluator)
         self.seconds = 0.0
+        self.unchecked: list[tuple[int, torch.Tensor]] = []
         self.monitor = SimilarityMonitor(encoder, dataset)
         self.miner = miner
         self.tokenize = self.data_collator
@@ -118,6 +125,7 @@ class TrainingLoop(SentenceTransformerTrainer):
         with explained_errors(self.folder), no_checkpoint_progress_bars():
             self.train(resume_from_checkpoint=resumed)
         self.seconds = time.monotonic() - started
+        self.require_finite_losses()
         model = cast(torch.nn.Module, self.model)
         share_weights(model)
         remove_autocast(model)
@@ -167,10 +175,21 @@ class TrainingLoop(SentenceTransformerTrainer):
     def training_step(self, *args: Any, **options: Any) -> torch.Tensor:
         """Train with a batch, and stop where its loss is not finite."""
         loss = super().training_step(*args, **options)
-        if not loss.isfinite():
-            step = self.state.global_step + 1
-            raise FloatingPointError(f"the loss is {loss.item()} in step {step}: {AGAINST_DIVERGENCE}")
+        self.unchecked.append((self.state.global_step + 1, loss))
+        if len(self.unchecked) >= STEPS_BETWEEN_CHECKS.get(loss.device.type, STEPS_BETWEEN_CHECKS_ELSEWHERE):
+            self.require_finite_losses()
         return loss
+
+    def require_finite_losses(self) -> None:
+        """Check the losses since the last check.
+
+        Raises:
+            FloatingPointError: If one is not finite.
+        """
+        for step, loss in self.unchecked:
+            if not loss.isfinite():
+                raise FloatingPointError(f"the loss is {loss.item()} in step {step}: {AGAINST_DIVERGENCE}")
+        self.unchecked.clear()
 
     def get_batch_sampler(  # type: ignore[override]
         self, dataset: Any, batch_size: int, drop_last: bool, **options: Any
@@ -193,6 +212,7 @@ class TrainingLoop(SentenceTransformerTrainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model of a checkpoint, without its arguments and its card, which may hold tokens and paths."""
+        self.require_finite_losses()
         super().save_model(output_dir, _internal_call)
         if not is_first():
             return

@@ -80,6 +80,8 @@ class SelfDistillTrainer(pt.Estimator):
         error: How deviations from the target count: ``"l2"``, ``"l1"`` or ``"soft"``.
         loss: Instead of these three: an :class:`AdaptiveMarginLoss` with more options, or a function that makes any
             loss of sentence-transformers for a model, such as ``MultipleNegativesRankingLoss``.
+        mini_batch_size: How many texts to go back through the model with at once, for batches that do not fit into
+            memory: the same loss and gradients (see :class:`SelfDistillationLoss`), for a forward pass more.
         preset: ``"default"`` or ``"paper"``, the recipe of the paper.
         negatives: How many negatives a triple gets in :meth:`fit`, or :class:`Negatives` that say which.
         min_label: The lowest label of a positive in :meth:`fit`.
@@ -122,6 +124,7 @@ class SelfDistillTrainer(pt.Estimator):
         in_batch: bool = False,
         error: Literal["l2", "l1", "soft"] = "l2",
         loss: SkipValidation[AdaptiveMarginLoss | Callable[[SentenceTransformer], nn.Module] | None] = None,
+        mini_batch_size: PositiveInteger | None = None,
         preset: Literal["default", "paper"] = "default",
         negatives: PositiveInteger | Negatives = 1,
         min_label: PositiveInteger = 1,
@@ -147,7 +150,7 @@ class SelfDistillTrainer(pt.Estimator):
         self.in_batch = in_batch
         self.error = error
         self.loss = loss
-        self._make_loss = loss_maker(loss, target, in_batch, error)
+        self._make_loss = loss_maker(loss, target, in_batch, error, mini_batch_size)
         self.preset = preset
         self.negatives = negatives if isinstance(negatives, Negatives) else Negatives(negatives)
         self.min_label = min_label

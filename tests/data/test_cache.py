@@ -10,7 +10,7 @@ import pyterrier as pt
 import pytest
 
 from pyterrier_selfdistill.data import cache as module
-from pyterrier_selfdistill.data.cache import DistinctCount, Fingerprint, TripleCache, usable_rows
+from pyterrier_selfdistill.data.cache import TripleCache, find_faults
 
 COLUMNS = ["query", "positive", "negative"]
 ROWS = [("sort", "sort rows", "plot a file"), ("plot", "plot a matrix", "read a value")]
@@ -184,14 +184,14 @@ def test_writer_drops_rows_that_cannot_be_trained_with(cache, texts_of, is_accou
 
 
 def test_writer_writes_identifiers_in_place_of_texts(cache, home, texts_of):
-    """Texts are checked and fingerprinted all the same."""
-    identifiers = [("1", "d1", "d2"), ("1", "d3", "d4"), ("2", "d5", "d6")]
-    rows = [ROWS[0], ("a", "", "b"), ROWS[1]]
+    """Texts are fingerprinted all the same."""
+    identifiers = [("1", "d1", "d2"), ("2", "d5", "d6")]
+    checksums = np.array([1, 2], dtype=np.uint64)
     with cache.writer() as writer:
-        writer.read(3)
-        writer.add(table_of(rows), table_of(identifiers))
+        writer.read(2)
+        writer.keep(table_of(ROWS), checksums, checksums, table_of(identifiers))
     triples = cache.load()
-    assert texts_of(triples) == [identifiers[0], identifiers[2]]
+    assert texts_of(triples) == identifiers
     texts = TripleCache(None, {})
     write(texts, ROWS)
     assert triples.summary["fingerprint"] == texts.load().summary["fingerprint"]
@@ -204,49 +204,15 @@ def test_writer_counts_distinct_queries_and_positives(cache):
     assert (summary["queries"], summary["positives"]) == (2, 3)
 
 
-def test_distinct_count_merges_what_it_has_seen(monkeypatch):
-    monkeypatch.setattr(module, "MERGE_SIZE", 10)
-    count = DistinctCount()
-    generator = np.random.default_rng(0)
-    checksums = generator.integers(500, size=(100, 20)).astype(np.uint64)
-    for part in checksums:
-        count.add(part)
-    assert count.number == len(np.unique(checksums))
-
-
-def fingerprint_of(*tables):
-    fingerprint = Fingerprint()
-    for table in tables:
-        fingerprint.update(table)
-    return fingerprint.hexdigest()
-
-
-def test_fingerprint_is_known():
-    """The same with every release, since runs are resumed and cached triples compared by it."""
-    table = table_of([("sört", "", "plot"), ("a", "b", "c")])
-    assert fingerprint_of(table) == "f0a933c4ddaa05b0"
-    labelled = table.append_column("label", pa.array([0.25, -1.5], pa.float32()))
-    assert fingerprint_of(labelled) == "76e02415851b309e"
-
-
-def test_fingerprint_does_not_depend_on_parts():
-    table = table_of(ROWS * 50)
-    assert fingerprint_of(table[:7], table[7:30], table[30:30], table[30:]) == fingerprint_of(table)
-
-
-def test_fingerprint_tells_texts_apart_by_order_and_bounds():
-    tables = [
-        table_of(ROWS),
-        table_of(ROWS[::-1]),
-        table_of([("sor", "tsort rows", "plot a file"), ROWS[1]]),
-        table_of([ROWS[0], ("plot", "plot a matrix", "read a valu")]),
-    ]
-    assert len(set(map(fingerprint_of, tables))) == 4
-
-
-def test_usable_rows_have_all_texts_and_no_negative_that_is_the_positive():
-    rows = [*ROWS, (None, "b", "c"), ("a", " ", "c"), ("a", "b", ""), ("a", "b", "b ")]
-    assert usable_rows(table_of(rows)).tolist() == [True, True, False, False, False, False]
+def test_find_faults_of_missing_texts_and_of_negatives_that_are_the_positive():
+    rows = [*ROWS, ("", "b", "c"), ("a", "", "c"), ("a", "b", ""), ("a", "b", "b")]
+    faults = {reason: np.flatnonzero(is_faulty).tolist() for reason, is_faulty in find_faults(table_of(rows), "")}
+    assert faults == {
+        "no text in 'query'": [2],
+        "no text in 'positive'": [3],
+        "no text in 'negative'": [4],
+        "negative with the text of the positive": [5],
+    }
 
 
 def test_writer_of_no_triples_names_the_source():

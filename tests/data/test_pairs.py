@@ -6,13 +6,14 @@ import json
 import dill
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyterrier_selfdistill.data import pairs as module
 from pyterrier_selfdistill.data.corpus import Documents
-from pyterrier_selfdistill.data.pairs import PairOptions, TextLookup
+from pyterrier_selfdistill.data.pairs import PairOptions, TextLookup, triples_of_pairs
 from pyterrier_selfdistill.data.triples import from_identifiers
 
 
@@ -89,6 +90,21 @@ def test_pairs_of_a_query_that_has_enough_are_not_looked_up(topics, corpus, many
     monkeypatch.setattr(Documents, "texts", lambda self, docnos: looked_up.extend(docnos) or texts(self, docnos))
     from_identifiers(many_pairs, topics, corpus, PairOptions(max_pairs_per_query=1))
     assert 4 <= len(looked_up) <= 20
+
+
+@pytest.mark.parametrize("number", [None, 1, 3])
+@pytest.mark.parametrize("limit", [1, 2, 20, 70])
+def test_pairs_that_can_be_read_again_give_the_same(many_pairs, topics, corpus, number, limit, texts_of):
+    """Only the first are shuffled then, and more if they do not do."""
+    options = PairOptions(max_pairs_per_query=number, limit=limit)
+    columns = dict(zip(["query", "positive", "negative"], zip(*many_pairs, strict=True), strict=True))
+    table = pa.table(columns)
+    found = []
+    for tables in ([table[:100], table[100:]], iter([table])):
+        lookup = TextLookup(topics, Documents(corpus, ["text"]))
+        triples = triples_of_pairs(tables, None, lookup, options, {})
+        found.append((texts_of(triples), triples.summary))
+    assert found[0] == found[1]
 
 
 def test_pairs_give_what_is_known(many_pairs, topics, corpus, texts_of):

@@ -6,7 +6,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from pyterrier_selfdistill.data.shuffle import ExternalShuffle
+from pyterrier_selfdistill.data.shuffle import BUCKETS, ExternalShuffle
 
 
 @pytest.fixture
@@ -23,11 +23,15 @@ def temporary(tmp_path, monkeypatch):
     return tmp_path
 
 
+def rows_of(parts):
+    return pd.concat([part.rows.to_pandas() for part in parts]).to_numpy().tolist()
+
+
 def shuffled(seed, *tables):
     with ExternalShuffle(seed) as shuffle:
         for table in tables:
             shuffle.add(table)
-        return pd.concat(shuffle.parts()).to_numpy().tolist()
+        return rows_of(shuffle.parts())
 
 
 def test_shuffle_gives_all_rows_in_another_order(table):
@@ -47,7 +51,7 @@ def test_shuffle_puts_duplicate_rows_into_the_same_part(table):
         shuffle.add(table)
         shuffle.add(table)
         assert shuffle.rows == 2000
-        distinct = [len(part.drop_duplicates()) for part in shuffle.parts()]
+        distinct = [len(part.distinct().rows) for part in shuffle.parts()]
     assert sum(distinct) == len(table.to_pandas().drop_duplicates())
 
 
@@ -72,3 +76,25 @@ def test_shuffle_removes_its_files_after_an_error(table, temporary):
     with pytest.raises(ZeroDivisionError):
         read_and_fail()
     assert not list(temporary.iterdir())
+
+
+@pytest.mark.parametrize("enough", [1, 30, 1000, 2000])
+def test_shuffle_keeps_the_first_rows_only_and_goes_on_where_it_stopped(table, temporary, enough):
+    parts, start = [], 0
+    while start < BUCKETS:
+        with ExternalShuffle(0, start=start, enough=enough) as shuffle:
+            for begin in range(0, 1000, 100):
+                shuffle.add(table[begin : begin + 100])
+            assert shuffle.rows == 1000
+            first = rows_of(shuffle.parts())
+        assert len(first) == shuffle.kept >= min(enough, 1000 - len(parts))
+        parts += first
+        start = shuffle.stop
+    assert parts == shuffled(0, table)
+
+
+def test_shuffle_of_enough_rows_keeps_few_files(table, temporary):
+    with ExternalShuffle(0, enough=20) as shuffle:
+        shuffle.add(table)
+        assert 20 <= shuffle.kept <= 40
+        assert len(list(temporary.rglob("*.arrow"))) <= shuffle.stop < 20

