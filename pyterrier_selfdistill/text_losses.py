@@ -50,6 +50,9 @@ class SelfDistillationLoss(CachedLossMixin, nn.Module):
     Attributes:
         statistics: After each forward pass, the batch's mean ``margin`` and ``target`` (detached scalars).
 
+    In several processes that train together, it is the loss of the global batch, the embeddings of which all processes
+    give each other: call it in all of them.
+
     Inputs:
         ============================================  ======
         Texts                                         Labels

@@ -157,9 +157,13 @@ def train_interrupted(model, folder, processes):
 
 def train_in_16_bits(model, folder, processes):
     """Train in mixed precision, and encode with the trained model and with the saved one."""
-    encoder = trainer(load(model), folder, processes, bf16=True).fit_triples(ROWS).encoder
+    trained = trainer(load(model), folder, processes, bf16=True).fit_triples(ROWS, PAIRS, QRELS)
     saved = SentenceTransformer(str(folder / "model"), device="cpu")
-    return {"vectors": encoder.encode_docs(DOCUMENTS), "saved": saved.encode_document(DOCUMENTS)}
+    return {
+        "measure": trained.history["nDCG@10"][0],
+        "vectors": trained.encoder.encode_docs(DOCUMENTS),
+        "saved": saved.encode_document(DOCUMENTS),
+    }
 
 
 def errors(model, folder, rank, processes):

@@ -26,6 +26,7 @@ from typing import IO, Any, cast
 
 import pandas as pd
 import pyterrier as pt
+from sentence_transformers.util import get_world_size
 from transformers import TrainerState
 
 from ..biencoder import SelfDistillBiEncoder
@@ -114,9 +115,10 @@ class RunFolder:
         recorded = portable_settings(settings)
         if complete:
             self._require_same_settings(recorded)
-            self._remove_cut_off(complete)
+            complete = list(filter(_has_all_states, complete))
+        self._remove_cut_off(complete)
+        if complete:
             return max(complete, key=_step)
-        self._remove_cut_off([])
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         _write_json(self._settings_file, recorded)
         return None
@@ -268,6 +270,14 @@ def _is_json(path: Path) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _has_all_states(checkpoint: Path) -> bool:
+    """Tell whether each of several processes has written the state of its random numbers, which none waits for."""
+    processes = get_world_size()
+    if processes == 1:
+        return True
+    return all((checkpoint / f"rng_state_{rank}.pth").exists() for rank in range(processes))
 
 
 def _step(checkpoint: Path) -> int:

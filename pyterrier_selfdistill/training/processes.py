@@ -14,7 +14,7 @@ from typing import Any
 from sentence_transformers import SentenceTransformerTrainingArguments
 from sentence_transformers.util import get_world_size
 from torch import nn
-from torch.utils.data import Sampler
+from torch.utils.data import RandomSampler, Sampler
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..data.cache import Triples
@@ -124,15 +124,22 @@ class PartBatchSampler(Sampler[list[int]]):
 
     @property
     def sampler(self) -> Any:
-        """What orders the rows, which accelerate replaces, and tells of each epoch."""
-        inner = getattr(self.batches, "sampler", None)
-        if isinstance(inner, Sampler):
-            return inner
-        return self.batches
+        """What orders the rows: accelerate replaces a random sampler, and tells any other of each epoch."""
+        ordering = getattr(self.batches, "sampler", None)
+        if type(ordering) is RandomSampler:
+            return ordering
+        return self
 
     @sampler.setter
     def sampler(self, sampler: Any) -> None:
         self.batches.sampler = sampler
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the batches, and what orders their rows, that an epoch begins."""
+        orderings: list[Any] = [self.batches, getattr(self.batches, "sampler", None)]
+        for ordering in orderings:
+            if hasattr(ordering, "set_epoch"):
+                ordering.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in self.batches:

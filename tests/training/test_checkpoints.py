@@ -99,6 +99,14 @@ def test_claim_finds_the_last_complete_checkpoint(run):
     assert run.claim({"seed": 1}, resume=True, overwrite=False) == run.checkpoints / "checkpoint-10"
 
 
+def test_claim_passes_over_a_checkpoint_that_one_of_two_processes_has_not_written(run, monkeypatch):
+    monkeypatch.setattr("pyterrier_selfdistill.training.checkpoints.get_world_size", lambda: 2)
+    for name in ("checkpoint-9/rng_state_0.pth", "checkpoint-9/rng_state_1.pth", "checkpoint-10/rng_state_0.pth"):
+        (run.checkpoints / name).touch()
+    assert run.claim({"seed": 1}, resume=True, overwrite=False) == run.checkpoints / "checkpoint-9"
+    assert not (run.checkpoints / "checkpoint-10").exists()
+
+
 def test_claim_removes_checkpoints_but_not_the_model_to_overwrite(run):
     run.model.mkdir()
     assert run.claim({"seed": 2}, resume=False, overwrite=True) is None

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from accelerate.data_loader import SeedableRandomSampler
 from datasets import Dataset
 from sentence_transformers import SentenceTransformerTrainingArguments
 from sentence_transformers.base.sampler import DefaultBatchSampler, NoDuplicatesBatchSampler
@@ -69,6 +70,8 @@ def test_each_file_is_written_once(launched):
 
 def test_mixed_precision_is_for_the_steps_only(launched):
     for process in launched.results:
+        # before the first step both are the same model
+        assert process["measure"] == pytest.approx(process["plain"]["history"]["nDCG@10"][0], abs=1e-9)
         np.testing.assert_allclose(process["vectors"], process["saved"], atol=1e-6)
 
 
@@ -141,10 +144,17 @@ def test_parts_make_up_the_batches(rows, parts, drop_last):
 
 def test_parts_follow_the_order_that_accelerate_sets():
     sampler = PartBatchSampler(make_batches(8, 4), rows=8, batch_size=4, parts=2)
+    # so that accelerate replaces it, as it does in one process
     assert isinstance(sampler.sampler, RandomSampler)
+    sampler.sampler = SeedableRandomSampler(range(8), data_seed=1)
+    sampler.sampler.set_epoch(3)
+    assert (sampler.batches.sampler.epoch, sampler.batches.epoch) == (3, 3)
     sampler.sampler = range(8)
     assert list(sampler) == [[0, 1], [2, 3], [4, 5], [6, 7]]
+
+
+def test_batches_that_order_rows_themselves_are_told_of_epochs():
     dataset = Dataset.from_dict({"query": ["a", "b"], "positive": ["c", "d"]})
-    distinct = NoDuplicatesBatchSampler(dataset, 2, drop_last=False)
-    # it orders rows itself, and is told of epochs
-    assert PartBatchSampler(distinct, rows=2, batch_size=2, parts=2).sampler is distinct
+    batches = NoDuplicatesBatchSampler(dataset, 2, drop_last=False)
+    PartBatchSampler(batches, rows=2, batch_size=2, parts=2).sampler.set_epoch(5)
+    assert batches.epoch == 5
