@@ -20,10 +20,11 @@ import importlib.resources
 import io
 import itertools
 import json
+import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -60,6 +61,9 @@ BACKENDS: list[tuple[str, dict[str, int]]] = [
 ]
 """Methods of an index that make a retriever, and their options."""
 
+EXACT = ("retriever", "np_retriever", "torch_retriever", "faiss_flat_retriever")
+"""Methods of an index that make exact retrievers."""
+
 CHUNK = 10_000
 """How many random vectors are drawn at once."""
 
@@ -74,7 +78,12 @@ def main() -> None:
     parser.add_argument("--indexing", type=int, default=1500, help="how many documents to index again and again")
     parser.add_argument("--queries", type=int, default=500)
     parser.add_argument("--vectors", type=int, default=2_000_000, help="of the index that memory is measured with")
+    parser.add_argument("--exact", action="store_true", help="only exact backends, and the growth of building")
+    parser.add_argument("--full", action="store_true", help="with --exact: up to 1,000,000 and 10,000,000 vectors")
     options = parser.parse_args()
+    if options.exact:
+        show_exact(options.full)
+        return
 
     dataset = pt.get_dataset(options.dataset)
     topics, qrels = load_split(options.dataset, "test")
@@ -92,6 +101,20 @@ def main() -> None:
         exact = index.retriever(num_results=DEPTH, drop_query_vec=True)(queries)
         for method, settings in BACKENDS:
             measure_retriever(index, queries, exact, method, settings)
+
+
+def show_exact(full: bool) -> None:
+    """Print how exact backends and building an index grow with the number of vectors."""
+    searched: tuple[int, ...] = (10_000, 100_000)
+    built: tuple[int, ...] = (100_000, 1_000_000)
+    if full:
+        searched += (1_000_000,)
+        built += (10_000_000,)
+    with tempfile.TemporaryDirectory() as folder:
+        for row in measure_searching(Path(folder), searched):
+            show("searching", row)
+        for row in measure_growth(Path(folder), built):
+            show("growth", row)
 
 
 def measure_memory(number: int, dimension: int, folder: Path) -> None:
@@ -176,6 +199,81 @@ def measure_retriever(
     show(method, {**options, **figures})
 
 
+def measure_searching(
+    folder: Path, sizes: Sequence[int] = (10_000, 100_000, 1_000_000), dimension: int = 384
+) -> list[dict[str, Any]]:
+    """Measure exact backends over random unit vectors, without encoding.
+
+    Args:
+        folder: Where to write the indexes, and to remove them after.
+        sizes: How many vectors there are.
+        dimension: Their length.
+
+    Returns:
+        A row for each backend, size, depth and number of queries: ``cold s``, the first search, which also maps or
+        loads the vectors; ``ms/query`` and ``queries/s``, medians of three; ``processor ms/query``, a mean.
+    """
+    rows = []
+    for size in sizes:
+        index = SelfDistillIndex(folder / "searching.flex", verbose=False)
+        index.indexer(mode="overwrite").index(random_vectors(size, dimension))
+        for backend, depth, number in itertools.product(EXACT, (10, 1000), (1, 100)):
+            vectors = [row["doc_vec"] for row in random_vectors(number, dimension, seed=1)]
+            queries = pd.DataFrame({"qid": map(str, range(number)), "query_vec": vectors})
+            # what is open, or in memory, is that of one measurement only
+            index.close()
+            started = time.monotonic()
+            retriever = exact_retriever(index, backend, depth)
+            retriever(queries)
+            cold = time.monotonic() - started
+            started = time.process_time()
+            warm = statistics.median([seconds(partial(retriever, queries)) for _ in range(TURNS)])
+            processor = 1000 * (time.process_time() - started) / TURNS / number
+            figures = {
+                "cold s": round(cold, 3),
+                "ms/query": 1000 * warm / number,
+                "queries/s": number / warm,
+                "processor ms/query": processor,
+            }
+            rows.append({"backend": backend, "size": size, "k": depth, "queries": number, **figures})
+    shutil.rmtree(index.index_path)
+    return rows
+
+
+def exact_retriever(index: SelfDistillIndex, backend: str, depth: int) -> pt.Transformer:
+    """Make a retriever of some depth; that of FAISS always finds 1,000 documents."""
+    make = getattr(index, backend)
+    if backend == "faiss_flat_retriever":
+        return make(drop_query_vec=True) % depth
+    return make(num_results=depth, drop_query_vec=True)
+
+
+def measure_growth(
+    folder: Path, sizes: Sequence[int] = (100_000, 1_000_000), dimension: int = 32
+) -> list[dict[str, Any]]:
+    """Measure how time and memory of building an index grow with the number of documents.
+
+    Args:
+        folder: Where to write, and to remove it after.
+        sizes: How many documents there are.
+        dimension: The length of their vectors, which are random.
+
+    Returns:
+        A row for each size: seconds, documents a second, and the memory that no file backs, in MB, before building and
+        at its peak; in one process, smallest first.
+    """
+    rows = []
+    for size in sizes:
+        index = SelfDistillIndex(folder / "growth.flex", verbose=False)
+        before = resident("RssAnon")
+        with PeakMemory() as memory:
+            building = seconds(partial(index.index, random_vectors(size, dimension)))
+        shutil.rmtree(index.index_path)
+        figures = {"s": round(building, 1), "documents/s": round(size / building)}
+        rows.append({"documents": size, **figures, "before, MB": round(before), "peak, MB": round(memory.peak)})
+    return rows
+
+
 def recall(found: pd.DataFrame, exact: pd.DataFrame, k: int) -> float:
     """Return which share of the first k results score as well as the k-th exact one: documents may be equal."""
     least = exact[exact["rank"] == k - 1].set_index("qid")["score"] - 1e-5
@@ -184,11 +282,12 @@ def recall(found: pd.DataFrame, exact: pd.DataFrame, k: int) -> float:
     return float(is_found.sum() / (k * len(least)))
 
 
-def random_vectors(number: int, dimension: int) -> Iterator[dict[str, Any]]:
-    """Draw vectors of documents."""
-    generator = np.random.default_rng(0)
+def random_vectors(number: int, dimension: int, seed: int = 0) -> Iterator[dict[str, Any]]:
+    """Draw unit vectors of documents."""
+    generator = np.random.default_rng(seed)
     for start in range(0, number, CHUNK):
-        vectors = generator.normal(size=(CHUNK, dimension)).astype(np.float32)
+        vectors = generator.standard_normal((CHUNK, dimension), dtype=np.float32)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         for row, vector in enumerate(vectors[: number - start], start):
             yield {"docno": f"d{row}", "doc_vec": vector}
 

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -55,10 +56,37 @@ def main() -> None:
             generate(Path(folder), number, options.documents, options.queries)
             common = {"folder": folder, "documents": options.documents}
             for store_texts in (True, False):
-                start(**common, store_texts=store_texts)
+                show(start(**common, store_texts=store_texts))
+            show(start(**common, store_texts=True, limit=number // 100))
             if number == options.pairs[0]:
                 for store_texts in (True, False):
-                    start(**common, store_texts=store_texts, training=options.training)
+                    show(start(**common, store_texts=store_texts, training=options.training))
+
+
+def measure_growth(
+    folder: Path, pairs: Sequence[int] = (100_000, 1_000_000), documents: int = 500_000, queries: int = 50_000
+) -> list[dict[str, Any]]:
+    """Measure how time and memory of making triples grow with the number of docpairs.
+
+    Args:
+        folder: Where to write collections, and to remove them after.
+        pairs: How many docpairs there are.
+        documents: How many documents they are drawn from.
+        queries: How many queries they are drawn from.
+
+    Returns:
+        A row for each number of pairs, for texts stored, looked up, and stored of a hundredth of the pairs; each
+        measured in a process of its own.
+    """
+    rows = []
+    for number in pairs:
+        with tempfile.TemporaryDirectory(dir=folder) as collection:
+            generate(Path(collection), number, documents, queries)
+            common = {"folder": collection, "documents": documents}
+            rows.append(start(**common, store_texts=True))
+            rows.append(start(**common, store_texts=False))
+            rows.append(start(**common, store_texts=True, limit=number // 100))
+    return rows
 
 
 def generate(folder: Path, pairs: int, documents: int, queries: int) -> None:
@@ -80,24 +108,31 @@ def generate(folder: Path, pairs: int, documents: int, queries: int) -> None:
             np.savetxt(file, np.stack([query, positive, negative], axis=1), fmt="%d", delimiter="\t")
 
 
-def start(**options: Any) -> None:
-    """Measure in a process of its own, whose memory is only its own, and print the result."""
+def start(**options: Any) -> dict[str, Any]:
+    """Measure in a process of its own, whose memory is only its own."""
     folder = Path(options["folder"])
     homes = {"PYTERRIER_HOME": str(folder / "pyterrier"), "IR_DATASETS_HOME": str(folder / "ir_datasets")}
     command = [sys.executable, "-m", "benchmarks.triples", "--child", json.dumps(options)]
     done = subprocess.run(command, env={**os.environ, **homes}, stdout=subprocess.PIPE, text=True, check=True)
-    print(done.stdout.strip().splitlines()[-1], flush=True)
+    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def work(folder: str, documents: int, store_texts: bool, training: int | None = None) -> dict[str, Any]:
+def show(figures: dict[str, Any]) -> None:
+    """Print one measurement."""
+    print(json.dumps(figures), flush=True)
+
+
+def work(
+    folder: str, documents: int, store_texts: bool, training: int | None = None, limit: int | None = None
+) -> dict[str, Any]:
     """Measure in this process: training if there is a number of triples for it, and making triples if not."""
     dataset = register(Path(folder), documents)
     if training is None:
-        figures = measure_triples(dataset, store_texts)
+        figures = measure_triples(dataset, PairOptions(store_texts=store_texts, limit=limit))
     else:
         figures = measure_waiting(dataset, store_texts, training)
     texts = "stored" if store_texts else "looked up"
-    return {"texts": texts, **figures}
+    return {"texts": texts, "limit": limit, **figures}
 
 
 def register(folder: Path, documents: int) -> pt.datasets.Dataset:
@@ -109,9 +144,8 @@ def register(folder: Path, documents: int) -> pt.datasets.Dataset:
     return pt.get_dataset("irds:benchmark")
 
 
-def measure_triples(dataset: Any, store_texts: bool) -> dict[str, Any]:
+def measure_triples(dataset: Any, options: PairOptions) -> dict[str, Any]:
     """Make triples twice: of the docpairs, then from the cache."""
-    options = PairOptions(store_texts=store_texts)
     dataset.irds_ref().docs_store().get("0")  # built before, as ir_datasets does it once for all uses
     started = time.monotonic()
     with PeakMemory() as memory:
@@ -125,7 +159,8 @@ def measure_triples(dataset: Any, store_texts: bool) -> dict[str, Any]:
     return {
         "pairs": triples.summary["read"],
         "triples": number,
-        "triples/s": round(number / seconds),
+        "s": round(seconds, 1),
+        "pairs/s": round(triples.summary["read"] / seconds),
         "peak MB (RssAnon)": round(memory.peak),
         "peak MB (VmHWM, with file pages)": round(peak),
         "again, s": round(again, 2),

@@ -13,6 +13,7 @@ import logging
 import math
 import re
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -246,6 +247,17 @@ def masked_retriever(index: FlexIndex, *, num_results: int, mask: np.ndarray, dr
     return FlexIndex.torch_retriever(
         index, device="cpu", num_results=num_results, mask=mask, drop_query_vec=drop_query_vec
     )
+
+
+def map_torch_vectors(index: FlexIndex, device: str) -> None:
+    """Give an index its vectors as a tensor, without a warning.
+
+    pyterrier-dr 0.8.1 makes the tensor of a file that is mapped for reading, of which torch warns: writing to it
+    would fail. Nobody does. Delete when there is no warning.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
+        index.torch_vecs(device=device)
 
 
 def transform_queries(transformer: pt.Transformer, frame: pd.DataFrame) -> pd.DataFrame:

@@ -148,6 +148,23 @@ class SelfDistillIndex(ComparedByKey, LocalPackages, FlexIndex):
         drop_query_vec: bool = False,
         mask: np.ndarray | None = None,
     ) -> IndexTransformer:
+        """Search all vectors, or those of a :meth:`mask`, with the fastest exact backend.
+
+        That is :meth:`torch_retriever`: on a GPU if there is one with room for the vectors, and else on the CPU, which
+        maps them from disk, if they take less than half of the machine's memory. Larger indexes, those of another
+        similarity than the dot product, and a ``batch_size`` have :meth:`np_retriever` search them.
+        """
+        return IndexTransformer.make("retriever", **locals())
+
+    @checked
+    def np_retriever(
+        self,
+        *,
+        num_results: PositiveInteger = 1000,
+        batch_size: PositiveInteger | None = None,
+        drop_query_vec: bool = False,
+        mask: np.ndarray | None = None,
+    ) -> IndexTransformer:
         """Search all vectors, or those of a :meth:`mask`, reading ``batch_size`` at once from disk."""
         return IndexTransformer.make("np_retriever", **locals())
 
@@ -279,7 +296,6 @@ class SelfDistillIndex(ComparedByKey, LocalPackages, FlexIndex):
         return IndexTransformer.make("ladr_adaptive", **locals())
 
     # the other names that FlexIndex has for the same
-    np_retriever = retriever
     np_scorer = scorer
     np_vec_loader = vec_loader
     ladr = pre_ladr = ladr_proactive

@@ -7,6 +7,7 @@ that it can be compared, sent to other processes and tuned, whatever the backend
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, ClassVar
@@ -14,7 +15,8 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 import pyterrier as pt
-from pyterrier_dr import FlexIndex
+import torch
+from pyterrier_dr import FlexIndex, SimFn
 from pyterrier_dr.flex.np_retr import NumpyVectorLoader
 
 from . import compat
@@ -35,6 +37,12 @@ WITH_GRAPHS = (
 
 CORPUS_GRAPH = ("corpus_graph", "np_topk")
 """The kind of artifact that pyterrier-dr makes of neighbours."""
+
+SCORES = 2**25
+"""How many scores of documents the fastest retriever computes at once, of 4 bytes each."""
+
+LARGEST_QBATCH = 64
+"""How many queries it searches for at once, at most."""
 
 FEWEST_CLUSTERS = 4
 """How many clusters pyterrier-dr makes, at least, if it is not told how many."""
@@ -101,6 +109,8 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
         mask = options.get("mask")
         if mask is not None:
             self._check_mask(mask)
+        if self.method == "retriever":
+            return self._make_fastest(options)
         if mask is not None and self.method == "np_retriever":
             common = {name: options[name] for name in ("num_results", "mask", "drop_query_vec")}
             return compat.masked_retriever(self.index, **common)
@@ -112,6 +122,19 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
             compat.mend_voyager_query(inner)
             compat.mend_voyager_scores(inner)
         return inner
+
+    def _make_fastest(self, options: dict[str, Any]) -> Any:
+        """Have pyterrier-dr make the exact retriever that is the fastest for the index on this machine."""
+        device = None
+        # one that is built later is made again then
+        if self.index.built() and self.index.sim_fn is SimFn.dot:
+            device = fastest_device(self.index.np_vecs().nbytes)
+        if options["batch_size"] is not None or device is None:
+            return IndexTransformer(self.index, "np_retriever", options).inner
+        del options["batch_size"]
+        compat.map_torch_vectors(self.index, device)
+        qbatch = min(max(SCORES // len(self.index), 1), LARGEST_QBATCH)
+        return FlexIndex.torch_retriever(self.index, device=device, qbatch=qbatch, **options)
 
     def _fitting_options(self) -> dict[str, Any]:
         """Fit the options to pyterrier-dr, and to the number of documents."""
@@ -261,6 +284,22 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
             if value is not parameters[name].default:
                 given.append(f"{name}={value!r}")
         return f"{self.index!r}.{self.method}({', '.join(given)})"
+
+
+def fastest_device(size: int) -> str | None:
+    """Choose where to search vectors all at once.
+
+    Args:
+        size: The size of the vectors in bytes.
+
+    Returns:
+        A GPU, if the vectors take less than half of its free memory; the CPU, if they take less than half of the
+        machine's, which can then keep the file that they are mapped from; or None.
+    """
+    if torch.cuda.is_available() and size < torch.cuda.mem_get_info()[0] / 2:
+        return "cuda"
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return "cpu" if size < memory / 2 else None
 
 
 class VectorLoader(NumpyVectorLoader):

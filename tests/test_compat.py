@@ -6,6 +6,7 @@ a mended library alone.
 
 import errno
 import pickle
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -512,3 +513,26 @@ def test_mend_voyager_query_leaves_right_calls_alone(plain, arguments, options, 
     compat.mend_voyager_query(retriever)
     retriever.voyager_index.query(VECTORS, 5, *arguments, **options)
     assert called == [(5, expected)]
+
+
+# --- map_torch_vectors ------------------------------------------------------
+
+
+def test_map_torch_vectors_is_needed(plain):
+    assert fails_with_warnings(lambda: plain.torch_vecs(device="cpu")), DELETE.format("map_torch_vectors")
+
+
+def test_map_torch_vectors_does_not_warn(plain):
+    assert not fails_with_warnings(lambda: compat.map_torch_vectors(plain, "cpu"))
+    np.testing.assert_array_equal(plain.torch_vecs(device="cpu"), VECTORS)
+
+
+def fails_with_warnings(function):
+    # torch warns once in a process
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            return fails(function, UserWarning)
+    finally:
+        torch.set_warn_always(False)

@@ -16,7 +16,7 @@ from pyterrier_selfdistill import EncoderMismatchError, SelfDistillIndex
 from pyterrier_selfdistill.identity import EncoderIdentity
 
 METHODS = [
-    *("retriever", "torch_retriever", "faiss_flat_retriever"),
+    *("retriever", "np_retriever", "torch_retriever", "faiss_flat_retriever"),
     *("faiss_hnsw_retriever", "faiss_ivf_retriever", "voyager_retriever"),
 ]
 
@@ -149,7 +149,7 @@ def test_encoder_indexes_into_a_plain_flexindex(encoder, collection, tmp_path):
 # --- mask -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["retriever", "torch_retriever"])
+@pytest.mark.parametrize("method", ["retriever", "np_retriever", "torch_retriever"])
 def test_mask_leaves_the_given_documents_only(tmp_path, method, ranking):
     vectors = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
     index = SelfDistillIndex(tmp_path / "index.flex", verbose=False)

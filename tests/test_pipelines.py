@@ -227,7 +227,7 @@ def test_schematics_are_drawn(transformers, names):
     for drawn in (encoder >> index, pipeline, encoder >> transformers["retriever"] >> transformers["re-ranker"]):
         html = drawn._repr_html_()
         assert html.count("pts-transformer-title") >= len(drawn)
-    assert "NumpyRetriever" in (encoder >> transformers["retriever"])._repr_html_()
+    assert "TorchRetriever" in (encoder >> transformers["retriever"])._repr_html_()
 
 
 def test_schematics_are_drawn_without_a_network(transformers, encoder, index, no_network):

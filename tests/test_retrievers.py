@@ -3,6 +3,7 @@
 import inspect
 import pickle
 import threading
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -10,16 +11,15 @@ import pyterrier as pt
 import pytest
 from pyterrier_dr import FlexIndex
 
-from pyterrier_selfdistill import SelfDistillIndex
+from pyterrier_selfdistill import SelfDistillIndex, retrievers
 from pyterrier_selfdistill.io import folder_lock
 from pyterrier_selfdistill.retrievers import IndexTransformer
 
-EXACT = ["retriever", "torch_retriever", "faiss_flat_retriever"]
+EXACT = ["retriever", "np_retriever", "torch_retriever", "faiss_flat_retriever"]
 APPROXIMATE = ["faiss_hnsw_retriever", "faiss_ivf_retriever", "voyager_retriever"]
 RERANKERS = ["scorer", "torch_scorer", "gar", "ladr_proactive", "ladr_adaptive"]
 COUNTED = [method for method in [*EXACT, *APPROXIMATE, *RERANKERS] if method != "faiss_flat_retriever"]
 ALIASES = {
-    "np_retriever": "retriever",
     "np_scorer": "scorer",
     "np_vec_loader": "vec_loader",
     "ladr": "ladr_proactive",
@@ -114,6 +114,48 @@ def test_rank_cutoff_asks_the_index_for_less(index, method):
     assert fused == getattr(index, method)(num_results=10)
     assert fused.num_results == 10
     assert (getattr(index, method)(num_results=5) % 10).compile()[0].num_results == 5
+
+
+@pytest.mark.parametrize(
+    ("device", "options", "backend"),
+    [
+        ("cpu", {}, "TorchRetriever"),
+        ("cpu", {"batch_size": 3}, "NumpyRetriever"),
+        (None, {}, "NumpyRetriever"),
+    ],
+)
+def test_retriever_takes_the_fastest_backend(
+    encoder, index, collection, monkeypatch, device, options, backend, ranking
+):
+    """With the same results, and no warning."""
+    monkeypatch.setattr(retrievers, "fastest_device", lambda size: device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        retriever = index.retriever(**options)
+    assert type(retriever.inner).__name__ == backend
+    queries = encoder.query_encoder()(collection.topics)
+    assert ranking(retriever(queries)) == ranking(index.np_retriever()(queries))
+
+
+def test_retriever_searches_for_fewer_queries_at_once_in_a_large_index(index, monkeypatch):
+    assert index.retriever().qbatch == 64
+    monkeypatch.setattr(retrievers, "SCORES", 3 * len(index))
+    assert index.retriever().qbatch == 3
+    monkeypatch.setattr(retrievers, "SCORES", 1)
+    assert index.retriever().qbatch == 1
+
+
+def test_retriever_of_cosines_is_that_of_numpy(index):
+    cosines = SelfDistillIndex(index.index_path, sim_fn="cos", verbose=False)
+    assert type(cosines.retriever().inner).__name__ == "NumpyRetriever"
+
+
+def test_fastest_device_has_room_for_the_vectors(monkeypatch):
+    assert retrievers.fastest_device(2**60) is None
+    monkeypatch.setattr(retrievers.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(retrievers.torch.cuda, "mem_get_info", lambda: (2**20, 2**20))
+    assert retrievers.fastest_device(2**10) == "cuda"
+    assert retrievers.fastest_device(2**20) == "cpu"
 
 
 def test_one_result_a_query_is_a_value_not_an_array(encoder, index, collection):
@@ -356,7 +398,7 @@ def test_transformers_are_equal_if_made_of_the_same(index, method):
 
 
 def test_repr_shows_the_options_that_were_given(index):
-    shown = f"{index!r}.np_retriever(num_results=5, drop_query_vec=True)"
+    shown = f"{index!r}.retriever(num_results=5, drop_query_vec=True)"
     assert repr(index.retriever(num_results=5, drop_query_vec=True)) == shown
     assert repr(index.scorer()) == f"{index!r}.np_scorer()"
 
