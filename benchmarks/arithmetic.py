@@ -18,11 +18,12 @@ from typing import Any, NamedTuple
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.util import batch_to_device
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertModel
 
-from benchmarks.materials import LENGTHS, MINILM, documents, triples
+from benchmarks.materials import LENGTHS, MINILM, draw_documents, draw_triples
 from benchmarks.pages import table
 from pyterrier_selfdistill import SelfDistillationLoss, SelfDistillBiEncoder
 
@@ -140,13 +141,13 @@ def training(encoder: SelfDistillBiEncoder, data: Path, batch: int) -> Work:
     model.train()
     loss = SelfDistillationLoss(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
-    columns = zip(*triples(data, batch), strict=True)
+    columns = draw_triples(data, batch)
     features = []
-    for texts, task in zip(columns, ("query", "document", "document"), strict=True):
-        features.append(model.preprocess(list(texts), task=task))
+    for name, task in {"query": "query", "positive": "document", "negative": "document"}.items():
+        features.append(model.preprocess(columns[name].tolist(), task=task))
 
     def step() -> None:
-        on_device = [move(column, model.device) for column in features]
+        on_device = [batch_to_device(dict(column), model.device) for column in features]
         with torch.autocast(model.device.type, torch.bfloat16):
             value = loss(on_device)
         value.backward()
@@ -160,17 +161,8 @@ def training(encoder: SelfDistillBiEncoder, data: Path, batch: int) -> Work:
 def encoding(encoder: SelfDistillBiEncoder, data: Path) -> Work:
     """Make the encoding of documents."""
     number = ENCODED[encoder.device.type]
-    texts = [record["text"] for record in documents(data)[:number]]
+    texts = [record["text"] for record in draw_documents(data)[:number]]
     return Work("encoding", len(texts), lambda: encoder.encode_docs(texts))
-
-
-def move(features: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """Copy the tensors of tokenized texts to a device."""
-    moved = dict(features)
-    for name, value in features.items():
-        if isinstance(value, torch.Tensor):
-            moved[name] = value.to(device, non_blocking=True)
-    return moved
 
 
 def minilm(device: torch.device) -> SelfDistillBiEncoder:

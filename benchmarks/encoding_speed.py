@@ -20,7 +20,7 @@ import torch
 from pyterrier_dr import FlexIndex, HgfBiEncoder, SBertBiEncoder
 from sentence_transformers import SentenceTransformer
 
-from benchmarks.materials import LENGTHS, MINILM, documents
+from benchmarks.materials import LENGTHS, MINILM, draw_documents
 from benchmarks.pages import table
 from benchmarks.turns import Rates, in_turns
 from pyterrier_selfdistill import SelfDistillBiEncoder, SelfDistillIndex
@@ -51,7 +51,7 @@ def encoding_tables(data: Path, turns: int = 3) -> str:
     Returns:
         Two tables in Markdown.
     """
-    records = documents(data)
+    records = draw_documents(data)
     indexing = in_turns(indexing_works(records), len(records), turns)
     vectors = in_turns(vector_works(records), len(records), turns)
     return "\n\n".join(

@@ -21,7 +21,7 @@ DOCSTRINGS = "docstrings:scipy,pandas,scikit-learn,numpy"
 """The collection that is there where no folder of collections is."""
 
 
-def documents(data: Path) -> list[dict[str, str]]:
+def draw_documents(data: Path) -> list[dict[str, str]]:
     """Draw 800 documents: three quarters are short, from Vaswani, and the others are long, from NFCorpus.
 
     Args:
@@ -40,25 +40,28 @@ def documents(data: Path) -> list[dict[str, str]]:
     return pd.concat(frames).to_dict(orient="records")
 
 
-def triples(data: Path, number: int) -> list[tuple[str, str, str]]:
-    """Draw triples with random negatives, of Vaswani or of docstrings.
+def draw_triples(data: Path, number: int) -> pd.DataFrame:
+    """Draw triples with judged positives and random negatives, of Vaswani or of docstrings.
 
     Args:
         data: The folder of collections.
         number: How many.
 
     Returns:
-        Queries, positives and negatives.
+        ``query``, ``positive`` and ``negative``.
     """
     name, split = DOCSTRINGS, "train"
     if data.is_dir():
         name, split = "vaswani", "all"
     collection = load_collection(name, data)
     topics, qrels = collection.splits[split]
+    texts = collection.documents.set_index("docno")["text"]
+    queries = topics.set_index("qid")["query"]
     positives = judged_positives(qrels, collection.documents).sample(number, random_state=0)
-    query_texts = topics.set_index("qid")["query"]
-    document_texts = collection.documents.set_index("docno")["text"]
-    queries = query_texts.loc[positives["qid"]]
-    relevant = document_texts.loc[positives["docno"]]
-    negatives = np.random.default_rng(0).choice(document_texts.to_numpy(), number)
-    return list(zip(queries, relevant, negatives, strict=True))
+    negatives = texts.iloc[np.random.default_rng(0).integers(len(texts), size=number)]
+    columns = {
+        "query": queries[positives["qid"]].to_numpy(),
+        "positive": texts[positives["docno"]].to_numpy(),
+        "negative": negatives.to_numpy(),
+    }
+    return pd.DataFrame(columns)

