@@ -16,7 +16,13 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 @pytest.fixture
 def encoder_on_device(language_model) -> SelfDistillBiEncoder:
     """The tiny encoder, on the GPU."""
-    return SelfDistillBiEncoder.from_pretrained(language_model, device=DEVICE)
+    return SelfDistillBiEncoder.from_pretrained(language_model, device=DEVICE, dtype="float32")
+
+
+@pytest.fixture
+def encoder_on_cpu(language_model) -> SelfDistillBiEncoder:
+    """The tiny encoder, on the CPU."""
+    return SelfDistillBiEncoder.from_pretrained(language_model, device="cpu", dtype="float32")
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "chosen"])
@@ -43,7 +49,7 @@ def test_mixed_precision_trains_weights_in_32_bits(encoder_on_device, collection
     saved = load_file(tmp_path / "run" / "model" / "model.safetensors")
     assert {weights.dtype for weights in saved.values()} == {torch.float32}
     # what was measured and saved is not what autocast computes
-    loaded = SelfDistillBiEncoder(str(tmp_path / "run" / "model"), device=DEVICE)
+    loaded = SelfDistillBiEncoder(str(tmp_path / "run" / "model"), device=DEVICE, dtype="float32")
     texts = collection.corpus["text"].tolist()
     np.testing.assert_allclose(loaded.encode_docs(texts), trainer.encoder.encode_docs(texts), atol=1e-5)
 
@@ -58,34 +64,39 @@ def test_an_interrupted_run_goes_on(encoder_on_device, collection, tmp_path):
     assert again.fit(collection.results, collection.qrels).encoder.model_name == half.encoder.model_name
 
 
-def test_batches_are_pinned_where_they_are_copied_to_a_gpu(encoder, encoder_on_device, tmp_path):
+def test_batches_are_pinned_where_they_are_copied_to_a_gpu(encoder_on_cpu, encoder_on_device, tmp_path):
     triples = from_texts([("sort", "sort the rows", "plot a file")]).dataset
     options = {"preset": PRESETS["default"], "seed": 42, "overrides": {}}
     on_device = make_training_arguments(encoder_on_device, triples, tmp_path, None, **options)
     assert (on_device.dataloader_pin_memory, on_device.device.type) == (True, DEVICE)
-    on_cpu = make_training_arguments(encoder, triples, tmp_path, None, **options)
+    on_cpu = make_training_arguments(encoder_on_cpu, triples, tmp_path, None, **options)
     assert (on_cpu.dataloader_pin_memory, on_cpu.device.type) == (False, "cpu")
     assert mixed_precision(encoder_on_device.device) in ({"bf16": True}, {"fp16": True})
 
 
-def test_the_gpu_encodes_as_the_cpu_does(encoder, encoder_on_device, collection):
+def test_the_gpu_encodes_as_the_cpu_does(encoder_on_cpu, encoder_on_device, collection):
     texts = collection.corpus["text"].tolist()
-    for on_cpu, on_device in (
-        (encoder.encode_docs(texts), encoder_on_device.encode_docs(texts)),
-        (encoder.encode_queries(texts), encoder_on_device.encode_queries(texts)),
-    ):
+    for method in ("encode_docs", "encode_queries"):
+        on_cpu, on_device = getattr(encoder_on_cpu, method)(texts), getattr(encoder_on_device, method)(texts)
         assert on_device.dtype == np.float32
         np.testing.assert_allclose(on_device, on_cpu, atol=1e-3)
 
 
+def test_16_bits_on_the_gpu_encode_to_the_same_cosines(language_model, encoder_on_cpu, collection):
+    texts = collection.corpus["text"].tolist()
+    fast = SelfDistillBiEncoder.from_pretrained(language_model, device=DEVICE)
+    cosines = (fast.encode_docs(texts) * encoder_on_cpu.encode_docs(texts)).sum(axis=1)
+    np.testing.assert_allclose(cosines, 1, atol=1e-3)
+
+
 @pytest.mark.parametrize("fp16", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
-def test_the_gpu_searches_as_the_cpu_does(encoder, collection, tmp_path, fp16, masked):
+def test_the_gpu_searches_as_the_cpu_does(encoder_on_cpu, collection, tmp_path, fp16, masked):
     index = SelfDistillIndex(tmp_path / "index.flex", verbose=False)
-    (encoder >> index).index(collection.records)
+    (encoder_on_cpu >> index).index(collection.records)
     mask = index.mask(collection.corpus["docno"][::3].tolist()) if masked else None
     number = len(collection.corpus[::3]) if masked else len(collection.corpus)
-    queries = encoder(collection.topics)
+    queries = encoder_on_cpu(collection.topics)
     expected = index.retriever(mask=mask)(queries)
     found = index.torch_retriever(device=DEVICE, fp16=fp16, mask=mask)(queries)
     assert len(found) == len(expected) == number * len(collection.topics)

@@ -64,7 +64,7 @@ class Messages(logging.Handler):
 
 def load(model):
     """Load an encoder without dropout, which is of other rows in each process."""
-    encoder = SelfDistillBiEncoder.from_pretrained(model, device="cpu")
+    encoder = SelfDistillBiEncoder.from_pretrained(model, device="cpu", dtype="float32")
     for module in encoder.model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -130,8 +130,10 @@ def train(model, folder, processes=1):
     plain = make(folder / "plain").fit_triples([faulty, *rows], PAIRS, QRELS)
     options = {"target": "adaptive", "in_batch": True, "gradient_accumulation_steps": 2}
     accumulated = make(folder / "accumulated", **options).fit_triples(ROWS)
+    cached = make(folder / "cached", target="adaptive", in_batch=True, mini_batch_size=3).fit_triples(ROWS)
     mined = make(folder / "mined", rounds=2, corpus=CORPUS, num_train_epochs=1).fit(PAIRS, QRELS)
-    return {"plain": result(plain), "accumulated": result(accumulated), "mined": result(mined)}
+    trained = {"plain": plain, "accumulated": accumulated, "cached": cached, "mined": mined}
+    return {name: result(trainer) for name, trainer in trained.items()}
 
 
 def train_interrupted(model, folder, processes):

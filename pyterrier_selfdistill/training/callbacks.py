@@ -15,7 +15,6 @@ from typing import Any
 
 import pyterrier as pt
 from datasets import Dataset
-from sentence_transformers.util.distributed import distributed_evaluation
 from torch import nn
 from transformers import IntervalStrategy, ProgressCallback, TrainerCallback
 
@@ -280,18 +279,18 @@ class HardNegativeMiner(TrainerCallback):
             self._mine(step)
 
     def _mine(self, step: int) -> None:
-        """Mine, and store what was mined."""
-        logger.info("mining hard negatives after %d steps", step)
-        # the first process searches, and all that there are encode for it
-        with distributed_evaluation(self.encoder.model):
-            if is_first():
-                triples = self.queries.mine(self.encoder, step, self.folder).dataset
-                # atomic, since a run that is resumed reads whatever is there
-                with pt.io.finalized_open(str(self._path(step)), "b") as file:
-                    triples.to_parquet(file)
-                self._use(triples)
+        """Mine in the first process, store what was mined, and use it in all."""
+        agree(partial(self._search, step))
         if not is_first():
             self._read(step)
+
+    def _search(self, step: int) -> None:
+        logger.info("mining hard negatives after %d steps", step)
+        triples = self.queries.mine(self.encoder, step, self.folder).dataset
+        # atomic, since a run that is resumed reads whatever is there
+        with pt.io.finalized_open(str(self._path(step)), "b") as file:
+            triples.to_parquet(file)
+        self._use(triples)
 
     def _read(self, step: int) -> None:
         """Use what was mined and stored."""

@@ -22,6 +22,8 @@ from pyterrier_selfdistill.training.processes import (
 )
 from tests import together
 
+RUNS = ["plain", "accumulated", "cached", "mined", "resumed"]
+
 
 @pytest.fixture(scope="module")
 def alone(language_model, tmp_path_factory):
@@ -31,9 +33,9 @@ def alone(language_model, tmp_path_factory):
     return results | {"resumed": results["plain"]}
 
 
-@pytest.mark.parametrize("run", ["plain", "accumulated", "mined", "resumed"])
+@pytest.mark.parametrize("run", RUNS)
 def test_two_processes_train_the_model_of_one(launched, alone, run):
-    """Also with an uneven last batch, accumulated gradients, mined negatives, and after an interruption."""
+    """Also with an uneven last batch, accumulated and cached gradients, mined negatives, and after an interruption."""
     weights, history = alone[run]["weights"], alone[run]["history"]
     assert len(history) >= 3
     for process in launched.results:
@@ -42,7 +44,7 @@ def test_two_processes_train_the_model_of_one(launched, alone, run):
         np.testing.assert_allclose(process[run]["history"], history, atol=1e-4)
 
 
-@pytest.mark.parametrize("run", ["plain", "accumulated", "mined", "resumed"])
+@pytest.mark.parametrize("run", RUNS)
 def test_processes_end_with_the_same(launched, run):
     first, second = [process[run] for process in launched.results]
     assert first["summary"] == second["summary"]
