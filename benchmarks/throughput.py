@@ -10,19 +10,87 @@ from __future__ import annotations
 
 import argparse
 import logging
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
+from benchmarks import retrieval, sharding, training_speed, triples
+from benchmarks.arithmetic import arithmetic_table
 from benchmarks.encoding_speed import encoding_tables
-from benchmarks.pages import SPEED, section, write_section
+from benchmarks.pages import SPEED, section, table, write_section
+from benchmarks.precision import precision_table
 
 logger = logging.getLogger("throughput")
 
+
+def training(data: Path) -> str:
+    """Time training beside its peers, each measure alone and together, and count what is padding."""
+    parts = [training_speed.peers_table, training_speed.measures_table, training_speed.padding_table]
+    return "\n\n".join(part(data) for part in parts)
+
+
+def searching(data: Path) -> str:
+    """Time exact search, without encoding, for indexes of several sizes."""
+    with tempfile.TemporaryDirectory() as folder:
+        return records_table(retrieval.measure_searching(Path(folder)))
+
+
+def growth(data: Path) -> str:
+    """Measure time and memory of making triples and of building an index, for several sizes."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = triples.measure_growth(Path(folder))
+        built = retrieval.measure_growth(Path(folder))
+    return f"{records_table(made)}\n\n{records_table(built)}"
+
+
 SECTIONS: dict[str, Callable[[Path], str]] = {
+    "training": training,
+    "memory": training_speed.memory_table,
     "encoding": encoding_tables,
+    "precision": precision_table,
+    "searching": searching,
+    "growth": growth,
+    "sharding": lambda data: records_table(sharding.measure(data)),
+    "arithmetic": arithmetic_table,
 }
 """What is measured, given the folder of collections, by the name of the section."""
+
+
+def records_table(records: Iterable[Mapping[str, Any]]) -> str:
+    """Write records as a table with a column for each of their fields.
+
+    Args:
+        records: The records; what one lacks stays empty.
+
+    Returns:
+        The table, with numbers of three digits.
+
+    Example:
+        >>> print(records_table([{"backend": "retriever", "ms": 1.2345}, {"backend": "faiss"}]))
+        | backend | ms |
+        |---|---|
+        | retriever | 1.23 |
+        | faiss |  |
+    """
+    records = list(records)
+    names: dict[str, None] = {}  # a set that keeps the order
+    for record in records:
+        names |= dict.fromkeys(record)
+    rows = []
+    for record in records:
+        rows.append([written(record.get(name, "")) for name in names])
+    return table(list(names), rows)
+
+
+def written(value: object) -> str:
+    """Write a value, numbers with three digits and without an exponent."""
+    if not isinstance(value, float):
+        return str(value)
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
 
 
 def main() -> None:
