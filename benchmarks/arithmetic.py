@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
-from sentence_transformers.util import batch_to_device
+from sentence_transformers.util import batch_to_device, get_device_name
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertModel
@@ -71,7 +71,7 @@ def arithmetic_table(data: Path) -> str:
     Returns:
         A table in Markdown, with the device and its rate before it.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(get_device_name())
     peak = matrix_product_rate(device, MATRICES[device.type])
     rows = []
     for name, encoder in {"all-MiniLM-L6-v2": minilm(device), "BERT base, random": bert_base(device)}.items():
