@@ -62,13 +62,18 @@ def precision_table(data: Path) -> str:
 
 
 def part_of(collection: Collection, documents: int, queries: int) -> Collection:
-    """Take the first test queries, their relevant documents, and others up to a number."""
+    """Take a number of documents, first those that are relevant for test queries, and the queries that have some."""
     topics, qrels = collection.splits["test"]
-    topics = topics.head(queries)
-    qrels = qrels[qrels["qid"].isin(topics["qid"])]
-    is_relevant = collection.documents["docno"].isin(judged_positives(qrels, collection.documents)["docno"])
-    others = collection.documents[~is_relevant].head(max(0, documents - is_relevant.sum()))
-    return Collection(pd.concat([collection.documents[is_relevant], others]), {"test": (topics, qrels)})
+    positives = judged_positives(qrels, collection.documents)
+    asked = positives[positives["qid"].isin(topics["qid"].head(queries))]
+    is_relevant = collection.documents["docno"].isin(asked["docno"])
+    # an equal part of the relevant ones and the others, where all would be too many
+    relevant = collection.documents[is_relevant].head(documents // 2)
+    others = collection.documents[~is_relevant].head(documents - len(relevant))
+    chosen = pd.concat([relevant, others])
+    qrels = qrels[qrels["docno"].isin(chosen["docno"])]
+    has_relevant = topics["qid"].isin(judged_positives(qrels, chosen)["qid"])
+    return Collection(chosen, {"test": (topics[has_relevant].head(queries), qrels)})
 
 
 def measure(model: str, collections: dict[str, Collection]) -> list[dict[str, Any]]:
