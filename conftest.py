@@ -28,10 +28,12 @@ def _own_home(tmp_path_factory):
         yield
 
 
-@pytest.fixture(autouse=True)
-def _same_precision_everywhere(monkeypatch):
+@pytest.fixture(scope="session", autouse=True)
+def _same_precision_everywhere():
     """Encode in float32 unless a test says otherwise, whatever the hardware has."""
-    monkeypatch.setattr("pyterrier_selfdistill.encoders.fastest_precision", lambda device: "float32")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pyterrier_selfdistill.encoders.fastest_precision", lambda device: "float32")
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -66,8 +68,8 @@ def tiny_model(language_model) -> SentenceTransformer:
 
 @pytest.fixture
 def encoder(language_model) -> SelfDistillBiEncoder:
-    """A tiny encoder on the CPU."""
-    return SelfDistillBiEncoder.from_pretrained(language_model, device="cpu")
+    """A tiny encoder on the CPU, in the same precision in other processes too."""
+    return SelfDistillBiEncoder.from_pretrained(language_model, device="cpu", dtype="float32")
 
 
 @pytest.fixture(autouse=True)

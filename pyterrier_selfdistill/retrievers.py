@@ -204,6 +204,12 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
         inp = with_own_docids(self.index, inp)
         if "query_vec" in inp:
             require_comparable(self.index, inp)
+        # under autocast, pyterrier-dr 0.8 multiplies vectors in 16 bits, and cannot make arrays of bfloat16
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            return self._transform_some(inp)
+
+    def _transform_some(self, inp: pd.DataFrame) -> pd.DataFrame:
+        """Transform a frame that was checked."""
         if self.method in SCORERS:
             compat.require_scorable(inp)
             return compat.first_results(self.inner.transform(inp), self.options["num_results"])

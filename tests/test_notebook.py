@@ -44,7 +44,7 @@ def test_notebook(language_model, documentation, folder, monkeypatch):
         return next(value for source, value in shown.items() if text in source)
 
     assert "pts-transformer-title" in of("bm25 % 20 >> text >> untrained")[1]
-    assert "NumpyRetriever" in of("retrievers = {")[1]
+    assert "TorchRetriever" in of("retrievers = {")[1]
     assert "image/png" in of("trainer.plot()")[0]
     assert "image/png" in of("plt.show()")[0]
     assert "self-distilled" in of("table = pt.Experiment")[1]

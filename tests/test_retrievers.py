@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 import pytest
+import torch
 from pyterrier_dr import FlexIndex
 
 from pyterrier_selfdistill import SelfDistillIndex, retrievers
@@ -439,3 +440,15 @@ def test_retrievers_and_scorers_conform_to_pyterrier(index, conforms, method):
 
 def test_vec_loader_takes_empty_frames(index):
     assert list(index.vec_loader()(pd.DataFrame({"docno": []})).columns) == ["docno", "doc_vec"]
+
+
+@pytest.mark.parametrize("method", ["retriever", "torch_retriever", "torch_scorer"])
+def test_searching_under_autocast_finds_the_same(encoder, index, collection, method, ranking):
+    searching = getattr(index, method)()
+    queries = encoder.query_encoder()(collection.topics)
+    if method == "torch_scorer":
+        queries = queries.merge(collection.corpus[["docno"]].head(5), how="cross")
+    with torch.autocast("cpu", torch.bfloat16):
+        found = searching(queries)
+    assert ranking(found) == ranking(searching(queries))
+    assert found["score"].dtype == np.float32 or found["score"].dtype == np.float64

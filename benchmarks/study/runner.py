@@ -130,10 +130,7 @@ class Runner:
             encoder = base_encoder(run)
             if run.loss != "untouched":
                 encoder, training = self._train(run, encoder, folder, cost)
-            # searching takes most of the time of a short run: it has the precision of training too
-            is_mixed = bool(mixed_precision(encoder.device))
-            with torch.autocast(encoder.device.type, torch.bfloat16, enabled=is_mixed):
-                evaluation = self._evaluate(run, encoder, folder, cost)
+            evaluation = self._evaluate(run, encoder, folder, cost)
         cost["seconds"] = time.monotonic() - started
         cost["cpu_seconds"] = _cpu_seconds() - started_cpu
         rounded = {name: round(seconds, 2) for name, seconds in cost.items()}
