@@ -144,7 +144,8 @@ def test_how_to(how_to):
 
     pd.testing.assert_series_equal(scores("reranker"), scores("fast_reranker"), atol=1e-5)
     pd.testing.assert_series_equal(scores("reranker"), scores("cached_reranker"), check_dtype=False, atol=1e-5)
-    pd.testing.assert_series_equal(scores("parallel"), scores("cached_retriever"), atol=1e-5)
+    # other processes encode in the precision of the hardware
+    pd.testing.assert_series_equal(scores("parallel"), scores("cached_retriever"), atol=1e-2)
     assert found["three_stages"].groupby("qid").size().max() <= 20
     assert found["partial"]["docno"].str.endswith("table").all()
     assert len(found["adaptive"]) > len(found["reranker"])  # neighbours that BM25 did not find

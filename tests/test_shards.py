@@ -76,8 +76,7 @@ def test_a_duplicate_across_shards_is_an_error(make, tmp_path):
     assert not (tmp_path / "joined.flex").exists()
 
 
-def test_many_shards_with_all_kinds_of_identifiers(make, tmp_path, monkeypatch):
-    monkeypatch.setattr("pyterrier_selfdistill.shards.LOOKUP", 3)
+def test_many_shards_with_all_kinds_of_identifiers(make, tmp_path):
     docnos = [["007", "7", "dé"], ["e8c5d3"], ["dè", "文", "a" * 300, "008"]]
     shards = [make(f"{number}", names, np.ones((len(names), 2))) for number, names in enumerate(docnos)]
     join_shards(shards, tmp_path / "joined.flex")

@@ -150,6 +150,7 @@ class SelfDistillTrainer(pt.Estimator):
         self.in_batch = in_batch
         self.error = error
         self.loss = loss
+        self.mini_batch_size = mini_batch_size
         self._make_loss = loss_maker(loss, target, in_batch, error, mini_batch_size)
         self.preset = preset
         self.negatives = negatives if isinstance(negatives, Negatives) else Negatives(negatives)
