@@ -30,7 +30,7 @@ from pyterrier_selfdistill import SelfDistillationLoss, SelfDistillBiEncoder
 BATCHES = {"cuda": (128, 1024), "cpu": (32,)}
 """How many triples are in a batch, by the type of the device."""
 
-ENCODED = {"cuda": 800, "cpu": 100}
+ENCODED = {"cuda": 400, "cpu": 100}
 """How many documents are encoded."""
 
 MATRICES = {"cuda": 8192, "cpu": 2048}

@@ -25,7 +25,7 @@ from benchmarks.pages import table
 from benchmarks.turns import Rates, in_turns
 from pyterrier_selfdistill import SelfDistillBiEncoder, SelfDistillIndex
 
-PRECISIONS = ("auto", "float32", "bfloat16")
+PRECISIONS = ("auto", "float32", "int8")
 """The precisions of our encoder."""
 
 INTO_INDEX = "SBertBiEncoder >> FlexIndex"

@@ -22,7 +22,7 @@ DOCSTRINGS = "docstrings:scipy,pandas,scikit-learn,numpy"
 
 
 def draw_documents(data: Path) -> list[dict[str, str]]:
-    """Draw 800 documents: three quarters are short, from Vaswani, and the others are long, from NFCorpus.
+    """Draw 400 documents: three quarters are short, from Vaswani, and the others are long, from NFCorpus.
 
     Args:
         data: The folder of collections; without one, docstrings stand for both.
@@ -30,9 +30,9 @@ def draw_documents(data: Path) -> list[dict[str, str]]:
     Returns:
         Records with ``docno`` and ``text``.
     """
-    numbers = {DOCSTRINGS: 800}
+    numbers = {DOCSTRINGS: 400}
     if data.is_dir():
-        numbers = {"vaswani": 600, "nfcorpus": 200}
+        numbers = {"vaswani": 300, "nfcorpus": 100}
     frames = []
     for name, number in numbers.items():
         collection = load_collection(name, data)

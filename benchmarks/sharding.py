@@ -2,7 +2,7 @@
 
     python -m benchmarks.sharding
 
-encodes 800 documents with MiniLM, and joins random vectors, and prints a line for each measurement:
+encodes 400 documents with MiniLM, and joins random vectors, and prints a line for each measurement:
 
 - encoding: documents a second of ``encoder >> index`` with one thread and with two, and of Ray with one worker and with
   two, of one thread each. ``start`` is what Ray takes where all shards are there already: to start workers, to load the
@@ -34,7 +34,7 @@ from pyterrier_selfdistill.shards import load_ray
 CORES = 2
 """How many cores are measured with."""
 
-SHARD_SIZE = 128
+SHARD_SIZE = 64
 """How many documents a shard has that is encoded."""
 
 VECTORS, DIMENSION, SHARDS = 1_000_000, 64, 4

@@ -88,20 +88,19 @@ def embed(model: nn.Module, arrangement: Arrangement) -> list[Tensor]:
         >>> [embeddings.shape for embeddings in embed(encoder.model, arrangement)]
         [torch.Size([1, 32]), torch.Size([1, 32]), torch.Size([1, 32])]
     """
-    device = next(value.device for value in arrangement.batches[0].values() if isinstance(value, Tensor))
-    with shared_casts(device):
-        if arrangement.widths is None:
-            return [model(batch)["sentence_embedding"] for batch in arrangement.batches]
-        queries, pool = arrangement.batches
-        widths = arrangement.widths.cpu().numpy()
-        embedded = [model(queries)["sentence_embedding"]]
-        begin = 0
-        parts = []
-        for end in divide(widths, number_of_passes(len(widths), device)):
-            part = _take(pool, slice(begin, end), width=widths[end - 1])
-            parts.append(model(part)["sentence_embedding"])
-            begin = end
-    return restore([*embedded, torch.cat(parts)], arrangement.positions)
+    if arrangement.widths is None:
+        return [model(batch)["sentence_embedding"] for batch in arrangement.batches]
+    queries, pool = arrangement.batches
+    embedded_queries = model(queries)["sentence_embedding"]
+    passes = number_of_passes(len(arrangement.widths), arrangement.widths.device)
+    widths = arrangement.widths.cpu().numpy()
+    begin = 0
+    parts = []
+    for end in divide(widths, passes):
+        part = _take(pool, slice(begin, end), width=widths[end - 1])
+        parts.append(model(part)["sentence_embedding"])
+        begin = end
+    return restore([embedded_queries, torch.cat(parts)], arrangement.positions)
 
 
 def restore(embeddings: list[Tensor], positions: Tensor | None) -> list[Tensor]:
@@ -177,21 +176,6 @@ def divide(lengths: np.ndarray, number: int) -> list[int]:
     for choice in reversed(choices):
         chosen.append(int(choice[chosen[-1]]))
     return [int(borders[border]) for border in reversed(chosen)]
-
-
-def shared_casts(device: torch.device) -> torch.autocast:
-    """Let the passes of a step share the weights that autocast casts to 16 bits.
-
-    Autocast forgets them when its outermost context ends, and accelerate opens one for each pass. This one surrounds
-    them, and changes nothing else: it is on where autocast is on already.
-
-    Args:
-        device: Where the model is.
-
-    Returns:
-        The context.
-    """
-    return torch.autocast(device.type, enabled=torch.is_autocast_enabled(device.type))
 
 
 def _widths(mask: Tensor) -> Tensor:
