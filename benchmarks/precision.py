@@ -28,7 +28,7 @@ from pyterrier_selfdistill import SelfDistillBiEncoder
 
 PRECISIONS = ("float32", "bfloat16", "int8")
 COLLECTIONS = ("scifact", "nfcorpus")
-DOCUMENTS = 800
+DOCUMENTS = 300
 """How many documents of each collection are searched: all relevant ones, and others."""
 QUERIES = 100
 """How many test queries of each collection there are."""

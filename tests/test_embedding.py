@@ -9,7 +9,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
-from pyterrier_selfdistill.embedding import arrange, divide, embed, number_of_passes, restore, shared_casts
+from pyterrier_selfdistill.embedding import arrange, divide, embed, number_of_passes, restore
 
 WORDS = ["sort", "read", "write", "plot", "mean", "table", "file"]
 
@@ -96,19 +96,3 @@ def test_the_number_of_passes_depends_on_the_number_of_texts_alone():
     for rows in (1, 8, 9, 64, 2000):
         lengths = np.sort(np.random.default_rng(rows).integers(1, 5, rows))
         assert len(divide(lengths, number_of_passes(rows, device))) == number_of_passes(rows, device) <= rows
-
-
-def test_casts_are_shared_where_autocast_is_on_and_nothing_else_changes():
-    layer = torch.nn.Linear(4, 4)
-    device = torch.device("cpu")
-
-    @torch.autocast("cpu", torch.bfloat16)
-    def cast_of_the_weights():
-        return layer(torch.ones(1, 4)).grad_fn.next_functions[-1][0]
-
-    with shared_casts(device):
-        assert layer(torch.ones(1, 4)).dtype == torch.float32
-        first, second = cast_of_the_weights(), cast_of_the_weights()
-    assert first.next_functions[0][0] is second.next_functions[0][0]
-    with torch.autocast("cpu", torch.bfloat16), shared_casts(device):
-        assert layer(torch.ones(1, 4)).dtype == torch.bfloat16
