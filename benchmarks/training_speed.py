@@ -16,7 +16,9 @@ import contextlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -95,9 +97,10 @@ def padding_table(data: Path) -> str:
 def memory_table(data: Path) -> str:
     """Measure the memory of a step, which needs no collection, and write it."""
     rows = []
-    # smallest first, since memory that was taken is not always given back
-    for batch, mini_batch_size in ((32, None), (256, 32), (1024, 32), (128, None)):
-        peak = peak_memory(batch, mini_batch_size)
+    for batch, mini_batch_size in ((32, None), (128, None), (1024, 32)):
+        # in a process of its own, whose memory is only its own
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+            peak = process.submit(peak_memory, batch, mini_batch_size).result()
         rows.append((batch, mini_batch_size or "the whole batch", f"{peak:,.0f}"))
     return table(["batch", "mini-batch", "peak, MB"], rows)
 

@@ -38,7 +38,7 @@ WITH_GRAPHS = (
 CORPUS_GRAPH = ("corpus_graph", "np_topk")
 """The kind of artifact that pyterrier-dr makes of neighbours."""
 
-SCORES = 2**25
+SCORES = 2**26
 """How many scores of documents the fastest retriever computes at once, of 4 bytes each."""
 
 LARGEST_QBATCH = 64

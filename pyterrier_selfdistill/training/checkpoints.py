@@ -131,14 +131,20 @@ class RunFolder:
         """Read what a finished run has made.
 
         Args:
-            first: The encoder that it began with, whose batch size, text field and device the trained one gets.
+            first: The encoder that it began with, whose options the trained one gets.
 
         Returns:
             The trained encoder, and the log of its training.
         """
         logger.info("the run in %s is finished already: there is nothing to train", self.path)
-        options = {"batch_size": first.batch_size, "text_field": first.text_field, "verbose": first.verbose}
-        encoder = SelfDistillBiEncoder(self.model, device=first.device, **options)
+        encoder = SelfDistillBiEncoder(
+            self.model,
+            batch_size=first.batch_size,
+            text_field=first.text_field,
+            verbose=first.verbose,
+            device=first.device,
+            dtype=first.dtype,
+        )
         return encoder, json.loads(self._log_file.read_text())
 
     def save(self, encoder: SelfDistillBiEncoder, history: pd.DataFrame, log: Sequence[Mapping[str, Any]]) -> None:

@@ -137,6 +137,7 @@ def test_resuming_a_finished_run_changes_nothing_wherever_it_lies(make, collecti
     for name in (tmp_path / "moved", "moved", "../" + tmp_path.name + "/moved"):
         resumed = make(name, resume=True, **DESTRUCTIVE).fit(results, qrels, results, qrels)
         assert resumed.encoder == finished.encoder
+        assert resumed.encoder.dtype == finished.encoder.dtype == "float32"
         pd.testing.assert_frame_equal(resumed.history, finished.history)
         assert resumed.encoder.training_summary == pt.Artifact.load(str(tmp_path / "moved/model")).training_summary
     assert content(tmp_path / "moved") == before
