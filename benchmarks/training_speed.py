@@ -4,6 +4,7 @@
     python -m benchmarks.training_speed measures   # what embedding documents together gives
     python -m benchmarks.training_speed padding    # what batches consist of
     python -m benchmarks.training_speed memory     # the peak of a batch of 1,024 in mini-batches
+    python -m benchmarks.training_speed results    # that losses and nDCG@10 stay what they are
 
 All of it trains MiniLM with the same triples in batches of 32, queries cut at 20 and documents at 200 tokens. Trainings
 are timed in turns in one process, so that what else the machine does meets all of them.
@@ -25,8 +26,10 @@ from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
+import pyterrier as pt
 import torch
 from datasets import Dataset
+from ir_measures import nDCG
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,
@@ -34,9 +37,10 @@ from sentence_transformers import (
 )
 from sentence_transformers.sentence_transformer.losses import MarginMSELoss, MultipleNegativesRankingLoss
 
-from benchmarks.materials import MINILM, draw_triples
+from benchmarks.materials import MINILM, draw_triples, random_triples
 from benchmarks.memory import PeakMemory
 from benchmarks.pages import table
+from benchmarks.study.collection import Collection, load_collection
 from benchmarks.study.teacher import Teacher
 from benchmarks.turns import Rates, in_turns
 from pyterrier_selfdistill import (
@@ -52,6 +56,11 @@ from pyterrier_selfdistill.training.arguments import mixed_precision
 
 LENGTHS = {"query": 20, "positive": 200, "negative": 200}
 """How many tokens of each column are read."""
+
+RESULTS_OF = "docstrings:numpy"
+"""The collection with which results are compared."""
+
+RESULT_TRIPLES = 256
 
 BATCH = 32
 STEPS = 2
@@ -105,7 +114,28 @@ def memory_table(data: Path) -> str:
     return table(["batch", "mini-batch", "peak, MB"], rows)
 
 
-TABLES = {"peers": peers_table, "measures": measures_table, "padding": padding_table, "memory": memory_table}
+def results_table(data: Path) -> str:
+    """Train in the ways that are to change nothing, without dropout, and write what came of it."""
+    collection = load_collection(RESULTS_OF, data)
+    topics, qrels = collection.splits["train"]
+    triples = random_triples(collection, topics, qrels, RESULT_TRIPLES)
+    rows = []
+    for name, options in {"apart": {}, "together": {}, "in mini-batches of 8": {"mini_batch_size": 8}}.items():
+        with contextlib.ExitStack() as stack:
+            if name == "apart":
+                stack.enter_context(patch.object(text_losses, "arrange", _apart))
+            losses, quality = train_and_search(triples, collection, **options)
+        rows.append((name, f"{losses[0]:.6f}", f"{losses[-1]:.6f}", f"{quality:.4f}"))
+    return table(["documents embedded", "first loss", "last loss", "nDCG@10"], rows)
+
+
+TABLES = {
+    "peers": peers_table,
+    "measures": measures_table,
+    "padding": padding_table,
+    "memory": memory_table,
+    "results": results_table,
+}
 """What can be measured, given the folder of collections."""
 
 
@@ -176,6 +206,21 @@ def _apart(columns: list[embedding.Features]) -> embedding.Arrangement:
 def _one(rows: int, device: torch.device) -> int:
     """Divide a pool into a single pass."""
     return 1
+
+
+def train_and_search(triples: pd.DataFrame, collection: Collection, **options: Any) -> tuple[list[float], float]:
+    """Train without dropout, search all documents for the test queries, and return the losses and nDCG@10."""
+    encoder = SelfDistillBiEncoder.from_pretrained(MINILM, query_length=20, document_length=64, dtype="float32")
+    for module in encoder.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    topics, qrels = collection.splits["test"]
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = SelfDistillTrainer(encoder, f"{folder}/run", bf16=False, verbose=False, **options)
+        trainer.fit_triples(triples)
+        retriever = trainer.encoder.build_retriever(collection.documents, f"{folder}/index.flex", num_results=10)
+        quality = pt.Evaluate(retriever(topics), qrels, [nDCG @ 10])["nDCG@10"]
+    return trainer.history["loss"].dropna().tolist(), quality
 
 
 def count_padding(triples: pd.DataFrame) -> dict[str, float]:

@@ -105,6 +105,7 @@ def ray_cluster():
     ray.shutdown()
 
 
+@pytest.mark.ray
 def test_cluster(known, folder, collection, ray_cluster):
     stand_ins, names = known
     stand_ins |= {"workers=16, num_gpus=1": "workers=1", '"num_cpus": 4': '"num_cpus": 0'}

@@ -159,7 +159,7 @@ def ray_cluster():
     ray.shutdown()
 
 
-@pytest.mark.parametrize("backend", ["joblib", "ray"])
+@pytest.mark.parametrize("backend", ["joblib", pytest.param("ray", marks=pytest.mark.ray)])
 def test_parallel_finds_the_same(encoder, index, names, backend, request):
     if backend == "ray":
         request.getfixturevalue("ray_cluster")
