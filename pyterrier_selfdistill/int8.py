@@ -265,7 +265,9 @@ def _convert(model: nn.Module, names: Sequence[str]) -> Any:
     try:
         with _quiet(), torch.no_grad():
             traced = torch.jit.trace(_Positional(model, names), inputs, strict=False, check_trace=False)
-            decoder = decoders.TorchScriptPythonDecoder(torch.jit.freeze(traced.eval()))
+            # with weights of its own: those of the traced model go with it
+            frozen = torch.jit.freeze(traced.eval())
+            decoder = decoders.TorchScriptPythonDecoder(frozen, shared_memory=False)
             frontend = frontends.FrontEndManager().load_by_framework("pytorch")
             loaded = frontend.load(decoder)
             for place in loaded.get_inputs():
