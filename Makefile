@@ -42,8 +42,7 @@ results: $(INSTALLED) ## Write benchmarks/RESULTS.md anew from the records of th
 		--template benchmarks/RESULTS.md.j2
 
 test: $(INSTALLED) ## Run the tests and the examples in docstrings, and measure what they cover
-	$(BIN)/python -m pytest --cov -m "not openvino and not ray"
-	$(BIN)/python -m pytest --cov --cov-append -m openvino
+	$(BIN)/python -m pytest --cov -m "not ray"
 	$(BIN)/python -m pytest --cov --cov-append -m ray
 
 fuzz: $(INSTALLED) ## Give malformed input to all entry points, and write what became of it to benchmarks/RELIABILITY.md

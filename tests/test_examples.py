@@ -85,6 +85,7 @@ def test_hard_negatives(datasets, language_model, capsys):
     assert len(models) == 3
 
 
+@pytest.mark.ray
 @pytest.mark.parametrize("is_kept", [False, True])
 def test_index_with_ray(language_model, monkeypatch, tmp_path, is_kept, caplog):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples"))

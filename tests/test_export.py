@@ -8,8 +8,6 @@ import pytest
 from pyterrier_selfdistill import SelfDistillBiEncoder
 from pyterrier_selfdistill.tokens import tokenize
 
-pytestmark = pytest.mark.openvino
-
 TEXTS = ["sort the rows of a table by column", "plot a matrix", "read", "write a file and return the mean value"]
 
 

@@ -10,8 +10,6 @@ from sentence_transformers import SentenceTransformer
 from pyterrier_selfdistill import SelfDistillBiEncoder, SelfDistillIndex
 from pyterrier_selfdistill.int8 import quantize, to_int8
 
-pytestmark = pytest.mark.openvino
-
 TEXTS = ["sort the rows of a table by column", "plot a matrix", "read", "write a file and return the mean value"]
 
 

@@ -17,6 +17,9 @@ from pyterrier_selfdistill import FolderInUseError, RayIndexer, SelfDistillIndex
 from pyterrier_selfdistill.io import folder_lock
 from pyterrier_selfdistill.ray_indexing import ShardEncoder, read_corpus, read_files
 
+# reading with Ray Data starts Ray too
+pytestmark = pytest.mark.ray
+
 
 @pytest.fixture(scope="module")
 def ray_cluster():
@@ -44,7 +47,6 @@ def write_files(records, folder):
     return str(folder / "*.jsonl")
 
 
-@pytest.mark.ray
 def test_interrupted_resumed_and_killed(ray_cluster, encoder, index, target, collection, tmp_path):
     encoded, one_may_die, one_died = tmp_path / "encoded", tmp_path / "one-may-die", tmp_path / "one-died"
 
@@ -81,7 +83,6 @@ def test_interrupted_resumed_and_killed(ray_cluster, encoder, index, target, col
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".") or path.suffix == ".shards"]
 
 
-@pytest.mark.ray
 def test_shards_on_ray_find_what_those_of_one_process_find(ray_cluster, encoder, collection, tmp_path):
     paths = [tmp_path / "first.flex", tmp_path / "second.flex"]
     (encoder >> SelfDistillIndex(paths[0], verbose=False)).index(collection.records[:25])
@@ -176,7 +177,6 @@ def test_a_corpus_is_read_in_blocks(register, collection):
         list(read_corpus(collection.records, ["title"], 15))
 
 
-@pytest.mark.ray
 @pytest.mark.parametrize("suffix", ["tsv.gz", "jsonl.gz", "parquet"])
 def test_files_hold_strings(ray_cluster, suffix, tmp_path):
     frame = pd.DataFrame({"docno": ["007", "2024-01-31"], "title": ["1", ""], "text": ['a "quote', "NA"]})

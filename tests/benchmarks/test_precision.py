@@ -6,7 +6,6 @@ from benchmarks import precision
 from benchmarks.study.collection import Collection
 
 
-@pytest.mark.openvino
 def test_a_row_for_each_precision(language_model, collection, monkeypatch):
     pytest.importorskip("openvino")
     monkeypatch.setattr(precision, "TURNS", 1)
