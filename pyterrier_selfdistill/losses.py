@@ -26,8 +26,11 @@ ERRORS: dict[str, Callable[[Tensor], Tensor]] = {
     "l2": torch.square,
     "l1": torch.abs,
     "soft": lambda difference: F.softplus(-difference),
+    "hinge": lambda difference: difference.clamp(max=0).square(),
 }
 """Error functions of ``margin - target``, by name."""
+
+ErrorName = Literal["l2", "l1", "soft", "hinge"]
 
 ParameterFree = Literal["distributed", "adaptive", "trusting"]
 
@@ -97,7 +100,9 @@ class AdaptiveMarginLoss(nn.Module):
     Args:
         target: ``"distributed"``, ``"adaptive"``, ``"trusting"``, or a constant margin in (0, 2].
         in_batch: Whether the negatives of the other queries count as negatives too.
-        error: ``"l2"`` (:math:`x^2`), ``"l1"`` (:math:`|x|`) or ``"soft"`` (:math:`\log(1 + e^{-x})`).
+        error: ``"l2"`` (:math:`x^2`), ``"l1"`` (:math:`|x|`), ``"soft"`` (:math:`\log(1 + e^{-x})`) or ``"hinge"``
+            (:math:`\min(x, 0)^2`, not from the paper): l2 of margins that fall short of their target, while one that is
+            larger is left alone and not pulled back.
         detach_target: Whether to stop the gradient through the target (an ablation; the paper lets it flow).
         pairing: With in-batch negatives, ``"query"`` compares scores of the same query, as above. ``"released"``
             takes the positive score of the negative's own query, :math:`s(q_o, p_o) - s(q_i, n_j)`, as the authors'
@@ -125,7 +130,7 @@ class AdaptiveMarginLoss(nn.Module):
         self,
         target: Target = "distributed",
         in_batch: bool = False,
-        error: Literal["l2", "l1", "soft"] = "l2",
+        error: ErrorName = "l2",
         *,
         detach_target: bool = False,
         pairing: Literal["query", "released"] = "query",

@@ -48,7 +48,7 @@ def cosine(x, y):
     return float(x @ y / (x.norm() * y.norm()))
 
 
-PHI = {"l2": lambda x: x * x, "l1": abs, "soft": lambda x: math.log1p(math.exp(-x))}
+PHI = {"l2": lambda x: x * x, "l1": abs, "soft": lambda x: math.log1p(math.exp(-x)), "hinge": lambda x: min(x, 0) ** 2}
 
 
 def definition(query, positive, negative, *, target, in_batch, error, detach_target, pairing):
@@ -135,6 +135,19 @@ def test_weights_get_no_gradient(error, detach_target):
     error_of_pairs = ERRORS[error](margin - (target.detach() if detach_target else target))
     expected = torch.autograd.grad((weights * error_of_pairs).sum(dim=1).mean(), tensors)
     torch.testing.assert_close(gradients, expected)
+
+
+@pytest.mark.parametrize("options", [{"target": 0.3}, {"target": "adaptive"}, {"target": "trusting"}], ids=str)
+def test_hinge_never_pulls_a_margin_back(options):
+    """An encoder whose margins all exceed their targets is pulled back by l2, and left as it is by the hinge."""
+    query = torch.eye(3, 4, dtype=torch.float64).requires_grad_()
+    tensors = query, query.detach() + 0.1, -torch.ones(3, 4, dtype=torch.float64)
+    terms = AdaptiveMarginLoss(**options).terms(*tensors)
+    assert (terms.margin > terms.target).all()
+    (pulled,) = torch.autograd.grad(terms.loss, query)
+    (left,) = torch.autograd.grad(AdaptiveMarginLoss(**options, error="hinge")(*tensors), query)
+    assert pulled.abs().sum() > 0
+    assert left.abs().sum() == 0
 
 
 def test_weights_are_equal_where_the_positive_does_not_stand_out():

@@ -47,7 +47,7 @@ class Run:
         margin: The constant of the losses ``static`` and ``triplet``, and what a teacher's margins, which are between
             -1 and 1, are multiplied with for ``margin_mse`` (1 if not given).
         in_batch: Whether negatives of other queries count, in the losses of the paper.
-        error: ``l2``, ``l1`` or ``soft``, in the losses of the paper.
+        error: ``l2``, ``l1``, ``soft`` or ``hinge``, in the losses of the paper.
         detach_target: Whether no gradient flows through the target.
         triples: How many judged positives to train with; a uniform sample of the collection's.
         negatives: ``random``, ``bm25`` (of the first 100 results) or ``re-mined`` (random, then the encoder's own).

@@ -19,7 +19,7 @@ from ..biencoder import SelfDistillBiEncoder
 from ..compat import use_one_gpu
 from ..data.columns import LABEL
 from ..data.corpus import Corpus
-from ..losses import AdaptiveMarginLoss, Target
+from ..losses import AdaptiveMarginLoss, ErrorName, Target
 from ..options import Count, PositiveInteger, PositiveNumber, checked
 from ..precision import has_bfloat16
 from ..text_losses import SelfDistillationLoss
@@ -231,7 +231,7 @@ def loss_maker(
     loss: LossMaker | AdaptiveMarginLoss | None,
     target: Target,
     in_batch: bool,
-    error: Literal["l2", "l1", "soft"],
+    error: ErrorName,
     mini_batch_size: int | None = None,
 ) -> LossMaker:
     """Return the function that makes the loss of a training for its model.

@@ -35,7 +35,7 @@ from ..data.corpus import Corpus, reusable
 from ..data.negatives import Negatives
 from ..data.triples import PairOptions
 from ..distributed import agree, joined
-from ..losses import AdaptiveMarginLoss, Target
+from ..losses import AdaptiveMarginLoss, ErrorName, Target
 from ..options import Expected, FieldNames, FolderPath, Measures, PositiveInteger, Seed, checked, plain
 from .arguments import (
     PRESETS,
@@ -77,7 +77,7 @@ class SelfDistillTrainer(pt.Estimator):
         output_dir: The folder for the model, the history and the checkpoints.
         target: The margin to train for, as :class:`AdaptiveMarginLoss` takes it.
         in_batch: Whether the negatives of the other queries of a batch count too.
-        error: How deviations from the target count: ``"l2"``, ``"l1"`` or ``"soft"``.
+        error: How deviations from the target count: ``"l2"``, ``"l1"``, ``"soft"`` or ``"hinge"``.
         loss: Instead of these three: an :class:`AdaptiveMarginLoss` with more options, or a function that makes any
             loss of sentence-transformers for a model, such as ``MultipleNegativesRankingLoss``.
         mini_batch_size: How many texts to go back through the model with at once, for batches that do not fit into
@@ -122,7 +122,7 @@ class SelfDistillTrainer(pt.Estimator):
         *,
         target: Target = "distributed",
         in_batch: bool = False,
-        error: Literal["l2", "l1", "soft"] = "l2",
+        error: ErrorName = "l2",
         loss: SkipValidation[AdaptiveMarginLoss | Callable[[SentenceTransformer], nn.Module] | None] = None,
         mini_batch_size: PositiveInteger | None = None,
         preset: Literal["default", "paper"] = "default",

@@ -25,9 +25,15 @@ LOSSES = [
     {"target": 0.5},
     {"target": 0.5, "in_batch": True, "error": "l1"},
     {"target": "distributed", "error": "soft", "detach_target": True},
+    {"target": "trusting", "error": "hinge"},
 ]
 
-ERRORS = {"l2": np.square, "l1": np.abs, "soft": lambda difference: np.log1p(np.exp(-difference))}
+ERRORS = {
+    "l2": np.square,
+    "l1": np.abs,
+    "soft": lambda difference: np.log1p(np.exp(-difference)),
+    "hinge": lambda difference: np.minimum(difference, 0) ** 2,
+}
 
 
 @st.composite

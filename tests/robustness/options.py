@@ -110,7 +110,7 @@ class LossOptions(EntryPoint):
     kinds: ClassVar = {
         "target": TARGET,
         "in_batch": FLAG,
-        "error": choice("l2", "l1", "soft"),
+        "error": choice("l2", "l1", "soft", "hinge"),
         "detach_target": FLAG,
         "pairing": choice("query", "released"),
     }
@@ -140,7 +140,7 @@ class TrainerOptions(EntryPoint):
     kinds: ClassVar = {
         "target": TARGET,
         "in_batch": FLAG,
-        "error": choice("l2", "l1", "soft"),
+        "error": choice("l2", "l1", "soft", "hinge"),
         "loss": Kind(
             st.sampled_from([None, MultipleNegativesRankingLoss, AdaptiveMarginLoss("adaptive")]),
             ["adaptive", 3, nn.Identity(), [], AdaptiveMarginLoss("adaptive").get_config_dict()],
