@@ -36,12 +36,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--to", default="runs/study", help="the folder of the report")
     parser.add_argument("--template", help="the report, in Jinja, if not just tables and figures")
     options = parser.parse_args(arguments)
-    study = read_study(options.study)
+    records = Records(options.records)
+    study = read_study(options.study).follow_up(records.read())
     grids = options.grids or list(study.grids)
     unknown = sorted(set(grids) - study.grids.keys())
     if unknown:
         parser.error(f"--grids names {unknown}; {options.study} has {list(study.grids)}")
-    records = Records(options.records)
     if options.command == "run":
         return Runner(study, Path(options.data), Path(options.work), records).run_grids(grids)
     if options.command == "list":

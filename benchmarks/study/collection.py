@@ -72,6 +72,24 @@ def sample_positives(positives: pd.DataFrame, number: int, seed: int) -> pd.Data
     return positives.sample(number, random_state=seed)
 
 
+def pool_documents(documents: pd.DataFrame, qrels: pd.DataFrame, number: int) -> pd.DataFrame:
+    """Choose the relevant documents of some queries, and others at random, always the same.
+
+    Args:
+        documents: All documents.
+        qrels: The judgements of the queries.
+        number: How many documents to choose, if the relevant ones are not more.
+
+    Returns:
+        The chosen documents, in their order.
+    """
+    is_relevant = documents["docno"].isin(judged_positives(qrels, documents)["docno"])
+    others = documents[~is_relevant]
+    wanted = min(max(number - int(is_relevant.sum()), 0), len(others))
+    chosen = others.sample(wanted, random_state=0).index
+    return documents[is_relevant | documents.index.isin(chosen)]
+
+
 def _load_dataset(source: str) -> Collection:
     documents = pd.DataFrame(pt.get_dataset(source).get_corpus_iter(verbose=False))
     splits = {split: load_split(source, split) for split in SPLITS}

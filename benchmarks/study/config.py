@@ -15,7 +15,13 @@ A study is a YAML file::
           - {loss: untouched}
           - {loss: adaptive, in_batch: [true, false]}
 
-A grid is the product of its lists, and several grids may share points.
+A grid is the product of its lists, and several grids may share points. A grid may also follow up another one: it takes
+the systems that are best on dev there over some settings, a learning rate for each loss and so on, and changes others::
+
+      tune: {learning_rate: [1.0e-5, 3.0e-5, 1.0e-4], loss: [distributed, infonce], dev_documents: 1500}
+      compare: {best_of: tune, over: [learning_rate], seed: [1, 2, 3], dev_documents: null}
+
+Which these are is known when the other grid has its records (:meth:`Study.follow_up`).
 """
 
 from __future__ import annotations
@@ -24,8 +30,8 @@ import dataclasses
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +52,7 @@ class Run:
         loss: A name of :data:`~benchmarks.study.losses.LOSSES`, or ``untouched`` for the model as it is.
         margin: The constant of the losses ``static`` and ``triplet``, and what a teacher's margins, which are between
             -1 and 1, are multiplied with for ``margin_mse`` (1 if not given).
+        scale: What InfoNCE multiplies cosines with, 20 if not given.
         in_batch: Whether negatives of other queries count, in the losses of the paper.
         error: ``l2``, ``l1``, ``soft`` or ``hinge``, in the losses of the paper.
         detach_target: Whether no gradient flows through the target.
@@ -60,8 +67,13 @@ class Run:
         model: ``minilm``, or a folder or a hub name.
         pooling: ``mean`` or ``cls``. MiniLM was trained with mean: with ``cls`` it starts as a raw language model does,
             without a useful space of vectors.
+        reinitialized: How many of the model's upper layers lose what they have learned, so that its vectors are of no
+            use as they are.
         query_length: Tokens of a query.
         document_length: Tokens of a document.
+        dev_documents: For a search for settings, where evaluation would take most of the time: only dev is measured,
+            on its relevant documents and a sample of the others, so many in all or the relevant ones alone. None for
+            whole collections, and test.
         transfer: Other collections that are searched too, to see what was forgotten.
         seed: Of the sample, the negatives, the order and dropout.
     """
@@ -86,6 +98,9 @@ class Run:
     document_length: int = 64
     transfer: tuple[str, ...] = ()
     seed: int = 1
+    scale: float | None = None
+    reinitialized: int = 0
+    dev_documents: int | None = None
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Run:
@@ -97,10 +112,10 @@ class Run:
         """The checksum that identifies the run, of the settings that differ from the defaults above."""
         settings = {}
         # defaults are left out, so that a setting that is added does not change the keys of earlier records
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if value != field.default:
-                settings[field.name] = value
+        for setting in dataclasses.fields(self):
+            value = getattr(self, setting.name)
+            if value != setting.default:
+                settings[setting.name] = value
         content = json.dumps(settings, sort_keys=True)  # sorted, so that a field may be moved
         return hashlib.sha256(content.encode()).hexdigest()[:12]
 
@@ -110,6 +125,8 @@ class Run:
         name = LOSS_NAMES.get(self.loss, self.loss)
         if self.margin is not None:
             name += f" {self.margin:g}"
+        if self.scale is not None:
+            name += f" {self.scale:g}"
         if self.in_batch:
             name += ", in-batch"
         if self.error != "l2":
@@ -119,7 +136,45 @@ class Run:
         return name
 
 
-SETTINGS = tuple(field.name for field in dataclasses.fields(Run))
+SETTINGS = tuple(setting.name for setting in dataclasses.fields(Run))
+
+
+@dataclass(frozen=True)
+class FollowUp:
+    """A grid of the systems that are best on dev in another grid, with other settings.
+
+    Attributes:
+        grid: The other grid.
+        over: The settings that are searched there: of the runs that differ in nothing else, the best is taken.
+        changes: What to change in it, one run each.
+    """
+
+    grid: str
+    over: tuple[str, ...]
+    changes: list[dict[str, Any]]
+
+    def choose(self, runs: list[Run], records: Mapping[str, Mapping[str, Any]]) -> list[Run]:
+        """Make the runs, of searches that have all their records.
+
+        Args:
+            runs: Those of the other grid.
+            records: All records, by the key of their run.
+
+        Returns:
+            The runs.
+        """
+        searches: dict[Run, list[Run]] = {}
+        ignored: dict[str, Any] = dict.fromkeys(self.over)
+        for run in runs:
+            searches.setdefault(dataclasses.replace(run, **ignored), []).append(run)
+        chosen = []
+        for candidates in searches.values():
+            if any(run.key not in records for run in candidates):
+                continue
+            quality = {run: _dev_quality(records[run.key], run) for run in candidates}
+            best = max(candidates, key=quality.__getitem__)
+            chosen += [dataclasses.replace(best, **changes) for changes in self.changes]
+        return list(dict.fromkeys(chosen))
 
 
 @dataclass(frozen=True)
@@ -130,11 +185,27 @@ class Study:
         name: Its name.
         collections: Where each collection is, by name.
         grids: The runs of each grid, by name.
+        follow_ups: The grids whose runs depend on the records of others, by name.
     """
 
     name: str
     collections: dict[str, str]
     grids: dict[str, list[Run]]
+    follow_ups: dict[str, FollowUp] = field(default_factory=dict)
+
+    def follow_up(self, records: Mapping[str, Mapping[str, Any]]) -> Study:
+        """Add the grids that follow up others, as far as the searches of these have their records.
+
+        Args:
+            records: All records, by the key of their run.
+
+        Returns:
+            The study with these grids.
+        """
+        grids = dict(self.grids)
+        for name, follow_up in self.follow_ups.items():
+            grids[name] = follow_up.choose(grids[follow_up.grid], records)
+        return dataclasses.replace(self, grids=grids)
 
     @property
     def runs(self) -> list[Run]:
@@ -159,26 +230,58 @@ def read_study(path: str | Path) -> Study:
     """
     content = yaml.safe_load(Path(path).read_text())
     defaults = content.get("defaults", {})
-    grids = {}
+    grids: dict[str, list[Run]] = {}
+    follow_ups: dict[str, FollowUp] = {}
     for name, settings in content["grids"].items():
-        runs = _expand({**defaults, **settings}, f"grid {name!r} of {path}")
+        where = f"grid {name!r} of {path}"
+        if "best_of" in settings:
+            follow_ups[name] = _read_follow_up(settings, [*grids, *follow_ups], where)
+            continue
+        runs = _expand({**defaults, **settings}, where)
         for run in runs:
-            _require_collections(run, content["collections"], f"grid {name!r} of {path}")
+            _require_collections(run, content["collections"], where)
         grids[name] = runs
-    return Study(content["name"], content["collections"], grids)
+    return Study(content["name"], content["collections"], grids, follow_ups)
+
+
+def _read_follow_up(settings: Mapping[str, Any], grids: list[str], where: str) -> FollowUp:
+    """Read a grid that follows up one of those before it."""
+    changes = dict(settings)
+    grid = changes.pop("best_of")
+    over = tuple(changes.pop("over"))
+    if grid not in grids:
+        raise ValueError(f"{where} is of the best of {grid!r}; the grids before it are {grids}")
+    _require_settings({*over, *changes} - {"any_of"}, where)
+    points = [_typed(point) for point in _points(changes)]
+    return FollowUp(grid, over, points)
+
+
+def _dev_quality(record: Mapping[str, Any], run: Run) -> float:
+    """Return nDCG@10 on dev, by which settings are chosen."""
+    return record["means"][f"{run.collection}/dev"]["nDCG@10"]
 
 
 def _expand(grid: Mapping[str, Any], where: str) -> list[Run]:
     """Make the runs of a grid."""
     runs = []
     for point in _points(grid):
-        unknown = sorted(point.keys() - set(SETTINGS))
-        if unknown:
-            raise ValueError(f"{where} has the settings {unknown}; known are {sorted(SETTINGS)}")
-        # YAML 1.1 reads 1e-4, which has no dot, as a string
-        learning_rate = float(point.get("learning_rate", Run.learning_rate))
-        runs.append(Run(**{**point, "learning_rate": learning_rate}))
+        _require_settings(point.keys(), where)
+        runs.append(Run(**_typed(point)))
     return runs
+
+
+def _require_settings(names: Iterable[str], where: str) -> None:
+    """Check that runs have settings of these names."""
+    unknown = sorted(set(names) - set(SETTINGS))
+    if unknown:
+        raise ValueError(f"{where} has the settings {unknown}; known are {sorted(SETTINGS)}")
+
+
+def _typed(point: dict[str, Any]) -> dict[str, Any]:
+    """Make numbers of learning rates: YAML 1.1 reads 1e-4, which has no dot, as a string."""
+    if "learning_rate" not in point:
+        return point
+    return {**point, "learning_rate": float(point["learning_rate"])}
 
 
 def _points(grid: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

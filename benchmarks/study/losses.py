@@ -7,6 +7,7 @@ the same triples, so that they differ in nothing else.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -72,8 +73,10 @@ def _experimental(run: Run) -> Loss:
 
 
 def _infonce(run: Run) -> Loss:
-    """Make InfoNCE, at scale 20, the library's default."""
-    return MultipleNegativesRankingLoss
+    """Make InfoNCE, at scale 20, the library's default, if the run does not say another one."""
+    if run.scale is None:
+        return MultipleNegativesRankingLoss
+    return partial(MultipleNegativesRankingLoss, scale=run.scale)
 
 
 def _triplet(run: Run) -> Loss:

@@ -17,6 +17,7 @@ import logging
 import os
 import platform
 import resource
+import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ from datasets import Dataset
 from filelock import FileLock, Timeout
 from pyterrier_pisa import PisaIndex
 from sentence_transformers.sentence_transformer.modules import Pooling
+from transformers import AutoModel
 
 from benchmarks.memory import PeakMemory
 from pyterrier_selfdistill import Negatives, SelfDistillBiEncoder, SelfDistillIndex, SelfDistillTrainer
@@ -38,7 +40,7 @@ from pyterrier_selfdistill.data.negatives import from_results, from_topics
 from pyterrier_selfdistill.io import atomic_folder, scratch_folder
 from pyterrier_selfdistill.training.arguments import mixed_precision
 
-from .collection import Collection, judged_positives, load_collection, sample_positives
+from .collection import Collection, judged_positives, load_collection, pool_documents, sample_positives
 from .config import Run, Study
 from .evaluation import DEPTH, describe_space, evaluate, sample_rows
 from .losses import LOSSES, Loss, RecordedLoss
@@ -84,22 +86,24 @@ class Runner:
     def run_grids(self, grids: Sequence[str]) -> int:
         """Do all runs of some grids, in the order of the grids.
 
+        A grid that follows up another one has the runs for which that has its records when it comes to it.
+
         Args:
             grids: Their names.
 
         Returns:
             How many runs failed; their errors are logged.
         """
-        runs: dict[Run, None] = {}
-        for grid in grids:
-            runs |= dict.fromkeys(self.study.grids[grid])
         failed = 0
-        for run in pt.tqdm(list(runs), desc=self.study.name, unit="run"):
-            try:
-                self.run(run)
-            except Exception:  # hours of other runs must not depend on this one
-                failed += 1
-                logger.exception("%s failed: %s", run.key, run)
+        for grid in grids:
+            self.study = self.study.follow_up(self.records.read())
+            self.grid_of = self.study.grid_of
+            for run in pt.tqdm(self.study.grids[grid], desc=f"{self.study.name}: {grid}", unit="run"):
+                try:
+                    self.run(run)
+                except Exception:  # hours of other runs must not depend on this one
+                    failed += 1
+                    logger.exception("%s failed: %s", run.key, run)
         return failed
 
     def run(self, run: Run) -> None:
@@ -141,6 +145,7 @@ class Runner:
             "training": training,
             "cost": {**rounded, "peak_memory_mb": round(memory.peak)},
             "machine": describe_machine(),
+            "commit": _commit(),
             "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
             "finished": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         }
@@ -259,13 +264,18 @@ class Runner:
         space: dict[str, float] = {}
         for name in (run.collection, *run.transfer):
             collection = self.collection(name)
+            documents = collection.documents
+            splits = sorted(collection.splits.keys() - {"train"})
+            if run.dev_documents is not None:
+                splits = ["dev"]
+                documents = pool_documents(documents, collection.splits["dev"][1], run.dev_documents)
             started = time.monotonic()
             path = folder / f"{name}.flex"
-            retriever = encoder.build_retriever(collection.documents, path, num_results=DEPTH)
+            retriever = encoder.build_retriever(documents, path, num_results=DEPTH)
             cost[f"indexing_{name}_seconds"] = time.monotonic() - started
             if name == run.collection:
-                space = _compare_spaces(run, path, collection.documents)
-            for split in sorted(collection.splits.keys() - {"train"}):
+                space = _compare_spaces(run, path, documents)
+            for split in splits:
                 topics, qrels = collection.splits[split]
                 trec = self.work / "trec" / run.key / f"{name}-{split}"
                 values = evaluate(retriever, split, topics, qrels, trec=trec, name=run.key)
@@ -283,11 +293,26 @@ def base_encoder(run: Run) -> SelfDistillBiEncoder:
         document_length=run.document_length,
         batch_size=64,
     )
-    # MiniLM comes with a pooling of its own, which from_pretrained keeps
     transformer: Any = encoder.model[0]
+    if run.reinitialized:
+        reinitialize(transformer.model, run.reinitialized)
+    # MiniLM comes with a pooling of its own, which from_pretrained keeps
     encoder.model[1] = Pooling(transformer.get_embedding_dimension(), run.pooling)
     encoder.name = run.model
     return encoder
+
+
+def reinitialize(model: Any, layers: int) -> None:
+    """Give the upper layers of a transformer the weights that they had before any training.
+
+    Args:
+        model: The transformer, of transformers, whose layers are in an encoder.
+        layers: How many layers, from above.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        untrained = AutoModel.from_config(model.config)
+    model.encoder.layer[-layers:].load_state_dict(untrained.encoder.layer[-layers:].state_dict())
 
 
 def model_folder(name: str) -> str:
@@ -310,6 +335,13 @@ def describe_machine() -> dict[str, Any]:
         "precision": next(iter(precision), "fp32"),
         "python": platform.python_version(),
     }
+
+
+def _commit() -> str | None:
+    """Name the commit of the code, where it is a repository."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
+    described = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, encoding="utf-8", check=False)
+    return described.stdout.strip() or None
 
 
 def _cpu_seconds() -> float:

@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from benchmarks.study.collection import judged_positives, load_collection, sample_positives
+from benchmarks.study.collection import judged_positives, load_collection, pool_documents, sample_positives
 
 
 def test_load_collection_reads_a_folder(data, collection):
@@ -44,3 +44,14 @@ def test_sample_positives_refuses_more_than_there_are():
     positives = pd.DataFrame({"docno": ["d1"]})
     with pytest.raises(ValueError, match="triples=2, and the collection has 1 relevant"):
         sample_positives(positives, 2, seed=1)
+
+
+def test_pool_documents_keeps_what_is_relevant():
+    documents = pd.DataFrame({"docno": list("abcdef"), "text": list("uvwxyz")})
+    qrels = pd.DataFrame({"qid": ["1", "1"], "docno": ["b", "c"], "label": [1, 0]})
+    pool = pool_documents(documents, qrels, 3)
+    assert "b" in pool["docno"].tolist()
+    assert len(pool) == 3
+    assert pool.equals(pool_documents(documents, qrels, 3))
+    assert pool_documents(documents, qrels, 0)["docno"].tolist() == ["b"]
+    assert len(pool_documents(documents, qrels, 99)) == 6

@@ -38,6 +38,49 @@ def test_read_study_refuses_unknown_settings_and_collections(write_study, grid, 
         read_study(path)
 
 
+@pytest.fixture
+def searched(write_study):
+    """A study that searches the learning rate of two losses, and runs the best with two seeds."""
+    grids = {
+        "tune": {"loss": ["distributed", "infonce"], "learning_rate": ["1e-5", "1e-4"], "dev_documents": 10},
+        "best": {"best_of": "tune", "over": ["learning_rate"], "seed": [1, 2], "dev_documents": None},
+    }
+    return read_study(write_study(grids, defaults={"collection": "tiny"}))
+
+
+def dev_records(runs):
+    """Records in which the higher learning rate is better for InfoNCE, and worse for others."""
+    records = {}
+    for run in runs:
+        sign = 1 if run.loss == "infonce" else -1
+        records[run.key] = {"means": {"tiny/dev": {"nDCG@10": sign * run.learning_rate}}}
+    return records
+
+
+def test_a_grid_follows_up_what_is_best_on_dev(searched):
+    assert "best" not in searched.grids
+    followed_up = searched.follow_up(dev_records(searched.runs))
+    settings = [(run.loss, run.learning_rate, run.seed, run.dev_documents) for run in followed_up.grids["best"]]
+    assert settings == [
+        ("distributed", 1e-5, 1, None),
+        ("distributed", 1e-5, 2, None),
+        ("infonce", 1e-4, 1, None),
+        ("infonce", 1e-4, 2, None),
+    ]
+
+
+def test_a_search_without_all_its_records_is_not_followed_up(searched):
+    records = dev_records(searched.runs)
+    del records[searched.runs[0].key]
+    assert {run.loss for run in searched.follow_up(records).grids["best"]} == {"infonce"}
+
+
+def test_a_grid_follows_up_one_before_it(write_study):
+    path = write_study({"best": {"best_of": "tune", "over": ["learning_rate"]}})
+    with pytest.raises(ValueError, match="is of the best of 'tune'; the grids before it are"):
+        read_study(path)
+
+
 def test_the_key_of_a_run_is_of_what_is_not_the_default():
     assert Run("tiny").key == Run("tiny", error="l2", triples=1024).key
     different = [Run("tiny"), Run("other"), Run("tiny", seed=2), Run("tiny", margin=0.5)]
@@ -54,6 +97,7 @@ def test_the_key_of_a_run_never_changes():
     [
         (Run("tiny"), "distributed"),
         (Run("tiny", loss="infonce"), "InfoNCE"),
+        (Run("tiny", loss="infonce", scale=40), "InfoNCE 40"),
         (Run("tiny", loss="margin_mse", margin=1.0), "MarginMSE 1"),
         (Run("tiny", loss="static", margin=0.5, in_batch=True, error="l1"), "static 0.5, in-batch, l1"),
         (Run("tiny", loss="adaptive", detach_target=True), "adaptive, detached"),

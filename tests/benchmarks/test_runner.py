@@ -160,3 +160,22 @@ def test_base_encoder_has_the_pooling_and_the_lengths_of_the_run(pooling):
     assert encoder.model[1].pooling_mode == pooling
     assert (encoder.model[0].query_length, encoder.model[0].document_length) == (8, 16)
     assert encoder.name == "minilm"
+
+
+def test_reinitialized_layers_have_forgotten_and_the_others_have_not():
+    encoder = base_encoder(Run("tiny", reinitialized=2))
+    again = base_encoder(Run("tiny", reinitialized=2))
+    trained = base_encoder(Run("tiny"))
+    weights = [e.model[0].model.encoder.layer for e in (encoder, again, trained)]
+    for number, (layer, same, before) in enumerate(zip(*weights, strict=True)):
+        dense = layer.output.dense.weight
+        assert dense.equal(same.output.dense.weight)
+        assert dense.equal(before.output.dense.weight) == (number < 4)
+
+
+def test_a_search_for_settings_measures_dev_only(write_study, defaults, options, tmp_path):
+    grids = {"tune": {"loss": "untouched", "dev_documents": 3}}
+    assert main(["run", str(write_study(grids, defaults=defaults)), *options]) == 0
+    (record,) = Records(tmp_path / "records").read().values()
+    assert list(record["means"]) == ["tiny/dev"]
+    assert record["queries"] == {}
