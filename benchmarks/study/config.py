@@ -33,12 +33,22 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 LOSS_NAMES = {"margin_mse": "MarginMSE", "infonce": "InfoNCE"}
 """What tables call losses, where it is not the name in the file."""
+
+
+class Start(NamedTuple):
+    """What training starts from; the settings of :class:`Run` with these names."""
+
+    model: str
+    pooling: str
+    reinitialized: int
+    query_length: int
+    document_length: int
 
 
 @dataclass(frozen=True)
@@ -118,6 +128,12 @@ class Run:
                 settings[setting.name] = value
         content = json.dumps(settings, sort_keys=True)  # sorted, so that a field may be moved
         return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+    @property
+    def start(self) -> Start:
+        """The encoder that training starts from."""
+        settings = [getattr(self, name) for name in Start._fields]
+        return Start(*settings)
 
     @property
     def loss_name(self) -> str:

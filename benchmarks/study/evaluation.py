@@ -1,16 +1,13 @@
-"""What is measured of an encoder: rankings of the queries of a split, and how the vectors of documents are spread."""
+"""What is measured of an encoder: how it ranks the documents for the queries of a split."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyterrier as pt
 from ir_measures import RR, Measure, R, nDCG
-
-from pyterrier_selfdistill.training.similarity import mean_cosine, representational_similarity
 
 TEST = {100: [nDCG @ 10, RR @ 10, R @ 100], 1000: [R @ 1000]}
 MEASURES: dict[str, dict[int, list[Measure]]] = {"dev": {10: [nDCG @ 10, RR @ 10]}, "test": TEST, "all": TEST}
@@ -21,9 +18,6 @@ DEPTH = max(TEST)
 
 SAVED = 100
 """How many results of a query the TREC runs have at most; a thousand take most of the time of an evaluation."""
-
-SAMPLE = 1000
-"""How many documents the spread is measured of, at most."""
 
 
 def evaluate(
@@ -54,31 +48,3 @@ def evaluate(
         tables.append(pt.Experiment([ranked % depth], topics, qrels, measures, **options))
     values = pd.concat(tables)
     return values.pivot(index="qid", columns="measure", values="value").sort_index()
-
-
-def sample_rows(number: int) -> np.ndarray:
-    """Draw at most :data:`SAMPLE` of so many rows, always the same."""
-    rows = np.random.default_rng(0).permutation(number)
-    return np.sort(rows[:SAMPLE])
-
-
-def describe_space(vectors: np.ndarray, before: np.ndarray) -> dict[str, float]:
-    """Describe how the vectors of documents are spread.
-
-    Args:
-        vectors: Those of the trained encoder, ``(documents, dimensions)``.
-        before: Those of the untouched encoder, of the same documents.
-
-    Returns:
-        ``similarity``, the mean cosine of two documents, 1 where all are the same; ``dimensions``, the participation
-        ratio of the eigenvalues of their covariance: how many directions they really use; and
-        ``representational_similarity``, how much of the similarity of documents is what it was.
-    """
-    vectors = np.asarray(vectors, dtype=np.float64)
-    eigenvalues = np.linalg.eigvalsh(np.cov(vectors.T))
-    dimensions = eigenvalues.sum() ** 2 / (eigenvalues**2).sum()
-    return {
-        "similarity": round(mean_cosine(vectors), 4),
-        "dimensions": round(float(dimensions), 1),
-        "representational_similarity": round(representational_similarity(before, vectors), 4),
-    }

