@@ -1,6 +1,7 @@
 """Dense retrievers trained by self-distillation with adaptive relevance margins, for PyTerrier."""
 
 from .biencoder import SelfDistillBiEncoder
+from .calibrated_loss import CalibratedLoss
 from .data.negatives import Negatives
 from .data.splits import split_queries
 from .identity import EncoderMismatchError
@@ -16,6 +17,7 @@ from .training.trainer import NotFittedError, SelfDistillTrainer
 __version__ = "0.1.0"
 __all__ = [
     "AdaptiveMarginLoss",
+    "CalibratedLoss",
     "EncoderMismatchError",
     "FolderInUseError",
     "Negatives",

@@ -170,7 +170,7 @@ class AdaptiveMarginLoss(nn.Module):
             ValueError: If the shapes do not agree or the batch is empty.
             TypeError: If an argument is not a floating point tensor.
         """
-        _require_embeddings(query, positive, negative)
+        require_embeddings(query, positive, negative)
         # under autocast, products would be in 16 bits, and differences of cosines are small
         with torch.autocast(query.device.type, enabled=False):
             q = normalize(query)
@@ -324,8 +324,23 @@ def _own_negatives(queries: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
     return columns // number, columns
 
 
-def _require_embeddings(query: Tensor, positive: Tensor, negative: Tensor) -> None:
-    """Check the types and the shapes of a batch."""
+def require_embeddings(query: Tensor, positive: Tensor, negative: Tensor) -> None:
+    """Check the types and the shapes of a batch.
+
+    Args:
+        query: What should be ``(B, D)``.
+        positive: What should be ``(B, D)``.
+        negative: What should be ``(B, D)`` or ``(B, K, D)``.
+
+    Raises:
+        TypeError: If one is not a floating point tensor.
+        ValueError: If the shapes do not agree or the batch is empty.
+
+    Example:
+        >>> require_embeddings(torch.ones(2, 4), torch.ones(2, 4), torch.ones(3, 4))
+        Traceback (most recent call last):
+        ValueError: expected query (B, D), positive (B, D) and negative (B, D) or (B, K, D), got query (2, 4), ...
+    """
     for name, tensor in {"query": query, "positive": positive, "negative": negative}.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a floating point tensor, got a {type(tensor).__name__}")

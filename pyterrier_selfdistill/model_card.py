@@ -13,7 +13,7 @@ from typing import Any
 
 from .text_losses import CITATION
 
-PROGRESS = {"step": "step", "loss": "loss", "margin": "mean margin", "target": "mean target"}
+PROGRESS = {"step": "step", "loss": "loss", "margin": "mean margin", "target": "mean target", "scale": "mean scale"}
 """The columns of the training history that are not measures, and their titles."""
 
 PYTERRIER = "[PyTerrier](https://pyterrier.readthedocs.io)"

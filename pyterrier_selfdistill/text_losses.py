@@ -157,8 +157,9 @@ class SelfDistillationLoss(CachedLossMixin, nn.Module):
                 "query, positive, negative (more negatives may follow)"
             )
         query, positive, *negatives = gather_batch(embeddings)
-        loss, margin, target = self.loss.terms(query, positive, torch.stack(negatives, dim=1))
-        self.statistics = {"margin": margin.detach().mean(), "target": target.detach().mean()}
+        terms = self.loss.terms(query, positive, torch.stack(negatives, dim=1))._asdict()
+        loss = terms.pop("loss")
+        self.statistics = {name: values.detach().mean() for name, values in terms.items()}
         return loss
 
     def get_config_dict(self) -> dict[str, Any]:

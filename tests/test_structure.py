@@ -19,6 +19,7 @@ LAYERS = [
     ["identity", "int8", "packages"],
     ["precision"],
     ["embedding", "losses"],
+    ["calibrated_loss"],
     ["text_losses"],
     ["data"],
     ["index_files"],

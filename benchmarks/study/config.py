@@ -15,13 +15,14 @@ A study is a YAML file::
           - {loss: untouched}
           - {loss: adaptive, in_batch: [true, false]}
 
-A grid is the product of its lists, and several grids may share points. A grid may also follow up another one: it takes
-the systems that are best on dev there over some settings, a learning rate for each loss and so on, and changes others::
+A grid is the product of its lists, and of all lists of alternatives if their names begin with ``any_of``. Several grids
+may share points. A grid may also follow up others: it takes the
+systems that are best on dev there over some settings, a learning rate for each loss and so on, and changes others::
 
       tune: {learning_rate: [1.0e-5, 3.0e-5, 1.0e-4], loss: [distributed, infonce], dev_documents: 1500}
       compare: {best_of: tune, over: [learning_rate], seed: [1, 2, 3], dev_documents: null}
 
-Which these are is known when the other grid has its records (:meth:`Study.follow_up`).
+Which these are is known when the other grids have their records (:meth:`Study.follow_up`).
 """
 
 from __future__ import annotations
@@ -157,15 +158,15 @@ SETTINGS = tuple(setting.name for setting in dataclasses.fields(Run))
 
 @dataclass(frozen=True)
 class FollowUp:
-    """A grid of the systems that are best on dev in another grid, with other settings.
+    """A grid of the systems that are best on dev in other grids, with other settings.
 
     Attributes:
-        grid: The other grid.
+        grids: The other grids.
         over: The settings that are searched there: of the runs that differ in nothing else, the best is taken.
         changes: What to change in it, one run each.
     """
 
-    grid: str
+    grids: tuple[str, ...]
     over: tuple[str, ...]
     changes: list[dict[str, Any]]
 
@@ -173,7 +174,7 @@ class FollowUp:
         """Make the runs, of searches that have all their records.
 
         Args:
-            runs: Those of the other grid.
+            runs: Those of the other grids.
             records: All records, by the key of their run.
 
         Returns:
@@ -220,7 +221,8 @@ class Study:
         """
         grids = dict(self.grids)
         for name, follow_up in self.follow_ups.items():
-            grids[name] = follow_up.choose(grids[follow_up.grid], records)
+            searched = [run for grid in follow_up.grids for run in grids[grid]]
+            grids[name] = follow_up.choose(searched, records)
         return dataclasses.replace(self, grids=grids)
 
     @property
@@ -263,13 +265,14 @@ def read_study(path: str | Path) -> Study:
 def _read_follow_up(settings: Mapping[str, Any], grids: list[str], where: str) -> FollowUp:
     """Read a grid that follows up one of those before it."""
     changes = dict(settings)
-    grid = changes.pop("best_of")
+    searched = _as_list(changes.pop("best_of"))
     over = tuple(changes.pop("over"))
-    if grid not in grids:
-        raise ValueError(f"{where} is of the best of {grid!r}; the grids before it are {grids}")
-    _require_settings({*over, *changes} - {"any_of"}, where)
+    unknown = [grid for grid in searched if grid not in grids]
+    if unknown:
+        raise ValueError(f"{where} is of the best of {unknown}; the grids before it are {grids}")
     points = [_typed(point) for point in _points(changes)]
-    return FollowUp(grid, over, points)
+    _require_settings({*over, *points[0]}, where)
+    return FollowUp(tuple(searched), over, points)
 
 
 def _dev_quality(record: Mapping[str, Any], run: Run) -> float:
@@ -302,10 +305,12 @@ def _typed(point: dict[str, Any]) -> dict[str, Any]:
 
 def _points(grid: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Multiply the lists of a grid out; ``transfer`` is a list of its own."""
-    common = dict(grid)
-    alternatives = common.pop("any_of", [{}])
-    for alternative in alternatives:
-        settings = {**common, **alternative}
+    alternatives = [values for name, values in grid.items() if name.startswith("any_of")]
+    common = {name: value for name, value in grid.items() if not name.startswith("any_of")}
+    for chosen in itertools.product(*alternatives):
+        settings = dict(common)
+        for alternative in chosen:
+            settings |= alternative
         transfer = tuple(settings.pop("transfer", ()))
         lists = [_as_list(value) for value in settings.values()]
         for values in itertools.product(*lists):

@@ -21,6 +21,7 @@ from sentence_transformers.sentence_transformer.losses import (
 from torch import Tensor, nn
 
 from pyterrier_selfdistill import AdaptiveMarginLoss, SelfDistillationLoss
+from pyterrier_selfdistill.calibrated_loss import CalibratedLoss
 from pyterrier_selfdistill.losses import TARGETS, MarginTerms
 
 from .config import Run
@@ -72,6 +73,15 @@ def _experimental(run: Run) -> Loss:
     return make
 
 
+def _calibrated(run: Run) -> Loss:
+    """Make the calibrated loss."""
+
+    def make(model: SentenceTransformer) -> nn.Module:
+        return SelfDistillationLoss(model, CalibratedLoss())  # type: ignore[arg-type]
+
+    return make
+
+
 def _infonce(run: Run) -> Loss:
     """Make InfoNCE, at scale 20, the library's default, if the run does not say another one."""
     if run.scale is None:
@@ -99,6 +109,7 @@ def _margin_mse(run: Run) -> Loss:
 LOSSES: dict[str, Callable[[Run], Loss]] = {
     **dict.fromkeys(TARGETS, _adaptive_margin),
     "static": _adaptive_margin,
+    "calibrated": _calibrated,
     "infonce": _infonce,
     "triplet": _triplet,
     "margin_mse": _margin_mse,

@@ -320,7 +320,7 @@ def _thinned(history: pd.DataFrame, loss: Loss) -> dict[str, Any]:
     """Choose some steps of the history and of the distributions of a loss, for the record."""
     history = history.dropna(subset="loss")
     steps = np.unique(np.linspace(0, len(history) - 1, HISTORY).astype(int))
-    rows = history.iloc[steps][["step", "loss", "margin", "target"]].round(5)
+    rows = history.iloc[steps][["step", "loss", "margin", "target", "scale"]].round(5)
     distributions: dict[str, dict[str, list[float]]] = {}
     if isinstance(loss, RecordedLoss):
         for step in steps.tolist():

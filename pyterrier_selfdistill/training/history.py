@@ -21,7 +21,7 @@ from transformers import TrainerState
 
 logger = logging.getLogger(__name__)
 
-PROGRESS = ["step", "epoch", "loss", "margin", "target", "learning_rate"]
+PROGRESS = ["step", "epoch", "loss", "margin", "target", "scale", "learning_rate"]
 """The columns of a history that are no measures."""
 
 FEW_POINTS = 20
@@ -36,8 +36,9 @@ def history_frame(logs: Iterable[Mapping[str, Any]], measures: Iterable[str] = (
         measures: The names of the measures.
 
     Returns:
-        One row a step that something was logged for: ``step``, ``epoch``, ``loss``, ``margin`` and ``target`` (means
-        over the steps since the row before), ``learning_rate``, and the measures; NaN where nothing was logged.
+        One row a step that something was logged for: ``step``, ``epoch``, ``loss``, ``margin``, ``target`` and
+        ``scale`` (means over the steps since the row before), ``learning_rate``, and the measures; NaN where nothing
+        was logged.
 
     Example:
         >>> history_frame([{"step": 2, "loss": 0.5}, {"step": 2, "eval_RR": 0.25}], ["RR"])[["step", "loss", "RR"]]
@@ -74,7 +75,7 @@ def milestones(history: pd.DataFrame) -> list[dict[str, Any]]:
     if rows.empty:
         rows = history.tail(1)
     selected = []
-    for row in rows[["step", "loss", "margin", "target", *measures]].to_dict(orient="records"):
+    for row in rows[["step", "loss", "margin", "target", "scale", *measures]].to_dict(orient="records"):
         selected.append({str(name): value for name, value in row.items() if pd.notna(value)})
     return selected
 
@@ -195,6 +196,7 @@ def _panels(history: pd.DataFrame) -> dict[str, list[str]]:
     columns = {
         "Loss": ["loss"],
         "Margin against target": ["margin", "target"],
+        "Scale": ["scale"],
         "Evaluation": _measures(history)[:1],
     }
     panels = {}

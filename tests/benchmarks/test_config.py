@@ -38,6 +38,14 @@ def test_read_study_refuses_unknown_settings_and_collections(write_study, grid, 
         read_study(path)
 
 
+def test_read_study_multiplies_lists_of_alternatives(write_study):
+    cells = [{"collection": "tiny"}, {"collection": "other", "pooling": "cls"}]
+    losses = [{"loss": "infonce", "scale": [10, 20]}, {"loss": "adaptive", "in_batch": True}]
+    study = read_study(write_study({"a": {"any_of cells": cells, "any_of losses": losses, "triples": 8}}))
+    assert len(study.runs) == 6
+    assert sum(run.pooling == "cls" and run.scale == 20 for run in study.runs) == 1
+
+
 @pytest.fixture
 def searched(write_study):
     """A study that searches the learning rate of two losses, and runs the best with two seeds."""
@@ -77,7 +85,7 @@ def test_a_search_without_all_its_records_is_not_followed_up(searched):
 
 def test_a_grid_follows_up_one_before_it(write_study):
     path = write_study({"best": {"best_of": "tune", "over": ["learning_rate"]}})
-    with pytest.raises(ValueError, match="is of the best of 'tune'; the grids before it are"):
+    with pytest.raises(ValueError, match="is of the best of .'tune'.; the grids before it are"):
         read_study(path)
 
 

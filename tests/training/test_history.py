@@ -15,7 +15,7 @@ from pyterrier_selfdistill.training.history import (
 
 LOGS = [
     {"step": 0, "epoch": 0.0, "eval_RR": 0.1, "eval_runtime": 3.0},
-    {"step": 1, "epoch": 0.5, "loss": 0.7, "margin": 0.1, "target": 0.6, "learning_rate": 1e-5, "grad_norm": 2.0},
+    {"step": 1, "epoch": 0.5, "loss": 0.7, "margin": 0.1, "target": 0.6, "scale": 20.0, "learning_rate": 1e-5},
     {"step": 2, "epoch": 1.0, "loss": 0.5, "margin": 0.2, "target": 0.6, "learning_rate": 1e-6},
     {"step": 2, "epoch": 1.0, "eval_RR": 0.3},
     {"step": 2, "epoch": 1.0, "train_runtime": 5.0},
@@ -25,11 +25,11 @@ LOGS = [
 def test_history_frame_has_one_row_a_step():
     expected = pd.DataFrame(
         [
-            [0, 0.0, np.nan, np.nan, np.nan, np.nan, 0.1],
-            [1, 0.5, 0.7, 0.1, 0.6, 1e-5, np.nan],
-            [2, 1.0, 0.5, 0.2, 0.6, 1e-6, 0.3],
+            [0, 0.0, np.nan, np.nan, np.nan, np.nan, np.nan, 0.1],
+            [1, 0.5, 0.7, 0.1, 0.6, 20.0, 1e-5, np.nan],
+            [2, 1.0, 0.5, 0.2, 0.6, np.nan, 1e-6, 0.3],
         ],
-        columns=["step", "epoch", "loss", "margin", "target", "learning_rate", "RR"],
+        columns=["step", "epoch", "loss", "margin", "target", "scale", "learning_rate", "RR"],
     )
     pd.testing.assert_frame_equal(history_frame(LOGS, ["RR"]), expected)
 
