@@ -234,11 +234,6 @@ class Results:
         means = [system.means(system.test, measure) for system in here or repeated]
         return pooled_seed_variance(means)
 
-    def best_static(self, **settings: Any) -> System:
-        """Return the static margin that is best on dev."""
-        static = _select(self.systems, {"loss": "static", **settings})
-        return max(static, key=attrgetter("dev"))
-
     def cheapest(self, grid: str, quality: float, **settings: Any) -> System | None:
         """Return the system of a grid that reaches an nDCG@10 on dev at the lowest total cost, if any does."""
         found = [system for system in self.grid(grid, **settings) if system.dev >= quality]

@@ -20,7 +20,15 @@ from .significance import EQUIVALENCE_BOUND, NON_INFERIORITY_BOUND, Difference
 matplotlib.use("Agg")  # figures go to files, also where there is no display
 
 MARKS = {"better": "▲", "worse": "▼", "equivalent": "≈", "not behind": "≥"}
-"""How a field shows what holds of its difference, also without colours."""
+"""How a field shows what holds of its difference, also without colors."""
+
+KEY = {
+    "▲": "▲ better",
+    "▼": "▼ worse",
+    "≈": f"≈ equivalent, within {EQUIVALENCE_BOUND}",
+    "≥": f"≥ not behind by {NON_INFERIORITY_BOUND}",
+}
+"""What marks mean, as the figure says it."""
 
 WIDTH = 8.2
 """The width in inches of a figure that fills a page of 900 pixels at 110 dots an inch."""
@@ -47,8 +55,8 @@ class Field(NamedTuple):
 def draw_differences(fields: Sequence[Sequence[Any]]) -> Figure:
     """Draw differences as fields, a row a loss and a column a collection with an encoder.
 
-    A field has the difference, its 95 % interval and a mark for what holds of it. Colours go from orange (worse) to
-    purple (better), which people with every kind of colour vision tell apart.
+    A field has the difference, its 95 % interval and a mark for what holds of it. Colors go from orange (worse) to
+    purple (better), which people with every kind of color vision tell apart.
 
     Args:
         fields: What :class:`Field` has, in the order of rows and columns.
@@ -80,11 +88,10 @@ def draw_differences(fields: Sequence[Sequence[Any]]) -> Figure:
     axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(losses) - 0.5, -0.5))
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    axes.set_xlabel(
-        f"nDCG@10 minus that of InfoNCE, with 95 % intervals. ▲ better   ▼ worse   ≈ within {EQUIVALENCE_BOUND}   "
-        f"≥ not behind by {NON_INFERIORITY_BOUND}",
-        fontsize="small",
-    )
+    marked = "".join(_marks(field.verdicts) for field in placed)
+    meanings = [meaning for mark, meaning in KEY.items() if mark in marked]
+    label = "   ".join(["nDCG@10 minus that of InfoNCE, with 95 % intervals", *meanings])
+    axes.set_xlabel(label, fontsize="small")
     return figure
 
 

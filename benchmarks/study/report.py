@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from operator import attrgetter
@@ -22,7 +23,7 @@ from . import figures
 from .comparison import Results, System, collections_of
 from .config import SETTINGS
 from .markdown import broken_links, folded, link, to_markdown
-from .significance import EQUIVALENCE_BOUND, LEVEL, NON_INFERIORITY_BOUND, Claim, Claims, Difference, holm
+from .significance import EQUIVALENCE_BOUND, NON_INFERIORITY_BOUND, Claim, Claims, Difference, holm
 
 MEASURES = ("nDCG@10", "RR@10", "R@100", "R@1000")
 """The measures of a table."""
@@ -31,9 +32,9 @@ NAMED = {"collection", "seed", "loss", "margin", "in_batch", "error", "detach_ta
 """Settings that a table shows anyhow, or does not have to."""
 
 CLAIMS = {
-    "difference": "not as good as each other",
-    "equivalence": f"within {EQUIVALENCE_BOUND} of each other",
-    "non-inferiority": f"not worse by {NON_INFERIORITY_BOUND}",
+    "difference": "different",
+    "equivalence": f"equivalent, within {EQUIVALENCE_BOUND}",
+    "non-inferiority": f"not behind by {NON_INFERIORITY_BOUND}",
 }
 """How a table says what is claimed of two systems."""
 
@@ -105,6 +106,7 @@ class Report:
             draw_differences=figures.draw_differences,
         )
         rendered = environment.from_string(text).render()
+        rendered = re.sub(r"\n{3,}", "\n\n", rendered)  # what loops leave between their turns
         broken = broken_links(rendered)
         if broken:
             raise ValueError(f"the page links to sections that it does not have: {broken}; name them as their headings")
@@ -218,14 +220,22 @@ class Report:
         return Claims(claims)
 
     def claims_table(self, claims: Claims) -> str:
-        """Make a table of the claims of a section, with p-values that are corrected over all of them."""
-        rows = []
+        """Make a table of the claims of a section.
+
+        Args:
+            claims: The claims.
+
+        Returns:
+            A row a pair of systems, with a p-value for each kind of claim, corrected over all claims of the section.
+        """
+        rows: dict[str, dict[str, str]] = {}
         for claim, p in zip(claims.claims, claims.p, strict=True):
-            row = {"systems": claim.label, "difference": str(claim.difference), "claim": CLAIMS[claim.kind]}
-            row["p"] = f"{p:.1g}"
-            row["verdict"] = claim.verdict if p < LEVEL else "undecided"
-            rows.append(row)
-        return to_markdown(pd.DataFrame(rows))
+            row = rows.setdefault(claim.label, {"systems": claim.label, "difference": str(claim.difference)})
+            row[f"p, {CLAIMS[claim.kind]}"] = f"{p:.1g}"
+        table = pd.DataFrame(rows.values()).fillna("")
+        verdicts = [", ".join(claims.verdicts(label)) for label in rows]
+        table["verdict"] = [verdict or "undecided" for verdict in verdicts]
+        return to_markdown(table)
 
     def transfer_table(self, grid: str, collection: str, others: Sequence[str]) -> str:
         """Make a table of nDCG@10 on collections that were not trained with, beside the one that was.

@@ -35,13 +35,6 @@ def test_the_cost_of_a_student_has_that_of_its_teacher(finished):
     assert 0 <= student.agreement <= 1
 
 
-def test_best_static_is_best_on_dev(finished):
-    results = Results(finished.study, Records(finished.records))
-    best = results.best_static(collection="tiny")
-    qualities = [system.dev for system in results.systems if system.run.loss == "static"]
-    assert best.dev == max(qualities)
-
-
 def test_open_counts_runs_without_a_record(make_results):
     results = make_results((UNTOUCHED, 0.5))
     results.study.grids["made"].append(Run("tiny"))

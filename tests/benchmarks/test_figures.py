@@ -71,6 +71,7 @@ def test_draw_differences_writes_numbers_intervals_and_marks(fields):
         "docstrings",
         "scifact",
     ]
+    assert axes.get_xlabel().endswith("▲ better   ▼ worse   ≈ equivalent, within 0.01   ≥ not behind by 0.005")
     assert [label.get_text() for label in axes.get_yticklabels()] == ["trusting", "softmax"]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["own pooling", "raw", "raw"]
 
@@ -87,6 +88,11 @@ def test_draw_differences_colors_both_signs_alike_far_from_the_middle(fields):
 def test_draw_differences_has_the_width_of_a_page(fields):
     figure = figures.draw_differences(fields)
     assert figure.get_figwidth() * 110 == pytest.approx(900, abs=5)
+
+
+def test_draw_differences_explains_the_marks_that_it_has(fields):
+    (axes,) = figures.draw_differences(fields[:1]).axes
+    assert axes.get_xlabel() == "nDCG@10 minus that of InfoNCE, with 95 % intervals   ▲ better"
 
 
 def test_draw_differences_knows_its_marks(fields):

@@ -110,13 +110,20 @@ def test_claims_of_a_section_are_corrected_together(report):
     ]
     claims = report.claims(rows)
     better, undecided, equivalent = rows_of(report.claims_table(claims))
-    assert (better["claim"], better["verdict"]) == ("not as good as each other", "better")
-    assert (undecided["claim"], undecided["p"], undecided["verdict"]) == ("not worse by 0.005", "1", "undecided")
-    assert (equivalent["claim"], equivalent["p"]) == ("within 0.01 of each other", "0")
-    assert equivalent["verdict"] == "equivalent"
+    assert list(better)[:3] == ["systems", "difference", "p, different"]
+    assert (better["verdict"], undecided["verdict"], equivalent["verdict"]) == ("better", "undecided", "equivalent")
+    assert (undecided["p, different"], undecided["p, not behind by 0.005"]) == ("", "1")
+    assert equivalent["p, equivalent, within 0.01"] == "0"
     (alone,) = rows_of(report.claims_table(report.claims(rows[:1])))
-    assert float(better["p"]) >= 1.9 * float(alone["p"])
+    assert float(better["p, different"]) >= 1.9 * float(alone["p, different"])
     assert mean_of(better["difference"]) == pytest.approx(claims.difference("adaptive, untouched").mean, abs=0.001)
+
+
+def test_claims_of_the_same_systems_share_a_row(report):
+    adaptive = report.results.one("made", loss="adaptive")
+    rows = [("itself", adaptive, adaptive, kind) for kind in ("difference", "equivalence")]
+    (row,) = rows_of(report.claims_table(report.claims(rows)))
+    assert (row["p, different"], row["verdict"]) == ("1", "undecided")
 
 
 def test_a_page_with_a_broken_link_is_not_written(report, tmp_path):
