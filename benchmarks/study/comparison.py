@@ -18,15 +18,12 @@ import pandas as pd
 
 from pyterrier_selfdistill.training.similarity import has_collapsed, has_forgotten
 
-from .config import SETTINGS, Run, Study
+from .config import Run, Study
 from .records import Record, Records
 from .significance import Difference, compare, pooled_seed_variance
 
 HARM = 0.01
 """How much of nDCG@10 a run must lose on test to count as harmed."""
-
-ENCODER = {"model", "pooling", "reinitialized", "query_length", "document_length"} & set(SETTINGS)
-"""The settings that say what an encoder is before training."""
 
 
 class System:
@@ -189,9 +186,9 @@ class Results:
         Raises:
             KeyError: If there is no record of it.
         """
-        settings = {name: getattr(run, name) for name in ENCODER}
         tested = [system for system in self.systems if system.is_tested]
-        found = _select(tested, {**settings, "loss": "untouched", "collection": run.collection})
+        settings = {**run.start._asdict(), "loss": "untouched", "collection": run.collection}
+        found = _select(tested, settings)
         if not found:
             raise KeyError(f"no record of the untouched model of {run}")
         return max(found, key=_number_of_transfers)

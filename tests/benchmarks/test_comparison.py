@@ -35,6 +35,15 @@ def test_the_cost_of_a_student_has_that_of_its_teacher(finished):
     assert 0 <= student.agreement <= 1
 
 
+def test_the_untouched_model_is_that_which_training_starts_from(make_results):
+    raw = Run("tiny", loss="untouched", reinitialized=2)
+    results = make_results((UNTOUCHED, 0.5), (raw, 0.1))
+    assert results.untouched(Run("tiny", reinitialized=2, learning_rate=1e-3, min_label=2)).run == raw
+    assert results.untouched(Run("tiny")).run == UNTOUCHED
+    with pytest.raises(KeyError, match="no record of the untouched model"):
+        results.untouched(Run("tiny", pooling="cls"))
+
+
 def test_open_counts_runs_without_a_record(make_results):
     results = make_results((UNTOUCHED, 0.5))
     results.study.grids["made"].append(Run("tiny"))
