@@ -4,5 +4,6 @@ A study (:mod:`~benchmarks.study.config`) is a list of runs. Each run trains one
 (:mod:`~benchmarks.study.losses`) on a test collection (:mod:`~benchmarks.study.collection`), searches the whole
 collection with it (:mod:`~benchmarks.study.evaluation`), and becomes one record (:mod:`~benchmarks.study.records`).
 The :mod:`~benchmarks.study.runner` does what has no record yet. :mod:`~benchmarks.study.comparison` compares systems
-by their records, and :mod:`~benchmarks.study.report` writes a page of it.
+by their records, :mod:`~benchmarks.study.significance` says what that allows to claim, and
+:mod:`~benchmarks.study.report` writes a page of it.
 """

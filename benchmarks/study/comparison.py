@@ -1,8 +1,7 @@
-"""Compare systems by their records, with confidence intervals.
+"""Compare systems by their records.
 
-The unit is a *system*: the runs that differ in nothing but the seed. Two systems are compared query by query, on the
-values averaged over seeds: the p-value is of a paired t-test over queries, and the interval holds 95 % of 2,000
-bootstrap samples of both queries and seeds, so it also says how much seeds matter.
+The unit is a *system*: the runs that differ in nothing but the seed. :class:`Results` finds the systems of a study, and
+:mod:`~benchmarks.study.significance` says what a difference of two allows to claim.
 """
 
 from __future__ import annotations
@@ -12,72 +11,19 @@ import math
 from collections.abc import Sequence
 from functools import cached_property
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from pyterrier_selfdistill.training.similarity import has_collapsed, has_forgotten
 
 from .config import Run, Study
 from .records import Record, Records
-
-SAMPLES = 2000
-"""How many bootstrap samples make an interval."""
+from .significance import Difference, compare, pooled_seed_variance
 
 HARM = 0.01
 """How much of nDCG@10 a run must lose on test to count as harmed."""
-
-
-class Difference(NamedTuple):
-    """How much better one system is than another.
-
-    Attributes:
-        mean: The mean difference.
-        low: Where the 95 % interval begins.
-        high: Where it ends.
-        p: The p-value of a paired t-test over queries.
-    """
-
-    mean: float
-    low: float
-    high: float
-    p: float
-
-    def __str__(self) -> str:
-        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
-
-
-def compare(one: np.ndarray, other: np.ndarray) -> Difference:
-    """Compare two systems query by query.
-
-    Args:
-        one: A measure of one system, ``(seeds, queries)``.
-        other: That of the other, of the same queries; the number of seeds may differ.
-
-    Returns:
-        How much better the one is.
-    """
-    generator = np.random.default_rng(0)  # a report that is written again must say the same
-    difference = one.mean(axis=0) - other.mean(axis=0)
-    queries = generator.integers(len(difference), size=(SAMPLES, len(difference)))
-    resampled = _resampled_means(one, queries, generator) - _resampled_means(other, queries, generator)
-    low, high = np.quantile(resampled, [0.025, 0.975])
-    p = 1.0
-    if difference.any():  # without any, the test divides 0 by 0
-        p = float(stats.ttest_1samp(difference, 0).pvalue)
-    return Difference(float(difference.mean()), float(low), float(high), p)
-
-
-def _resampled_means(values: np.ndarray, queries: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Draw seeds with replacement, and average over them and over queries that are drawn already."""
-    drawn = generator.integers(len(values), size=(SAMPLES, len(values)))
-    means = np.zeros(SAMPLES)
-    for seed, row in enumerate(values):
-        weight = (drawn == seed).mean(axis=1)
-        means += weight * row[queries].mean(axis=1)
-    return means
 
 
 class System:
@@ -85,28 +31,34 @@ class System:
 
     Args:
         records: The records.
+        study: The systems of the study, which say how much seeds matter where this one has a single seed.
 
     Attributes:
         records: The records in the order of their seeds.
         run: The run with the lowest seed.
     """
 
-    def __init__(self, records: Sequence[Record]) -> None:
+    def __init__(self, records: Sequence[Record], study: Results | None = None) -> None:
         self.records = sorted(records, key=_seed)
         self.run = Run.from_settings(self.records[0]["run"])
+        self.study = study
 
     def values(self, where: str, measure: str) -> np.ndarray:
         """Return the measure of each query, of shape ``(seeds, queries)``."""
         rows = [record["queries"][where][measure] for record in self.records]
         return np.array(rows)
 
+    def means(self, where: str, measure: str) -> list[float]:
+        """Return the mean over queries, for each seed."""
+        return [record["means"][where][measure] for record in self.records]
+
     def mean(self, where: str, measure: str) -> float:
         """Return the mean over queries and seeds."""
-        return float(np.mean(self._means(where, measure)))
+        return float(np.mean(self.means(where, measure)))
 
     def deviation(self, where: str, measure: str) -> float:
         """Return the standard deviation over seeds."""
-        return float(np.std(self._means(where, measure)))
+        return float(np.std(self.means(where, measure)))
 
     def cost(self, name: str) -> float:
         """Return the mean of a cost over seeds, 0 where a record does not have it."""
@@ -151,13 +103,31 @@ class System:
         """The name of the split that the study is about."""
         return f"{self.run.collection}/test"
 
+    @property
+    def is_tested(self) -> bool:
+        """Whether the records have more than measures on dev, which is all that the search of settings needs."""
+        return all(self.test in record["queries"] for record in self.records)
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether this is not the model as it is."""
+        return self.run.loss != "untouched"
+
     def better_than(self, other: System, measure: str = "nDCG@10", where: str | None = None) -> Difference:
         """Compare with another system, on test if not said otherwise."""
         where = where or self.test
-        return compare(self.values(where, measure), other.values(where, measure))
+        return compare(
+            self.values(where, measure),
+            other.values(where, measure),
+            self._borrowed_variance(where, measure),
+            other._borrowed_variance(where, measure),
+        )
 
-    def _means(self, where: str, measure: str) -> list[float]:
-        return [record["means"][where][measure] for record in self.records]
+    def _borrowed_variance(self, where: str, measure: str) -> float:
+        """Return how much seeds matter as other systems say, where the records of this one do not tell."""
+        if self.study is None or not self.is_trained or len(self.records) > 1:
+            return 0.0
+        return self.study.seed_variance(where, measure)
 
     def _average(self, part: str, name: str, missing: float) -> float:
         """Average a value of a part of the records over seeds."""
@@ -216,18 +186,50 @@ class Results:
         Raises:
             KeyError: If there is no record of it.
         """
-        settings: dict[str, Any] = {"loss": "untouched"}
-        for name in ("collection", "model", "pooling", "query_length", "document_length"):
-            settings[name] = getattr(run, name)
-        found = _select(self.systems, settings)
+        tested = [system for system in self.systems if system.is_tested]
+        settings = {**run.start._asdict(), "loss": "untouched", "collection": run.collection}
+        found = _select(tested, settings)
         if not found:
             raise KeyError(f"no record of the untouched model of {run}")
         return max(found, key=_number_of_transfers)
 
-    def best_static(self, **settings: Any) -> System:
-        """Return the static margin that is best on dev."""
-        static = _select(self.systems, {"loss": "static", **settings})
-        return max(static, key=attrgetter("dev"))
+    def tuned(self, grid: str, **settings: Any) -> System:
+        """Return the system of a grid with the given settings that is best on dev, whatever else varies.
+
+        Args:
+            grid: The grid in which settings were searched, such as ``learning_rate``.
+            **settings: What is not searched: the collection, the encoder, the loss.
+
+        Raises:
+            KeyError: If there is no such system.
+        """
+        found = self.grid(grid, **settings)
+        if not found:
+            raise KeyError(f"no systems of {grid!r} have {settings}")
+        return max(found, key=attrgetter("dev"))
+
+    def search_cost(self, grid: str, **settings: Any) -> float:
+        """Return the seconds of all trainings of a search, those of all seeds included."""
+        seconds = 0.0
+        for system in self.grid(grid, **settings):
+            seconds += system.training * len(system.records)
+        return seconds
+
+    def seed_variance(self, where: str, measure: str) -> float:
+        """Estimate how much a measure varies over seeds, for systems that have a single one.
+
+        Args:
+            where: A collection and its split.
+            measure: The measure.
+
+        Returns:
+            The variance of the mean over queries, pooled over the systems with several seeds: those trained on this
+            collection, or else on any, each where it was tested; 0 if there are none.
+        """
+        repeated = [system for system in self.systems if system.is_tested and len(system.records) > 1]
+        here = [system for system in repeated if system.test == where]
+        means = [system.means(system.test, measure) for system in here or repeated]
+        return pooled_seed_variance(means)
 
     def cheapest(self, grid: str, quality: float, **settings: Any) -> System | None:
         """Return the system of a grid that reaches an nDCG@10 on dev at the lowest total cost, if any does."""
@@ -265,7 +267,7 @@ class Results:
         """
         rows = []
         for system in self.systems:
-            if system.run.loss != "untouched":
+            if system.is_trained and system.is_tested:
                 rows += self._diagnoses(system)
         runs = pd.DataFrame(rows)
         neither = runs["measured"] & ~runs["collapsed"] & ~runs["forgotten"]
@@ -276,11 +278,14 @@ class Results:
         ]
         return pd.DataFrame(table)
 
-    def machine(self) -> str:
-        """Describe where the records are from."""
+    def machine(self, *grids: str) -> str:
+        """Describe where the records of some grids, or of all, were made."""
+        keys: set[str] = set()
+        for name in grids or self.study.grids:
+            keys |= {run.key for run in self.study.grids[name]}
         kinds = set()
-        for record in self.records.values():
-            machine = record["machine"]
+        for key in keys & self.records.keys():
+            machine = self.records[key]["machine"]
             gpu = machine["gpu"] or "no GPU"
             kinds.add(f"{machine['processor']}, {machine['cores']} cores, {gpu}, {machine['precision']}")
         return "; ".join(sorted(kinds))
@@ -311,7 +316,7 @@ class Results:
         for other in self.systems:
             if dataclasses.replace(other.run, seed=0) == wanted:
                 same = [record for record in other.records if _seed(record) in seeds]
-                return System(same or other.records)
+                return System(same or other.records, self)
         raise KeyError(f"no record of {wanted}")
 
     def _group(self, runs: Sequence[Run]) -> list[System]:
@@ -321,7 +326,7 @@ class Results:
             if run.key in self.records:
                 without_seed = dataclasses.replace(run, seed=0)
                 groups.setdefault(without_seed, []).append(self.records[run.key])
-        return [System(records) for records in groups.values()]
+        return [System(records, self) for records in groups.values()]
 
 
 def collections_of(systems: Sequence[System]) -> list[str]:

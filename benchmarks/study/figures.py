@@ -3,16 +3,122 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import CenteredNorm
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from .comparison import Results, System, collections_of
+from .significance import EQUIVALENCE_BOUND, NON_INFERIORITY_BOUND, Difference
 
 matplotlib.use("Agg")  # figures go to files, also where there is no display
+
+MARKS = {"better": "▲", "worse": "▼", "equivalent": "≈", "not behind": "≥"}
+"""How a field shows what holds of its difference, also without colors."""
+
+KEY = {
+    "▲": "▲ better",
+    "▼": "▼ worse",
+    "≈": f"≈ equivalent, within {EQUIVALENCE_BOUND}",
+    "≥": f"≥ not behind by {NON_INFERIORITY_BOUND}",
+}
+"""What marks mean, as the figure says it."""
+
+WIDTH = 8.2
+"""The width in inches of a figure that fills a page of 900 pixels at 110 dots an inch."""
+
+
+class Field(NamedTuple):
+    """A difference and where it belongs in :func:`draw_differences`.
+
+    Attributes:
+        loss: Its row.
+        collection: The columns that have a heading together.
+        encoder: Its column below this heading.
+        difference: The difference.
+        verdicts: What holds of it, words of :data:`MARKS`.
+    """
+
+    loss: str
+    collection: str
+    encoder: str
+    difference: Difference
+    verdicts: Sequence[str] = ()
+
+
+def draw_differences(fields: Sequence[Sequence[Any]]) -> Figure:
+    """Draw differences as fields, a row a loss and a column a collection with an encoder.
+
+    A field has the difference, its 95 % interval and a mark for what holds of it. Colors go from orange (worse) to
+    purple (better), which people with every kind of color vision tell apart.
+
+    Args:
+        fields: What :class:`Field` has, in the order of rows and columns.
+
+    Returns:
+        The figure.
+    """
+    placed = [Field(*field) for field in fields]
+    losses = list(dict.fromkeys(field.loss for field in placed))
+    columns = list(dict.fromkeys((field.collection, field.encoder) for field in placed))
+    figure = Figure(figsize=(WIDTH, 1.3 + 0.48 * len(losses)), layout="constrained")
+    axes = figure.subplots()
+    means = [field.difference.mean for field in placed]
+    norm = CenteredNorm(halfrange=max(0.001, *map(abs, means)))  # so that less than what is written has no color
+    colors = matplotlib.colormaps["PuOr"]
+    for field in placed:
+        x = columns.index((field.collection, field.encoder))
+        y = losses.index(field.loss)
+        # the ends of the map are too dark to write on in black
+        color = colors(0.2 + 0.6 * norm(field.difference.mean))
+        axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=color, edgecolor="white", linewidth=1.5))
+        marks = _marks(field.verdicts)
+        weight = "bold" if marks else "normal"
+        mean, _, interval = str(field.difference).partition(" ")
+        axes.text(x, y - 0.12, f"{mean} {marks}".strip(), ha="center", va="center", fontsize=9, weight=weight)
+        axes.text(x, y + 0.26, interval, ha="center", va="center", fontsize=6.3)
+    _name_columns(axes, columns)
+    axes.set_yticks(range(len(losses)), losses)
+    axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(losses) - 0.5, -0.5))
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    marked = "".join(_marks(field.verdicts) for field in placed)
+    meanings = [meaning for mark, meaning in KEY.items() if mark in marked]
+    label = "   ".join(["nDCG@10 minus that of InfoNCE, with 95 % intervals", *meanings])
+    axes.set_xlabel(label, fontsize="small")
+    return figure
+
+
+def _marks(verdicts: Sequence[str]) -> str:
+    """Write what holds of a difference; what is better is not behind, which would be no news."""
+    news = [verdict for verdict in verdicts if verdict != "not behind" or "better" not in verdicts]
+    return "".join(MARKS[verdict] for verdict in news)
+
+
+def _name_columns(axes: Axes, columns: Sequence[tuple[str, str]]) -> None:
+    """Write the encoder above each column, and above those of a collection its name."""
+    axes.xaxis.set_ticks_position("top")
+    axes.set_xticks(range(len(columns)), [encoder for _, encoder in columns], fontsize="small")
+    end = 0
+    for collection, together in groupby(columns, key=itemgetter(0)):
+        start, end = end, end + len(list(together))
+        middle = (start + end - 1) / 2
+        axes.annotate(
+            collection,
+            xy=(middle, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 20),
+            textcoords="offset points",
+            ha="center",
+            weight="bold",
+            fontsize="small",
+        )
 
 
 def draw_by_triples(results: Results, grid: str) -> Figure:

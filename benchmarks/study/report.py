@@ -1,13 +1,14 @@
 """Write the report of a study: a page in Markdown with tables and figures, from a template.
 
-The template is written in Jinja. The methods of :class:`Report` and the figures (:mod:`~benchmarks.study.figures`) are
-its functions; ``study`` and ``results`` are there too.
+The template is written in Jinja. The methods of :class:`Report`, the figures (:mod:`~benchmarks.study.figures`),
+``folded`` and ``link`` (:mod:`~benchmarks.study.markdown`) are its functions; ``study`` and ``results`` are there too.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from operator import attrgetter
@@ -17,17 +18,25 @@ from typing import Any
 import jinja2
 import pandas as pd
 from matplotlib.figure import Figure
-from statsmodels.stats.multitest import multipletests
 
 from . import figures
-from .comparison import Difference, Results, System, collections_of
+from .comparison import Results, System, collections_of
 from .config import SETTINGS
+from .markdown import broken_links, folded, link, to_markdown
+from .significance import EQUIVALENCE_BOUND, NON_INFERIORITY_BOUND, Claim, Claims, Difference, holm
 
 MEASURES = ("nDCG@10", "RR@10", "R@100", "R@1000")
 """The measures of a table."""
 
 NAMED = {"collection", "seed", "loss", "margin", "in_batch", "error", "detach_target", "transfer"}
 """Settings that a table shows anyhow, or does not have to."""
+
+CLAIMS = {
+    "difference": "different",
+    "equivalence": f"equivalent, within {EQUIVALENCE_BOUND}",
+    "non-inferiority": f"not behind by {NON_INFERIORITY_BOUND}",
+}
+"""How a table says what is claimed of two systems."""
 
 PLAIN = """# Results of the study {{ study.name }}
 
@@ -62,12 +71,20 @@ class Report:
 
         Returns:
             The page.
+
+        Raises:
+            ValueError: If the page links to a section that it does not have.
         """
         text = PLAIN
         if template is not None:
             text = Path(template).read_text()
         # strict, since a name that is misspelled would otherwise leave a hole in the page
-        environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True)
+        environment = jinja2.Environment(
+            undefined=jinja2.StrictUndefined,
+            keep_trailing_newline=True,
+            trim_blocks=True,
+            extensions=["jinja2.ext.do"],  # to append to a list
+        )
         environment.filters |= {"thousands": "{:,}".format, "markdown": to_markdown}
         environment.globals.update(
             study=self.results.study,
@@ -76,15 +93,26 @@ class Report:
             varying=self.varying,
             table=self.table,
             transfer_table=self.transfer_table,
+            search_table=self.search_table,
+            claims=self.claims,
+            claims_table=self.claims_table,
+            folded=folded,
+            link=link,
             figure=self.figure,
             draw_by_triples=partial(figures.draw_by_triples, self.results),
             draw_by_seconds=partial(figures.draw_by_seconds, self.results),
             draw_by_margin=partial(figures.draw_by_margin, self.results),
             draw_distributions=figures.draw_distributions,
+            draw_differences=figures.draw_differences,
         )
+        rendered = environment.from_string(text).render()
+        rendered = re.sub(r"\n{3,}", "\n\n", rendered)  # what loops leave between their turns
+        broken = broken_links(rendered)
+        if broken:
+            raise ValueError(f"the page links to sections that it does not have: {broken}; name them as their headings")
         self.folder.mkdir(parents=True, exist_ok=True)
         page = self.folder / "RESULTS.md"
-        page.write_text(environment.from_string(text).render())
+        page.write_text(rendered)
         return page
 
     def collections(self, grid: str) -> list[str]:
@@ -124,7 +152,8 @@ class Report:
 
         Returns:
             A row a system, sorted by nDCG@10 on dev, best first: measures on test as means over seeds, the difference
-            of nDCG@10 with its interval, and the p-value after Holm's correction within the table.
+            of nDCG@10 with its interval, and the p-value after Holm's correction within the table. Where systems were
+            searched on dev only, what :meth:`search_table` makes.
 
         Raises:
             KeyError: If there are no such systems.
@@ -132,7 +161,10 @@ class Report:
         systems = self.results.grid(grid, collection=collection, **settings)
         if not systems:
             raise KeyError(f"no records of the grid {grid!r} with {settings} on {collection}")
-        systems.sort(key=attrgetter("dev"), reverse=True)
+        tested = [system for system in systems if system.is_tested]
+        if not tested:
+            return self.search_table(grid, collection, columns, **settings)
+        systems = sorted(tested, key=attrgetter("dev"), reverse=True)
         against = against or self._untouched
         differences = [_difference(system, against(system)) for system in systems]
         rows = []
@@ -140,14 +172,70 @@ class Report:
             row = _settings_of(system, columns) | _measures_of(system)
             row["difference"] = _optional(difference)
             row["p"] = p
-            is_trained = system.run.loss != "untouched"
-            row["training s"] = f"{system.training:.0f}" if is_trained else ""
+            row["training s"] = _training_of(system)
             if costs:
                 row["total s"] = f"{system.total:.0f}"
             if space:
                 row |= _space_of(system)
             rows.append(row)
         return to_markdown(pd.DataFrame(rows))
+
+    def search_table(self, grid: str, collection: str, columns: Sequence[str], **settings: Any) -> str:
+        """Make a table of a grid in which settings were searched, on dev.
+
+        Args:
+            grid: The grid.
+            collection: The collection that it is about.
+            columns: The settings to show beside the loss.
+            **settings: Which systems of the grid.
+
+        Returns:
+            A row a system, best first.
+        """
+        systems = self.results.grid(grid, collection=collection, **settings)
+        rows = []
+        for system in sorted(systems, key=attrgetter("dev"), reverse=True):
+            row = _settings_of(system, columns)
+            row["seeds"] = len(system.records)
+            row["nDCG@10 on dev"] = f"{system.dev:.3f}"
+            row["training s"] = _training_of(system)
+            rows.append(row)
+        return to_markdown(pd.DataFrame(rows))
+
+    def claims(self, rows: Sequence[tuple[str, System, System, str]], measure: str = "nDCG@10") -> Claims:
+        """Test all claims of a section, and correct them together.
+
+        Args:
+            rows: For each claim a label, the system that it is about, the one it is compared with, and the kind
+                (:data:`~benchmarks.study.significance.KINDS`).
+            measure: The measure, on test.
+
+        Returns:
+            The claims, with ``verdicts(label)`` and ``difference(label)`` for sentences; :meth:`claims_table` shows
+            them.
+        """
+        claims = []
+        for label, system, other, kind in rows:
+            claims.append(Claim(label, system.better_than(other, measure), kind))
+        return Claims(claims)
+
+    def claims_table(self, claims: Claims) -> str:
+        """Make a table of the claims of a section.
+
+        Args:
+            claims: The claims.
+
+        Returns:
+            A row a pair of systems, with a p-value for each kind of claim, corrected over all claims of the section.
+        """
+        rows: dict[str, dict[str, str]] = {}
+        for claim, p in zip(claims.claims, claims.p, strict=True):
+            row = rows.setdefault(claim.label, {"systems": claim.label, "difference": str(claim.difference)})
+            row[f"p, {CLAIMS[claim.kind]}"] = f"{p:.1g}"
+        table = pd.DataFrame(rows.values()).fillna("")
+        verdicts = [", ".join(claims.verdicts(label)) for label in rows]
+        table["verdict"] = [verdict or "undecided" for verdict in verdicts]
+        return to_markdown(table)
 
     def transfer_table(self, grid: str, collection: str, others: Sequence[str]) -> str:
         """Make a table of nDCG@10 on collections that were not trained with, beside the one that was.
@@ -163,12 +251,11 @@ class Report:
         rows = []
         for system in self.results.grid(grid, collection=collection):
             before = self._untouched(system)
-            is_trained = system.run.loss != "untouched"
             row = {"loss": system.run.loss_name}
             for where in system.records[0]["queries"]:
                 if where.partition("/")[0] not in (collection, *others):
                     continue
-                difference = system.better_than(before, where=where) if is_trained else None
+                difference = system.better_than(before, where=where) if system.is_trained else None
                 row[where] = f"{system.mean(where, 'nDCG@10'):.3f}"
                 row[f"difference, {where}"] = _optional(difference)
             rows.append(row)
@@ -185,26 +272,12 @@ class Report:
         return self.results.untouched(system.run)
 
 
-def to_markdown(table: pd.DataFrame) -> str:
-    """Write a table in Markdown.
-
-    Example:
-        >>> print(to_markdown(pd.DataFrame({"loss": ["InfoNCE"], "nDCG@10": [0.5]})))
-        | loss | nDCG@10 |
-        | --- | --- |
-        | InfoNCE | 0.5 |
-    """
-    header = list(map(str, table.columns))
-    rows = [header, ["---"] * len(header), *table.astype(str).to_numpy().tolist()]
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join(lines)
-
-
 def _difference(system: System, other: System) -> Difference | None:
     """Compare two systems on test, unless they are the same but for the other collections that were searched."""
     run = dataclasses.replace(system.run, transfer=())
     other_run = dataclasses.replace(other.run, transfer=())
-    if run == other_run:
+    both_untouched = not system.is_trained and not other.is_trained  # where settings of training mean nothing
+    if run == other_run or both_untouched:
         return None
     return system.better_than(other)
 
@@ -212,9 +285,7 @@ def _difference(system: System, other: System) -> Difference | None:
 def _corrected(differences: Sequence[Difference | None]) -> list[str]:
     """Correct the p-values of a table after Holm; empty where nothing was compared."""
     compared = [difference.p for difference in differences if difference is not None]
-    if not compared:
-        return [""] * len(differences)
-    corrected = iter(multipletests(compared, method="holm")[1])
+    corrected = iter(holm(compared))
     column = []
     for difference in differences:
         if difference is None:
@@ -239,6 +310,11 @@ def _measures_of(system: System) -> dict[str, Any]:
     if len(system.records) > 1:
         row["seed sd"] = f"{system.deviation(system.test, 'nDCG@10'):.3f}"
     return row
+
+
+def _training_of(system: System) -> str:
+    """Write the seconds of training; nothing where there was none."""
+    return f"{system.training:.0f}" if system.is_trained else ""
 
 
 def _space_of(system: System) -> dict[str, str]:

@@ -11,8 +11,8 @@ import math
 import numpy as np
 
 COLLAPSE = 2 / 3
-"""What must be left of the mean cosine distance of documents. Section 6 of ``benchmarks/RESULTS.md`` says what became
-of runs above and below it."""
+"""What must be left of the mean cosine distance of documents. ``benchmarks/RESULTS.md`` says what became of runs above
+and below it, under "What goes wrong, and what shows it early"."""
 
 FORGETTING = 0.4
 """How much the cosines of documents must correlate with those before training; likewise."""

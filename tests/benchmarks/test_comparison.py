@@ -3,47 +3,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from benchmarks.study.comparison import Difference, Results, compare
+from benchmarks.study.comparison import Results
 from benchmarks.study.config import Run
 from benchmarks.study.records import Records
 
 UNTOUCHED = Run("tiny", loss="untouched")
-
-
-@pytest.fixture
-def base():
-    """The measures of 400 queries with three seeds."""
-    return np.random.default_rng(0).random((3, 400))
-
-
-@pytest.fixture
-def noise():
-    return np.random.default_rng(1).normal(size=(3, 400))
-
-
-def test_compare_finds_a_difference(base, noise):
-    better = compare(base + 0.05 + 0.1 * noise, base)
-    assert better.low < 0.05 < better.high
-    assert better.low > 0
-    assert better.p < 1e-6
-    assert better.mean == pytest.approx(0.05, abs=0.01)
-
-
-def test_compare_finds_no_difference_where_there_is_none(base, noise):
-    same = compare(base + 0.1 * noise, base)
-    assert same.low < 0 < same.high
-    assert compare(base, base).p == 1
-
-
-def test_seeds_that_disagree_widen_the_interval(base, noise):
-    deviations = noise[:, :1]
-    agreed = compare(base, base[:1])
-    disagreed = compare(base + 0.3 * deviations, base[:1])
-    assert disagreed.high - disagreed.low > 2 * (agreed.high - agreed.low)
-
-
-def test_difference_is_written_with_its_interval():
-    assert str(Difference(mean=0.01234, low=-0.001, high=0.5, p=0.1)) == "+0.012 [-0.001, +0.500]"
 
 
 def test_results_need_records(tmp_path, finished):
@@ -71,11 +35,13 @@ def test_the_cost_of_a_student_has_that_of_its_teacher(finished):
     assert 0 <= student.agreement <= 1
 
 
-def test_best_static_is_best_on_dev(finished):
-    results = Results(finished.study, Records(finished.records))
-    best = results.best_static(collection="tiny")
-    qualities = [system.dev for system in results.systems if system.run.loss == "static"]
-    assert best.dev == max(qualities)
+def test_the_untouched_model_is_that_which_training_starts_from(make_results):
+    raw = Run("tiny", loss="untouched", reinitialized=2)
+    results = make_results((UNTOUCHED, 0.5), (raw, 0.1))
+    assert results.untouched(Run("tiny", reinitialized=2, learning_rate=1e-3, min_label=2)).run == raw
+    assert results.untouched(Run("tiny")).run == UNTOUCHED
+    with pytest.raises(KeyError, match="no record of the untouched model"):
+        results.untouched(Run("tiny", pooling="cls"))
 
 
 def test_open_counts_runs_without_a_record(make_results):
@@ -95,6 +61,47 @@ def test_cheapest_is_the_cheapest_of_those_that_are_good_enough(make_results):
         assert found is not None
         assert found.run == expected
     assert results.cheapest("made", 0.7) is None
+
+
+def keep_dev_only(results, *runs):
+    """Take what was measured on test from the records of some runs."""
+    for run in runs:
+        record = results.records[run.key]
+        record["queries"].clear()
+        del record["means"]["tiny/test"]
+
+
+def test_tuned_is_best_on_dev_over_whatever_varies(make_results):
+    rates = [Run("tiny", loss="infonce", learning_rate=rate, seed=seed) for rate in (1e-5, 1e-4) for seed in (1, 2)]
+    raw = Run("tiny", loss="infonce", pooling="cls", triples=256)
+    results = make_results(
+        (rates[0], 0.5), (rates[1], 0.5), (rates[2], 0.4), (rates[3], 0.58), (raw, 0.6), (Run("tiny"), 0.9)
+    )
+    keep_dev_only(results, *rates, raw)
+    assert results.tuned("made", loss="infonce", pooling="mean").run == rates[0]
+    assert results.tuned("made", loss="infonce").run == raw
+    assert results.search_cost("made", loss="infonce", pooling="mean") == 40
+    with pytest.raises(KeyError, match="no systems of 'made' have {'loss': 'softmax'}"):
+        results.tuned("made", loss="softmax")
+
+
+def test_what_was_keep_dev_only_is_compared_with_nothing(make_results):
+    searched = Run("tiny", loss="infonce", learning_rate=1e-3)
+    results = make_results((UNTOUCHED, 0.5), (Run("tiny"), 0.6), (searched, 0.4))
+    keep_dev_only(results, searched)
+    assert not results.one("made", loss="infonce").is_tested
+    assert results.alarms().set_index("warning").loc["neither", "runs"] == 1
+
+
+def test_a_single_seed_borrows_the_variance_of_systems_with_several(make_results):
+    repeated = [Run("tiny", loss="adaptive", seed=seed) for seed in (1, 2)]
+    results = make_results((UNTOUCHED, 0.5), (Run("tiny"), 0.6), (repeated[0], 0.5), (repeated[1], 0.6))
+    single, untouched = results.one("made", loss="distributed"), results.untouched(UNTOUCHED)
+    variance = results.seed_variance("tiny/test", "nDCG@10")
+    assert variance == pytest.approx(0.1**2 / 2, rel=0.1)
+    assert single.better_than(untouched).error == pytest.approx(variance**0.5, rel=0.1)
+    assert untouched.better_than(untouched).error == 0
+    assert results.seed_variance("elsewhere/test", "nDCG@10") == variance
 
 
 def test_systems_are_compared_on_the_seeds_that_they_share(make_results):
@@ -137,3 +144,15 @@ def test_machine_names_each_kind_once(make_results):
         (UNTOUCHED, 0.5), (Run("tiny", seed=2), 0.5), (Run("tiny", seed=3), 0.5, {"machine": {"gpu": "G"}})
     )
     assert results.machine() == "P, 2 cores, G, fp32; P, 2 cores, no GPU, fp32"
+    assert results.machine("made") == results.machine()
+
+
+def test_machine_is_that_of_the_records_of_a_grid(finished):
+    results = Results(finished.study, Records(finished.records))
+    for record in results.records.values():
+        record["machine"]["processor"] = "early"
+    later = results.one("more", loss="margin_mse").records[0]
+    later["machine"]["processor"] = "later"
+    assert "later" not in results.machine("variants")
+    assert "later" in results.machine("more")
+    assert results.machine("variants", "more").count(";") == 1

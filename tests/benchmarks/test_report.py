@@ -48,7 +48,7 @@ def test_table_has_a_row_a_system_sorted_by_dev(report):
     assert mean_of(adaptive["difference"]) == pytest.approx(0.12, abs=0.01)
     assert adaptive["training s"] == "10"
     assert infonce["seed sd"] == ""
-    assert float(infonce["p"]) < 1e-6
+    assert float(infonce["p"]) < 0.01
     assert untouched["difference"] == untouched["p"] == untouched["training s"] == ""
 
 
@@ -83,6 +83,75 @@ def test_varying_names_the_settings_that_a_table_does_not_show_anyhow(report):
     assert report.varying("made") == []
     report.results.study.grids["made"].append(dataclasses.replace(UNTOUCHED, triples=256, learning_rate=1.0))
     assert report.varying("made") == ["triples", "learning_rate"]
+
+
+def test_a_table_of_what_was_searched_on_dev_has_dev_only(report):
+    for record in report.results.records.values():
+        record["queries"].clear()
+        del record["means"]["tiny/test"]
+    adaptive, untouched, infonce = rows_of(report.table("made", "tiny", ["learning_rate"]))
+    assert adaptive == {
+        "loss": "adaptive, in-batch",
+        "learning rate": "0.0001",
+        "seeds": "2",
+        "nDCG@10 on dev": "0.620",
+        "training s": "10",
+    }
+    assert (untouched["training s"], infonce["nDCG@10 on dev"]) == ("", "0.400")
+
+
+def test_claims_of_a_section_are_corrected_together(report):
+    infonce, adaptive = report.results.one("made", loss="infonce"), report.results.one("made", loss="adaptive")
+    untouched = report.results.untouched(infonce.run)
+    rows = [
+        ("adaptive, untouched", adaptive, untouched, "difference"),
+        ("InfoNCE, untouched", infonce, untouched, "non-inferiority"),
+        ("itself", untouched, untouched, "equivalence"),
+    ]
+    claims = report.claims(rows)
+    better, undecided, equivalent = rows_of(report.claims_table(claims))
+    assert list(better)[:3] == ["systems", "difference", "p, different"]
+    assert (better["verdict"], undecided["verdict"], equivalent["verdict"]) == ("better", "undecided", "equivalent")
+    assert (undecided["p, different"], undecided["p, not behind by 0.005"]) == ("", "1")
+    assert equivalent["p, equivalent, within 0.01"] == "0"
+    (alone,) = rows_of(report.claims_table(report.claims(rows[:1])))
+    assert float(better["p, different"]) >= 1.9 * float(alone["p, different"])
+    assert mean_of(better["difference"]) == pytest.approx(claims.difference("adaptive, untouched").mean, abs=0.001)
+
+
+def test_claims_of_the_same_systems_share_a_row(report):
+    adaptive = report.results.one("made", loss="adaptive")
+    rows = [("itself", adaptive, adaptive, kind) for kind in ("difference", "equivalence")]
+    (row,) = rows_of(report.claims_table(report.claims(rows)))
+    assert (row["p, different"], row["verdict"]) == ("1", "undecided")
+
+
+def test_a_page_with_a_broken_link_is_not_written(report, tmp_path):
+    template = tmp_path / "page.md.j2"
+    template.write_text("# Costs\n{{ link('Costs') }} {{ link('Quality') }}\n")
+    with pytest.raises(ValueError, match="sections that it does not have: .'#quality'"):
+        report.write(template)
+    assert not (report.folder / "RESULTS.md").exists()
+
+
+def test_a_template_collects_claims_and_draws_them(report, tmp_path):
+    template = tmp_path / "page.md.j2"
+    template.write_text(
+        "{% set rows, fields = [], [] %}\n"
+        "{% set before = results.tuned('made', loss='untouched') %}\n"
+        "{% for loss in ['adaptive', 'infonce'] %}\n"
+        "{% do rows.append((loss, results.tuned('made', loss=loss), before, 'difference')) %}\n"
+        "{% endfor %}\n"
+        "{% set found = claims(rows) %}\n"
+        "{% for row in rows %}\n"
+        "{% do fields.append((row[0], 'tiny', 'own', found.difference(row[0]), found.verdicts(row[0]))) %}\n"
+        "{% endfor %}\n"
+        "{{ figure('differences', draw_differences(fields)) }}\n"
+        "{{ folded('claims', claims_table(found)) }}\n"
+    )
+    page = report.write(template).read_text()
+    assert "![differences](figures/differences.png)\n<details>\n<summary>claims</summary>\n\n| systems |" in page
+    assert (report.folder / "figures" / "differences.png").stat().st_size
 
 
 def test_a_template_has_the_methods_of_the_report(report, tmp_path):
