@@ -40,7 +40,7 @@ from pyterrier.measures import RR, R, nDCG
 
 from pyterrier_selfdistill import SelfDistillBiEncoder, SelfDistillTrainer
 from pyterrier_selfdistill.distributed import in_turn, is_first, joined
-from pyterrier_selfdistill.losses import TARGETS
+from pyterrier_selfdistill.training.arguments import TRAINING_TARGETS
 
 logger = logging.getLogger("msmarco")
 
@@ -137,7 +137,7 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", help="where to train, if not on a GPU of each process")
     parser.add_argument("--deepspeed", help="a file with settings of DeepSpeed")
     parser.add_argument("--output", default="runs/msmarco", help="the folder to write")
-    parser.add_argument("--target", default="distributed", choices=TARGETS)
+    parser.add_argument("--target", default="distributed", choices=TRAINING_TARGETS)
     parser.add_argument("--max-pairs-per-query", type=int, default=128)
     parser.add_argument("--limit", type=int, help="how many triples to train with in all")
     parser.add_argument("--store-texts", action=argparse.BooleanOptionalAction, default=True)

@@ -26,7 +26,7 @@ from pyterrier_alpha.fusion import RRFusion
 from pyterrier_pisa import PisaIndex
 
 from pyterrier_selfdistill import SelfDistillBiEncoder, SelfDistillIndex, SelfDistillTrainer, split_queries
-from pyterrier_selfdistill.losses import TARGETS
+from pyterrier_selfdistill.training.arguments import TRAINING_TARGETS
 
 logger = logging.getLogger("quickstart")
 
@@ -143,7 +143,9 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", default=str(minilm), help="a model on the Hugging Face hub, or a folder")
     parser.add_argument("--output", default="runs/quickstart", help="the folder to write; an earlier run is replaced")
     parser.add_argument("--triples", type=int, default=1024, help="how many relevant documents to train with, at most")
-    parser.add_argument("--target", default="distributed", help="'distributed', 'adaptive', 'trusting' or a number")
+    parser.add_argument(
+        "--target", default="distributed", help="'calibrated', 'distributed', 'adaptive', 'trusting' or a number"
+    )
     parser.add_argument("--in-batch", action="store_true", help="use the negatives of other queries too")
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--batch-size", type=int, default=16)
@@ -151,7 +153,7 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--document-length", type=int, default=64, help="tokens of a document")
     parser.add_argument("--seed", type=int, default=42)
     options = parser.parse_args(arguments)
-    if options.target not in TARGETS:
+    if options.target not in TRAINING_TARGETS:
         options.target = float(options.target)
     return options
 

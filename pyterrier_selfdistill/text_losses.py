@@ -1,8 +1,8 @@
 """The self-distillation loss on texts, in the form that sentence-transformers trains with.
 
 :class:`SelfDistillationLoss` embeds the columns of a batch, queries, positives and negatives, and hands the embeddings
-to :class:`.losses.AdaptiveMarginLoss`. With a ``mini_batch_size`` it takes one mini-batch after the other, with the
-gradient cache of sentence-transformers.
+to a loss of this package, :class:`.losses.AdaptiveMarginLoss` or :class:`.calibrated_loss.CalibratedLoss`. With a
+``mini_batch_size`` it takes one mini-batch after the other, with the gradient cache of sentence-transformers.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from sentence_transformers.base.losses import CachedLossMixin
 from sentence_transformers.base.losses.gradcache import has_static_embedding_input
 from torch import Tensor, nn
 
+from .calibrated_loss import EmbeddingLoss
 from .distributed import gather_batch
 from .embedding import arrange, embed, restore
 from .losses import AdaptiveMarginLoss
@@ -33,7 +34,7 @@ CITATION = """
 
 
 class SelfDistillationLoss(CachedLossMixin, nn.Module):
-    """Compute :class:`AdaptiveMarginLoss` on texts, for a ``SentenceTransformerTrainer``.
+    """Compute :class:`AdaptiveMarginLoss` or :class:`CalibratedLoss` on texts, for a ``SentenceTransformerTrainer``.
 
     A large batch takes much memory, nearly all of it for going back through the model. With a ``mini_batch_size`` the
     batch is embedded without that, the loss is differentiated by the embeddings, and each mini-batch is embedded again
@@ -41,14 +42,15 @@ class SelfDistillationLoss(CachedLossMixin, nn.Module):
 
     Args:
         model: The model to train.
-        loss: The loss on embeddings; the parameter-free distributed one by default.
+        loss: The loss on embeddings; the distributed one of the paper by default.
         mini_batch_size: How many texts to go back through the model with at once; None for the whole batch.
 
     Raises:
         ValueError: If the model has static embeddings and there is a ``mini_batch_size``.
 
     Attributes:
-        statistics: After each forward pass, the batch's mean ``margin`` and ``target`` (detached scalars).
+        statistics: After each forward pass, the batch's mean ``margin`` and ``target``, or ``scale`` of the calibrated
+            loss (detached scalars).
 
     In several processes that train together, it is the loss of the global batch, the embeddings of which all processes
     give each other: call it in all of them.
@@ -87,7 +89,7 @@ class SelfDistillationLoss(CachedLossMixin, nn.Module):
     def __init__(
         self,
         model: SentenceTransformer,
-        loss: AdaptiveMarginLoss | None = None,
+        loss: EmbeddingLoss | None = None,
         mini_batch_size: int | None = None,
     ) -> None:
         super().__init__()

@@ -29,16 +29,18 @@ from sentence_transformers import SentenceTransformer
 from torch import nn
 
 from ..biencoder import SelfDistillBiEncoder
+from ..calibrated_loss import EmbeddingLoss
 from ..compat import schematic
 from ..data.cache import Triples
 from ..data.corpus import Corpus, reusable
 from ..data.negatives import Negatives
 from ..data.triples import PairOptions
 from ..distributed import agree, joined
-from ..losses import AdaptiveMarginLoss, ErrorName, Target
+from ..losses import ErrorName
 from ..options import Expected, FieldNames, FolderPath, Measures, PositiveInteger, Seed, checked, plain
 from .arguments import (
     PRESETS,
+    TrainingTarget,
     exponential_decay,
     loss_maker,
     make_training_arguments,
@@ -75,7 +77,8 @@ class SelfDistillTrainer(pt.Estimator):
     Args:
         encoder: Where training starts.
         output_dir: The folder for the model, the history and the checkpoints.
-        target: The margin to train for, as :class:`AdaptiveMarginLoss` takes it.
+        target: What to train margins for: ``"calibrated"``, for :class:`CalibratedLoss`, or a target of
+            :class:`AdaptiveMarginLoss`; by default that of the preset.
         in_batch: Whether the negatives of the other queries of a batch count too.
         error: How deviations from the target count: ``"l2"``, ``"l1"``, ``"soft"`` or ``"hinge"``.
         loss: Instead of these three: an :class:`AdaptiveMarginLoss` with more options, or a function that makes any
@@ -120,10 +123,10 @@ class SelfDistillTrainer(pt.Estimator):
         encoder: Encoder,
         output_dir: FolderPath,
         *,
-        target: Target = "distributed",
+        target: TrainingTarget | None = None,
         in_batch: bool = False,
         error: ErrorName = "l2",
-        loss: SkipValidation[AdaptiveMarginLoss | Callable[[SentenceTransformer], nn.Module] | None] = None,
+        loss: SkipValidation[EmbeddingLoss | Callable[[SentenceTransformer], nn.Module] | None] = None,
         mini_batch_size: PositiveInteger | None = None,
         preset: Literal["default", "paper"] = "default",
         negatives: PositiveInteger | Negatives = 1,
@@ -151,7 +154,7 @@ class SelfDistillTrainer(pt.Estimator):
         self.error = error
         self.loss = loss
         self.mini_batch_size = mini_batch_size
-        self._make_loss = loss_maker(loss, target, in_batch, error, mini_batch_size)
+        self._make_loss = loss_maker(loss, target, in_batch, error, mini_batch_size, preset=PRESETS[preset])
         self.preset = preset
         self.negatives = negatives if isinstance(negatives, Negatives) else Negatives(negatives)
         self.min_label = min_label
