@@ -20,8 +20,8 @@ from sentence_transformers.sentence_transformer.losses import (
 )
 from torch import Tensor, nn
 
-from pyterrier_selfdistill import AdaptiveMarginLoss, SelfDistillationLoss
-from pyterrier_selfdistill.calibrated_loss import CalibratedLoss
+from pyterrier_selfdistill import AdaptiveMarginLoss, CalibratedLoss, SelfDistillationLoss
+from pyterrier_selfdistill.calibrated_loss import EmbeddingLoss
 from pyterrier_selfdistill.losses import TARGETS, MarginTerms
 
 from .config import Run
@@ -30,7 +30,7 @@ from .experimental import CriticalLoss
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 """Of margins and targets, in a record."""
 
-Loss = AdaptiveMarginLoss | Callable[[Any], nn.Module]
+Loss = EmbeddingLoss | Callable[[Any], nn.Module]
 
 
 class RecordedLoss(AdaptiveMarginLoss):
@@ -75,11 +75,7 @@ def _experimental(run: Run) -> Loss:
 
 def _calibrated(run: Run) -> Loss:
     """Make the calibrated loss."""
-
-    def make(model: SentenceTransformer) -> nn.Module:
-        return SelfDistillationLoss(model, CalibratedLoss())  # type: ignore[arg-type]
-
-    return make
+    return CalibratedLoss()
 
 
 def _infonce(run: Run) -> Loss:
