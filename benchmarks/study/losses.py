@@ -37,19 +37,31 @@ class RecordedLoss(AdaptiveMarginLoss):
     """The loss of the package, which remembers how margins and targets were distributed in each step.
 
     Attributes:
-        distributions: The quantiles of ``margin`` and ``target``, a dictionary a step.
+        distributions: The quantiles of ``margin`` and ``target``, and the share of the gradient that reduces a margin,
+            ``pulled_back``; a dictionary a step.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.distributions: list[dict[str, list[float]]] = []
+        self.distributions: list[dict[str, Any]] = []
 
     def terms(self, query: Tensor, positive: Tensor, negative: Tensor) -> MarginTerms:
-        """Compute the loss, and remember the quantiles."""
+        """Compute the loss, and remember the quantiles and the share."""
         terms = super().terms(query, positive, negative)
-        quantiles = {"margin": _quantiles(terms.margin), "target": _quantiles(terms.target)}
-        self.distributions.append(quantiles)
+        recorded = {
+            "margin": _quantiles(terms.margin),
+            "target": _quantiles(terms.target),
+            "pulled_back": _pulled_back(terms),
+        }
+        self.distributions.append(recorded)
         return terms
+
+
+def _pulled_back(terms: MarginTerms) -> float:
+    """Compute the share of the gradient by the margins that makes them smaller."""
+    (gradient,) = torch.autograd.grad(terms.loss, terms.margin, retain_graph=True)
+    share = gradient.clamp(min=0).sum() / gradient.abs().sum().clamp(min=torch.finfo(gradient.dtype).tiny)
+    return round(share.item(), 4)
 
 
 def _quantiles(values: Tensor) -> list[float]:

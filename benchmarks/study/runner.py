@@ -321,7 +321,7 @@ def _thinned(history: pd.DataFrame, loss: Loss) -> dict[str, Any]:
     history = history.dropna(subset="loss")
     steps = np.unique(np.linspace(0, len(history) - 1, HISTORY).astype(int))
     rows = history.iloc[steps][["step", "loss", "margin", "target", "scale"]].round(5)
-    distributions: dict[str, dict[str, list[float]]] = {}
+    distributions: dict[str, dict[str, Any]] = {}
     if isinstance(loss, RecordedLoss):
         for step in steps.tolist():
             distributions[str(step)] = loss.distributions[step]

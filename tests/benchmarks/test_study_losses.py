@@ -6,8 +6,13 @@ from benchmarks.study.losses import LOSSES, RecordedLoss
 from pyterrier_selfdistill import AdaptiveMarginLoss
 
 
-def test_recorded_loss_is_the_loss_of_the_package_and_remembers_quantiles():
-    batch = [torch.randn(8, 4, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+@pytest.fixture
+def batch():
+    """A batch in training."""
+    return [torch.randn(8, 4, generator=torch.Generator().manual_seed(seed)).requires_grad_() for seed in range(3)]
+
+
+def test_recorded_loss_is_the_loss_of_the_package_and_remembers_quantiles(batch):
     loss = RecordedLoss("adaptive", True)
     expected = AdaptiveMarginLoss("adaptive", True).terms(*batch)
     for _ in range(2):
@@ -17,6 +22,18 @@ def test_recorded_loss_is_the_loss_of_the_package_and_remembers_quantiles():
     assert quantiles["margin"] == sorted(quantiles["margin"])
     assert quantiles["margin"][2] == pytest.approx(expected.margin.quantile(0.5).item(), abs=1e-4)
     assert quantiles["target"][2] == pytest.approx(expected.target.quantile(0.5).item(), abs=1e-4)
+
+
+def test_recorded_loss_remembers_how_much_of_the_gradient_reduces_margins(batch):
+    terms = AdaptiveMarginLoss("adaptive", True).terms(*batch)
+    errors = terms.margin - terms.target
+    two_sided, one_sided = RecordedLoss("adaptive", True), RecordedLoss("adaptive", True, "hinge")
+    for loss in (two_sided, one_sided):
+        loss(*batch)
+    expected = errors.clamp(min=0).sum() / errors.abs().sum()
+    assert 0 < expected < 1
+    assert two_sided.distributions[0]["pulled_back"] == pytest.approx(expected.item(), abs=1e-4)
+    assert one_sided.distributions[0]["pulled_back"] == 0
 
 
 def test_losses_take_the_options_of_the_run():
