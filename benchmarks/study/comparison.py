@@ -68,6 +68,28 @@ class System:
         """Return the mean over seeds of what describes the vectors of documents; NaN where a record lacks it."""
         return self._average("space", name, missing=math.nan)
 
+    def margins(self, when: str, name: str) -> np.ndarray:
+        """Return what describes the margins of test queries ``before`` or ``after`` training, mean over seeds.
+
+        Args:
+            when: ``before`` or ``after``.
+            name: ``margin``, ``target`` or ``above``, as :func:`~benchmarks.study.changes.describe_margins` has them.
+
+        Returns:
+            A value a query.
+        """
+        rows = [record["margins"][when][name] for record in self.records]
+        return np.mean(rows, axis=0)
+
+    @property
+    def pulled_back(self) -> float:
+        """The share of the gradient that made margins smaller, mean over the recorded steps and seeds."""
+        shares = []
+        for record in self.records:
+            steps = record["training"]["distributions"].values()
+            shares += [step["pulled_back"] for step in steps]
+        return float(np.mean(shares))
+
     @property
     def training(self) -> float:
         """The seconds of training, mean over seeds."""
