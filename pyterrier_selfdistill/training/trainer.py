@@ -346,6 +346,7 @@ class SelfDistillTrainer(pt.Estimator):
                     return self
                 loop = TrainingLoop(
                     encoder,
+                    self._encoder,
                     dataset,
                     loss,
                     arguments,
