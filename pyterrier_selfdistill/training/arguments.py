@@ -378,6 +378,28 @@ def require_rounds(rounds: int, corpus: Corpus | None) -> None:
         raise ValueError(f"rounds={rounds} mines hard negatives, which needs a corpus to search; give it as corpus=")
 
 
+def require_valid_share(valid_share: float | None, arguments: Mapping[str, Any]) -> None:
+    """Check that queries that are held out are evaluated with.
+
+    Args:
+        valid_share: The share of the queries to hold out; None to hold out none.
+        arguments: The training arguments that were given.
+
+    Raises:
+        ValueError: If nothing is to be evaluated.
+
+    Example:
+        >>> require_valid_share(0.1, {"eval_strategy": "no"})
+        Traceback (most recent call last):
+        ValueError: valid_share=0.1 holds out queries to evaluate with, and eval_strategy='no' evaluates nothing; ...
+    """
+    if valid_share is not None and arguments.get("eval_strategy") == "no":
+        raise ValueError(
+            f"valid_share={valid_share} holds out queries to evaluate with, and eval_strategy='no' evaluates nothing; "
+            "leave one of them out"
+        )
+
+
 def _prompts(encoder: SelfDistillBiEncoder, roles: Mapping[str, str]) -> dict[str, str]:
     """Find the prompt of each column, where the encoder has one for its role."""
     prompts = {}

@@ -286,6 +286,18 @@ def test_resume_needs_the_same_validation_queries_qrels_corpus_and_fields(make, 
     resume("corpus", topics, qrels, corpus=corpus, rounds=2, negatives=Negatives(1, range_max=20))
 
 
+def test_resume_needs_the_same_share_of_queries_held_out(make, collection, interrupted):
+    results, qrels = collection.results, collection.qrels
+    options = {"num_train_epochs": 4, "save_steps": 3, "eval_steps": 3}
+    whole = make("whole", valid_share=0.4, **options).fit(results, qrels)
+    with interrupted():
+        make("cut", valid_share=0.4, **options).fit(results, qrels)
+    with pytest.raises(ValueError, match=r"other settings: .*valid_share was 0.4 and is 0.5"):
+        make("cut", valid_share=0.5, resume=True, **options).fit(results, qrels)
+    resumed = make("cut", valid_share=0.4, resume=True, **options).fit(results, qrels)
+    assert resumed.encoder == whole.encoder
+
+
 def test_what_is_harmless_may_change_when_a_run_is_resumed(make, collection, interrupted, encoder, tmp_path):
     results, qrels = collection.results, collection.qrels
     options = {"num_train_epochs": 2, "save_steps": 3}
