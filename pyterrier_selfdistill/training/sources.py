@@ -82,11 +82,12 @@ class JudgedQueries:
             ValueError: If one of the two has no query with a relevant document.
 
         Example:
-            >>> topics = pd.DataFrame({"qid": ["1", "2", "3", "4"], "query": ["sort", "plot", "read", "write"]})
-            >>> qrels = pd.DataFrame({"qid": ["1", "2", "3", "4"], "docno": "d1", "label": 1})
-            >>> queries, valid_topics, valid_qrels = JudgedQueries(topics, qrels).hold_out(0.5)
-            >>> sorted([*queries.qrels["qid"], *valid_qrels["qid"]])
-            ['1', '2', '3', '4']
+            >>> topics = pd.DataFrame({"qid": [str(number) for number in range(100)]})
+            >>> topics["query"] = "sort " + topics["qid"]
+            >>> qrels = topics[["qid"]].assign(docno="d1", label=1)
+            >>> queries, valid_topics, valid_qrels = JudgedQueries(topics, qrels).hold_out(0.1)
+            >>> len(queries.qrels), len(valid_topics), len(valid_qrels)
+            (90, 10, 10)
         """
         require_judged(self.topics_or_results, self.qrels)
         topics = self.topics_or_results.reset_index(drop=True)
