@@ -12,7 +12,8 @@ from .ray_indexing import RayIndexer
 from .sharded_index import ShardedIndex
 from .text_losses import SelfDistillationLoss
 from .training.evaluation import RetrievalEvaluator
-from .training.trainer import NotFittedError, SelfDistillTrainer
+from .training.fitted import NotFittedError
+from .training.trainer import SelfDistillTrainer
 
 __version__ = "0.1.0"
 __all__ = [

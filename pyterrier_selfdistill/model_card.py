@@ -92,7 +92,11 @@ def artifact_card(metadata: Mapping[str, Any], *, repo: str, branch: str | None,
 def _card(front_matter: Mapping[str, Any], metadata: Mapping[str, Any], *, title: str, load: str) -> str:
     """Write the page below its front matter, which is what the hub reads."""
     description, training = metadata["model"], metadata["training"]
-    how = ", trained by self-distillation with adaptive relevance margins" if training else ""
+    how = ""
+    if training:
+        how = ", trained by self-distillation with adaptive relevance margins"
+    if training.get("best_step") == 0:
+        how = ": the base model as it was, since training by self-distillation did not improve it"
     sections = [
         f"# {title}",
         f"A single-vector biencoder for dense retrieval with {PYTERRIER}{how}.",
@@ -139,7 +143,10 @@ def _training_rows(training: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows.append(("Steps", f"{training.get('steps')}, in {training.get('seconds')} seconds"))
     best = training.get("best_measure")
     if best:
-        rows.append(("Best", f"{best['name']} {best['value']:.4f} at step {training.get('best_step')}"))
+        remark = ""
+        if training.get("best_step") == 0:
+            remark = ", before training: no later step was better"
+        rows.append(("Best", f"{best['name']} {best['value']:.4f} at step {training.get('best_step')}{remark}"))
     versions = training.get("versions", {})
     rows.append(("Versions", ", ".join(f"{name} {version}" for name, version in versions.items())))
     return rows

@@ -53,6 +53,9 @@ Count = Annotated[int, Field(ge=0), Expected("0 or a positive integer")]
 PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False), Expected("a positive number")]
 Seed = Annotated[int, Field(ge=0, lt=2**32), Expected("an integer from 0 to 4294967295")]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), Expected("a number from 0 to 1")]
+ShareBetween = Annotated[
+    float, Field(gt=0, lt=1, allow_inf_nan=False), Expected("a number between 0 and 1, such as 0.1")
+]
 FieldNames = Annotated[Sequence[str], Field(min_length=1), Expected("a list of field names such as ['title', 'text']")]
 Measures = Annotated[
     Sequence[Measure],

@@ -79,9 +79,11 @@ def test_overview(known, folder):
 def test_training_data(known, folder):
     stand_ins, names = known
     stand_ins['"train": 0.9, "valid": 0.1'] = '"train": 0.5, "valid": 0.5'
+    stand_ins["valid_share=0.1"] = "valid_share=0.5"
     names["trainer"] = SelfDistillTrainer(names["encoder"], "runs/a", overwrite=True, corpus=names["dataset"])
     names = run("training_data.rst", (stand_ins, names))
     assert names["trainer"].encoder.training_summary["data"]["triples"]
+    assert names["careful"].encoder.training_summary["best_step"] is not None
 
 
 def test_several_processes(known, capsys):

@@ -86,6 +86,16 @@ def test_saved_card_says_how_it_was_trained():
     assert "which chose the best step" in card
 
 
+def test_saved_card_says_that_training_did_not_improve_it():
+    history = [{"step": 0, "nDCG@10": 0.6}, *TRAINING["history"]]
+    training = {**TRAINING, "best_measure": {"name": "nDCG@10", "value": 0.6}, "best_step": 0, "history": history}
+    card = saved_card({**METADATA, "training": training}, title="Tiny", load="load()")
+    assert ": the base model as it was, since training by self-distillation did not improve it." in card
+    assert "trained by self-distillation with" not in card
+    assert "| Best | nDCG@10 0.6000 at step 0, before training: no later step was better |" in card
+    assert "| 0 |  |  |  | 0.6000 | best |" in card
+
+
 def test_saved_card_without_validation_has_no_measures():
     training = {**TRAINING, "best_measure": None, "best_step": None, "history": [{"step": 20, "loss": 0.125}]}
     card = saved_card({**METADATA, "training": training}, title="Tiny", load="load()")

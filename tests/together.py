@@ -132,7 +132,10 @@ def train(model, folder, processes=1):
     accumulated = make(folder / "accumulated", **options).fit_triples(ROWS)
     cached = make(folder / "cached", target="adaptive", in_batch=True, mini_batch_size=3).fit_triples(ROWS)
     mined = make(folder / "mined", rounds=2, corpus=CORPUS, num_train_epochs=1).fit(PAIRS, QRELS)
-    trained = {"plain": plain, "accumulated": accumulated, "cached": cached, "mined": mined}
+    found = encoder(PAIRS)
+    first = found[["qid", "docno"]].assign(label=(found["rank"] == 0).astype(int))
+    kept = make(folder / "kept", num_train_epochs=1).fit_triples(rows, PAIRS, first)
+    trained = {"plain": plain, "accumulated": accumulated, "cached": cached, "mined": mined, "kept": kept}
     return {name: result(trainer) for name, trainer in trained.items()}
 
 

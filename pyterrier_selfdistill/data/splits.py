@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, TypeAlias
 
 import numpy as np
 import pandas as pd
 from pydantic import AfterValidator
 
-from ..options import Expected, Share, checked
+from ..options import Expected, Seed, Share, checked
 from ..validate import require_columns, require_identifiers
 
 
@@ -32,7 +33,7 @@ DEFAULT_SHARES: Shares = {"train": 0.9, "valid": 0.1}
 
 
 @checked
-def split_queries(frame: pd.DataFrame, shares: Shares = DEFAULT_SHARES) -> dict[str, pd.DataFrame]:
+def split_queries(frame: pd.DataFrame, shares: Shares = DEFAULT_SHARES, seed: Seed = 0) -> dict[str, pd.DataFrame]:
     """Split topics, results or judgements by query.
 
     A checksum of the ``qid`` says where a query belongs. All of its rows stay together, topics and judgements are split
@@ -41,6 +42,7 @@ def split_queries(frame: pd.DataFrame, shares: Shares = DEFAULT_SHARES) -> dict[
     Args:
         frame: Rows with ``qid``.
         shares: The names of the parts and their shares, which sum up to 1.
+        seed: Where the checksum starts, for other splits than the usual one.
 
     Returns:
         The parts by name.
@@ -56,7 +58,7 @@ def split_queries(frame: pd.DataFrame, shares: Shares = DEFAULT_SHARES) -> dict[
     """
     require_columns(frame, ["qid"], "rows to split")
     require_identifiers(frame, "qid", "rows to split")
-    places = frame["qid"].map(_place).to_numpy(dtype=float)
+    places = frame["qid"].map(partial(_place, seed=seed)).to_numpy(dtype=float)
     ends = np.cumsum(list(shares.values()))
     # rounded, since 100 * (0.7 + 0.1) is a little less than 80
     percents = np.round(100 * ends / ends[-1], 6)
@@ -64,8 +66,8 @@ def split_queries(frame: pd.DataFrame, shares: Shares = DEFAULT_SHARES) -> dict[
     return {name: frame[chosen == part] for part, name in enumerate(shares)}
 
 
-def _place(qid: str) -> float:
+def _place(qid: str, seed: int) -> float:
     """Return the place of a query, from 0 to just below 100."""
-    quotient, percent = divmod(zlib.crc32(qid.encode()), 100)
+    quotient, percent = divmod(zlib.crc32(qid.encode(), seed), 100)
     # the percent alone decides wherever shares are whole percents, what is left of the checksum where they are not
     return percent + quotient / (2**32 / 100)

@@ -15,6 +15,7 @@ from pydantic import Field
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 from sentence_transformers.util import get_world_size
 from torch import nn
+from transformers import TrainingArguments
 
 from ..biencoder import SelfDistillBiEncoder
 from ..calibrated_loss import CalibratedLoss, EmbeddingLoss
@@ -179,7 +180,7 @@ def make_training_arguments(
         The arguments.
 
     Raises:
-        ValueError: If an argument has a value that transformers does not know.
+        ValueError: If an argument has a value that transformers does not know, or names what is not measured.
 
     Example:
         >>> triples = Dataset.from_dict({"query": ["sort"], "positive": ["sort rows"], "negative": ["plot a file"]})
@@ -210,19 +211,7 @@ def make_training_arguments(
     }
     if not overrides.keys() & {"bf16", "fp16"}:
         arguments |= mixed_precision(encoder.device)
-    if evaluator is not None:
-        arguments |= {
-            "eval_strategy": "steps",
-            "eval_on_start": True,
-            "load_best_model_at_end": True,
-            "metric_for_best_model": f"eval_{evaluator.primary_metric}",
-            "greater_is_better": True,
-        }
-    elif overrides.get("eval_strategy", "no") != "no":
-        raise ValueError(
-            f"eval_strategy={overrides['eval_strategy']!r} evaluates, and there is nothing to evaluate with; give "
-            "validation topics and qrels to fit, or leave it out"
-        )
+    arguments |= _evaluation_arguments(evaluator, overrides)
     arguments |= overrides
     arguments.setdefault("save_steps", arguments["eval_steps"])
     if evaluator is None:
@@ -244,6 +233,49 @@ def make_training_arguments(
     made.dataloader_drop_last = drop_last
     use_one_gpu(made)
     return made
+
+
+def deciding_measure(arguments: TrainingArguments) -> str:
+    """Name the measure that decides which checkpoint is best.
+
+    Args:
+        arguments: The arguments of a training with evaluation.
+
+    Returns:
+        Its name, without the prefix that it is logged with.
+
+    Example:
+        >>> deciding_measure(TrainingArguments(metric_for_best_model="eval_RR", use_cpu=True))
+        'RR'
+    """
+    return str(arguments.metric_for_best_model).removeprefix("eval_")
+
+
+def _evaluation_arguments(evaluator: RetrievalEvaluator | None, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Choose how the training loop evaluates, and check what was given against what there is to evaluate with."""
+    if evaluator is None:
+        strategy = overrides.get("eval_strategy", "no")
+        if strategy != "no":
+            raise ValueError(
+                f"eval_strategy={strategy!r} evaluates, and there is nothing to evaluate with; give validation topics "
+                "and qrels to fit, or leave it out"
+            )
+        return {}
+    deciding = f"eval_{evaluator.primary_metric}"
+    named = overrides.get("metric_for_best_model", deciding)
+    measures = list(map(str, evaluator.measures))
+    if str(named).removeprefix("eval_") not in measures:
+        raise ValueError(
+            f"metric_for_best_model must be one of the measures {measures}, got {named!r}; give it in measures= too, "
+            "or leave it out for the first of them"
+        )
+    return {
+        "eval_strategy": "steps",
+        "eval_on_start": True,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": deciding,
+        "greater_is_better": True,
+    }
 
 
 def loss_maker(
@@ -396,6 +428,28 @@ def require_rounds(rounds: int, corpus: Corpus | None) -> None:
     """
     if rounds > 1 and corpus is None:
         raise ValueError(f"rounds={rounds} mines hard negatives, which needs a corpus to search; give it as corpus=")
+
+
+def require_valid_share(valid_share: float | None, arguments: Mapping[str, Any]) -> None:
+    """Check that queries that are held out are evaluated with.
+
+    Args:
+        valid_share: The share of the queries to hold out; None to hold out none.
+        arguments: The training arguments that were given.
+
+    Raises:
+        ValueError: If nothing is to be evaluated.
+
+    Example:
+        >>> require_valid_share(0.1, {"eval_strategy": "no"})
+        Traceback (most recent call last):
+        ValueError: valid_share=0.1 holds out queries to evaluate with, and eval_strategy='no' evaluates nothing; ...
+    """
+    if valid_share is not None and arguments.get("eval_strategy") == "no":
+        raise ValueError(
+            f"valid_share={valid_share} holds out queries to evaluate with, and eval_strategy='no' evaluates nothing; "
+            "leave one of them out"
+        )
 
 
 def _prompts(encoder: SelfDistillBiEncoder, roles: Mapping[str, str]) -> dict[str, str]:

@@ -22,6 +22,8 @@ from ..biencoder import SelfDistillBiEncoder
 from ..compat import limit_autocast_to_training
 from ..data.columns import LABEL
 from ..distributed import agree, is_first
+from .arguments import deciding_measure
+from .history import is_better
 from .similarity import has_collapsed, has_forgotten, mean_cosine, representational_similarity
 from .sources import JudgedQueries
 
@@ -137,12 +139,26 @@ class EvaluateAtEnd(TrainerCallback):
 
 
 class BestCheckpoint(TrainerCallback):
-    """Find the best checkpoint of a run that is resumed, wherever its folder was when it began."""
+    """Let the encoder before training compete for the best checkpoint, and have the best one at hand.
+
+    It comes after early stopping, which compares with the best value before.
+    """
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **options: Any) -> None:
         """Name the folder as it is now: the trainer forgets the best checkpoint of a folder that was moved."""
         if state.best_global_step:
             state.best_model_checkpoint = str(Path(args.output_dir) / f"checkpoint-{state.best_global_step}")
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **options: Any) -> None:
+        """Take the value before training for the one to beat, and ask for a checkpoint where it is beaten."""
+        value = metrics[f"eval_{deciding_measure(args)}"]
+        if state.global_step == 0:
+            # the trainer evaluates on start, but compares only what comes later
+            state.best_metric = value
+            state.best_global_step = 0
+        elif args.load_best_model_at_end and is_better(value, state.best_metric, args.greater_is_better):
+            # the trainer saves by save_steps alone, and would find no checkpoint of the best step between
+            control.should_save = True
 
 
 class SimilarityMonitor(TrainerCallback):

@@ -95,11 +95,11 @@ class RunFolder:
             overwrite: Whether to replace what another run left. Its model stays until there is another.
 
         Returns:
-            The checkpoint to resume from, or None to begin anew.
+            The checkpoint to resume from; None to begin anew, or if a run that is finished has none.
 
         Raises:
             FileExistsError: If the folder holds a run that is neither to be resumed nor replaced, one to be resumed
-                that has a model but no checkpoint, or something that is no run.
+                that has a model but neither a checkpoint nor a log, or something that is no run.
             ValueError: If the run to resume had other settings.
         """
         return agree(partial(self._claim, settings, resume, overwrite))
@@ -113,19 +113,24 @@ class RunFolder:
         complete = self._complete_checkpoints()
         # as they read in the file of an earlier run, without what is nobody's business
         recorded = portable_settings(settings)
-        if complete:
+        if complete or self._is_finished():
             self._require_same_settings(recorded)
             complete = list(filter(_has_all_states, complete))
         self._remove_cut_off(complete)
         if complete:
             return max(complete, key=_step)
+        if self._is_finished():
+            return None
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         _write_json(self._settings_file, recorded)
         return None
 
     def is_finished(self) -> bool:
         """Tell whether the run in the folder has trained to its end and has written its model."""
-        return agree(lambda: self._log_file.exists() and self.model.exists())
+        return agree(self._is_finished)
+
+    def _is_finished(self) -> bool:
+        return self._log_file.exists() and self.model.exists()
 
     def load(self, first: SelfDistillBiEncoder) -> tuple[SelfDistillBiEncoder, list[dict[str, Any]]]:
         """Read what a finished run has made.
@@ -190,7 +195,8 @@ class RunFolder:
     def _require_free(self, resume: bool) -> None:
         """Check that no run is in the folder, or one that can be resumed if it is to be."""
         finished = self.model.exists()
-        resumable = bool(self._complete_checkpoints())
+        # one that saves the best checkpoints only has none if the start was best
+        resumable = bool(self._complete_checkpoints()) or self._is_finished()
         if resume and finished and not resumable:
             raise FileExistsError(
                 f"{str(self.path)!r} holds a model but no checkpoint to resume from; load the model with "

@@ -129,7 +129,8 @@ def training_summary(
 
     Returns:
         The settings, and ``steps``, ``best_step`` and ``best_measure`` (``name`` and ``value``; both None if the last
-        one is the model), ``seconds``, ``similarity``, ``history`` (its :func:`milestones`) and ``versions``.
+        one is the model, and those of step 0 if none was better than the encoder before training), ``seconds``,
+        ``similarity``, ``history`` (its :func:`milestones`) and ``versions``.
 
     Example:
         >>> logs = history_frame([{"step": 2, "loss": 0.5}])
@@ -157,33 +158,64 @@ def training_summary(
     }
 
 
-def warn_if_not_improved(history: pd.DataFrame, metric: str, *, greater_is_better: bool = True) -> None:
+def is_better(value: float, best: float | None, greater_is_better: bool) -> bool:
+    """Tell whether a value beats the best one so far; one that ties does not.
+
+    Args:
+        value: The value.
+        best: The best one so far; None if there is none.
+        greater_is_better: Whether more of it is better.
+
+    Returns:
+        Whether it does.
+
+    Example:
+        >>> is_better(0.3, 0.2, True), is_better(0.2, 0.2, True), is_better(0.1, 0.2, False)
+        (True, False, True)
+    """
+    if best is None:
+        return True
+    if greater_is_better:
+        return value > best
+    return value < best
+
+
+def warn_if_not_improved(
+    history: pd.DataFrame, metric: str, *, greater_is_better: bool = True, keeps_start: bool = True
+) -> None:
     """Warn if no checkpoint is better than the encoder was before training.
 
     Args:
         history: What :func:`history_frame` returns.
         metric: The measure that decides which checkpoint is best.
         greater_is_better: Whether more of it is better.
+        keeps_start: Whether the encoder that training started from is the result in that case, or the last one is.
     """
     values = history.set_index("step")[metric].dropna()
     if 0 not in values.index or len(values) < 2:
         return
     before = values.iloc[0]
     after = values.iloc[1:]
+    step = after.idxmin()
     if greater_is_better:
-        best = after.max()
-        improved = best > before
-    else:
-        best = after.min()
-        improved = best < before
-    if not improved:
-        logger.warning(
-            "training did not improve %s on the validation queries: %.4f before, %.4f at best after. Try another "
-            "learning_rate, harder negatives (a retriever before the trainer) or more data",
-            metric,
-            before,
-            best,
-        )
+        step = after.idxmax()
+    best = after[step]
+    if is_better(best, before, greater_is_better):
+        return
+    result = "the encoder of the last step all the same, as load_best_model_at_end=False says"
+    if keeps_start:
+        result = "the encoder that training started from"
+    logger.warning(
+        "training did not improve %s on the validation queries: %.4f before, %.4f at best after, in step %d, which is "
+        'worse by %.4f. The result is %s. Try a lower learning_rate, error="hinge", harder negatives (a retriever '
+        "before the trainer) or more data",
+        metric,
+        before,
+        best,
+        step,
+        abs(best - before),
+        result,
+    )
 
 
 def _measures(history: pd.DataFrame) -> list[str]:

@@ -24,6 +24,7 @@ from ..biencoder import SelfDistillBiEncoder
 from ..compat import no_checkpoint_progress_bars, remove_autocast
 from ..distributed import is_first, share_weights
 from ..io import explained_errors
+from .arguments import deciding_measure
 from .callbacks import (
     AGAINST_DIVERGENCE,
     BestCheckpoint,
@@ -52,6 +53,7 @@ class TrainingLoop(SentenceTransformerTrainer):
 
     Args:
         encoder: The encoder, whose model is trained.
+        start: The encoder that it is a copy of, which stays as it is.
         dataset: The triples.
         loss: The loss on texts.
         arguments: The training arguments.
@@ -69,6 +71,7 @@ class TrainingLoop(SentenceTransformerTrainer):
     def __init__(
         self,
         encoder: SelfDistillBiEncoder,
+        start: SelfDistillBiEncoder,
         dataset: Dataset,
         loss: torch.nn.Module,
         arguments: SentenceTransformerTrainingArguments,
@@ -81,6 +84,7 @@ class TrainingLoop(SentenceTransformerTrainer):
     ) -> None:
         self.decay = decay  # first, since the trainer may ask for a schedule while it is made
         super().__init__(model=encoder.model, args=arguments, train_dataset=dataset, loss=loss, evaluator=evaluator)
+        self.start = start
         self.seconds = 0.0
         self.unchecked: list[tuple[int, torch.Tensor]] = []
         self.monitor = SimilarityMonitor(encoder, dataset)
@@ -92,7 +96,6 @@ class TrainingLoop(SentenceTransformerTrainer):
         # transformers adds it where its own bar is off, and it prints to the standard output
         self.remove_callback(PrinterCallback)
         self.add_callback(SavedPrecision())
-        self.add_callback(BestCheckpoint())
         if verbose:
             self.add_callback(ProgressBar())
         self.add_callback(self.monitor)
@@ -101,11 +104,12 @@ class TrainingLoop(SentenceTransformerTrainer):
         if self.evaluator is not None:
             self.add_callback(EvaluateAtEnd())
             self.add_callback(EarlyStoppingCallback(patience))
+            self.add_callback(BestCheckpoint())
         # last, when it is known whether a checkpoint follows
         self.add_callback(CheckpointGuard(self.folder / SETTINGS))
 
     def run(self, checkpoint: Path | None) -> None:
-        """Train from the beginning or from a checkpoint, and leave the model ready to encode.
+        """Train from the beginning or from a checkpoint, and leave the best model ready to encode.
 
         Args:
             checkpoint: The checkpoint to resume from; None for the beginning.
@@ -113,12 +117,25 @@ class TrainingLoop(SentenceTransformerTrainer):
         Raises:
             FloatingPointError: If the loss or a weight is no longer finite.
         """
-        resumed = None
+        state = TrainerState()
         if checkpoint is not None:
             state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
-            if is_over(state):
-                self._take(state)
-                return
+        if checkpoint is not None and is_over(state):
+            self._take(state)
+        else:
+            self._train_from(checkpoint)
+        model = cast(torch.nn.Module, self.model)
+        share_weights(model)
+        remove_autocast(model)
+        model.eval()
+        require_finite_weights(model, self.state.global_step)
+        # of the model that is kept, whatever the last step came to
+        self.monitor.compare(self.model_step)
+
+    def _train_from(self, checkpoint: Path | None) -> None:
+        """Train, from a checkpoint if there is one."""
+        resumed = None
+        if checkpoint is not None:
             resumed = str(checkpoint)
             self.args.eval_on_start = False  # the interrupted run did, and its log says so
         started = time.monotonic()
@@ -126,26 +143,38 @@ class TrainingLoop(SentenceTransformerTrainer):
             self.train(resume_from_checkpoint=resumed)
         self.seconds = time.monotonic() - started
         self.require_finite_losses()
-        model = cast(torch.nn.Module, self.model)
-        share_weights(model)
-        remove_autocast(model)
-        model.eval()
-        require_finite_weights(model, self.state.global_step)
+        if self.model_step == 0:
+            # of what is better, the training loop has loaded the checkpoint
+            self._load(0)
 
     def _take(self, state: TrainerState) -> None:
         """Take the model of a run that is over, whose last steps were all that was missing to its folder."""
         self.state = state
-        step = state.global_step
-        if self.args.load_best_model_at_end and state.best_global_step:
-            step = state.best_global_step
-        saved = SentenceTransformer(str(self.folder / f"checkpoint-{step}"), device=str(self.model.device))
-        self.model.load_state_dict(saved.state_dict())
-        self.model.eval()
+        self._load(self.model_step)
         # as after the last step, which the process may not have come to; by step, since removing one changes its time
-        best = str(self.folder / f"checkpoint-{state.best_global_step}")
+        best = None
+        if state.best_global_step:
+            best = str(self._checkpoint(state.best_global_step))
         if is_first():
             rotate_checkpoints(str(self.folder), self.args.save_total_limit, best_model_checkpoint=best)
-        self.monitor.compare(step)
+
+    def _load(self, step: int) -> None:
+        """Give the model the weights of a step; before the first, they are those that training started from."""
+        saved = self.start.model
+        if step > 0:
+            saved = SentenceTransformer(str(self._checkpoint(step)), device=str(self.model.device))
+        self.model.load_state_dict(saved.state_dict())
+
+    def _checkpoint(self, step: int) -> Path:
+        return self.folder / f"checkpoint-{step}"
+
+    @property
+    def model_step(self) -> int:
+        """The step whose model is the result: the best one, 0 for the start, or the last one where none is chosen."""
+        best = self.state.best_global_step
+        if self.args.load_best_model_at_end and best is not None:
+            return best
+        return self.state.global_step
 
     def summary(self, settings: Mapping[str, Any], history: pd.DataFrame) -> dict[str, Any]:
         """Summarize the training, and warn if it was for nothing.
@@ -159,10 +188,15 @@ class TrainingLoop(SentenceTransformerTrainer):
         """
         metric = None
         if self.evaluator is not None:
-            primary = self.evaluator.primary_metric
-            warn_if_not_improved(history, primary, greater_is_better=bool(self.args.greater_is_better))
+            measure = deciding_measure(self.args)
+            warn_if_not_improved(
+                history,
+                measure,
+                greater_is_better=bool(self.args.greater_is_better),
+                keeps_start=self.model_step == 0,
+            )
             if self.args.load_best_model_at_end:
-                metric = primary
+                metric = measure
         return training_summary(
             settings, self.state, history, similarity=self.monitor.similarity, seconds=self.seconds, metric=metric
         )

@@ -62,6 +62,7 @@ def run_settings(
     evaluator: RetrievalEvaluator | None,
     patience: int,
     miner: HardNegativeMiner | None,
+    valid_share: float | None = None,
 ) -> dict[str, Any]:
     """Collect what makes a run.
 
@@ -75,6 +76,7 @@ def run_settings(
         evaluator: What chooses the best checkpoint; None without evaluation.
         patience: After how many evaluations without improvement training stops.
         miner: What mines hard negatives; None if nothing does.
+        valid_share: The share of the queries that is held out for evaluation; None if none is.
 
     Returns:
         The settings, by name.
@@ -86,10 +88,12 @@ def run_settings(
     mining = None
     if miner is not None:
         mining = miner.describe()
-    processes = {}
+    # what is not there says nothing, as in runs of before there could be
+    more: dict[str, Any] = {}
     if arguments.world_size > 1:
-        # one process says nothing, as runs did before there could be several
-        processes = {"processes": arguments.world_size}
+        more["processes"] = arguments.world_size
+    if valid_share is not None:
+        more["valid_share"] = valid_share
     return {
         "data": data.summary,
         "loss": described,
@@ -100,7 +104,7 @@ def run_settings(
         "base_model": {"name": base.name, "checksum": base.model_name},
         "evaluation": _evaluation_settings(evaluator, patience),
         "mining": mining,
-        **processes,
+        **more,
     }
 
 

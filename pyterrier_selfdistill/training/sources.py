@@ -1,7 +1,8 @@
 """What a trainer is given to train with, and the triples that it becomes.
 
-:class:`JudgedQueries` draws negatives for judged positives, first from results or a corpus and later from what the
-encoder finds itself; :func:`read_triples` reads triples that are there already.
+:class:`JudgedQueries` holds out queries for evaluation, if it is asked to, and draws negatives for the judged positives
+of the others, first from results or a corpus and later from what the encoder finds itself; :func:`read_triples` reads
+triples that are there already.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from ..biencoder import SelfDistillBiEncoder
 from ..data.cache import Triples
 from ..data.corpus import Corpus, Documents
 from ..data.negatives import Negatives, from_results, from_topics
+from ..data.splits import split_queries
 from ..data.triples import PairOptions, from_docpairs, from_identifiers, from_texts
 from ..distributed import is_first
-from ..validate import has_candidates
+from ..validate import has_candidates, require_judged
 from .evaluation import search
 
 MINING_DEPTH = 100
@@ -64,6 +66,49 @@ class JudgedQueries:
     min_label: int = 1
     seed: int = 42
 
+    def hold_out(self, share: float) -> tuple[JudgedQueries, pd.DataFrame, pd.DataFrame]:
+        """Divide the queries into those to train with and those to evaluate with.
+
+        A checksum of seed and ``qid`` says which are held out, as :func:`split_queries` has it; queries of the same
+        text stay together.
+
+        Args:
+            share: The share of the queries to hold out.
+
+        Returns:
+            The queries to train with; the topics or results to evaluate with, and their judgements.
+
+        Raises:
+            ValueError: If one of the two has no query with a relevant document.
+
+        Example:
+            >>> topics = pd.DataFrame({"qid": [str(number) for number in range(100)]})
+            >>> topics["query"] = "sort " + topics["qid"]
+            >>> qrels = topics[["qid"]].assign(docno="d1", label=1)
+            >>> queries, valid_topics, valid_qrels = JudgedQueries(topics, qrels).hold_out(0.1)
+            >>> len(queries.qrels), len(valid_topics), len(valid_qrels)
+            (90, 10, 10)
+        """
+        require_judged(self.topics_or_results, self.qrels)
+        topics = self.topics_or_results.reset_index(drop=True)
+        qrels = self.qrels.reset_index(drop=True)
+        one_query = _first_qids(topics.drop_duplicates("qid"))
+        queries = pd.DataFrame({"own": list(one_query), "qid": list(one_query.values())})
+        held_out = split_queries(queries, {"train": 1 - share, "valid": share}, self.seed)["valid"]["own"]
+        is_held_out = qrels["qid"].isin(held_out)
+        is_positive = qrels["qid"].isin(topics["qid"]) & (qrels["label"] >= self.min_label)
+        to_train = qrels["qid"][is_positive & ~is_held_out].nunique()
+        to_evaluate = qrels["qid"][is_positive & is_held_out].nunique()
+        if not to_train or not to_evaluate:
+            raise ValueError(
+                f"valid_share={share} leaves {to_train} queries with relevant documents to train with and "
+                f"{to_evaluate} to evaluate with, and both need one; give another share or seed, more queries, or "
+                "validation topics and qrels to fit"
+            )
+        of_held_out = topics["qid"].isin(held_out)
+        training = replace(self, topics_or_results=topics[~of_held_out], qrels=qrels[~is_held_out])
+        return training, topics[of_held_out], qrels[is_held_out]
+
     def draw(self) -> Triples:
         """Draw negatives from the results; for topics without results, from the corpus.
 
@@ -105,8 +150,7 @@ class JudgedQueries:
         """
         topics = self.topics_or_results[["qid", "query"]].drop_duplicates("qid")
         # queries of the same text are one query here: a triple has no identifiers that would tell them apart
-        first_qids = topics.groupby("query")["qid"].transform("first")
-        one_query = dict(zip(topics["qid"], first_qids, strict=True))
+        one_query = _first_qids(topics)
         qids = self.qrels["qid"].map(lambda qid: one_query.get(qid, qid))
         documents = self._documents()
         depth = self.negatives.range_max or self.negatives.range_min + MINING_DEPTH
@@ -137,6 +181,12 @@ class JudgedQueries:
             corpus=self.corpus,
             fields=self.fields,
         )
+
+
+def _first_qids(topics: pd.DataFrame) -> dict[str, str]:
+    """Map each query to the first one of the same text."""
+    first = topics.groupby("query")["qid"].transform("first")
+    return dict(zip(topics["qid"], first, strict=True))
 
 
 def read_triples(source: Any, topics: pd.DataFrame | None, corpus: Corpus | None, options: PairOptions) -> Triples:

@@ -23,7 +23,6 @@ import pandas as pd
 import pyterrier as pt
 from datasets import Dataset
 from ir_measures import nDCG
-from matplotlib.figure import Figure
 from pydantic import SkipValidation
 from sentence_transformers import SentenceTransformer
 from torch import nn
@@ -37,7 +36,7 @@ from ..data.negatives import Negatives
 from ..data.triples import PairOptions
 from ..distributed import agree, joined
 from ..losses import ErrorName
-from ..options import Expected, FieldNames, FolderPath, Measures, PositiveInteger, Seed, checked, plain
+from ..options import Expected, FieldNames, FolderPath, Measures, PositiveInteger, Seed, ShareBetween, checked, plain
 from .arguments import (
     PRESETS,
     TrainingTarget,
@@ -46,11 +45,12 @@ from .arguments import (
     make_training_arguments,
     require_arguments,
     require_rounds,
+    require_valid_share,
 )
 from .callbacks import make_miner
 from .checkpoints import RunFolder
 from .evaluation import make_evaluator
-from .history import history_frame, plot_history
+from .fitted import EncoderEstimator
 from .loop import TrainingLoop
 from .processes import read_in_turn, require_batches, require_whole_models
 from .settings import decisive, run_settings
@@ -63,12 +63,8 @@ Encoder = Annotated[
 ]
 
 
-class NotFittedError(AttributeError, RuntimeError):
-    """A trainer was asked for what there is only after training."""
-
-
 @checked
-class SelfDistillTrainer(pt.Estimator):
+class SelfDistillTrainer(EncoderEstimator):
     """Train a biencoder by self-distillation with adaptive relevance margins.
 
     The encoder that it is given stays as it is. After :meth:`fit` or :meth:`fit_triples`, :attr:`encoder` is the
@@ -94,7 +90,10 @@ class SelfDistillTrainer(pt.Estimator):
         fields: The fields of documents that make a text, such as ``["title", "text"]``, if not the text field alone.
         rounds: Into how many equal parts to divide the steps of :meth:`fit`. From the second on, hard negatives are
             mined: drawn from what the encoder as trained so far finds in the ``corpus``.
-        measures: What to measure on validation queries; the first decides which checkpoint is best.
+        valid_share: The share of the queries, such as 0.1, that :meth:`fit` holds out to evaluate with, where there are
+            no validation topics; by default none.
+        measures: What to measure on validation queries; the first decides which checkpoint is best. The encoder before
+            training is one of them: one that training does not improve stays as it was.
         patience: After how many evaluations without improvement to stop, if not as the preset says.
         seed: The seed of everything random: the same seed gives the same model on the same machine.
         resume: Whether to go on from the last checkpoint in the folder, if there is one, with the same settings.
@@ -134,6 +133,7 @@ class SelfDistillTrainer(pt.Estimator):
         corpus: Corpus | None = None,
         fields: FieldNames | None = None,
         rounds: PositiveInteger = 1,
+        valid_share: ShareBetween | None = None,
         measures: Measures = (nDCG @ 10,),
         patience: PositiveInteger | None = None,
         seed: Seed = 42,
@@ -144,9 +144,8 @@ class SelfDistillTrainer(pt.Estimator):
     ) -> None:
         require_rounds(rounds, corpus)
         require_arguments(arguments, resume=resume, overwrite=overwrite)
-        self._encoder = encoder
-        self._trained: SelfDistillBiEncoder | None = None
-        self._logs: list[dict[str, float]] = []
+        require_valid_share(valid_share, arguments)
+        super().__init__(encoder, measures)
         self._run = RunFolder(output_dir)
         self.output_dir = self._run.path
         self.target = target
@@ -162,7 +161,7 @@ class SelfDistillTrainer(pt.Estimator):
         self.corpus = None if corpus is None else reusable(corpus)
         self.fields = fields
         self.rounds = rounds
-        self.measures = tuple(measures)
+        self.valid_share = valid_share
         self.patience = PRESETS[preset].patience if patience is None else patience
         self.seed = seed
         self.resume = resume
@@ -187,7 +186,8 @@ class SelfDistillTrainer(pt.Estimator):
         Args:
             topics_or_results: ``qid`` and ``query``, and for results ``docno`` and the text field of the encoder.
             qrels: ``qid``, ``docno``, ``label``; documents with a label of ``min_label`` or more are positives.
-            valid_topics_or_results: The same for evaluation; without it the last checkpoint is the best.
+            valid_topics_or_results: The same for evaluation; without it, and without a ``valid_share`` of the trainer,
+                the last checkpoint is the best.
             valid_qrels: The judgements for evaluation.
 
         Returns:
@@ -201,6 +201,13 @@ class SelfDistillTrainer(pt.Estimator):
         text_field = self._encoder.text_field
         draw: dict[str, Any] = {"negatives": self.negatives, "min_label": self.min_label, "seed": self.seed}
         queries = JudgedQueries(topics_or_results, qrels, self.corpus, self.fields, text_field, **draw)
+        if self.valid_share is not None:
+            if valid_topics_or_results is not None or valid_qrels is not None:
+                raise ValueError(
+                    f"valid_share={self.valid_share} holds out some of the queries to evaluate with, and validation "
+                    "topics or qrels were given too; leave one of them out"
+                )
+            queries, valid_topics_or_results, valid_qrels = queries.hold_out(self.valid_share)
         return self._train(queries.draw, valid_topics_or_results, valid_qrels, queries)
 
     def fit_triples(
@@ -245,6 +252,12 @@ class SelfDistillTrainer(pt.Estimator):
             raise ValueError(
                 f"rounds={self.rounds} mines hard negatives: give topics and qrels to fit, or leave rounds out"
             )
+        if self.valid_share is not None:
+            raise ValueError(
+                f"valid_share={self.valid_share} holds out queries of fit, and triples do not say which query they are "
+                "of; give validation topics and qrels to fit_triples, such as a part of split_queries that the triples "
+                "are not of, and leave it out"
+            )
         options = PairOptions(
             max_pairs_per_query=max_pairs_per_query,
             limit=limit,
@@ -255,56 +268,6 @@ class SelfDistillTrainer(pt.Estimator):
         )
         read = partial(read_triples, source, topics, self.corpus, options)
         return self._train(read, valid_topics_or_results, valid_qrels)
-
-    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
-        """Encode or score with the trained encoder.
-
-        Args:
-            inp: A frame with queries, documents or both, as an encoder takes it.
-
-        Returns:
-            What the encoder makes of it.
-
-        Raises:
-            NotFittedError: If nothing was trained yet and there is something to score.
-        """
-        # PyTerrier inspects transformers with empty frames, before training too
-        if self._trained is None and inp.empty:
-            return self._encoder.transform(inp)
-        return self.encoder.transform(inp)
-
-    @property
-    def encoder(self) -> SelfDistillBiEncoder:
-        """The trained encoder, at its best checkpoint.
-
-        Raises:
-            NotFittedError: Before training.
-        """
-        if self._trained is None:
-            raise NotFittedError("this trainer has not trained yet; call fit or fit_triples first")
-        return self._trained
-
-    @property
-    def history(self) -> pd.DataFrame:
-        """A frame with one row a step that was logged: loss, margin, target, learning rate, measures."""
-        return history_frame(self._logs, map(str, self.measures))
-
-    def plot(self) -> Figure:
-        """Draw the loss, the margins against the targets, and the first measure.
-
-        Returns:
-            The figure, which notebooks show.
-
-        Raises:
-            NotFittedError: Before training.
-        """
-        if not self._logs:
-            raise NotFittedError("there is no history to draw yet; call fit or fit_triples first")
-        return plot_history(self.history)
-
-    def subtransformers(self) -> dict[str, pt.Transformer]:
-        """Name no transformers: the encoder is not a step of a pipeline of its own."""
-        return {}
 
     def __repr__(self) -> str:
         return f"SelfDistillTrainer({self._encoder!r}, {str(self.output_dir)!r})"
@@ -336,9 +299,9 @@ class SelfDistillTrainer(pt.Estimator):
             loss = self._make_loss(encoder.model)
             require_whole_models(arguments)
             require_batches(len(dataset), arguments, loss)
-            describe = partial(run_settings, preset=self.preset, overrides=self.arguments, patience=self.patience)
-            made = data, loss, self._encoder, arguments
-            settings = agree(partial(describe, *made, evaluator=evaluator, miner=miner))
+            describe = partial(run_settings, data, loss, self._encoder, arguments, preset=self.preset)
+            validation = {"evaluator": evaluator, "patience": self.patience, "valid_share": self.valid_share}
+            settings = agree(partial(describe, overrides=self.arguments, miner=miner, **validation))
             # A trainer that fits again replaces its own run.
             overwrite = self.overwrite or self._trained is not None
             # Only now: a bad argument must not cost an earlier run.
@@ -349,6 +312,7 @@ class SelfDistillTrainer(pt.Estimator):
                     return self
                 loop = TrainingLoop(
                     encoder,
+                    self._encoder,
                     dataset,
                     loss,
                     arguments,

@@ -76,6 +76,15 @@ def test_split_queries_loses_none_where_shares_do_not_sum_up_exactly():
     assert sum(map(len, parts.values())) == 100_000
 
 
+def test_split_queries_by_a_seed_is_another_split(frame):
+    usual, same, other = [split_queries(frame, SHARES, seed)["valid"] for seed in (0, 0, 1)]
+    assert usual.equals(split_queries(frame, SHARES)["valid"])
+    assert same.equals(usual)
+    assert len(other) == pytest.approx(200, rel=0.3)
+    shared = set(usual["qid"]) & set(other["qid"])
+    assert len(shared) < other["qid"].nunique() / 2
+
+
 @pytest.mark.parametrize(
     "shares",
     [

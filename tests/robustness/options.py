@@ -154,6 +154,7 @@ class TrainerOptions(EntryPoint):
         ),
         "fields": FIELDS.or_none(),
         "rounds": Kind(st.integers(1, 3), POSITIVE.malformed),
+        "valid_share": Kind(st.sampled_from([None, 0.1, 0.5]), [0, 1, -0.1, "0.1", True, math.nan]),
         "measures": MEASURES,
         "patience": POSITIVE.or_none(),
         "seed": SEED,

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, contextmanager
 from itertools import count
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from pyterrier_selfdistill import SelfDistillationLoss, SelfDistillTrainer
@@ -20,6 +21,13 @@ def make(encoder, tmp_path) -> Callable[..., SelfDistillTrainer]:
         return SelfDistillTrainer(encoder, tmp_path / folder, **{**defaults, **options})
 
     return make
+
+
+@pytest.fixture
+def satisfied(encoder, collection) -> pd.DataFrame:
+    """Judgements that no encoder can rank better by: of each query, what the first encoder finds first is relevant."""
+    ranked = encoder(collection.results)
+    return ranked[["qid", "docno"]].assign(label=(ranked["rank"] == 0).astype(int))
 
 
 @pytest.fixture

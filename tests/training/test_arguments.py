@@ -30,6 +30,15 @@ def test_any_training_argument_passes_through(make, collection, monkeypatch):
     assert made[0].lr_scheduler_type == "cosine"
 
 
+def test_what_decides_must_be_measured(make, collection, tmp_path):
+    results, qrels = collection.results, collection.qrels
+    with pytest.raises(
+        ValueError, match=r"must be one of the measures \['nDCG@10'\], got 'eval_RR'; give it in measures="
+    ):
+        make(metric_for_best_model="eval_RR").fit(results, qrels, results, qrels)
+    assert not (tmp_path / "run").exists()
+
+
 def test_arguments_of_any_type_are_recorded(make, collection):
     trainer = make(batch_sampler=BatchSamplers.NO_DUPLICATES).fit(collection.results, collection.qrels)
     assert "no_duplicates" in (trainer.encoder.path / "pt_meta.json").read_text()

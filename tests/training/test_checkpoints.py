@@ -123,8 +123,15 @@ def content(folder):
     return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
 
-DESTRUCTIVE = {"num_train_epochs": 4, "learning_rate": 0.3, "warmup_steps": 0, "max_grad_norm": 1e9, "eval_steps": 2}
-"""A learning rate that destroys the model after a good start, so that the best checkpoint is not the last."""
+DESTRUCTIVE = {
+    "num_train_epochs": 4,
+    "learning_rate": 0.3,
+    "warmup_steps": 0,
+    "max_grad_norm": 1e9,
+    "eval_steps": 2,
+    "eval_on_start": False,
+}
+"""A learning rate that destroys the model, so that the best checkpoint is not the last; the start does not compete."""
 
 
 def test_resuming_a_finished_run_changes_nothing_wherever_it_lies(make, collection, tmp_path, monkeypatch):
@@ -181,6 +188,60 @@ def test_resuming_a_run_that_stopped_early_does_not_train_on(make, collection, m
     assert resumed.encoder.model_name == whole.encoder.model_name
 
 
+# --- a run that training did not improve ----------------------------------------------------------------------------
+
+WORSE = {**DESTRUCTIVE, "eval_on_start": True, "num_train_epochs": 2, "eval_steps": 3, "save_steps": 3}
+"""The same, where the start competes."""
+
+
+def test_an_interrupted_run_goes_on_to_keep_the_encoder_before_training(
+    make, encoder, collection, satisfied, interrupted
+):
+    frames = collection.results, collection.qrels, collection.results, satisfied
+    whole = make("whole", **WORSE).fit(*frames)
+    with interrupted():
+        make("cut", **WORSE).fit(*frames)
+    state = json.loads((make("cut").output_dir / "checkpoints/checkpoint-6/trainer_state.json").read_text())
+    assert (state["best_global_step"], state["best_metric"]) == (0, 1.0)
+    resumed = make("cut", resume=True, **WORSE).fit(*frames)
+    assert resumed.encoder == whole.encoder == encoder
+    pd.testing.assert_frame_equal(resumed.history, whole.history)
+    for trainer in (whole, resumed):
+        assert trainer.encoder.training_summary["best_step"] == 0
+
+
+def test_a_run_interrupted_before_its_first_checkpoint_begins_anew(make, encoder, collection, satisfied, interrupted):
+    frames = collection.results, collection.qrels, collection.results, satisfied
+    options = {**WORSE, "eval_steps": 8, "save_steps": 8}
+    with interrupted():
+        make(**options).fit(*frames)
+    resumed = make(resume=True, **options).fit(*frames)
+    assert resumed.encoder == encoder
+    assert resumed.history["nDCG@10"].dropna().index.size == 3
+
+
+@pytest.mark.parametrize("options", [{}, {"save_total_limit": 1}, {"save_strategy": "best"}], ids=str)
+def test_a_run_that_is_over_keeps_the_encoder_before_training(
+    make, encoder, collection, satisfied, ended_before_saving, options
+):
+    """Killed after its last step, and finished; the best checkpoints only are none at all."""
+    frames = collection.results, collection.qrels, collection.results, satisfied
+    options = {**WORSE, **options}
+    with ended_before_saving():
+        make(**options).fit(*frames)
+    folder = make().output_dir
+    assert not (folder / "model").exists()
+    over = make(resume=True, **options).fit(*frames)
+    before = content(folder)
+    finished = make(resume=True, **options).fit(*frames)
+    assert content(folder) == before
+    for trainer in (over, finished):
+        assert trainer.encoder == encoder
+        assert trainer.encoder.training_summary["best_step"] == 0
+    with pytest.raises(ValueError, match="other settings: evaluation was"):
+        make(resume=True, patience=3, **options).fit(*frames)
+
+
 # --- what must agree ------------------------------------------------------------------------------------------------
 
 
@@ -223,6 +284,18 @@ def test_resume_needs_the_same_validation_queries_qrels_corpus_and_fields(make, 
     resume("corpus", topics, qrels, corpus=other, rounds=2)
     resume("corpus", topics, qrels, corpus=other, rounds=2, fields=["title", "text"])
     resume("corpus", topics, qrels, corpus=corpus, rounds=2, negatives=Negatives(1, range_max=20))
+
+
+def test_resume_needs_the_same_share_of_queries_held_out(make, collection, interrupted):
+    results, qrels = collection.results, collection.qrels
+    options = {"num_train_epochs": 4, "save_steps": 3, "eval_steps": 3}
+    whole = make("whole", valid_share=0.4, **options).fit(results, qrels)
+    with interrupted():
+        make("cut", valid_share=0.4, **options).fit(results, qrels)
+    with pytest.raises(ValueError, match=r"other settings: .*valid_share was 0.4 and is 0.5"):
+        make("cut", valid_share=0.5, resume=True, **options).fit(results, qrels)
+    resumed = make("cut", valid_share=0.4, resume=True, **options).fit(results, qrels)
+    assert resumed.encoder == whole.encoder
 
 
 def test_what_is_harmless_may_change_when_a_run_is_resumed(make, collection, interrupted, encoder, tmp_path):

@@ -70,8 +70,26 @@ def test_fit_warns_when_nothing_improves(make, collection, caplog):
     assert "did not improve nDCG@10" in caplog.text
 
 
-@pytest.mark.parametrize(("last", "warns"), [(0.1, True), (0.2, False)])
-def test_warn_if_not_improved_compares_with_the_encoder_before(caplog, last, warns):
+@pytest.mark.parametrize(
+    ("last", "greater_is_better", "warning"),
+    [
+        (0.1, True, "0.1000 before, 0.1000 at best after, in step 2, which is worse by 0.0000."),
+        (0.07, True, "0.1000 before, 0.0700 at best after, in step 2, which is worse by 0.0300."),
+        (0.2, True, None),
+        (0.2, False, None),
+    ],
+)
+def test_warn_if_not_improved_compares_with_the_encoder_before(caplog, last, greater_is_better, warning):
     logs = [{"step": 0, "eval_RR": 0.1}, {"step": 1, "eval_RR": 0.05}, {"step": 2, "eval_RR": last}]
-    warn_if_not_improved(history_frame(logs, ["RR"]), "RR")
-    assert ("did not improve RR" in caplog.text) == warns
+    warn_if_not_improved(history_frame(logs, ["RR"]), "RR", greater_is_better=greater_is_better)
+    assert ("did not improve RR" in caplog.text) == (warning is not None)
+    assert (warning or "") in caplog.text
+
+
+def test_warn_if_not_improved_looks_for_the_least_where_less_is_better(caplog):
+    logs = [{"step": 0, "eval_RR": 0.1}, {"step": 1, "eval_RR": 0.3}, {"step": 2, "eval_RR": 0.2}]
+    warn_if_not_improved(history_frame(logs, ["RR"]), "RR", greater_is_better=False, keeps_start=False)
+    assert (
+        "0.2000 at best after, in step 2, which is worse by 0.1000. The result is the encoder of the last"
+        in caplog.text
+    )

@@ -22,7 +22,7 @@ from pyterrier_selfdistill.training.processes import (
 )
 from tests import together
 
-RUNS = ["plain", "accumulated", "cached", "mined", "resumed"]
+RUNS = ["plain", "accumulated", "cached", "mined", "kept", "resumed"]
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +52,14 @@ def test_processes_end_with_the_same(launched, run):
     assert first["history"].equals(second["history"])
     for name, weights in first["weights"].items():
         assert torch.equal(weights, second["weights"][name])
+
+
+def test_processes_keep_the_encoder_that_training_does_not_improve(launched, language_model):
+    start = together.load(language_model).model.state_dict()
+    for process in launched.results:
+        assert process["kept"]["summary"]["best_step"] == 0
+        for name, weights in process["kept"]["weights"].items():
+            assert torch.equal(weights, start[name])
 
 
 def test_only_the_first_process_warns(launched):

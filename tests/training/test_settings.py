@@ -44,5 +44,6 @@ def test_settings_describe_evaluation_and_mining(make, collection):
     assert summary["mining"]["rounds"] == 2
     assert summary["mining"]["corpus"] == summary["evaluation"]["corpus"]
     assert summary["precision"] == "float32"
+    assert "valid_share" not in summary
     plain = make("plain", bf16=False).fit(collection.results, qrels).encoder.training_summary
     assert (plain["evaluation"], plain["mining"]) == (None, None)

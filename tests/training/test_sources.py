@@ -75,6 +75,55 @@ def test_mine_passes_over_as_many_results_as_are_never_to_be_drawn(encoder):
     assert queries.mine(encoder, step=1).summary["triples"] == 1
 
 
+def test_hold_out_divides_queries_and_their_judgements(collection):
+    results, qrels = collection.results, collection.qrels
+    # of no query, and of another label
+    qrels = pd.concat([qrels, pd.DataFrame([["q99", "plot-file", 1]], columns=list(qrels))])
+    training, valid, valid_qrels = JudgedQueries(results, qrels, min_label=2).hold_out(0.4)
+    held_out = set(valid["qid"])
+    assert 0 < len(held_out) < 8
+    assert set(training.topics_or_results["qid"]) == set(results["qid"]) - held_out
+    assert len(training.topics_or_results) + len(valid) == len(results)
+    assert set(valid_qrels["qid"]) == held_out
+    assert set(training.qrels["qid"]) == set(qrels["qid"]) - held_out
+    trained = set(training.draw().dataset["query"])
+    assert trained.isdisjoint(valid["query"])
+    assert training.min_label == 2
+
+
+def test_hold_out_goes_by_the_seed(collection):
+    topics = pd.DataFrame({"qid": [str(number) for number in range(200)]}).assign(
+        query=lambda frame: "q" + frame["qid"]
+    )
+    qrels = topics[["qid"]].assign(docno="d1", label=1)
+    held_out = []
+    for seed in (42, 42, 7):
+        _, valid, _ = JudgedQueries(topics, qrels, seed=seed).hold_out(0.1)
+        held_out.append(set(valid["qid"]))
+    assert held_out[0] == held_out[1]
+    assert len(held_out[0] & held_out[2]) < len(held_out[0]) / 2
+    assert 10 <= len(held_out[0]) <= 30
+
+
+def test_hold_out_keeps_queries_of_the_same_text_together():
+    """Else what is evaluated with would be trained with too."""
+    topics = pd.DataFrame({"qid": [str(number) for number in range(60)]})
+    topics["query"] = [f"sort {number % 20}" for number in range(60)]
+    qrels = topics[["qid"]].assign(docno="d1", label=1)
+    training, valid, _ = JudgedQueries(topics, qrels).hold_out(0.3)
+    assert len(valid) % 3 == 0
+    assert not set(valid["query"]) & set(training.topics_or_results["query"])
+
+
+def test_hold_out_needs_relevant_documents_on_both_sides(collection):
+    topics, qrels = collection.topics, collection.qrels
+    of_one = qrels[qrels["qid"] == "q0"]
+    with pytest.raises(ValueError, match=r"valid_share=0.4 leaves [01] queries.*another share or seed, more queries"):
+        JudgedQueries(topics, of_one).hold_out(0.4)
+    with pytest.raises(ValueError, match="leaves 0 queries with relevant documents to train with and 0 to evaluate"):
+        JudgedQueries(topics, qrels, min_label=3).hold_out(0.4)
+
+
 def test_read_triples_tells_texts_identifiers_and_docpairs_apart(names, collection):
     topics = collection.topics
     identifiers = [("q0", "sort-table", "plot-file")]

@@ -13,12 +13,12 @@ from sentence_transformers.sentence_transformer.losses import MarginMSELoss, Mul
 
 from pyterrier_selfdistill import (
     AdaptiveMarginLoss,
-    NotFittedError,
     SelfDistillationLoss,
     SelfDistillBiEncoder,
     SelfDistillTrainer,
 )
 from pyterrier_selfdistill.training.history import PROGRESS
+from pyterrier_selfdistill.training.sources import JudgedQueries
 
 
 def test_fit_learns_in_a_pipeline(make, encoder, collection):
@@ -154,6 +154,23 @@ def test_lengths_and_prompts_apply_in_training(language_model, tmp_path, monkeyp
     assert tokens[1:3] == ["query", ":"]
 
 
+@pytest.mark.parametrize("kind", ["results", "topics"])
+def test_valid_share_trains_without_the_queries_that_it_evaluates_with(make, collection, kind):
+    """Candidates are ranked if there are results, and the corpus is searched if not."""
+    frame, qrels = getattr(collection, kind), collection.qrels
+    trainer = make(valid_share=0.4, corpus=collection.corpus, rounds=2).fit(frame, qrels)
+    training, valid, valid_qrels = JudgedQueries(frame, qrels).hold_out(0.4)
+    summary = trainer.encoder.training_summary
+    assert summary["valid_share"] == 0.4
+    assert summary["data"]["queries"] == training.topics_or_results["qid"].nunique() < 8
+    assert summary["evaluation"]["queries"] == valid["qid"].nunique() == 8 - summary["data"]["queries"]
+    assert ("corpus" in summary["evaluation"]) == (kind == "topics")
+    given = make("given", corpus=collection.corpus, rounds=2)
+    given.fit(training.topics_or_results, training.qrels, valid, valid_qrels)
+    assert given.encoder == trainer.encoder
+    pd.testing.assert_frame_equal(given.history, trainer.history)
+
+
 # --- losses ---------------------------------------------------------------------------------------------------------
 
 
@@ -196,20 +213,6 @@ def test_labels_of_triples_reach_the_loss(encoder, tmp_path):
 # --- errors ---------------------------------------------------------------------------------------------------------
 
 
-def test_what_needs_a_trained_encoder_says_so_before(make, collection):
-    trainer = make()
-    uses = [
-        lambda: trainer.encoder,
-        trainer.plot,
-        lambda: trainer(collection.results),
-        lambda: trainer(collection.topics),
-    ]
-    for use in uses:
-        with pytest.raises(NotFittedError, match="call fit or fit_triples"):
-            use()
-    assert trainer.history.empty
-
-
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -245,8 +248,19 @@ def test_fit_triples_does_not_mine(make, collection):
         make(rounds=2, corpus=collection.corpus).fit_triples([("sort", "sort the rows", "plot")])
 
 
-# --- PyTerrier's own tests of transformers --------------------------------------------------------------------------
-
-
-def test_trainer_is_a_transformer(make, conforms):
-    conforms(make())
+def test_valid_share_says_what_it_cannot_hold_out(make, collection, tmp_path):
+    results, qrels = collection.results, collection.qrels
+    for frames in ((results, qrels), (results, None), (None, qrels)):
+        with pytest.raises(ValueError, match=r"valid_share=0.5 holds out.*were given too; leave one of them out"):
+            make(valid_share=0.5).fit(results, qrels, *frames)
+    with pytest.raises(
+        ValueError, match=r"valid_share=0.5 .*triples do not say.*give validation topics.*split_queries"
+    ):
+        make(valid_share=0.5).fit_triples([("sort", "sort the rows", "plot")])
+    one = results[results["qid"] == "q0"]
+    with pytest.raises(ValueError, match=r"leaves [01] queries .* and [01] to evaluate with.*more queries"):
+        make(valid_share=0.5).fit(one, qrels)
+    for share in (0, 1, -0.1, "0.1", True, float("nan")):
+        with pytest.raises(ValueError, match="valid_share must be a number between 0 and 1, such as 0.1, got"):
+            make(valid_share=share)
+    assert not (tmp_path / "run").exists()
