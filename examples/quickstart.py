@@ -26,7 +26,7 @@ from pyterrier_alpha.fusion import RRFusion
 from pyterrier_pisa import PisaIndex
 
 from pyterrier_selfdistill import SelfDistillBiEncoder, SelfDistillIndex, SelfDistillTrainer, split_queries
-from pyterrier_selfdistill.training.arguments import TRAINING_TARGETS
+from pyterrier_selfdistill.training.targets import TRAINING_TARGETS
 
 logger = logging.getLogger("quickstart")
 

@@ -39,9 +39,7 @@ from ..losses import ErrorName
 from ..options import Expected, FieldNames, FolderPath, Measures, PositiveInteger, Seed, ShareBetween, checked, plain
 from .arguments import (
     PRESETS,
-    TrainingTarget,
     exponential_decay,
-    loss_maker,
     make_training_arguments,
     require_arguments,
     require_rounds,
@@ -55,6 +53,7 @@ from .loop import TrainingLoop
 from .processes import read_in_turn, require_batches, require_whole_models
 from .settings import decisive, run_settings
 from .sources import JudgedQueries, read_triples
+from .targets import TrainingTarget, loss_maker
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +152,7 @@ class SelfDistillTrainer(EncoderEstimator):
         self.error = error
         self.loss = loss
         self.mini_batch_size = mini_batch_size
-        self._make_loss = loss_maker(loss, target, in_batch, error, mini_batch_size, preset=PRESETS[preset])
+        self._make_loss = loss_maker(loss, target, in_batch, error, mini_batch_size, default=PRESETS[preset].target)
         self.preset = preset
         self.negatives = negatives if isinstance(negatives, Negatives) else Negatives(negatives)
         self.min_label = min_label

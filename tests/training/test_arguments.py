@@ -4,10 +4,9 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformerTrainer
 from sentence_transformers.base.sampler import BatchSamplers
-from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
-from pyterrier_selfdistill import AdaptiveMarginLoss, CalibratedLoss, SelfDistillTrainer
-from pyterrier_selfdistill.training.arguments import PRESETS, loss_maker, loss_of, mixed_precision
+from pyterrier_selfdistill import AdaptiveMarginLoss, SelfDistillTrainer
+from pyterrier_selfdistill.training.arguments import PRESETS, mixed_precision
 
 
 def test_the_paper_preset_is_that_of_the_paper():
@@ -106,29 +105,3 @@ def test_bad_options(make, options, error, message):
 def test_the_encoder_must_be_one(tiny_model, tmp_path):
     with pytest.raises(TypeError, match=r"(?s)from_pretrained\(name\), got .*, a SentenceTransformer"):
         SelfDistillTrainer(tiny_model, tmp_path)
-
-
-def test_mini_batches_are_for_the_losses_of_this_package(encoder):
-    loss = loss_maker(AdaptiveMarginLoss(0.5), None, False, "l2", 4, preset=PRESETS["default"])(encoder.model)
-    assert loss.mini_batch_size == 4
-    assert loss.loss.target == 0.5
-    with pytest.raises(ValueError, match=r"mini_batch_size=4 is for the losses of this package.*Cached"):
-        loss_maker(MultipleNegativesRankingLoss, None, False, "l2", 4, preset=PRESETS["default"])
-
-
-def test_the_target_is_that_of_the_preset_if_none_is_given(encoder):
-    paper = loss_maker(None, None, False, "l2", preset=PRESETS["paper"])(encoder.model)
-    assert paper.loss.target == "distributed"
-    calibrated = loss_maker(None, "calibrated", False, "l2", preset=PRESETS["paper"])(encoder.model)
-    assert isinstance(calibrated.loss, CalibratedLoss)
-
-
-@pytest.mark.parametrize("options", [{"in_batch": True}, {"error": "hinge"}], ids=str)
-def test_the_calibrated_loss_has_no_options(options):
-    with pytest.raises(ValueError, match=r"target='calibrated' .* leave them out, or give the target"):
-        loss_of("calibrated", **options)
-
-
-def test_a_loss_beside_a_target_is_refused():
-    with pytest.raises(ValueError, match="was given beside target"):
-        loss_maker(CalibratedLoss(), "calibrated", False, "l2", preset=PRESETS["default"])

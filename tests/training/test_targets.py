@@ -1,0 +1,31 @@
+import pytest
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+
+from pyterrier_selfdistill import AdaptiveMarginLoss, CalibratedLoss
+from pyterrier_selfdistill.training.targets import loss_maker, loss_of
+
+
+def test_mini_batches_are_for_the_losses_of_this_package(encoder):
+    loss = loss_maker(AdaptiveMarginLoss(0.5), None, False, "l2", 4, default="calibrated")(encoder.model)
+    assert loss.mini_batch_size == 4
+    assert loss.loss.target == 0.5
+    with pytest.raises(ValueError, match=r"mini_batch_size=4 is for the losses of this package.*Cached"):
+        loss_maker(MultipleNegativesRankingLoss, None, False, "l2", 4, default="calibrated")
+
+
+def test_the_target_is_the_default_if_none_is_given(encoder):
+    default = loss_maker(None, None, False, "l2", default="distributed")(encoder.model)
+    assert default.loss.target == "distributed"
+    given = loss_maker(None, "calibrated", False, "l2", default="distributed")(encoder.model)
+    assert isinstance(given.loss, CalibratedLoss)
+
+
+@pytest.mark.parametrize("options", [{"in_batch": True}, {"error": "hinge"}], ids=str)
+def test_the_calibrated_loss_has_no_options(options):
+    with pytest.raises(ValueError, match=r"target='calibrated' .* leave them out, or give the target"):
+        loss_of("calibrated", **options)
+
+
+def test_a_loss_beside_a_target_is_refused():
+    with pytest.raises(ValueError, match="was given beside target"):
+        loss_maker(CalibratedLoss(), "calibrated", False, "l2", default="calibrated")
