@@ -32,7 +32,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 quickstart: $(INSTALLED) ## Train, index, retrieve and compare, offline, in a few minutes
 	$(BIN)/python examples/quickstart.py
 
-study-small: $(INSTALLED) ## Compare losses on two collections, in less than half an hour
+study-small: $(INSTALLED) ## Compare losses on four collections, in a quarter of an hour
 	$(STUDY) run benchmarks/study/configs/small.yaml --data $(DATA) --records runs/study-small/records \
 		--work runs/study-small
 	$(STUDY) report benchmarks/study/configs/small.yaml --records runs/study-small/records --to runs/study-small

@@ -19,8 +19,8 @@ from .losses import AdaptiveMarginLoss, normalize, pairs_with_other_documents, r
 SCALES = (1.0, 1000.0)
 """Between which scales to look: at 1 the documents of a batch are nearly alike to a softmax of cosines."""
 
-HALVINGS = 20
-"""How often to halve the range of the scale, in logarithms: to about a hundred thousandth of its value."""
+HALVINGS = 30
+"""How often to halve the range of the scale, in logarithms: to a hundred millionth of its value."""
 
 
 class CalibratedTerms(NamedTuple):

@@ -11,7 +11,7 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from pyterrier_selfdistill import AdaptiveMarginLoss, SelfDistillationLoss
+from pyterrier_selfdistill import AdaptiveMarginLoss, CalibratedLoss, SelfDistillationLoss
 from pyterrier_selfdistill.data.triples import from_texts
 
 
@@ -48,16 +48,17 @@ def test_sentence_loss_trains_in_sentence_transformers_itself(tiny_model, tmp_pa
     assert losses[-1] < losses[0] / 2
 
 
-OPTIONS = [
-    {},
-    {"target": 0.5},
-    {"target": 0.5, "in_batch": True},
-    {"target": "adaptive"},
-    {"target": "adaptive", "in_batch": True},
-    {"target": "adaptive", "in_batch": True, "pairing": "released"},
-    {"target": "trusting"},
+LOSSES = [
+    AdaptiveMarginLoss(),
+    AdaptiveMarginLoss(0.5),
+    AdaptiveMarginLoss(0.5, in_batch=True),
+    AdaptiveMarginLoss("adaptive"),
+    AdaptiveMarginLoss("adaptive", in_batch=True),
+    AdaptiveMarginLoss("adaptive", in_batch=True, pairing="released"),
+    AdaptiveMarginLoss("trusting"),
+    CalibratedLoss(),
 ]
-"""Each target, with and without in-batch negatives."""
+"""Each target, with and without in-batch negatives, and the calibrated loss."""
 
 COLUMNS = [
     ["sort", "plot a", "mean", "read", "write by"],
@@ -76,13 +77,13 @@ def loss_and_gradients(model, loss):
     return value.detach(), [weights.grad for weights in model.parameters() if weights.grad is not None]
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_loss_and_gradients_are_those_of_columns_embedded_one_by_one(tiny_model, options):
+@pytest.mark.parametrize("of_embeddings", LOSSES, ids=str)
+def test_loss_and_gradients_are_those_of_columns_embedded_one_by_one(tiny_model, of_embeddings):
     tiny_model.eval()
-    value, gradients = loss_and_gradients(tiny_model, SelfDistillationLoss(tiny_model, AdaptiveMarginLoss(**options)))
+    value, gradients = loss_and_gradients(tiny_model, SelfDistillationLoss(tiny_model, of_embeddings))
     tiny_model.zero_grad()
     query, positive, *negatives = [tiny_model(tiny_model.preprocess(texts))["sentence_embedding"] for texts in COLUMNS]
-    expected = AdaptiveMarginLoss(**options)(query, positive, torch.stack(negatives, dim=1))
+    expected = of_embeddings(query, positive, torch.stack(negatives, dim=1))
     expected.backward()
     assert value.item() == pytest.approx(expected.item(), abs=1e-5)
     expected_gradients = [weights.grad for weights in tiny_model.parameters() if weights.grad is not None]
@@ -91,11 +92,11 @@ def test_loss_and_gradients_are_those_of_columns_embedded_one_by_one(tiny_model,
 
 
 @pytest.mark.parametrize("mini_batch_size", [1, 4, 100])
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_the_gradient_cache_changes_neither_loss_nor_gradients(tiny_model, options, mini_batch_size):
+@pytest.mark.parametrize("of_embeddings", LOSSES, ids=str)
+def test_the_gradient_cache_changes_neither_loss_nor_gradients(tiny_model, of_embeddings, mini_batch_size):
     tiny_model.double().eval()
-    plain = SelfDistillationLoss(tiny_model, AdaptiveMarginLoss(**options))
-    cached = SelfDistillationLoss(tiny_model, AdaptiveMarginLoss(**options), mini_batch_size=mini_batch_size)
+    plain = SelfDistillationLoss(tiny_model, of_embeddings)
+    cached = SelfDistillationLoss(tiny_model, of_embeddings, mini_batch_size=mini_batch_size)
     value, gradients = loss_and_gradients(tiny_model, cached)
     expected, expected_gradients = loss_and_gradients(tiny_model, plain)
     assert value.item() == pytest.approx(expected.item(), abs=1e-9)

@@ -19,7 +19,13 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pyterrier_selfdistill import AdaptiveMarginLoss, SelfDistillationLoss, SelfDistillBiEncoder, SelfDistillTrainer
+from pyterrier_selfdistill import (
+    AdaptiveMarginLoss,
+    CalibratedLoss,
+    SelfDistillationLoss,
+    SelfDistillBiEncoder,
+    SelfDistillTrainer,
+)
 from pyterrier_selfdistill.distributed import agree, in_turn, joined
 
 VERBS = ["sort", "read", "write"]
@@ -40,6 +46,8 @@ LOSSES = {
     "distributed": (AdaptiveMarginLoss(), 1),
     "distributed, two negatives": (AdaptiveMarginLoss(error="l1"), 2),
     "trusting": (AdaptiveMarginLoss("trusting"), 1),
+    "calibrated": (CalibratedLoss(), 1),
+    "calibrated, two negatives": (CalibratedLoss(), 2),
     "trusting, two negatives": (AdaptiveMarginLoss("trusting", error="soft"), 2),
 }
 """Losses, with the number of negatives."""
