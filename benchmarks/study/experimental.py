@@ -30,6 +30,9 @@ class CriticalLoss(nn.Module):
     - ``"softmax, adaptive"``: with :math:`m_{ij} - (t_{ij} - \bar t_i)`, where a document closer to the positive than
       others has to stay further behind;
     - ``"softmax, tolerant"``: with :math:`m_{ij} + (t_{ij} - \bar t_i)`, where it may come closer;
+    - ``"softmax, trusting"``: with :math:`\max(D_i, 0)\, m_{ij}`, where :math:`D_i` is Somers' D of the ``"trusting"``
+      target, so that a query counts as far as its positive stands out;
+    - ``"softmax, both directions"``: the mean of it and of the softmax of each positive over the queries of the batch;
     - ``"weighted"``: the mean of :math:`\sum_j w_{ij} (m_{ij} - t_{ij})^2`, where :math:`w_i` is the softmax of
       :math:`-m_{ij} / T`, without gradient;
     - ``"weighted, mild"``: the same with the weights' temperature at the standard deviation of the scores, which is
@@ -47,6 +50,8 @@ class CriticalLoss(nn.Module):
         "softmax",
         "softmax, adaptive",
         "softmax, tolerant",
+        "softmax, trusting",
+        "softmax, both directions",
         "weighted",
         "weighted, mild",
         "uniform",
@@ -76,6 +81,8 @@ class CriticalLoss(nn.Module):
             score, margin, target = pairs_with_other_documents(q, p, n)
             if self.form.startswith("softmax"):
                 loss = self._softmax(score, margin, target)
+                if self.form == "softmax, both directions":
+                    loss = (loss + _softmax_over_queries(q, p, score)) / 2
             else:
                 loss = self._weighted(score, margin, target)
             return MarginTerms(loss, margin, target)
@@ -87,6 +94,8 @@ class CriticalLoss(nn.Module):
             margin = margin - above_average
         elif self.form == "softmax, tolerant":
             margin = margin + above_average
+        elif self.form == "softmax, trusting":
+            margin = margin * margin.detach().sign().mean(dim=1, keepdim=True).clamp(min=0)
         logits = -margin / critical_temperature(score)
         with_positive = nn.functional.pad(logits, (1, 0))
         return torch.logsumexp(with_positive, dim=1).mean()
@@ -105,6 +114,12 @@ class CriticalLoss(nn.Module):
     def get_config_dict(self) -> dict[str, Any]:
         """Return the form."""
         return {"form": self.form}
+
+
+def _softmax_over_queries(query: Tensor, positive: Tensor, score: Tensor) -> Tensor:
+    """Compute the cross-entropy of each positive's own query among those of the batch."""
+    logits = positive @ query.T / critical_temperature(score)
+    return nn.functional.cross_entropy(logits, torch.arange(len(query), device=query.device))
 
 
 def critical_temperature(score: Tensor) -> Tensor:

@@ -71,3 +71,20 @@ def test_critical_loss_has_the_pairs_of_the_trusting_target(batch):
 def test_critical_loss_refuses_an_unknown_form():
     with pytest.raises(ValueError, match="'other' is unknown"):
         CriticalLoss("other")
+
+
+def test_softmax_in_both_directions_adds_the_one_over_queries(batch, scores):
+    temperature = critical_temperature(scores[OTHERS].reshape(6, 11))
+    forward = torch.nn.functional.cross_entropy(scores / temperature, torch.arange(6))
+    backward = torch.nn.functional.cross_entropy(scores[:, :6].T / temperature, torch.arange(6))
+    loss = CriticalLoss("softmax, both directions").terms(*batch).loss
+    assert loss.item() == pytest.approx((forward + backward).item() / 2)
+
+
+def test_trusting_softmax_learns_nothing_from_a_query_whose_positive_does_not_stand_out(batch):
+    query, positive, negative = batch
+    with torch.no_grad():
+        positive[0] = -query[0]
+    CriticalLoss("softmax, trusting").terms(query, positive, negative).loss.backward()
+    assert query.grad[0].abs().sum() == 0
+    assert query.grad[1:].abs().sum() > 0
