@@ -82,6 +82,12 @@ class System:
         return np.mean(rows, axis=0)
 
     @property
+    def scale(self) -> float:
+        """The scale that the calibrated loss took, mean over the recorded steps and seeds."""
+        scales = [record["training"]["history"]["scale"] for record in self.records]
+        return float(np.mean(scales))
+
+    @property
     def pulled_back(self) -> float:
         """The share of the gradient that made margins smaller, mean over the recorded steps and seeds."""
         shares = []

@@ -23,6 +23,7 @@ from . import figures
 from .comparison import Results, System, collections_of
 from .config import SETTINGS
 from .markdown import broken_links, folded, link, to_markdown
+from .range_test import range_test
 from .significance import EQUIVALENCE_BOUND, NON_INFERIORITY_BOUND, Claim, Claims, Difference, holm
 
 MEASURES = ("nDCG@10", "RR@10", "R@100", "R@1000")
@@ -104,6 +105,7 @@ class Report:
             draw_by_margin=partial(figures.draw_by_margin, self.results),
             draw_distributions=figures.draw_distributions,
             draw_differences=figures.draw_differences,
+            range_test=range_test,
         )
         rendered = environment.from_string(text).render()
         rendered = re.sub(r"\n{3,}", "\n\n", rendered)  # what loops leave between their turns
