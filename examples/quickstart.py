@@ -144,7 +144,7 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", default="runs/quickstart", help="the folder to write; an earlier run is replaced")
     parser.add_argument("--triples", type=int, default=1024, help="how many relevant documents to train with, at most")
     parser.add_argument(
-        "--target", default="distributed", help="'calibrated', 'distributed', 'adaptive', 'trusting' or a number"
+        "--target", default="calibrated", help="'calibrated', 'distributed', 'adaptive', 'trusting' or a number"
     )
     parser.add_argument("--in-batch", action="store_true", help="use the negatives of other queries too")
     parser.add_argument("--learning-rate", type=float, default=1e-4)

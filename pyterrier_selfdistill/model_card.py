@@ -169,10 +169,12 @@ def _measure_sections(training: Mapping[str, Any]) -> list[str]:
     if not history:
         return []
     measures = [name for name in history[-1] if name not in PROGRESS]
-    titles = [*PROGRESS.values(), *measures, ""]
+    # losses have a target or a scale, or neither
+    progress = {name: title for name, title in PROGRESS.items() if name in history[-1]}
+    titles = [*progress.values(), *measures, ""]
     rows = []
     for measured in history:
-        row = [_figure(measured.get(column)) for column in [*PROGRESS, *measures]]
+        row = [_figure(measured.get(column)) for column in [*progress, *measures]]
         remark = "best" if measured["step"] == training.get("best_step") else ""
         rows.append([*row, remark])
     if measures:

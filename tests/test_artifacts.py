@@ -52,7 +52,7 @@ def test_metadata_says_what_it_is_and_how_it_was_trained(trained):
     training = metadata["training"]
     assert training == encoder.training_summary
     assert [row["step"] for row in training["history"]] == [0, 1, 2]
-    assert training["history"][-1].keys() == {"step", "loss", "margin", "target", "nDCG@10"}
+    assert training["history"][-1].keys() == {"step", "loss", "margin", "scale", "nDCG@10"}
 
 
 def test_card_of_a_trained_encoder(trained):
@@ -68,7 +68,7 @@ def test_card_of_a_trained_encoder(trained):
     assert card.count("| best |") == 1
     for words in (
         training["data"]["fingerprint"],
-        "target=distributed",
+        "target=calibrated",
         "@inproceedings{gienapp2025",
         "query `query: `",
     ):

@@ -28,13 +28,15 @@ def alone(language_model):
 @pytest.mark.parametrize("name", together.LOSSES)
 def test_two_processes_have_the_loss_and_the_gradients_of_one(launched, alone, name):
     loss, gradients = alone[name]
+    # its scale, of some ten here, multiplies the rounding of margins
+    bound = 1e-5 if name.startswith("calibrated") else 1e-6
     assert max(gradient.abs().max() for gradient in gradients.values()) > 0.01
     for process in launched.results:
         loss_of_two, gradients_of_two = process["losses"][name]
-        assert loss_of_two == pytest.approx(loss, abs=1e-6)
+        assert loss_of_two == pytest.approx(loss, abs=bound)
         assert gradients_of_two.keys() == gradients.keys()
         for weights, gradient in gradients.items():
-            torch.testing.assert_close(gradients_of_two[weights], gradient, atol=1e-6, rtol=0)
+            torch.testing.assert_close(gradients_of_two[weights], gradient, atol=bound, rtol=0)
 
 
 @pytest.mark.parametrize(

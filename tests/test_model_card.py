@@ -38,7 +38,10 @@ TRAINING = {
     "seconds": 1.5,
     "best_step": 10,
     "best_measure": {"name": "nDCG@10", "value": 0.56789},
-    "history": [{"step": 10, "loss": 0.25, "nDCG@10": 0.56789}, {"step": 20, "loss": 0.125, "nDCG@10": 0.5}],
+    "history": [
+        {"step": 10, "loss": 0.25, "margin": 0.1, "scale": 20.0, "nDCG@10": 0.56789},
+        {"step": 20, "loss": 0.125, "margin": 0.2, "scale": 15.0, "nDCG@10": 0.5},
+    ],
     "versions": {"torch": "2.13.0", "transformers": "5.0"},
 }
 TRAINED = {**METADATA, "training": TRAINING}
@@ -77,9 +80,9 @@ def test_saved_card_says_how_it_was_trained():
         "| Steps | 20, in 1.5 seconds |",
         "| Best | nDCG@10 0.5679 at step 10 |",
         "| Versions | torch 2.13.0, transformers 5.0 |",
-        "| step | loss | mean margin | mean target | nDCG@10 |  |",
-        "| 10 | 0.2500 |  |  | 0.5679 | best |",
-        "| 20 | 0.1250 |  |  | 0.5000 |  |",
+        "| step | loss | mean margin | mean scale | nDCG@10 |  |",
+        "| 10 | 0.2500 | 0.1000 | 20.0000 | 0.5679 | best |",
+        "| 20 | 0.1250 | 0.2000 | 15.0000 | 0.5000 |  |",
     ):
         assert row in card
     assert "trained by self-distillation with adaptive relevance margins." in card

@@ -55,7 +55,7 @@ PRESETS = {
             "logging_steps": 0.02,
         },
         patience=5,
-        target="distributed",
+        target="calibrated",
     ),
     # The experiments of the paper, section 4. Queries are cut at 20 and documents at 200 tokens there, and at most 128
     # pairs a query are trained with; both are set where encoders and triples are made.

@@ -59,7 +59,7 @@ class ProgressBar(ProgressCallback):
             return
         for key, value in logs.items():
             is_measure = key.startswith("eval_") and "@" in key
-            if is_measure or key in ("loss", "margin", "target"):
+            if is_measure or key in ("loss", "margin", "target", "scale"):
                 self.shown[key.removeprefix("eval_")] = f"{value:.3f}"
         self.training_bar.set_postfix(self.shown)
 

@@ -207,7 +207,7 @@ def warn_if_not_improved(
         result = "the encoder that training started from"
     logger.warning(
         "training did not improve %s on the validation queries: %.4f before, %.4f at best after, in step %d, which is "
-        'worse by %.4f. The result is %s. Try a lower learning_rate, error="hinge", harder negatives (a retriever '
+        "worse by %.4f. The result is %s. Try a lower learning_rate, another target, harder negatives (a retriever "
         "before the trainer) or more data",
         metric,
         before,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import hypothesis.strategies as st
@@ -108,7 +109,7 @@ class LossOfTensors(EntryPoint):
         own = [column // (len(n) // len(q)) for column in range(len(n))]
         error = ERRORS[loss.get("error", "l2")]
         if loss["target"] == "trusting":
-            return self._trusting(q, p, n)
+            return self._trusting(q, p, n, error)
         errors = []
         for i in range(len(q)):
             for j, o in enumerate(own):
@@ -122,7 +123,7 @@ class LossOfTensors(EntryPoint):
                     errors.append(error(margin - target))
         return float(np.mean(errors))
 
-    def _trusting(self, q: np.ndarray, p: np.ndarray, n: np.ndarray) -> float:
+    def _trusting(self, q: np.ndarray, p: np.ndarray, n: np.ndarray, error: Callable[[Any], Any]) -> float:
         """Weigh the errors of each query."""
         documents = np.concatenate([p, n])
         others = [np.delete(documents, i, axis=0) for i in range(len(q))]
@@ -133,7 +134,7 @@ class LossOfTensors(EntryPoint):
             margins = p[i] @ q[i] - scores[i]
             stands_out = max(np.sign(margins).mean(), 0)
             weights = np.exp(stands_out / deviation * (scores[i] - scores[i].max()))
-            errors = np.square(margins - (1 + others[i] @ p[i]) / 2)
+            errors = error(margins - (1 + others[i] @ p[i]) / 2)
             losses.append((weights * errors).sum() / weights.sum())
         return float(np.mean(losses))
 

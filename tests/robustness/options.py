@@ -43,6 +43,7 @@ TARGET = Kind(
     st.sampled_from(["distributed", "adaptive", "trusting", 0.5, 1, 2.0]),
     [0, -0.5, 2.5, "Adaptive", "", "0.5", None, True, math.nan, math.inf, ["adaptive"], b"adaptive", {}],
 )
+TRAINING_TARGET = Kind(st.just("calibrated") | TARGET.valid, TARGET.malformed).or_none()
 PROMPT = Kind(st.sampled_from(["", "query: "]), [3, True, ["query: "], b"query: ", math.nan])
 POSITIONS = Kind(st.integers(1, 64), [0, -1, 65, 1.5, *NOT_NUMBERS])
 """Lengths of the tiny language model, which has 64 positions."""
@@ -138,7 +139,7 @@ class TrainerOptions(EntryPoint):
 
     name = "SelfDistillTrainer"
     kinds: ClassVar = {
-        "target": TARGET,
+        "target": TRAINING_TARGET,
         "in_batch": FLAG,
         "error": choice("l2", "l1", "soft", "hinge"),
         "loss": Kind(
@@ -185,16 +186,21 @@ class TrainerOptions(EntryPoint):
 
     def expected(self, encoder: Any, output_dir: Any, **options: Any) -> Any:
         """Return the options that are attributes of a trainer."""
-        given = {"target": "distributed", "in_batch": False, "error": "l2", "rounds": 1, **options}
+        given = {"target": None, "in_batch": False, "error": "l2", "rounds": 1, **options}
         asked = given["target"], given["in_batch"], given["error"]
+        of_preset = {"default": "calibrated", "paper": "distributed"}[given.get("preset", "default")]
+        target = given["target"] or of_preset
         if given.get("resume") and given.get("overwrite"):
             return Refusal(["resume"])
         if given["rounds"] > 1 and given.get("corpus") is None:
             return Refusal(["corpus"])
-        if given.get("loss") is not None and asked != ("distributed", False, "l2"):
-            return Refusal(["loss"])
-        if given["in_batch"] and given["target"] in ("distributed", "trusting"):
+        if given.get("loss") is not None:
+            if asked != (None, False, "l2"):
+                return Refusal(["loss"])
+        elif given["in_batch"] and target in ("calibrated", "distributed", "trusting"):
             return Refusal(["in_batch"])
+        elif given["error"] != "l2" and target == "calibrated":
+            return Refusal(["error"])
         kept = {name: plain_option(value) for name, value in options.items()}
         for name in ("max_steps", "learning_rate"):
             kept.pop(name, None)

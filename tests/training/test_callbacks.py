@@ -15,12 +15,13 @@ from pyterrier_selfdistill.training.callbacks import HardNegativeMiner, Progress
 from pyterrier_selfdistill.training.loop import TrainingLoop
 
 
-def test_progress_bar_shows_loss_margin_target_and_measures(make, collection, capsys):
+@pytest.mark.parametrize(("target", "compared"), [("distributed", "target="), ("calibrated", "scale=")])
+def test_progress_bar_shows_loss_margin_and_measures(make, collection, capsys, target, compared):
     results, qrels = collection.results, collection.qrels
-    make(verbose=True).fit(results, qrels, results, qrels)
+    make(verbose=True, target=target).fit(results, qrels, results, qrels)
     bar = capsys.readouterr()
     assert bar.out == ""
-    for shown in ("5/5", "loss=", "margin=", "target=", "nDCG@10="):
+    for shown in ("5/5", "loss=", "margin=", compared, "nDCG@10="):
         assert shown in bar.err
 
 

@@ -59,7 +59,7 @@ def test_resume_needs_the_same_settings(make, collection):
     results, qrels = collection.results, collection.qrels
     make().fit(results, qrels)
     assert make(resume=True).fit(results, qrels).encoder.training_summary["steps"] == 5
-    with pytest.raises(ValueError, match="other settings: loss was .*distributed.* and is .*0.3.*overwrite=True"):
+    with pytest.raises(ValueError, match="other settings: loss was .*calibrated.* and is .*0.3.*overwrite=True"):
         make(resume=True, target=0.3).fit(results, qrels)
     with pytest.raises(ValueError, match="data was [0-9a-f]{16} and is [0-9a-f]{16}; seed was 42 and is 7"):
         make(resume=True, seed=7).fit(results[results["qid"] < "q4"], qrels)

@@ -14,7 +14,8 @@ from pyterrier_selfdistill.training.evaluation import search_depth
 def test_the_best_checkpoint_becomes_the_encoder(make, collection):
     """A learning rate that destroys the model after a good start: the encoder is the one from the start."""
     results, qrels = collection.results, collection.qrels
-    trainer = make(num_train_epochs=4, learning_rate=0.3, warmup_steps=0, max_grad_norm=1e9, eval_steps=2, bf16=False)
+    destructive = {"learning_rate": 0.3, "warmup_steps": 0, "max_grad_norm": 1e9}
+    trainer = make(target="distributed", num_train_epochs=4, eval_steps=2, bf16=False, **destructive)
     trainer.fit(results, qrels, results, qrels)
     measured = trainer.history.set_index("step")["nDCG@10"].dropna()
     best = trainer.encoder.training_summary["best_step"]

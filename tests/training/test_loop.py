@@ -167,7 +167,7 @@ def test_mini_batches_train_as_whole_batches_do(make, collection, options):
     histories = []
     for name, mini_batch_size in {"whole": None, "parts": 3}.items():
         trainer = make(name, mini_batch_size=mini_batch_size, **options).fit(collection.results, collection.qrels)
-        histories.append(trainer.history[["loss", "margin", "target"]].to_numpy())
+        histories.append(trainer.history[["loss", "margin", "scale"]].to_numpy())
     np.testing.assert_allclose(*histories, atol=1e-3)
 
 

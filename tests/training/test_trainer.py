@@ -76,10 +76,15 @@ def test_fit_writes_the_model_and_its_history(make, collection, tmp_path):
     assert loaded.model_name == trainer.encoder.model_name
     summary = json.loads((folder / "model" / "pt_meta.json").read_text())["training"]
     assert summary["data"]["triples"] == 40
-    assert summary["loss"]["target"] == "distributed"
+    assert summary["loss"]["target"] == "calibrated"
     assert summary["best_measure"]["name"] == "nDCG@10"
     assert "Adaptive Relevance Margins" in (folder / "model" / "README.md").read_text()
-    assert [axes.get_title() for axes in trainer.plot().axes] == ["Loss", "Margin against target", "Evaluation"]
+    assert [axes.get_title() for axes in trainer.plot().axes] == [
+        "Loss",
+        "Margin against target",
+        "Scale",
+        "Evaluation",
+    ]
 
 
 @pytest.mark.parametrize("bf16", [False, True])
@@ -175,9 +180,11 @@ def test_valid_share_trains_without_the_queries_that_it_evaluates_with(make, col
 
 
 @pytest.mark.parametrize(
-    "options", [{"target": 0.3}, {"target": "adaptive", "in_batch": True}, {"error": "soft"}], ids=str
+    "options",
+    [{"target": 0.3}, {"target": "adaptive", "in_batch": True}, {"target": "distributed", "error": "soft"}],
+    ids=str,
 )
-def test_options_of_the_default_loss(make, collection, options):
+def test_options_of_the_loss(make, collection, options):
     trainer = make(**options).fit(collection.results, collection.qrels)
     used = trainer.encoder.training_summary["loss"]
     assert options.items() <= used.items()
