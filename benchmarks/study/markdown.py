@@ -18,7 +18,8 @@ def to_markdown(table: pd.DataFrame) -> str:
         | InfoNCE | 0.5 |
     """
     header = list(map(str, table.columns))
-    rows = [header, ["---"] * len(header), *table.astype(str).to_numpy().tolist()]
+    present = table.astype(object).where(table.notna(), "")
+    rows = [header, ["---"] * len(header), *present.map(str).to_numpy().tolist()]
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join(lines)
 

@@ -1,8 +1,9 @@
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from benchmarks.study.markdown import anchor, broken_links, folded, link
+from benchmarks.study.markdown import anchor, broken_links, folded, link, to_markdown
 
 PAGE = """# What the study shows
 
@@ -51,3 +52,8 @@ def test_links_of_the_page_in_the_repository_are_not_broken():
     text = page.read_text()
     assert broken_links(text) == []
     assert text.count("<details>") == text.count("</details>")
+
+
+def test_a_table_leaves_out_what_is_missing():
+    table = pd.DataFrame({"loss": ["InfoNCE", "calibrated"], "scale": [20.0, None]})
+    assert to_markdown(table).splitlines()[2:] == ["| InfoNCE | 20.0 |", "| calibrated |  |"]
