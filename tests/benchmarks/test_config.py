@@ -125,10 +125,10 @@ def test_every_loss_of_the_configs_can_be_made(name):
 
 def test_records_in_the_repository_are_of_the_study():
     """A record from before a setting was added has its default."""
-    study = read_study(STUDY / "configs" / "full.yaml")
-    runs = {run.key: run for run in study.runs}
     folder = STUDY.parent / "records"
     records = Records(folder).read()
+    study = read_study(STUDY / "configs" / "full.yaml").follow_up(records)
+    runs = {run.key: run for run in study.runs}
     assert records
     lines = 0
     for path in folder.glob("*.jsonl"):

@@ -12,14 +12,15 @@ from pyterrier_selfdistill.training.evaluation import search_depth
 
 
 def test_the_best_checkpoint_becomes_the_encoder(make, collection):
-    """A learning rate that destroys the model after a good start: the encoder is the one from the start."""
+    """A learning rate that destroys the model: the encoder is the best of what is left, not the last one."""
     results, qrels = collection.results, collection.qrels
     destructive = {"learning_rate": 0.3, "warmup_steps": 0, "max_grad_norm": 1e9}
-    trainer = make(target="distributed", num_train_epochs=4, eval_steps=2, bf16=False, **destructive)
+    # without the encoder before training, which is better than all
+    trainer = make(num_train_epochs=4, eval_steps=2, eval_on_start=False, bf16=False, **destructive)
     trainer.fit(results, qrels, results, qrels)
     measured = trainer.history.set_index("step")["nDCG@10"].dropna()
     best = trainer.encoder.training_summary["best_step"]
-    assert measured[best] == measured.drop(0).max()
+    assert measured[best] == measured.max()
     found = trainer.encoder(results)
     assert pt.Evaluate(found, qrels, [nDCG @ 10])["nDCG@10"] == pytest.approx(measured[best], abs=1e-6)
 
