@@ -150,7 +150,7 @@ def calibrated_scale(margin: Tensor) -> Tensor:
         >>> calibrated_scale(margin)
         tensor(3.1734)
         >>> calibrated_scale(margin - 0.2)
-        tensor(1.0000)
+        tensor(1.)
     """
     least = margin.mean() / (len(margin) + 1)
     low, high = (margin.new_tensor(scale).log() for scale in SCALES)
