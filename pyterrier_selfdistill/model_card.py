@@ -92,14 +92,9 @@ def artifact_card(metadata: Mapping[str, Any], *, repo: str, branch: str | None,
 def _card(front_matter: Mapping[str, Any], metadata: Mapping[str, Any], *, title: str, load: str) -> str:
     """Write the page below its front matter, which is what the hub reads."""
     description, training = metadata["model"], metadata["training"]
-    how = ""
-    if training:
-        how = ", trained by self-distillation with adaptive relevance margins"
-    if training.get("best_step") == 0:
-        how = ": the base model as it was, since training by self-distillation did not improve it"
     sections = [
         f"# {title}",
-        f"A single-vector biencoder for dense retrieval with {PYTERRIER}{how}.",
+        f"A single-vector biencoder for dense retrieval with {PYTERRIER}{_how_trained(training)}.",
         _table(["", ""], _description_rows(description)),
         "## Usage",
         USAGE.format(load=load),
@@ -109,6 +104,17 @@ def _card(front_matter: Mapping[str, Any], metadata: Mapping[str, Any], *, title
         sections += _measure_sections(training)
     sections += ["## Citation", f"```bibtex{CITATION}```"]
     return f"---\n{_yaml(front_matter)}---\n" + "\n\n".join(sections) + "\n"
+
+
+def _how_trained(training: Mapping[str, Any]) -> str:
+    """Say in some words what made the model, after what it is."""
+    if not training:
+        return ""
+    if training.get("best_step") == 0:
+        return ": the base model as it was, since training did not improve it"
+    if training.get("loss", {}).get("target") == "calibrated":
+        return ", trained with a softmax that each batch calibrates"
+    return ", trained by self-distillation with adaptive relevance margins"
 
 
 def _description_rows(description: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -89,11 +89,18 @@ def test_saved_card_says_how_it_was_trained():
     assert "which chose the best step" in card
 
 
+def test_saved_card_of_the_calibrated_loss():
+    training = {**TRAINING, "loss": {"name": "SelfDistillationLoss", "target": "calibrated"}}
+    card = saved_card({**METADATA, "training": training}, title="Tiny", load="load()")
+    assert ", trained with a softmax that each batch calibrates." in card
+    assert "adaptive relevance margins." not in card
+
+
 def test_saved_card_says_that_training_did_not_improve_it():
     history = [{"step": 0, "nDCG@10": 0.6}, *TRAINING["history"]]
     training = {**TRAINING, "best_measure": {"name": "nDCG@10", "value": 0.6}, "best_step": 0, "history": history}
     card = saved_card({**METADATA, "training": training}, title="Tiny", load="load()")
-    assert ": the base model as it was, since training by self-distillation did not improve it." in card
+    assert ": the base model as it was, since training did not improve it." in card
     assert "trained by self-distillation with" not in card
     assert "| Best | nDCG@10 0.6000 at step 0, before training: no later step was better |" in card
     assert "| 0 |  |  |  | 0.6000 | best |" in card
