@@ -221,7 +221,9 @@ class Study:
         """
         grids = dict(self.grids)
         for name, follow_up in self.follow_ups.items():
-            searched = [run for grid in follow_up.grids for run in grids[grid]]
+            searched: list[Run] = []
+            for grid in follow_up.grids:
+                searched += grids[grid]
             grids[name] = follow_up.choose(searched, records)
         return dataclasses.replace(self, grids=grids)
 
