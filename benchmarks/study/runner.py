@@ -16,6 +16,7 @@ import logging
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import time
 from collections.abc import Sequence
@@ -305,7 +306,9 @@ def describe_machine() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """Name the commit of the code, where it is a repository."""
+    """Name the commit of the code, where it is a repository and there is git."""
+    if shutil.which("git") is None:
+        return None
     command = ["git", "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
     described = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, encoding="utf-8", check=False)
     return described.stdout.strip() or None

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
+from benchmarks.study import runner
 from benchmarks.study.__main__ import main
 from benchmarks.study.config import Run, read_study
 from benchmarks.study.records import Records
@@ -158,3 +159,9 @@ def test_a_search_for_settings_measures_dev_only(write_study, defaults, options,
     (record,) = Records(tmp_path / "records").read().values()
     assert list(record["means"]) == ["tiny/dev"]
     assert record["queries"] == {}
+
+
+def test_a_run_needs_no_git(monkeypatch):
+    """A record is made when a run has ended: what describes it must not lose it."""
+    monkeypatch.setenv("PATH", "")
+    assert runner._commit() is None
