@@ -13,7 +13,6 @@ it gives the negatives::
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -30,32 +29,21 @@ from torch import nn
 from ..biencoder import SelfDistillBiEncoder
 from ..calibrated_loss import EmbeddingLoss
 from ..compat import schematic
-from ..data.cache import Triples
 from ..data.corpus import Corpus, reusable
 from ..data.negatives import Negatives
 from ..data.triples import PairOptions
-from ..distributed import agree, joined
 from ..losses import ErrorName
 from ..options import Expected, FieldNames, FolderPath, Measures, PositiveInteger, Seed, ShareBetween, checked, plain
 from .arguments import (
     PRESETS,
-    exponential_decay,
-    make_training_arguments,
     require_arguments,
     require_rounds,
     require_valid_share,
 )
-from .callbacks import make_miner
 from .checkpoints import RunFolder
-from .evaluation import make_evaluator
-from .fitted import EncoderEstimator
-from .loop import TrainingLoop
-from .processes import read_in_turn, require_batches, require_whole_models
-from .settings import decisive, run_settings
+from .fitting import EncoderFitter, ValidationData
 from .sources import JudgedQueries, read_triples
 from .targets import TrainingTarget, loss_maker
-
-logger = logging.getLogger(__name__)
 
 Encoder = Annotated[
     SelfDistillBiEncoder, Expected("a SelfDistillBiEncoder; make one with SelfDistillBiEncoder.from_pretrained(name)")
@@ -63,7 +51,7 @@ Encoder = Annotated[
 
 
 @checked
-class SelfDistillTrainer(EncoderEstimator):
+class SelfDistillTrainer(EncoderFitter):
     """Train a biencoder by self-distillation with adaptive relevance margins.
 
     The encoder that it is given stays as it is. After :meth:`fit` or :meth:`fit_triples`, :attr:`encoder` is the
@@ -207,7 +195,8 @@ class SelfDistillTrainer(EncoderEstimator):
                     "topics or qrels were given too; leave one of them out"
                 )
             queries, valid_topics_or_results, valid_qrels = queries.hold_out(self.valid_share)
-        return self._train(queries.draw, valid_topics_or_results, valid_qrels, queries)
+        self._train(queries.draw, ValidationData(valid_topics_or_results, valid_qrels), queries)
+        return self
 
     def fit_triples(
         self,
@@ -266,64 +255,8 @@ class SelfDistillTrainer(EncoderEstimator):
             verbose=self.verbose,
         )
         read = partial(read_triples, source, topics, self.corpus, options)
-        return self._train(read, valid_topics_or_results, valid_qrels)
+        self._train(read, ValidationData(valid_topics_or_results, valid_qrels))
+        return self
 
     def __repr__(self) -> str:
         return f"SelfDistillTrainer({self._encoder!r}, {str(self.output_dir)!r})"
-
-    def _train(
-        self,
-        read: Callable[[], Triples],
-        valid_topics: pd.DataFrame | None,
-        valid_qrels: pd.DataFrame | None,
-        queries: JudgedQueries | None = None,
-    ) -> SelfDistillTrainer:
-        """Train a copy of the first encoder, and save it; together with other processes, if they were launched."""
-        with joined(self._encoder.device, self.arguments):
-            data = read_in_turn(read)
-            logger.info("training with %s", data.summary)
-            encoder = self._encoder.copy()
-            encoder.model.float()  # in 16 bits most updates would round to nothing; autocast is for speed
-            dataset, folder = data.dataset, self._run.checkpoints
-            if self.arguments.get("eval_strategy") == "no":
-                valid_topics = valid_qrels = None
-            training_topics = None if queries is None else queries.topics_or_results
-            frames = valid_topics, valid_qrels, training_topics
-            evaluator = make_evaluator(encoder, *frames, measures=self.measures, corpus=self.corpus, fields=self.fields)
-            preset = PRESETS[self.preset]
-            arguments = make_training_arguments(
-                encoder, dataset, folder, evaluator, preset=preset, seed=self.seed, overrides=self.arguments
-            )
-            miner = make_miner(encoder, queries, self.rounds, folder)
-            loss = self._make_loss(encoder.model)
-            require_whole_models(arguments)
-            require_batches(len(dataset), arguments, loss)
-            describe = partial(run_settings, data, loss, self._encoder, arguments, preset=self.preset)
-            validation = {"evaluator": evaluator, "patience": self.patience, "valid_share": self.valid_share}
-            settings = agree(partial(describe, overrides=self.arguments, miner=miner, **validation))
-            # A trainer that fits again replaces its own run.
-            overwrite = self.overwrite or self._trained is not None
-            # Only now: a bad argument must not cost an earlier run.
-            with self._run.lock():
-                checkpoint = self._run.claim(decisive(settings), resume=self.resume, overwrite=overwrite)
-                if self._run.is_finished():
-                    self._trained, self._logs = self._run.load(self._encoder)
-                    return self
-                loop = TrainingLoop(
-                    encoder,
-                    self._encoder,
-                    dataset,
-                    loss,
-                    arguments,
-                    evaluator=evaluator,
-                    miner=miner,
-                    decay=exponential_decay(preset, self.arguments),
-                    patience=self.patience,
-                    verbose=self.verbose,
-                )
-                loop.run(checkpoint)
-                self._logs = agree(lambda: loop.state.log_history)
-                encoder.training_summary = agree(lambda: loop.summary(settings, self.history))
-                self._trained = encoder
-                self._run.save(encoder, self.history, self._logs)
-        return self

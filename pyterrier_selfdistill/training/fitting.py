@@ -1,0 +1,165 @@
+"""Fitting an encoder in a folder of its own: read, prepare, claim the folder, train, and save.
+
+:class:`EncoderFitter` carries out what an estimator was asked for. :class:`Preparation` is all that a run is made of
+before it begins, so that what is wrong with it is found before an earlier run is touched.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import pandas as pd
+from datasets import Dataset
+from sentence_transformers import SentenceTransformerTrainingArguments
+from torch import nn
+
+from ..biencoder import SelfDistillBiEncoder
+from ..data.cache import Triples
+from ..data.corpus import Corpus
+from ..distributed import agree, joined
+from .arguments import PRESETS, exponential_decay, make_training_arguments
+from .callbacks import HardNegativeMiner, make_miner
+from .checkpoints import RunFolder
+from .evaluation import RetrievalEvaluator, make_evaluator
+from .fitted import EncoderEstimator
+from .loop import TrainingLoop
+from .processes import read_in_turn, require_batches, require_whole_models
+from .settings import decisive, run_settings
+from .sources import JudgedQueries
+from .targets import LossMaker
+
+logger = logging.getLogger(__name__)
+
+
+class ValidationData(NamedTuple):
+    """What to evaluate with.
+
+    Attributes:
+        topics_or_results: ``qid`` and ``query``, and for results ``docno`` and the text field; None for nothing.
+        qrels: The judgements.
+    """
+
+    topics_or_results: pd.DataFrame | None
+    qrels: pd.DataFrame | None
+
+
+class Preparation(NamedTuple):
+    """What a run is made of.
+
+    Attributes:
+        encoder: The encoder to train.
+        dataset: The triples.
+        loss: The loss on texts.
+        arguments: The training arguments.
+        evaluator: What chooses the best checkpoint, if anything does.
+        miner: What mines hard negatives, if anything does.
+        settings: All of it, described.
+    """
+
+    encoder: SelfDistillBiEncoder
+    dataset: Dataset
+    loss: nn.Module
+    arguments: SentenceTransformerTrainingArguments
+    evaluator: RetrievalEvaluator | None
+    miner: HardNegativeMiner | None
+    settings: dict[str, Any]
+
+
+class EncoderFitter(EncoderEstimator):
+    """An estimator that trains in a folder; its options, and what it trains with, are up to its subclass."""
+
+    corpus: Corpus | None
+    fields: Sequence[str] | None
+    preset: str
+    rounds: int
+    valid_share: float | None
+    patience: int
+    seed: int
+    resume: bool
+    overwrite: bool
+    verbose: bool
+    arguments: dict[str, Any]
+    _run: RunFolder
+    _make_loss: LossMaker
+
+    def _train(
+        self, read: Callable[[], Triples], validation: ValidationData, queries: JudgedQueries | None = None
+    ) -> None:
+        """Train a copy of the first encoder, and save it; together with other processes, if they were launched.
+
+        Args:
+            read: What reads the triples.
+            validation: What to evaluate with.
+            queries: What to mine hard negatives for; None if triples were there already.
+        """
+        with joined(self._encoder.device, self.arguments):
+            data = read_in_turn(read)
+            logger.info("training with %s", data.summary)
+            prepared = self._prepare(data, validation, queries)
+            # A trainer that fits again replaces its own run.
+            overwrite = self.overwrite or self._trained is not None
+            # Only now: a bad argument must not cost an earlier run.
+            with self._run.lock():
+                settings = decisive(prepared.settings)
+                checkpoint = self._run.claim(settings, resume=self.resume, overwrite=overwrite)
+                if self._run.is_finished():
+                    self._trained, self._logs = self._run.load(self._encoder)
+                    return
+                encoder = prepared.encoder
+                loop = TrainingLoop(
+                    encoder,
+                    self._encoder,
+                    prepared.dataset,
+                    prepared.loss,
+                    prepared.arguments,
+                    evaluator=prepared.evaluator,
+                    miner=prepared.miner,
+                    decay=exponential_decay(PRESETS[self.preset], self.arguments),
+                    patience=self.patience,
+                    verbose=self.verbose,
+                )
+                loop.run(checkpoint)
+                self._logs = agree(lambda: loop.state.log_history)
+                encoder.training_summary = agree(lambda: loop.summary(prepared.settings, self.history))
+                self._trained = encoder
+                self._run.save(encoder, self.history, self._logs)
+
+    def _prepare(self, data: Triples, validation: ValidationData, queries: JudgedQueries | None) -> Preparation:
+        """Make all that a run needs, and check it."""
+        encoder = self._encoder.copy()
+        encoder.model.float()  # in 16 bits most updates would round to nothing; autocast is for speed
+        if self.arguments.get("eval_strategy") == "no":
+            validation = ValidationData(None, None)
+        training_topics = None
+        if queries is not None:
+            training_topics = queries.topics_or_results
+        frames = *validation, training_topics
+        evaluator = make_evaluator(encoder, *frames, measures=self.measures, corpus=self.corpus, fields=self.fields)
+        folder = self._run.checkpoints
+        options: dict[str, Any] = {
+            "preset": PRESETS[self.preset],
+            "seed": self.seed,
+            "overrides": self.arguments,
+        }
+        arguments = make_training_arguments(encoder, data.dataset, folder, evaluator, **options)
+        miner = make_miner(encoder, queries, self.rounds, folder)
+        loss = self._make_loss(encoder.model)
+        require_whole_models(arguments)
+        require_batches(len(data.dataset), arguments, loss)
+        describe = partial(
+            run_settings,
+            data,
+            loss,
+            self._encoder,
+            arguments,
+            preset=self.preset,
+            overrides=self.arguments,
+            evaluator=evaluator,
+            patience=self.patience,
+            miner=miner,
+            valid_share=self.valid_share,
+        )
+        return Preparation(encoder, data.dataset, loss, arguments, evaluator, miner, agree(describe))
