@@ -1,5 +1,7 @@
 """What the documentation shows, run page by page as it stands, on a small collection with tiny models."""
 
+import dataclasses
+import inspect
 import os
 import re
 from pathlib import Path
@@ -7,14 +9,18 @@ from pathlib import Path
 import pandas as pd
 import pyterrier as pt
 import pytest
-from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers import CrossEncoder, SentenceTransformer, SentenceTransformerTrainingArguments
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
 import pyterrier_selfdistill
 from pyterrier_selfdistill import SelfDistillBiEncoder, SelfDistillIndex, SelfDistillTrainer
+from pyterrier_selfdistill.data.triples import from_texts
 
 PAGES = Path(pyterrier_selfdistill.__file__).parent / "pt_docs"
 BLOCK = re.compile(r"^( *)\.\. code-block:: python\n((?:\1    \S.*\n)*)\n((?:\1    .*\n|\s*\n)+)", re.MULTILINE)
+
+NAMES_OF_CALLS = {"topics", "range_min", "range_max", "relative_margin", "query_length", "document_length"}
+"""Options that the page gives to something else than a trainer."""
 
 
 def blocks(page: str) -> list[str]:
@@ -84,6 +90,22 @@ def test_training_data(known, folder):
     names = run("training_data.rst", (stand_ins, names))
     assert names["trainer"].encoder.training_summary["data"]["triples"]
     assert names["careful"].encoder.training_summary["best_step"] is not None
+
+
+def test_loss(known, folder):
+    stand_ins, names = known
+    names["triples"] = from_texts([("sort", "sort the table", "plot")] * 8).dataset
+    names = run("loss.rst", (stand_ins, names))
+    assert "scale" in names["loss"].statistics
+
+
+def test_at_a_glance_names_what_there_is():
+    page = (PAGES / "at_a_glance.rst").read_text()
+    options = inspect.signature(SelfDistillTrainer).parameters
+    fields = {field.name for field in dataclasses.fields(SentenceTransformerTrainingArguments)}
+    training = page.partition("Indexing and searching")[0]
+    for name in re.findall(r"(?:``|, )(\w+)=", training):
+        assert name in {*options, *fields} | NAMES_OF_CALLS, name
 
 
 def test_several_processes(known, capsys):
