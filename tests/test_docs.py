@@ -117,6 +117,15 @@ def test_several_processes(known, capsys):
     assert "'triples': 8" in capsys.readouterr().out
 
 
+def test_trackers(known, capsys):
+    names = run("trackers.rst", known)
+    shown = capsys.readouterr().out.splitlines()[-5:]
+    columns = ["loss", "margin", "scale", "similarity", "nDCG@10"]
+    for line, column in zip(shown, columns, strict=True):
+        assert line.split()[0].endswith(f"/{column}")
+        assert line.endswith(f": {names['trainer'].history[column].dropna().iloc[-1]:.3f}")
+
+
 def test_retrieval(known, folder):
     run("retrieval.rst", known)
 

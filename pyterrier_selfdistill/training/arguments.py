@@ -22,6 +22,7 @@ from ..options import Count, PositiveInteger, PositiveNumber, checked
 from ..precision import has_bfloat16
 from .evaluation import RetrievalEvaluator
 from .targets import TrainingTarget
+from .trackers import TrackedArguments, require_trackers
 
 PAPER_OPTIMIZER = "adamw_8bit" if importlib.util.find_spec("bitsandbytes") else "adamw_torch"
 """The paper's, where its library is installed; it needs a GPU."""
@@ -142,7 +143,7 @@ def make_training_arguments(
     preset: Preset,
     seed: int,
     overrides: Mapping[str, Any],
-) -> SentenceTransformerTrainingArguments:
+) -> TrackedArguments:
     """Make the arguments of the training loop.
 
     Args:
@@ -185,6 +186,7 @@ def make_training_arguments(
         "restore_callback_states_from_checkpoint": True,  # the patience that is left
         "logging_nan_inf_filter": False,  # it would hide what the training loop stops at
         "report_to": "none",  # otherwise to whatever is installed
+        "run_name": folder.resolve().parent.name,  # the folder of the run, which that of its checkpoints lies in
         **preset.arguments,
     }
     if not overrides.keys() & {"bf16", "fp16"}:
@@ -204,7 +206,7 @@ def make_training_arguments(
         # sentence-transformers would set it, with a warning; here the last batch is divided among the processes
         arguments["dataloader_drop_last"] = True
     try:
-        made = SentenceTransformerTrainingArguments(**arguments)
+        made = TrackedArguments(**arguments)
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
         given = {name: arguments[name] for name in overrides}
         raise ValueError(f"transformers cannot train with the arguments {given}: {error}") from error
@@ -267,6 +269,7 @@ def require_arguments(arguments: Mapping[str, Any], *, resume: bool, overwrite: 
     Raises:
         TypeError: If sentence-transformers does not know some.
         ValueError: If one makes no sense, or contradicts another option.
+        ImportError: If what the run is to be reported to is not installed.
 
     Example:
         >>> require_arguments({"max_steps": 0}, resume=False, overwrite=False)
@@ -282,6 +285,7 @@ def require_arguments(arguments: Mapping[str, Any], *, resume: bool, overwrite: 
             "SentenceTransformerTrainingArguments"
         )
     _require_sense(**arguments)
+    require_trackers(arguments.get("report_to", "none"))
     if resume and overwrite:
         raise ValueError("resume=True goes on with a run and overwrite=True replaces it; choose one")
     if resume and arguments.get("save_only_model"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -171,14 +171,18 @@ class SimilarityMonitor(TrainerCallback):
     Args:
         encoder: The encoder to train, as it is before training.
         dataset: The triples, whose first documents are monitored.
+        log: What takes down each comparison while training.
 
     Attributes:
         similarity: The mean cosine ``before`` training and ``after`` the last comparison, and the ``representational``
             similarity between the two, None for fewer than three documents.
     """
 
-    def __init__(self, encoder: SelfDistillBiEncoder, dataset: Dataset) -> None:
+    def __init__(
+        self, encoder: SelfDistillBiEncoder, dataset: Dataset, log: Callable[[dict[str, float]], None]
+    ) -> None:
         self.encoder = encoder
+        self.log = log
         self.texts = _first_documents(dataset, MONITORED_DOCUMENTS)
         # here and not when training begins, since a checkpoint to resume from is loaded before that
         self.vectors = encoder.encode_docs(self.texts)
@@ -189,11 +193,18 @@ class SimilarityMonitor(TrainerCallback):
         """Choose the steps after which to compare."""
         parts = range(1, MONITORED_TIMES + 1)
         self.steps = {math.ceil(state.max_steps * part / MONITORED_TIMES) for part in parts}
+        if state.global_step == 0:
+            self._take_down(control, similarity=self.similarity["before"])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **options: Any) -> None:
         """Compare, if it is time."""
         if state.global_step in self.steps:
             self.compare(state.global_step)
+            self._take_down(
+                control,
+                similarity=self.similarity["after"],
+                representational_similarity=self.similarity["representational"],
+            )
 
     def compare(self, step: int) -> None:
         """Compare now, and warn if the encoder has been harmed.
@@ -224,6 +235,13 @@ class SimilarityMonitor(TrainerCallback):
                 f"{step} steps. That does no harm to a raw language model; for an encoder that could "
                 "already search, try a lower learning_rate, and evaluate on validation queries",
             )
+
+    def _take_down(self, control: Any, **values: float | None) -> None:
+        """Log what is known, and leave the rest of the log as it is."""
+        should_log = control.should_log
+        self.log({name: value for name, value in values.items() if value is not None})
+        # transformers takes the loss of this step, which follows, for logged too
+        control.should_log = should_log
 
     def _warn_once(self, harm: str, message: str) -> None:
         """Warn of a kind of harm, once a training."""

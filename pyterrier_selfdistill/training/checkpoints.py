@@ -4,7 +4,7 @@
 
     output_dir/
         model/         the encoder at its best checkpoint, as SelfDistillBiEncoder.save writes it
-        history.csv    loss, margin, target, learning rate and measures, by step
+        history.csv    loss, margin, target, learning rate, similarity and measures, by step
         history.png    the same, drawn
         checkpoints/   what is needed to go on: checkpoints of transformers, the settings of the run, mined negatives,
                        and the log once the run is finished

@@ -61,7 +61,7 @@ class EncoderEstimator(pt.Estimator):
 
     @property
     def history(self) -> pd.DataFrame:
-        """A frame with one row a step that was logged: loss, margin, target, learning rate, measures."""
+        """A frame with one row a step that was logged: loss, margin, target, learning rate, similarity, measures."""
         return history_frame(self._logs, map(str, self.measures))
 
     def plot(self) -> Figure:

@@ -162,4 +162,6 @@ class EncoderFitter(EncoderEstimator):
             miner=miner,
             valid_share=self.valid_share,
         )
-        return Preparation(encoder, data.dataset, loss, arguments, evaluator, miner, agree(describe))
+        settings = agree(describe)
+        arguments.settings = settings
+        return Preparation(encoder, data.dataset, loss, arguments, evaluator, miner, settings)

@@ -21,7 +21,10 @@ from transformers import TrainerState
 
 logger = logging.getLogger(__name__)
 
-PROGRESS = ["step", "epoch", "loss", "margin", "target", "scale", "learning_rate"]
+PROGRESS = [
+    *("step", "epoch", "loss", "margin", "target", "scale", "learning_rate"),
+    *("similarity", "representational_similarity"),
+]
 """The columns of a history that are no measures."""
 
 FEW_POINTS = 20
@@ -37,8 +40,9 @@ def history_frame(logs: Iterable[Mapping[str, Any]], measures: Iterable[str] = (
 
     Returns:
         One row a step that something was logged for: ``step``, ``epoch``, ``loss``, ``margin``, ``target`` and
-        ``scale`` (means over the steps since the row before), ``learning_rate``, and the measures; NaN where nothing
-        was logged.
+        ``scale`` (means over the steps since the last that were logged), ``learning_rate``, ``similarity`` (the mean
+        cosine of some documents), ``representational_similarity`` (the correlation of their cosines with those before
+        training), and the measures; NaN where nothing was logged.
 
     Example:
         >>> history_frame([{"step": 2, "loss": 0.5}, {"step": 2, "eval_RR": 0.25}], ["RR"])[["step", "loss", "RR"]]
@@ -57,7 +61,7 @@ def history_frame(logs: Iterable[Mapping[str, Any]], measures: Iterable[str] = (
 
 
 def milestones(history: pd.DataFrame) -> list[dict[str, Any]]:
-    """Select the rows of a history in which something was measured, or the last one if nothing was.
+    """Select the rows of a history in which something was measured, or the last one with a loss if nothing was.
 
     Args:
         history: What :func:`history_frame` returns.
@@ -73,7 +77,8 @@ def milestones(history: pd.DataFrame) -> list[dict[str, Any]]:
     measures = _measures(history)
     rows = history[history[measures].notna().any(axis=1)]
     if rows.empty:
-        rows = history.tail(1)
+        # the similarity of documents may have been logged after the last loss
+        rows = history.dropna(subset="loss").tail(1)
     selected = []
     for row in rows[["step", "loss", "margin", "target", "scale", *measures]].to_dict(orient="records"):
         selected.append({str(name): value for name, value in row.items() if pd.notna(value)})

@@ -87,7 +87,7 @@ class TrainingLoop(SentenceTransformerTrainer):
         self.start = start
         self.seconds = 0.0
         self.unchecked: list[tuple[int, torch.Tensor]] = []
-        self.monitor = SimilarityMonitor(encoder, dataset)
+        self.monitor = SimilarityMonitor(encoder, dataset, self.log)
         self.miner = miner
         self.tokenize = self.data_collator
         if miner is not None:

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from pyterrier_selfdistill.training.history import (
+    PROGRESS,
     history_frame,
     milestones,
     plot_history,
@@ -14,8 +15,10 @@ from pyterrier_selfdistill.training.history import (
 )
 
 LOGS = [
+    {"step": 0, "epoch": 0.0, "similarity": 0.3},
     {"step": 0, "epoch": 0.0, "eval_RR": 0.1, "eval_runtime": 3.0},
     {"step": 1, "epoch": 0.5, "loss": 0.7, "margin": 0.1, "target": 0.6, "scale": 20.0, "learning_rate": 1e-5},
+    {"step": 2, "epoch": 1.0, "similarity": 0.4, "representational_similarity": 0.9},
     {"step": 2, "epoch": 1.0, "loss": 0.5, "margin": 0.2, "target": 0.6, "learning_rate": 1e-6},
     {"step": 2, "epoch": 1.0, "eval_RR": 0.3},
     {"step": 2, "epoch": 1.0, "train_runtime": 5.0},
@@ -25,11 +28,11 @@ LOGS = [
 def test_history_frame_has_one_row_a_step():
     expected = pd.DataFrame(
         [
-            [0, 0.0, np.nan, np.nan, np.nan, np.nan, np.nan, 0.1],
-            [1, 0.5, 0.7, 0.1, 0.6, 20.0, 1e-5, np.nan],
-            [2, 1.0, 0.5, 0.2, 0.6, np.nan, 1e-6, 0.3],
+            [0, 0.0, np.nan, np.nan, np.nan, np.nan, np.nan, 0.3, np.nan, 0.1],
+            [1, 0.5, 0.7, 0.1, 0.6, 20.0, 1e-5, np.nan, np.nan, np.nan],
+            [2, 1.0, 0.5, 0.2, 0.6, np.nan, 1e-6, 0.4, 0.9, 0.3],
         ],
-        columns=["step", "epoch", "loss", "margin", "target", "scale", "learning_rate", "RR"],
+        columns=[*PROGRESS, "RR"],
     )
     pd.testing.assert_frame_equal(history_frame(LOGS, ["RR"]), expected)
 
@@ -43,9 +46,10 @@ def test_milestones_are_the_evaluated_steps():
     assert milestones(history_frame(LOGS, ["RR"])) == expected
 
 
-def test_milestones_without_evaluation_are_the_last_step():
+@pytest.mark.parametrize("later", [[], [{"step": 3, "similarity": 0.4}]])
+def test_milestones_without_evaluation_are_the_last_loss(later):
     expected = [{"step": 2, "loss": 0.5, "margin": 0.2, "target": 0.6}]
-    assert milestones(history_frame(LOGS)) == expected
+    assert milestones(history_frame(LOGS + later)) == expected
 
 
 def test_milestones_of_an_empty_history_are_none():
@@ -54,7 +58,7 @@ def test_milestones_of_an_empty_history_are_none():
 
 
 def test_plot_history_leaves_out_what_was_not_logged():
-    titles = [axes.get_title() for axes in plot_history(history_frame(LOGS[:1], ["RR"])).axes]
+    titles = [axes.get_title() for axes in plot_history(history_frame(LOGS[:2], ["RR"])).axes]
     assert titles == ["Evaluation"]
 
 
