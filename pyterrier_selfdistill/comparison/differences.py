@@ -21,8 +21,8 @@ QUERIES_EACH_WAY = 10
 WORD = re.compile(r"\w+")
 
 FUNCTION_WORDS = (
-    "a an and are as at be by can do does for from has have how in is it its not of on or that the this to was what "
-    "when where which who why with"
+    "a an and are as at be by can do does for from has have how if in into is it its not of on or so than that the "
+    "then there these they this to was were what when where which who why will with you your"
 )
 """English words that say nothing where they match."""
 

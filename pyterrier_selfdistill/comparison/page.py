@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,12 +92,14 @@ def render_page(
     environment.filters |= {function.__name__: function for function in formats}
     script = environment.get_template("page.js").render()
     length = text_length(changes)
+    others = [name for name in values.columns if name != baseline]
     template = environment.get_template("page.html.j2")
     return template.render(
         title=title,
         tables={measure: measure_rows(table, measure) for measure in measures},
         baseline=baseline,
-        others=[name for name in values.columns if name != baseline],
+        others=others,
+        best=values[others].mean().idxmax(),
         confidence=f"{CONFIDENCE:.0%}",
         primary=measures[0],
         count=len(values),
@@ -153,15 +155,14 @@ def measure_rows(table: pd.DataFrame, measure: str) -> list[dict[str, Any]]:
     best = table[measure].max()
     rows = []
     for record in table.to_dict(orient="records"):
+        low, high = record[f"{measure} difference low"], record[f"{measure} difference high"]
         row = {
             "name": record["name"],
             "mean": record[measure],
             "is_best": record[measure] == best,
-            "low": record[f"{measure} low"],
-            "high": record[f"{measure} high"],
+            "interval": interval(record[f"{measure} low"], record[f"{measure} high"], figure),
             "difference": record[f"{measure} difference"],
-            "difference_low": record[f"{measure} difference low"],
-            "difference_high": record[f"{measure} difference high"],
+            "difference_interval": interval(low, high, signed),
             "better": record[f"{measure} +"],
             "worse": record[f"{measure} -"],
             "p": record[f"{measure} p-value"],
@@ -169,9 +170,8 @@ def measure_rows(table: pd.DataFrame, measure: str) -> list[dict[str, Any]]:
             "is_significant": bool(record[f"{measure} reject"]),
             "bar": None,
         }
-        if not math.isnan(row["difference_low"]):
-            ends = (row["difference_low"], row["difference"], row["difference_high"])
-            row["bar"] = [round(50 + 48 * end / extent, 1) for end in ends]
+        if not math.isnan(low):
+            row["bar"] = [round(50 + 48 * end / extent, 1) for end in (low, row["difference"], high)]
         rows.append(row)
     return rows
 
@@ -213,6 +213,11 @@ def figure(value: float) -> str:
 def signed(value: float) -> str:
     """Format a difference."""
     return NONE if pd.isna(value) else f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
+
+
+def interval(low: float, high: float, form: Callable[[float], str]) -> str:
+    """Format the ends of an interval, if there is one."""
+    return NONE if pd.isna(low) else f"{form(low)} to {form(high)}"
 
 
 def p_value(value: float) -> str:

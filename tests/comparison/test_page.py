@@ -152,13 +152,46 @@ def test_formats():
     assert code_pieces("seed `42`") == [("seed ", False), ("42", True)]
 
 
+def shown_by_browser(folder, text):
+    """Return the document that Chromium has made of a page, after its scripts ran."""
+    (folder / "report.html").write_text(text, encoding="utf-8")
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}", "--dump-dom"]
+    address = f"file://{folder}/report.html"
+    return subprocess.run([*command, address], check=True, capture_output=True, text=True, timeout=120).stdout
+
+
+USER = """
+<script>
+const key = (name) => plot.dispatchEvent(new KeyboardEvent("keydown", {key: name}));
+chooser.value = "1";
+chooser.dispatchEvent(new Event("change"));
+key("ArrowRight");
+key("ArrowRight");
+told.querySelector("button").click();
+</script>
+"""
+"""Chooses the second system, goes to the query that gained second most, and opens its rankings."""
+
+
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
 def test_the_script_runs_and_no_other(evil, tmp_path):
-    evil.save(tmp_path / "report.html")
-    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", f"--user-data-dir={tmp_path}"]
-    shown = subprocess.run(
-        [*command, f"file://{tmp_path}/report.html"], check=True, capture_output=True, text=True, timeout=60
-    )
-    assert 'class="points up"' in shown.stdout
-    assert re.search(r'id="changes-1" hidden', shown.stdout)
-    assert "<title>taken" not in shown.stdout
+    shown = shown_by_browser(tmp_path, evil.to_html())
+    assert 'class="points up"' in shown
+    assert re.search(r'id="changes-1" hidden', shown)
+    assert "<title>taken" not in shown
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
+def test_points_tell_their_query(evil, tmp_path):
+    """Without its policy, so that another script may play the user; escaping alone keeps the others out."""
+    text = re.sub("<meta http-equiv=.*?>", "", evil.to_html())
+    shown = shown_by_browser(tmp_path, text.replace("</body>", f"{USER}</body>"))
+    assert re.search(r'id="changes-0" hidden', shown)
+    told = re.search(r'<div id="told".*?</div>', shown, flags=re.DOTALL)[0]
+    assert "0.000" in told
+    qid = re.search(r"q\d", told)[0]
+    second = shown[shown.index('id="changes-1"') :]
+    opened = re.findall(r'<details class="query" data-qid="(q\d).* open="">', second)
+    assert len(opened) == 2
+    assert opened[1] == qid
+    assert "<title>taken" not in shown

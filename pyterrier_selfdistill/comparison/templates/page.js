@@ -8,7 +8,7 @@ const hint = told.firstElementChild;
 const queries = data.qids.map((qid, query) => query);
 const others = data.systems.map((name, system) => system).filter((system) => system !== data.baseline);
 const before = data.values[data.baseline];
-const LEFT = 58, TOP = 12, SIZE = 390, REACH = 14;
+const LEFT = 58, TOP = 12, SIZE = 384, REACH = 14;
 
 let after, low, high, order, shown, kept = null;
 
