@@ -180,9 +180,10 @@ class Comparison:
             OSError: If it may not be written, or the disk is full.
         """
         path = Path(path).expanduser()
+        page = self.to_html()
         with atomic_file(path, overwrite=overwrite) as file:
             # identifiers may have halves of characters, which no file can hold
-            file.write_text(self.to_html(), encoding="utf-8", errors="replace")
+            file.write_text(page, encoding="utf-8", errors="replace")
         return path
 
     def _repr_html_(self) -> str:
