@@ -52,7 +52,7 @@ def compare(
     Args:
         systems: What to compare: two or more transformers, or frames of results (``qid``, ``docno``, ``score``), by
             name or in a list.
-        topics: The queries: ``qid`` and ``query``.
+        topics: The queries, ``qid`` and ``query``, or results for systems that rank these again.
         qrels: The judgements: ``qid``, ``docno`` and ``label``.
         measures: What to measure. The first one is that by which queries are compared.
         names: What to call the systems of a list; by default what ``str`` says of them.
@@ -89,7 +89,8 @@ def compare(
     require_judged(topics, qrels, empty=True)
     require_integer_labels(qrels, "qrels")
     qrels = qrels[["qid", "docno", "label"]].astype({"label": int}).reset_index(drop=True)
-    judged = topics[topics["qid"].isin(qrels["qid"])].drop_duplicates("qid")
+    # all rows of a query: topics may be results, for systems that rank these again
+    judged = topics[topics["qid"].isin(qrels["qid"])]
     results = {name: run_system(name, system, judged) for name, system in by_name.items()}
     means, per_query = experiment(results, judged, qrels, measures, chosen)
     measure_names = [str(measure) for measure in measures]
@@ -100,7 +101,7 @@ def compare(
         table=with_intervals(means, per_query, measure_names, chosen),
         per_query=per_query,
         results=results,
-        topics=judged,
+        topics=judged[["qid", "query"]].drop_duplicates("qid"),
         qrels=qrels,
         measures=measure_names,
         baseline=chosen,

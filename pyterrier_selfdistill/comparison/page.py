@@ -91,7 +91,8 @@ def render_page(
     formats = (figure, signed, p_value, logged, code_pieces)
     environment.filters |= {function.__name__: function for function in formats}
     script = environment.get_template("page.js").render()
-    length = text_length(changes)
+    entries = entry_count(changes)
+    length = text_length(entries)
     others = [name for name in values.columns if name != baseline]
     template = environment.get_template("page.html.j2")
     return template.render(
@@ -104,7 +105,7 @@ def render_page(
         primary=measures[0],
         count=len(values),
         changes=changes,
-        has_texts=bool(texts),
+        lacks_texts=entries > 0 and not texts,
         text_pieces=lambda docno, query: text_pieces(texts.get(docno, ""), query, length),
         models=models,
         style=environment.get_template("page.css").render(),
@@ -176,12 +177,17 @@ def measure_rows(table: pd.DataFrame, measure: str) -> list[dict[str, Any]]:
     return rows
 
 
-def text_length(changes: Sequence[SystemChanges]) -> int:
-    """Choose how many characters each text may have, so that all of them keep to :data:`TEXT_BUDGET`."""
+def entry_count(changes: Sequence[SystemChanges]) -> int:
+    """Count the documents that are shown, each time that they are."""
     entries = 0
     for change in changes:
         for query in [*change.gained, *change.lost]:
             entries += len(query.before) + len(query.after)
+    return entries
+
+
+def text_length(entries: int) -> int:
+    """Choose how many characters each text may have, so that all of them keep to :data:`TEXT_BUDGET`."""
     return min(TEXT_LENGTH, TEXT_BUDGET // max(entries, 1))
 
 

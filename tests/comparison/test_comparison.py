@@ -41,6 +41,20 @@ def test_each_system_runs_once_on_judged_queries(systems, collection):
     assert asked == [["q1", "q2"]]
 
 
+def test_results_are_ranked_again(systems, collection):
+    again = pt.apply.doc_score(lambda row: len(row["text"]))
+    comparison = compare({"given": systems["right"], "again": again}, collection.results, collection.qrels)
+    assert len(comparison.topics) == 8
+    assert len(comparison.results["again"]) == len(collection.results)
+
+
+def test_systems_that_agree_have_no_differences(systems, collection):
+    results = systems["right"].drop(columns="text")
+    comparison = compare({"a": results, "b": results}, collection.topics, collection.qrels, [RR @ 10])
+    assert comparison.table.loc[1, ["RR@10 difference", "RR@10 +", "RR@10 -"]].tolist() == [0, 0, 0]
+    assert "Texts of documents are not shown" not in comparison.to_html()
+
+
 def test_a_query_for_which_nothing_is_found_counts(systems, collection):
     partial = systems["right"][systems["right"]["qid"] != "q0"]
     comparison = compare([systems["right"], partial], collection.topics, collection.qrels, names=["all", "partial"])

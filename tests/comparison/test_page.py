@@ -15,7 +15,15 @@ from pyterrier.measures import nDCG
 from pyterrier_selfdistill import compare
 from pyterrier_selfdistill.comparison import page
 from pyterrier_selfdistill.comparison.differences import QueryChange, RankedDocument
-from pyterrier_selfdistill.comparison.page import SystemChanges, code_pieces, p_value, signed, text_length, text_pieces
+from pyterrier_selfdistill.comparison.page import (
+    SystemChanges,
+    code_pieces,
+    entry_count,
+    p_value,
+    signed,
+    text_length,
+    text_pieces,
+)
 
 EVIL = """</script></template><script>document.title = "taken"</script><img src=x onerror='document.title="taken"'>"'"""
 
@@ -134,8 +142,8 @@ def test_ten_thousand_queries_take_less_than_five_megabytes(monkeypatch):
 def test_texts_share_a_budget():
     documents = [RankedDocument("d", 1, 1, None)] * 10
     change = QueryChange("q", "sort", 0, 1, documents, documents, [])
-    assert text_length([SystemChanges("x", [change], [])]) == page.TEXT_LENGTH
-    assert text_length([SystemChanges("x", [change] * 1000, [])]) == page.TEXT_BUDGET / 20_000
+    assert text_length(entry_count([SystemChanges("x", [change], [])])) == page.TEXT_LENGTH
+    assert text_length(entry_count([SystemChanges("x", [change] * 1000, [])])) == page.TEXT_BUDGET / 20_000
 
 
 def test_text_pieces_are_cut_twice():
