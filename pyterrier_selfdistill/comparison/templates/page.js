@@ -66,9 +66,10 @@ function draw() {
   }
   // one path for many points: each is a line of no length with a round end
   const paths = new Map();
+  const smallest = places.size > 2000 ? 3 : 6;
   for (const [place, {count, gain}] of places) {
     const kind = gain > 0 ? "up" : gain < 0 ? "down" : "same";
-    const key = `${kind} ${Math.min(24, Math.round(6 + 2 * Math.log2(count)))}`;
+    const key = `${kind} ${Math.min(24, Math.round(smallest + 2 * Math.log2(count)))}`;
     paths.set(key, (paths.get(key) ?? "") + place);
   }
   for (const [key, d] of paths) {
