@@ -28,7 +28,8 @@ class ModelDescription:
     Attributes:
         name: What it is called.
         facts: What it is and how it was trained, as titles and texts, which have names between backticks.
-        history: One row a step that something was logged for; empty if it was not trained here.
+        history: One row a step that something was logged for, without columns that have no values; empty if it was not
+            trained here.
         picture: The course of training, as the address of an image that is part of it; empty if there is none.
     """
 
@@ -62,7 +63,7 @@ def describe_model(name: str, model: TrainedEncoder) -> ModelDescription:
     facts = [("Name", f"`{portable_name(encoder.name) or 'unknown'}`"), *description_rows(described["model"])]
     if described["training"]:
         facts += training_rows(described["training"])
-    return ModelDescription(name, facts, history, draw(history))
+    return ModelDescription(name, facts, history.dropna(axis="columns", how="all"), draw(history))
 
 
 def milestone_frame(encoder: SelfDistillBiEncoder) -> pd.DataFrame:
