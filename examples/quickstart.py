@@ -25,7 +25,7 @@ from pyterrier.measures import RR, R, nDCG
 from pyterrier_alpha.fusion import RRFusion
 from pyterrier_pisa import PisaIndex
 
-from pyterrier_selfdistill import SelfDistillBiEncoder, SelfDistillIndex, SelfDistillTrainer, split_queries
+from pyterrier_selfdistill import SelfDistillBiEncoder, SelfDistillIndex, SelfDistillTrainer, compare, split_queries
 from pyterrier_selfdistill.training.targets import TRAINING_TARGETS
 
 logger = logging.getLogger("quickstart")
@@ -33,7 +33,9 @@ logger = logging.getLogger("quickstart")
 DEPTH = 100
 """How many documents each system returns."""
 
-WRITES = ["bm25.pisa", "*.flex", "model", "checkpoints", "history.*", "runs", "table.*"]
+MEASURES = [nDCG @ 10, RR @ 10, R @ DEPTH]
+
+WRITES = ["bm25.pisa", "*.flex", "model", "checkpoints", "history.*", "runs", "table.*", "report.html"]
 
 SHARES = {"train": 0.6, "dev": 0.2, "test": 0.2}
 """How topics that come without splits are split."""
@@ -85,32 +87,41 @@ def main(options: argparse.Namespace) -> pd.DataFrame:
     logger.info("comparing %d systems on %d queries", len(systems), len(test_topics))
     runs = output / "runs"
     runs.mkdir()
-    table = compare(systems, test_topics, test_qrels, runs)
+    table = measure(systems, test_topics, test_qrels, runs)
     table.to_csv(output / "table.csv", index=False)
     (output / "table.txt").write_text(table.to_string(index=False) + "\n")
     print(table.to_string(index=False))
+    found = {name: pt.io.read_results(str(runs / f"{name}.res.gz")) for name in systems}
+    compare(
+        found,
+        test_topics,
+        test_qrels,
+        MEASURES,
+        corpus=dataset,
+        encoders={"untrained": untrained, "self-distilled": trainer},
+    ).save(output / "report.html")
     print(
         f"\n{output}/ holds the encoder (model), the indexes (*.flex), the TREC runs (runs), the history of training "
-        "(history.csv, history.png) and this table (table.csv)."
+        "(history.csv, history.png), this table (table.csv), and a page to open in a browser that shows single queries "
+        "and their rankings side by side (report.html)."
     )
     return table
 
 
-def compare(systems: dict[str, pt.Transformer], topics: pd.DataFrame, qrels: pd.DataFrame, runs: Path) -> pd.DataFrame:
+def measure(systems: dict[str, pt.Transformer], topics: pd.DataFrame, qrels: pd.DataFrame, runs: Path) -> pd.DataFrame:
     """Run the experiment and format its figures.
 
     The p-values are of paired t-tests on nDCG@10, against BM25 and against the untrained encoder.
     """
-    measures = [nDCG @ 10, RR @ 10, R @ DEPTH]
     saved: dict[str, Any] = {"save_dir": str(runs), "validate": "ignore"}
     against_bm25 = pt.Experiment(
-        systems, topics, qrels, [*measures, "mrt"], baseline="bm25", save_mode="overwrite", **saved
+        systems, topics, qrels, [*MEASURES, "mrt"], baseline="bm25", save_mode="overwrite", **saved
     )
     against_untrained = pt.Experiment(
         systems, topics, qrels, [nDCG @ 10], baseline="untrained", save_mode="reuse", **saved
     )
     table = against_bm25[["name"]].copy()
-    for measure in map(str, measures):
+    for measure in map(str, MEASURES):
         table[measure] = against_bm25[measure].map("{:.3f}".format)
     table["p (bm25)"] = against_bm25["nDCG@10 p-value"].map("{:.1g}".format, na_action="ignore")
     table["p (untrained)"] = against_untrained["nDCG@10 p-value"].map("{:.1g}".format, na_action="ignore")

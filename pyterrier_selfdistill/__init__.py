@@ -2,6 +2,7 @@
 
 from .biencoder import SelfDistillBiEncoder
 from .calibrated_loss import CalibratedLoss
+from .comparison.comparison import Comparison, compare
 from .data.negatives import Negatives
 from .data.splits import split_queries
 from .identity import EncoderMismatchError
@@ -19,6 +20,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AdaptiveMarginLoss",
     "CalibratedLoss",
+    "Comparison",
     "EncoderMismatchError",
     "FolderInUseError",
     "Negatives",
@@ -30,5 +32,6 @@ __all__ = [
     "SelfDistillTrainer",
     "SelfDistillationLoss",
     "ShardedIndex",
+    "compare",
     "split_queries",
 ]

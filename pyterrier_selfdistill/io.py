@@ -1,4 +1,4 @@
-"""Folders that are written atomically, by one process at a time: complete, or not there at all.
+"""Folders and files that are written atomically, by one process at a time: complete, or not there at all.
 
 :func:`folder_lock` gives a folder to one writer, :func:`atomic_folder` writes one as a whole, and :func:`recover` puts
 back what a writer that was killed had moved away. Beside a folder ``model`` may lie, for as long as it is written or
@@ -296,6 +296,44 @@ def scratch_folder(parent: str | Path | None = None) -> Iterator[Path]:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def atomic_file(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Give a temporary file to write, which becomes ``path`` on exit.
+
+    Args:
+        path: The file to write. Folders above it are made; a symbolic link is followed.
+        overwrite: Whether to replace a file that is there.
+
+    Yields:
+        The temporary file, which is not there yet.
+
+    Raises:
+        FileExistsError: If the file is there and ``overwrite`` is not set, or if a folder is there.
+        PermissionError: If it may not be written.
+        OSError: If the disk is full.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as parent:
+        ...     with atomic_file(f"{parent}/report.html") as file:
+        ...         _ = file.write_text("0.5")
+        ...     [path.name for path in Path(parent).iterdir()]
+        ['report.html']
+    """
+    target = Path(path).resolve()
+    if target.is_dir():
+        raise FileExistsError(f"expected a file or nothing at {str(target)!r}, got a folder; choose another path")
+    if target.exists() and not overwrite:
+        raise FileExistsError(
+            f"{str(target)!r} is there already; choose another file, or replace this one with overwrite=True"
+        )
+    with _explained_permissions(target), explained_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with scratch_folder(target.parent) as folder:
+            yield folder / target.name
+            (folder / target.name).replace(target)
 
 
 @contextmanager

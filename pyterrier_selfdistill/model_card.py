@@ -95,12 +95,12 @@ def _card(front_matter: Mapping[str, Any], metadata: Mapping[str, Any], *, title
     sections = [
         f"# {title}",
         f"A single-vector biencoder for dense retrieval with {PYTERRIER}{_how_trained(training)}.",
-        _table(["", ""], _description_rows(description)),
+        _table(["", ""], description_rows(description)),
         "## Usage",
         USAGE.format(load=load),
     ]
     if training:
-        sections += ["## Training", _table(["", ""], _training_rows(training))]
+        sections += ["## Training", _table(["", ""], training_rows(training))]
         sections += _measure_sections(training)
     sections += ["## Citation", f"```bibtex{CITATION}```"]
     return f"---\n{_yaml(front_matter)}---\n" + "\n\n".join(sections) + "\n"
@@ -117,7 +117,8 @@ def _how_trained(training: Mapping[str, Any]) -> str:
     return ", trained by self-distillation with adaptive relevance margins"
 
 
-def _description_rows(description: Mapping[str, Any]) -> list[tuple[str, str]]:
+def description_rows(description: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Say what an encoder is, in titles and texts with names between backticks."""
     prompts = ", ".join(f"{name} `{prompt}`" for name, prompt in description["prompts"].items())
     lengths = f"cut at {description['query_length']} and {description['document_length']} tokens"
     return [
@@ -129,7 +130,7 @@ def _description_rows(description: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _training_rows(training: Mapping[str, Any]) -> list[tuple[str, str]]:
+def training_rows(training: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Say how the encoder was trained; what the summary lacks has no row."""
     rows = []
     base = training.get("base_model")

@@ -63,6 +63,7 @@ Measures = Annotated[
     Expected("a list of measures such as [nDCG @ 10], imported from pyterrier.measures"),
 ]
 FolderPath = Annotated[Annotated[str, Field(min_length=1)] | Path, Expected("the path of a folder")]
+FilePath = Annotated[Annotated[str, Field(min_length=1)] | Path, Expected("the path of a file")]
 
 STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True)
 

@@ -292,6 +292,28 @@ def require_judged(topics: pd.DataFrame, qrels: pd.DataFrame, *, empty: bool = F
         )
 
 
+def require_integer_labels(qrels: pd.DataFrame, name: str) -> None:
+    """Check that labels are integers, as measures need them.
+
+    Args:
+        qrels: The judgements, whose labels are numbers.
+        name: What to call them in the error.
+
+    Raises:
+        ValueError: If a label is not.
+
+    Example:
+        >>> require_integer_labels(pd.DataFrame({"label": [1.0, 0.5]}), "qrels")
+        Traceback (most recent call last):
+        ValueError: the labels of qrels must be integers, as measures need them, got 0.5; round them
+    """
+    fractions = qrels["label"][qrels["label"] % 1 != 0]
+    if len(fractions):
+        raise ValueError(
+            f"the labels of {name} must be integers, as measures need them, got {fractions.iloc[0]}; round them"
+        )
+
+
 def _some(identifiers: pd.Series) -> str:
     """Show three identifiers and their type."""
     shown = ", ".join(map(repr, identifiers.unique()[:3].tolist()))

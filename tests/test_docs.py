@@ -130,6 +130,13 @@ def test_retrieval(known, folder):
     run("retrieval.rst", known)
 
 
+def test_comparison(known, folder):
+    names = run("comparison.rst", known)
+    assert (folder / "report.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    assert names["table"]["name"].tolist() == ["bm25", "re-ranked", "dense"]
+    assert names["by_query"].shape == (len(names["topics"]), 9)
+
+
 @pytest.fixture
 def ray_cluster():
     import ray

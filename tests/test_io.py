@@ -17,6 +17,7 @@ from pyterrier_selfdistill import io
 from pyterrier_selfdistill.io import (
     FolderInUseError,
     artifact_kind,
+    atomic_file,
     atomic_folder,
     folder_lock,
     recover,
@@ -454,3 +455,37 @@ def test_artifact_kind_reads_whatever_is_there(tmp_path, metadata, expected):
     if metadata is not None:
         (tmp_path / "pt_meta.json").write_bytes(metadata.encode("latin-1"))
     assert artifact_kind(tmp_path) == expected
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+def test_atomic_file_keeps_what_was_there_if_writing_fails(tmp_path):
+    path = tmp_path / "report.html"
+    path.write_text("earlier")
+
+    def write(file):
+        file.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="the disk is full; free some space"), atomic_file(path, overwrite=True) as file:
+        write(file)
+    assert path.read_text() == "earlier"
+    assert os.listdir(tmp_path) == ["report.html"]
+
+
+def test_atomic_file_replaces_only_a_file_and_only_if_asked(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("earlier")
+    with pytest.raises(FileExistsError, match="got a folder; choose another path"):
+        atomic_file(tmp_path / "folder", overwrite=True).__enter__()
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        atomic_file(tmp_path / "file").__enter__()
+
+
+def test_atomic_file_makes_folders_and_follows_a_link(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "new" / "file")
+    with atomic_file(tmp_path / "link") as file:
+        file.write_text("0.5")
+    assert (tmp_path / "new" / "file").read_text() == "0.5"
+    assert (tmp_path / "link").is_symlink()

@@ -91,6 +91,7 @@ quickstart.main(quickstart.read_options(sys.argv[1:]))
         "model",
         "history.csv",
         "history.png",
+        "report.html",
         "runs",
         "self-distilled.flex",
         "untrained.flex",

@@ -31,6 +31,7 @@ LAYERS = [
     ["export"],
     ["biencoder"],
     ["ray_indexing", "training"],
+    ["comparison"],
 ]
 """The rooms of the package from the ground up; each may import those below it, and its own."""
 

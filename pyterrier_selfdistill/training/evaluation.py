@@ -24,7 +24,7 @@ from ..biencoder import SelfDistillBiEncoder
 from ..data.corpus import Corpus, Documents
 from ..io import scratch_folder
 from ..options import FieldNames, Measures, PositiveInteger, checked
-from ..validate import has_candidates, require_columns, require_judged, require_texts
+from ..validate import has_candidates, require_columns, require_integer_labels, require_judged, require_texts
 
 logger = logging.getLogger(__name__)
 
@@ -94,8 +94,7 @@ class RetrievalEvaluator(BaseEvaluator):
                 f"the validation topics have no candidates to rank (columns {list(topics_or_results.columns)}); put a "
                 "retriever and pt.text.get_text before the trainer, or give corpus= to search"
             )
-        if (qrels["label"] % 1 != 0).any():
-            raise ValueError("the labels of the validation qrels must be integers, as measures need them; round them")
+        require_integer_labels(qrels, "the validation qrels")
         text_field = self.encoder_options.get("text_field", "text")
         # No other column: vectors that a dense retriever left there would be scored instead of the model's own.
         columns = ["qid", "query"]

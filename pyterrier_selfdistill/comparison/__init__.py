@@ -1,0 +1,1 @@
+"""Systems beside each other: their measures, what became of single queries, and a page that shows both."""
