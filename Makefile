@@ -16,7 +16,7 @@ export HF_HUB_OFFLINE ?= 1
 # both runs together
 test: export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install quickstart study-small results speed test fuzz chaos smoke lint format clean
+.PHONY: help install quickstart notebook study-small results speed test fuzz chaos docs smoke lint format clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -26,11 +26,14 @@ install: $(INSTALLED) ## Make an environment with the package and all its extras
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[examples,test,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[examples,test,docs,dev]'
 	@touch $@
 
 quickstart: $(INSTALLED) ## Train, index, retrieve and compare, offline, in a few minutes
 	$(BIN)/python examples/quickstart.py
+
+notebook: $(INSTALLED) ## Run examples/quickstart.ipynb, and store its outputs, which the documentation shows
+	$(BIN)/jupyter-execute --inplace --timeout=-1 examples/quickstart.ipynb
 
 study-small: $(INSTALLED) ## Compare losses on four collections, in a quarter of an hour
 	$(STUDY) run benchmarks/study/configs/small.yaml --data $(DATA) --records runs/study-small/records \
@@ -52,8 +55,14 @@ fuzz: $(INSTALLED) ## Give malformed input to all entry points, and write what b
 chaos: $(INSTALLED) ## Kill, fill disks, get in the way and search for an hour, and write what came of it to the same page
 	$(BIN)/python -m benchmarks.chaos
 
-speed: $(INSTALLED) ## Measure speed beside the peers, and write benchmarks/SPEED.md
+speed: $(INSTALLED) ## Measure speed beside the peers, and write benchmarks/SPEED.md and what rests on it
 	$(BIN)/python -m benchmarks.throughput --data $(DATA)
+	$(BIN)/python -m benchmarks.large_collections --write
+
+docs: $(INSTALLED) ## Build the documentation as a site in docs/_build/html, and check its links
+	rm -rf docs/_build
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs docs/_build/html
+	$(BIN)/python docs/check_links.py docs/_build/html
 
 smoke: $(INSTALLED) ## Build the wheel, install it without extras elsewhere, and try it there
 	rm -rf build dist $(WHEEL_VENV)
@@ -75,4 +84,4 @@ format: $(INSTALLED) ## Bring the code into form
 	$(BIN)/ruff format .
 
 clean: ## Remove the environment and what tests leave behind
-	rm -rf $(VENV) $(WHEEL_VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(WHEEL_VENV) build dist docs/_build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,7 +1,7 @@
 """Pages of figures, whose sections are written by the commands that measured them.
 
 A page such as ``benchmarks/SPEED.md`` is text with marked sections, each between ``<!-- name -->`` and
-``<!-- /name -->``.
+``<!-- /name -->``, or, in reStructuredText, ``.. name`` and ``.. /name``.
 """
 
 from __future__ import annotations
@@ -18,13 +18,16 @@ from benchmarks.study.runner import PACKAGES, describe_machine
 RELIABILITY = Path(__file__).with_name("RELIABILITY.md")
 SPEED = Path(__file__).with_name("SPEED.md")
 
+MARKS = {".md": "<!-- {} -->", ".rst": ".. {}"}
+"""The comment that marks a section, by the kind of the page."""
+
 
 def write_section(name: str, text: str, page: Path) -> None:
     r"""Replace a section of a page.
 
     Args:
         name: The name between the marks.
-        text: Markdown.
+        text: Markdown, or reStructuredText.
         page: The page.
 
     Raises:
@@ -42,11 +45,12 @@ def write_section(name: str, text: str, page: Path) -> None:
         | 200 | kills |
         <!-- /kills -->
     """
-    pattern = re.compile(f"(<!-- {name} -->\n).*?(<!-- /{name} -->)", flags=re.DOTALL)
+    begin, end = MARKS[page.suffix].format(name), MARKS[page.suffix].format(f"/{name}")
+    pattern = re.compile(f"(^{re.escape(begin)}\n).*?(^{re.escape(end)}$)", flags=re.DOTALL | re.MULTILINE)
     before = page.read_text(encoding="utf-8")
     sections = pattern.findall(before)
     if len(sections) != 1:
-        raise ValueError(f"expected one section {name!r} in {page}, got {len(sections)}; mark it with <!-- {name} -->")
+        raise ValueError(f"expected one section {name!r} in {page}, got {len(sections)}; mark it with {begin}")
     opening, closing = sections[0]
     after = pattern.sub(lambda _: f"{opening}{text.strip()}\n{closing}", before)
     page.write_text(after, encoding="utf-8")

@@ -44,11 +44,11 @@ class CalibratedLoss(nn.Module):
     negatives of the batch, and the positives of the other queries. With margins
     :math:`m_{ij} = s(q_i, p_i) - s(q_i, d_j)` of cosines,
 
-    .. math:: L = \frac{1}{B} \sum_i \log\Big(1 + \sum_j e^{-\beta m_{ij}}\Big)
+    .. math:: L = \frac{1}{B} \sum_i \log\Bigl(1 + \sum_j e^{-\beta m_{ij}}\Bigr)
 
-    which is InfoNCE with the scale :math:`\beta`, the inverse of the temperature. :func:`calibrated_scale` computes
-    that from the same margins, without gradient. There is nothing to tune: were all cosines half as far apart, the
-    scale would be twice as large, and the loss the same.
+    which is InfoNCE with the scale :math:`\beta`, the inverse of the temperature, which
+    :func:`~.calibrated_loss.calibrated_scale` computes from the same margins, without gradient. There is nothing to
+    tune: were all cosines half as far apart, the scale would be twice as large, and the loss the same.
 
     Scores and loss are computed in float32 under autocast, and in float64 for float64 input.
 
@@ -141,7 +141,7 @@ def calibrated_scale(margin: Tensor) -> Tensor:
         margin: What the positive's score is above the others', ``(B, N)``, without gradient.
 
     Returns:
-        A scalar tensor, within :data:`SCALES`: 1 where positives do not score above other documents on average.
+        A scalar tensor, within ``SCALES``: 1 where positives do not score above other documents on average.
 
     Example:
         Positives that stand out ask for a large scale, those that do not for a small one.

@@ -49,13 +49,13 @@ FEWEST_CLUSTERS = 4
 
 
 class IndexTransformer(ComparedByKey, pt.Transformer):
-    """A retriever or a re-ranker of a :class:`SelfDistillIndex`.
+    """A retriever or a re-ranker of a :class:`~.SelfDistillIndex`.
 
-    It is made by the index's methods, such as :meth:`~SelfDistillIndex.retriever`. What pyterrier-dr's transformer has
+    It is made by the index's methods, such as :meth:`~.SelfDistillIndex.retriever`. What pyterrier-dr's transformer has
     beside ``transform``, it has too.
 
     Args:
-        index: The index, a :class:`SelfDistillIndex`.
+        index: The index, a :class:`~.SelfDistillIndex`.
         method: The name of FlexIndex's method that makes the transformer.
         options: The arguments of the method, all of them.
 
@@ -335,7 +335,7 @@ def with_own_docids(index: FlexIndex, frame: pd.DataFrame) -> pd.DataFrame:
     """Have the ``docid`` of documents be that of the index, where a first stage has put its own.
 
     Args:
-        index: The index, a :class:`SelfDistillIndex`.
+        index: The index, a :class:`~.SelfDistillIndex`.
         frame: A frame, perhaps with ``docno`` and ``docid``.
 
     Returns:
@@ -358,7 +358,7 @@ def require_comparable(index: FlexIndex, queries: pd.DataFrame) -> None:
     """Check that vectors of queries compare with those of an index.
 
     Args:
-        index: The index, a :class:`SelfDistillIndex`.
+        index: The index, a :class:`~.SelfDistillIndex`.
         queries: A frame with ``query_vec``.
 
     Raises:

@@ -291,7 +291,7 @@ class ShardedIndex(ComparedByKey):
 class ShardedRetriever(ComparedByKey, pt.Transformer):
     """Find documents in the shards of an index.
 
-    It is made by :meth:`ShardedIndex.retriever`.
+    It is made by :meth:`.ShardedIndex.retriever`.
 
     Args:
         index: The index.

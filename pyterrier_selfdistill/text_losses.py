@@ -56,12 +56,12 @@ class SelfDistillationLoss(CachedLossMixin, nn.Module):
     give each other: call it in all of them.
 
     Inputs:
-        ============================================  ======
-        Texts                                         Labels
-        ============================================  ======
-        (query, positive, negative)                   none
+        ==============================================  ======
+        Texts                                           Labels
+        ==============================================  ======
+        (query, positive, negative)                     none
         (query, positive, negative_1, ..., negative_K)  none
-        ============================================  ======
+        ==============================================  ======
 
     Relations:
         ``TripletLoss`` and ``MarginMSELoss`` need a tuned margin or a teacher's scores for the same inputs;

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import json
 import os
 import re
 from pathlib import Path
@@ -106,6 +107,51 @@ def test_at_a_glance_names_what_there_is():
     training = page.partition("Indexing and searching")[0]
     for name in re.findall(r"(?:``|, )(\w+)=", training):
         assert name in {*options, *fields} | NAMES_OF_CALLS, name
+
+
+TRIPLES = [
+    {"query": f"sort {thing}", "positive": f"sort the rows of a {thing}", "negative": f"plot a {thing}"}
+    for thing in ("table", "array", "matrix", "column")
+]
+
+
+def test_coming_from(known, folder):
+    _, names = known
+    (folder / "my-model").rename(folder / "earlier")
+    names["triples"] = TRIPLES
+    rows = [
+        {
+            "query": row["query"],
+            "positive_passages": [{"text": row["positive"]}],
+            "negative_passages": [{"text": "d"}] * 4,
+        }
+        for row in TRIPLES
+    ]
+    (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    names = run("coming_from.rst", known)
+    assert names["hard"].encoder.training_summary["data"]["negatives"] == 4
+    assert names["from_tevatron"].encoder.training_summary["data"]["triples"] == len(TRIPLES)
+    assert len(names["retriever"](names["topics"])) > len(names["topics"])
+
+
+ELSEWHERE = ("torchrun", "to_hf", "adapter=", "matryoshka_dims=")
+"""What of our column needs other machines, or what may not be installed."""
+
+
+def test_our_calls_are_those_that_run():
+    code = blocks("coming_from.rst")[0]
+    page = (PAGES / "coming_from.rst").read_text()
+    rows = re.findall(r"^    \* - .*\n      - .*\n      - (.*)$", page, flags=re.MULTILINE)
+    calls = {call for cell in rows for call in re.findall("``(.+?)``", cell)}
+    here = {call for call in calls if not any(word in call for word in ELSEWHERE)}
+    assert len(here) > 8
+    assert {call for call in here if call not in code} == set()
+
+
+def test_large_collections(known):
+    names = run("large_collections.rst", known)
+    assert names["rate"] > 0
+    assert len(names["retriever"](names["topics"])) == len(names["topics"]) * 40
 
 
 def test_several_processes(known, capsys):

@@ -63,7 +63,7 @@ def compare(
             of training.
 
     Returns:
-        The comparison: tables, and a page to save.
+        The comparison, which has tables and a page to save.
 
     Raises:
         ValueError: If there are fewer than two systems, names are not as many as systems or not distinct, the baseline

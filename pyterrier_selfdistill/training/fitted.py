@@ -61,7 +61,7 @@ class EncoderEstimator(pt.Estimator):
 
     @property
     def history(self) -> pd.DataFrame:
-        """A frame with one row a step that was logged: loss, margin, target, learning rate, similarity, measures."""
+        """A frame with a row for each step that was logged, of its loss, margin, target, measures and more."""
         return history_frame(self._logs, map(str, self.measures))
 
     def plot(self) -> Figure:

@@ -212,12 +212,13 @@ class SelfDistillTrainer(EncoderFitter):
         """Train with triples that are there already.
 
         Args:
-            source: A PyTerrier dataset with docpairs, or texts as :func:`triples.from_texts` takes them: a frame, a
-                ``datasets.Dataset``, an iterable, or a file.
+            source: A PyTerrier dataset with docpairs, or texts as
+                :func:`~pyterrier_selfdistill.data.triples.from_texts` takes them: a frame, a ``datasets.Dataset``,
+                an iterable, or a file.
             valid_topics_or_results: As in :meth:`fit`.
             valid_qrels: As in :meth:`fit`.
             topics: The queries (``qid``, ``query``) of a source that holds identifiers in place of texts; documents are
-                those of the ``corpus``. See :func:`triples.from_identifiers`.
+                those of the ``corpus``. See :func:`~pyterrier_selfdistill.data.triples.from_identifiers`.
             max_pairs_per_query: For docpairs and identifiers: how many to keep of each query.
             limit: How many triples to keep in all: a sample of docpairs and identifiers, the first ones of texts.
             store_texts: For docpairs and identifiers: whether to store their texts, or to look them up in each step.

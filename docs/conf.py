@@ -1,0 +1,89 @@
+"""How Sphinx builds the site: ``make docs``.
+
+What the site shows lies where it is used otherwise too, and is linked here: ``guide`` are the pages that PyTerrier's
+site builds as well, ``benchmarks`` has the results, ``examples`` the notebook.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "extensions"))
+
+from pyterrier_selfdistill import __version__
+
+project = "pyterrier-selfdistill"
+author = "The pyterrier-selfdistill developers"
+version = release = __version__
+
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "myst_nb",
+    "how_to",  # a directive of PyTerrier's site
+    "mathml",
+    "modules",
+    "signatures",
+    "repository",
+]
+
+exclude_patterns = [
+    "_build",
+    "guide/index.rst",  # index.rst includes it
+]
+language = "en"
+
+# -- Python ------------------------------------------------------------------------------------------------------------
+
+napoleon_use_ivar = True  # attributes in a list, like parameters
+autodoc_default_options = {"member-order": "bysource"}
+autodoc_inherit_docstrings = False  # as on PyTerrier's site
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+python_maximum_signature_line_length = 90
+python_use_unqualified_type_names = True
+toc_object_entries_show_parents = "hide"
+
+# -- Links -------------------------------------------------------------------------------------------------------------
+
+# To other projects, for which their lists of names are downloaded. Without a network the names stand there unlinked.
+if os.environ.get("DOCS_LINK_OTHERS"):
+    extensions.append("sphinx.ext.intersphinx")
+    intersphinx_timeout = 30
+    intersphinx_mapping = {
+        "python": ("https://docs.python.org/3", None),
+        "numpy": ("https://numpy.org/doc/stable", None),
+        "pandas": ("https://pandas.pydata.org/docs", None),
+        "torch": ("https://docs.pytorch.org/docs/stable", None),
+        "pyterrier": ("https://pyterrier.readthedocs.io/en/latest", None),
+    }
+
+nitpicky = True
+nitpick_ignore_regex = [
+    # names of other projects, which may be linked or not, see above
+    (r"py:.*", r"(collections|pathlib|typing|errno)(\..*)?"),
+    (r"py:.*", r"(np|numpy|pd|pandas|torch|nn|pt|pyterrier|pyterrier_dr|sentence_transformers)(\..*)?"),
+    (r"py:.*", r"(ir_measures|ray|datasets|matplotlib)(\..*)?"),
+    (r"py:class", r"pyterrier_selfdistill\.distributed\.Result"),  # a type variable
+]
+
+# -- Markdown and the notebook -----------------------------------------------------------------------------------------
+
+myst_heading_anchors = 4  # the anchors that GitHub gives to headings
+nb_execution_mode = "off"  # the notebook shows what it has stored (make notebook)
+nb_output_stderr = "remove"  # progress bars
+nb_render_markdown_format = "myst"  # the page about a model has a table
+
+# -- HTML --------------------------------------------------------------------------------------------------------------
+
+html_theme = "furo"
+html_title = project
+html_static_path = ["static"]
+html_css_files = ["site.css"]
+html_copy_source = False
+html_show_copyright = False
+html_math_renderer = "mathml"
+html_theme_options = {"navigation_with_keys": True}
+pygments_style = "default"
+pygments_dark_style = "github-dark"

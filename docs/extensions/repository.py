@@ -1,0 +1,64 @@
+"""Links to files of the repository, where the site has a page of them.
+
+A link in a Markdown page, such as ``[How it is made](pyterrier_selfdistill/pt_docs/architecture.rst)``, leads where it
+does in the repository, and a path in code type, such as ``benchmarks/SPEED.md``, becomes a link. What
+``guide/index.rst`` lists is found from the index of the site, which includes it.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from sphinx import addnodes
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+GUIDE = REPOSITORY / "pyterrier_selfdistill" / "pt_docs"
+
+
+def pages(env: BuildEnvironment) -> dict[Path, str]:
+    """Return the names of all pages by the file that they are made of."""
+    return {Path(env.doc2path(name)).resolve(): name for name in env.found_docs}
+
+
+def prefix_guide(app: Sphinx, path: Path, parent: str, content: list[str]) -> None:
+    """Let the index of the site list the pages of the guide."""
+    if Path(app.srcdir, path).resolve() == GUIDE / "index.rst":
+        content[0] = re.sub(r"^( +\S.* <)([\w/-]+>)$", r"\1guide/\2", content[0], flags=re.MULTILINE)
+
+
+def link_pages(app: Sphinx, document: nodes.document) -> None:
+    """Let the links of a Markdown page to files of the repository, and paths in code type, lead to their pages."""
+    known = pages(app.env)
+    origin = Path(app.env.doc2path(app.env.docname)).resolve()
+    for link in list(document.findall(addnodes.pending_xref)):
+        if link["reftype"] == "myst":
+            replace_link(link, (origin.parent / link["reftarget"]).resolve(), known)
+    for literal in list(document.findall(nodes.literal)):
+        page = known.get(REPOSITORY / literal.astext())
+        inside_link = isinstance(literal.parent, (nodes.reference, addnodes.pending_xref))
+        if page and page != app.env.docname and not inside_link:
+            literal.replace_self(page_link(page, app.env.docname, [literal.deepcopy()]))
+
+
+def replace_link(link: addnodes.pending_xref, target: Path, known: dict[Path, str]) -> None:
+    """Replace a link to a file of the repository, by its text if the site has no page of it."""
+    if target in known:
+        link.replace_self(page_link(known[target], link["refdoc"], link.children))
+    elif target.is_file():
+        link.replace_self(link.children)
+
+
+def page_link(page: str, origin: str, content: list[nodes.Node]) -> addnodes.pending_xref:
+    """Make a link from a page to another."""
+    options = {"refdomain": "std", "reftype": "doc", "refdoc": origin, "refexplicit": True, "refwarn": True}
+    return addnodes.pending_xref("", *content, reftarget=f"/{page}", **options)
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Register what is done when pages are read."""
+    app.connect("include-read", prefix_guide)
+    app.connect("doctree-read", link_pages)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
