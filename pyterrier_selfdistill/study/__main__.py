@@ -130,6 +130,8 @@ def _folder(study: Study) -> Path:
 if __name__ == "__main__":
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     logging.getLogger(__package__).setLevel(logging.INFO)
+    # a run is trained with a sample of the judgements, so that queries without one are no surprise
+    logging.getLogger("pyterrier_selfdistill.data.judgements").setLevel(logging.ERROR)
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     raise SystemExit(main())

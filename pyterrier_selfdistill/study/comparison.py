@@ -252,6 +252,31 @@ class Results:
             raise KeyError(f"no systems of {grid!r} have {settings}")
         return max(found, key=attrgetter("dev"))
 
+    def best(self, collection: str) -> list[System]:
+        """Return the best system of each loss and encoder on a collection: of those that were tested, by dev.
+
+        Args:
+            collection: The collection.
+
+        Returns:
+            The systems, best on dev first. A margin or a scale makes no other loss, and is chosen too.
+        """
+        chosen: dict[tuple[Any, ...], System] = {}
+        for system in sorted(self.systems, key=attrgetter("dev"), reverse=True):
+            run = system.run
+            if run.collection == collection and system.is_tested:
+                loss = dataclasses.replace(run, margin=None, scale=None).loss_name
+                chosen.setdefault((run.start, loss), system)
+        return list(chosen.values())
+
+    def has_untouched(self, run: Run) -> bool:
+        """Tell whether there is a record of the model as it was before a run."""
+        try:
+            self.untouched(run)
+        except KeyError:
+            return False
+        return True
+
     def search_cost(self, grid: str, **settings: Any) -> float:
         """Return the seconds of all trainings of a search, those of all seeds included."""
         seconds = 0.0

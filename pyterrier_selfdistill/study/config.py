@@ -44,7 +44,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ..options import Expected
 from .collection import Source
 from .losses import LOSSES
-from .run import SETTINGS, Run, check_settings
+from .run import SETTINGS, Run, Start, check_settings
 
 FileName = Annotated[str, Field(pattern=r"^[^/\\.][^/\\]*$"), Expected("a name that a file can have")]
 """The name of a study, a collection or a grid, which files and folders are called after."""
@@ -194,6 +194,30 @@ def describe(run: Run, among: Sequence[Run]) -> str:
         if name not in NAMED:
             parts.append(f"{name.replace('_', ' ')} {getattr(run, name)}")
     return f"{run.collection}: {', '.join(parts)}"
+
+
+def describe_start(run: Run, among: Sequence[Run]) -> str:
+    """Describe the encoder that a run starts from by the settings in which it differs from those of others.
+
+    Args:
+        run: The run.
+        among: The runs that it is to be told from.
+
+    Returns:
+        The description; empty if all start from the same.
+
+    Example:
+        >>> describe_start(Run("mine", pooling="cls"), [Run("mine"), Run("mine", pooling="cls", document_length=32)])
+        'cls, document length 64'
+    """
+    parts = []
+    for name in varying(among):
+        value = getattr(run, name)
+        if name in ("model", "pooling"):
+            parts.append(Path(value).name)
+        elif name in Start._fields:
+            parts.append(f"{name.replace('_', ' ')} {value}")
+    return ", ".join(parts)
 
 
 def read_study(path: str | Path) -> Study:

@@ -52,7 +52,7 @@ class Field(NamedTuple):
     verdicts: Sequence[str] = ()
 
 
-def draw_differences(fields: Sequence[Sequence[Any]]) -> Figure:
+def draw_differences(fields: Sequence[Sequence[Any]], other: str = "InfoNCE") -> Figure:
     """Draw differences as fields, a row a loss and a column a collection with an encoder.
 
     A field has the difference, its 95 % interval and a mark for what holds of it. Colors go from orange (worse) to
@@ -60,6 +60,7 @@ def draw_differences(fields: Sequence[Sequence[Any]]) -> Figure:
 
     Args:
         fields: What :class:`Field` has, in the order of rows and columns.
+        other: What the differences are to.
 
     Returns:
         The figure.
@@ -90,7 +91,7 @@ def draw_differences(fields: Sequence[Sequence[Any]]) -> Figure:
     axes.spines[:].set_visible(False)
     marked = "".join(_marks(field.verdicts) for field in placed)
     meanings = [meaning for mark, meaning in KEY.items() if mark in marked]
-    label = "   ".join(["nDCG@10 minus that of InfoNCE, with 95 % intervals", *meanings])
+    label = "   ".join([f"nDCG@10 minus that of {other}, with 95 % intervals", *meanings])
     axes.set_xlabel(label, fontsize="small")
     return figure
 

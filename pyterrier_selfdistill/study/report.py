@@ -7,6 +7,7 @@ The template is written in Jinja. The methods of :class:`Report`, the figures (:
 from __future__ import annotations
 
 import dataclasses
+import importlib.resources
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -21,9 +22,10 @@ from matplotlib.figure import Figure
 
 from . import figures
 from .comparison import Results, System, collections_of
+from .config import describe_start, varying
 from .markdown import broken_links, folded, link, to_markdown
 from .range_test import range_test
-from .run import SETTINGS
+from .records import Record
 from .significance import EQUIVALENCE_BOUND, NON_INFERIORITY_BOUND, Claim, Claims, Difference, holm
 
 MEASURES = ("nDCG@10", "RR@10", "R@100", "R@1000")
@@ -39,16 +41,7 @@ CLAIMS = {
 }
 """How a table says what is claimed of two systems."""
 
-PLAIN = """# Results of the study {{ study.name }}
-
-{{ results.records | length }} of {{ study.runs | length }} runs. Differences of nDCG@10 are to the untouched model.
-
-{% for grid in study.grids %}{% for collection in collections(grid) %}
-## {{ grid }}, {{ collection }}
-
-{{ table(grid, collection, varying(grid)) }}
-
-{% endfor %}{% endfor %}"""
+DEFAULT = importlib.resources.files(__package__) / "report.md.j2"
 """The report of a study that has no template of its own."""
 
 
@@ -68,7 +61,7 @@ class Report:
         """Write the page and its figures.
 
         Args:
-            template: The page in Jinja, or None for tables of all grids.
+            template: The page in Jinja, or None for :data:`DEFAULT`.
 
         Returns:
             The page.
@@ -76,9 +69,9 @@ class Report:
         Raises:
             ValueError: If the page links to a section that it does not have.
         """
-        text = PLAIN
+        text = DEFAULT.read_text(encoding="utf-8")
         if template is not None:
-            text = Path(template).read_text()
+            text = Path(template).read_text(encoding="utf-8")
         # strict, since a name that is misspelled would otherwise leave a hole in the page
         environment = jinja2.Environment(
             undefined=jinja2.StrictUndefined,
@@ -92,7 +85,10 @@ class Report:
             results=self.results,
             collections=self.collections,
             varying=self.varying,
+            describe_start=describe_start,
             table=self.table,
+            best_table=self.best_table,
+            cost_table=self.cost_table,
             transfer_table=self.transfer_table,
             search_table=self.search_table,
             claims=self.claims,
@@ -123,12 +119,7 @@ class Report:
 
     def varying(self, grid: str) -> list[str]:
         """Name the settings that differ within a grid, without those that a table shows anyhow."""
-        names = []
-        for name in SETTINGS:
-            values = {getattr(run, name) for run in self.results.study.grids[grid]}
-            if name not in NAMED and len(values) > 1:
-                names.append(name)
-        return names
+        return [name for name in varying(self.results.study.grids[grid]) if name not in NAMED]
 
     def table(
         self,
@@ -147,7 +138,7 @@ class Report:
             grid: The grid.
             collection: The collection that it is about.
             columns: Settings to show beside the loss.
-            against: What each system is compared with; by default the untouched model.
+            against: What each system is compared with; by default the untouched model, if it has a record.
             costs: Whether to show the seconds with those of the teacher.
             space: Whether to show how documents are spread, and the targets at the end.
             **settings: Which systems of the grid.
@@ -167,7 +158,47 @@ class Report:
         if not tested:
             return self.search_table(grid, collection, columns, **settings)
         systems = sorted(tested, key=attrgetter("dev"), reverse=True)
-        against = against or self._untouched
+        rows = self._rows(systems, columns, against or self._untouched)
+        for row, system in zip(rows, systems, strict=True):
+            if costs:
+                row["total s"] = f"{system.total:.0f}"
+            if space:
+                row.update(_space_of(system))
+        return to_markdown(pd.DataFrame(rows))
+
+    def best_table(self, collection: str) -> str:
+        """Make a table of the best system of each loss and encoder (:meth:`.comparison.Results.best`).
+
+        Args:
+            collection: The collection.
+
+        Returns:
+            A row a system, best on dev first, as :meth:`table` has them, with the settings that differ among them.
+        """
+        systems = self.results.best(collection)
+        runs = [system.run for system in systems]
+        columns = [name for name in varying(runs) if name not in NAMED]
+        return to_markdown(pd.DataFrame(self._rows(systems, columns, self._untouched)))
+
+    def cost_table(self) -> str:
+        """Make a table of what the grids took.
+
+        Returns:
+            A row a grid, and one for all: the number of records, the seconds of training and of all, and the
+            most memory of a run. What several grids share counts once, in the first of them.
+        """
+        parts: dict[str, list[Record]] = {}
+        for run, grid in self.results.study.grid_of.items():
+            if run.key in self.results.records:
+                parts.setdefault(grid, []).append(self.results.records[run.key])
+        rows = [_cost_of(grid, records) for grid, records in parts.items()]
+        rows.append(_cost_of("all", list(self.results.records.values())))
+        return to_markdown(pd.DataFrame(rows))
+
+    def _rows(
+        self, systems: Sequence[System], columns: Sequence[str], against: Callable[[System], System | None]
+    ) -> list[dict[str, Any]]:
+        """Make the rows of a table, with p-values that are corrected over them."""
         differences = [_difference(system, against(system)) for system in systems]
         rows = []
         for system, difference, p in zip(systems, differences, _corrected(differences), strict=True):
@@ -175,12 +206,8 @@ class Report:
             row["difference"] = _optional(difference)
             row["p"] = p
             row["training s"] = _training_of(system)
-            if costs:
-                row["total s"] = f"{system.total:.0f}"
-            if space:
-                row |= _space_of(system)
             rows.append(row)
-        return to_markdown(pd.DataFrame(rows))
+        return rows
 
     def search_table(self, grid: str, collection: str, columns: Sequence[str], **settings: Any) -> str:
         """Make a table of a grid in which settings were searched, on dev.
@@ -252,7 +279,7 @@ class Report:
         """
         rows = []
         for system in self.results.grid(grid, collection=collection):
-            before = self._untouched(system)
+            before = self.results.untouched(system.run)
             row = {"loss": system.run.loss_name}
             for where in system.records[0]["queries"]:
                 if where.partition("/")[0] not in (collection, *others):
@@ -270,12 +297,16 @@ class Report:
         drawn.savefig(path, dpi=110)
         return f"![{name}](figures/{name}.png)"
 
-    def _untouched(self, system: System) -> System:
+    def _untouched(self, system: System) -> System | None:
+        if not self.results.has_untouched(system.run):
+            return None
         return self.results.untouched(system.run)
 
 
-def _difference(system: System, other: System) -> Difference | None:
+def _difference(system: System, other: System | None) -> Difference | None:
     """Compare two systems on test, unless they are the same but for the other collections that were searched."""
+    if other is None:
+        return None
     run = dataclasses.replace(system.run, transfer=())
     other_run = dataclasses.replace(other.run, transfer=())
     both_untouched = not system.is_trained and not other.is_trained  # where settings of training mean nothing
@@ -317,6 +348,16 @@ def _measures_of(system: System) -> dict[str, Any]:
 def _training_of(system: System) -> str:
     """Write the seconds of training; nothing where there was none."""
     return f"{system.training:.0f}" if system.is_trained else ""
+
+
+def _cost_of(name: str, records: Sequence[Record]) -> dict[str, Any]:
+    """Add the costs of records up."""
+    row: dict[str, Any] = {"grid": name, "records": len(records)}
+    for column, part in {"training s": "training_seconds", "all s": "seconds"}.items():
+        seconds = sum(record["cost"].get(part, 0.0) for record in records)
+        row[column] = f"{seconds:.0f}"
+    row["memory MB"] = max(record["cost"].get("peak_memory_mb", 0) for record in records)
+    return row
 
 
 def _space_of(system: System) -> dict[str, str]:

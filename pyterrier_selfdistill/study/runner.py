@@ -40,7 +40,7 @@ from .changes import Baseline
 from .collection import Collection, judged_positives, load_collection, pool_documents, sample_positives
 from .config import Study, describe
 from .encoders import base_encoder, model_folder
-from .evaluation import DEPTH, evaluate
+from .evaluation import DEPTH, MEASURES, evaluate
 from .losses import Loss, RecordedLoss, load_losses
 from .memory import PeakMemory
 from .records import Record, Records
@@ -136,7 +136,11 @@ class Runner:
             logger.info("%s: another process is at it", name)
 
     def _load_collection(self, name: str) -> Collection:
-        return load_collection(self.study.collections[name], self.data)
+        collection = load_collection(self.study.collections[name], self.data)
+        unknown = sorted(collection.splits.keys() - {"train", *MEASURES})
+        if unknown:
+            raise ValueError(f"the collection {name!r} has the splits {unknown}; expected 'train', 'dev' and 'test'")
+        return collection
 
     def _encode_baseline(self, name: str, start: Start) -> Baseline:
         return Baseline(base_encoder(start), self.collection(name))

@@ -156,3 +156,18 @@ def test_machine_is_that_of_the_records_of_a_grid(finished):
     assert "later" not in results.machine("variants")
     assert "later" in results.machine("more")
     assert results.machine("variants", "more").count(";") == 1
+
+
+def test_best_is_of_each_loss_and_encoder_by_dev(make_results):
+    results = make_results(
+        (Run("tiny", loss="infonce", scale=10), 0.5),
+        (Run("tiny", loss="infonce", learning_rate=1e-5), 0.6),
+        (Run("tiny", loss="infonce", pooling="cls"), 0.3),
+        (Run("tiny", loss="adaptive", in_batch=True), 0.4),
+        (Run("tiny", loss="adaptive"), 0.7),
+    )
+    chosen = [(system.run.loss_name, system.run.pooling) for system in results.best("tiny")]
+    assert chosen == [("adaptive", "mean"), ("InfoNCE", "mean"), ("adaptive, in-batch", "mean"), ("InfoNCE", "cls")]
+    assert results.best("tiny")[1].run.learning_rate == 1e-5
+    assert results.best("other") == []
+    assert not results.has_untouched(Run("tiny"))

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from pyterrier_selfdistill.study.config import read_study, varying
+from pyterrier_selfdistill.study.config import describe, read_study, varying
 from pyterrier_selfdistill.study.losses import load_losses
 from pyterrier_selfdistill.study.records import Records
 from pyterrier_selfdistill.study.run import Run
@@ -165,3 +165,9 @@ def test_records_in_the_repository_are_of_the_study():
     assert lines == len(records)  # none stands in two files
     for key, record in records.items():
         assert Run.from_settings(record["run"]) == runs[key]
+
+
+def test_a_run_is_described_by_what_tells_it_from_others():
+    runs = [Run("tiny", loss="static", margin=0.5, learning_rate=1e-5), Run("tiny", batch_size=8)]
+    assert describe(runs[0], runs) == "tiny: static 0.5, batch size 16, learning rate 1e-05"
+    assert describe(runs[0], runs[:1]) == "tiny: static 0.5"

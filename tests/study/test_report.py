@@ -168,14 +168,51 @@ def test_a_template_has_the_methods_of_the_report(report, tmp_path):
     assert (tmp_path / "report" / "figures" / "lines.png").stat().st_size
 
 
-def test_report_writes_tables_of_all_grids(finished, tmp_path):
-    assert main(["report", str(finished.path), *finished.options, "--to", str(tmp_path)]) == 0
+def section_of(page: str, heading: str) -> str:
+    """What a page has below a heading, up to the next one."""
+    return page.partition(f"# {heading}\n")[2].partition("\n#")[0].strip()
+
+
+def test_a_report_without_a_template_has_what_a_reader_asks_for(finished, tmp_path):
+    options = ["--records", str(finished.records), "--to", str(tmp_path)]
+    assert main(["report", str(finished.path), *options]) == 0
     page = (tmp_path / "RESULTS.md").read_text()
     number = len(finished.study.runs)
-    assert f"{number} of {number} runs" in page
+    assert f"{number} of the {number} runs have a record.\n" in page
+    table, _, figure = section_of(page, "tiny").partition("\n\n")
+    best = {row["loss"]: row for row in rows_of(table)}
+    assert len(best) == len(rows_of(table)) == 7  # one of the two static margins
     untouched = Records(finished.records).read()[finished.study.runs[0].key]["means"]["tiny/test"]["nDCG@10"]
-    assert f"| untouched | 1 | {untouched:.3f} |" in page
-    assert [path.name for path in tmp_path.iterdir()] == ["RESULTS.md"]
+    assert best["untouched"]["nDCG@10"] == f"{untouched:.3f}"
+    assert best["InfoNCE"]["seeds"] == "2"
+    assert figure == "![differences](figures/differences.png)"
+    assert (tmp_path / "figures" / "differences.png").stat().st_size
+    claims = rows_of(section_of(page, "Which of them differ").rpartition("\n\n")[2])
+    assert len(claims) == 6
+    for grid in finished.study.grids:
+        assert f"<summary>{grid}, tiny</summary>" in page
+    *costs, everything = rows_of(section_of(page, "Cost").partition("\n\n")[0])
+    assert [row["grid"] for row in costs] == list(finished.study.grids)
+    assert everything["records"] == str(number) == str(sum(int(row["records"]) for row in costs))
+
+
+def test_a_report_needs_neither_all_records_nor_the_untouched_model(make_results, tmp_path):
+    results = make_results((Run("tiny", loss="infonce"), 0.4), (Run("tiny", loss="infonce", pooling="cls"), 0.2))
+    results.study.grids["made"].append(Run("tiny", loss="infonce", seed=2))
+    page = Report(results, tmp_path).write().read_text()
+    assert "2 of the 3 runs have a record; open: made 1.\n" in page
+    mean, cls = rows_of(section_of(page, "tiny"))
+    assert (mean["pooling"], cls["pooling"], mean["difference"]) == ("mean", "cls", "")
+    assert "tiny, cls, InfoNCE minus mean, InfoNCE" in section_of(page, "Which of them differ")
+
+
+def test_a_report_of_a_search_has_dev_only(make_results, tmp_path):
+    results = make_results((Run("tiny", loss="infonce"), 0.4))
+    for record in results.records.values():
+        record["queries"].clear()
+    page = Report(results, tmp_path).write().read_text()
+    assert "The best of each loss" not in page
+    assert "| InfoNCE | 1 | 0.400 | 10 |" in page
 
 
 def test_transfer_table_has_the_collections_that_were_not_trained_with(finished, tmp_path):

@@ -8,6 +8,7 @@ from filelock import FileLock
 
 from pyterrier_selfdistill.study import runner
 from pyterrier_selfdistill.study.__main__ import main
+from pyterrier_selfdistill.study.collection import Collection
 from pyterrier_selfdistill.study.config import read_study
 from pyterrier_selfdistill.study.records import Records
 from pyterrier_selfdistill.study.run import Run
@@ -159,3 +160,11 @@ def test_a_run_needs_no_git(monkeypatch):
     """A record is made when a run has ended: what describes it must not lose it."""
     monkeypatch.setenv("PATH", "")
     assert runner._commit() is None
+
+
+def test_splits_of_another_name_are_refused(untouched_twice, data, tmp_path, monkeypatch):
+    runner = Runner(read_study(untouched_twice), data, tmp_path / "work", Records(tmp_path / "records"))
+    splits = dict.fromkeys(("train", "valid", "test"))
+    monkeypatch.setattr("pyterrier_selfdistill.study.runner.load_collection", lambda *_: Collection(None, splits))
+    with pytest.raises(ValueError, match=r"'tiny' has the splits \['valid'\]; expected 'train', 'dev' and 'test'"):
+        runner.collection("tiny")
