@@ -156,6 +156,7 @@ def _record(run: Run, quality: float) -> dict[str, Any]:
         },
         "queries": {"tiny/test": dict.fromkeys(measures, values)},
         "space": {"similarity": 0.1, "dimensions": 60.0, "representational_similarity": 0.9},
+        "margins": {},
         "training": {"history": {"target": [0.8, 0.5]}},
         "cost": {"training_seconds": 10.0},
         "machine": {"processor": "P", "cores": 2, "gpu": None, "precision": "fp32"},

@@ -1,7 +1,13 @@
 import pandas as pd
 import pytest
 
-from pyterrier_selfdistill.study.collection import judged_positives, load_collection, pool_documents, sample_positives
+from pyterrier_selfdistill.study.collection import (
+    judged_positives,
+    load_collection,
+    load_split,
+    pool_documents,
+    sample_positives,
+)
 
 
 def test_load_collection_reads_a_folder(data, collection):
@@ -91,3 +97,8 @@ def test_load_collection_needs_a_text(monkeypatch):
     source = dict.fromkeys(("corpus", "train", "dev", "test"), "titled")
     with pytest.raises(ValueError, match=r"'titled' have the fields \['docno', 'title'\], and no text"):
         load_collection(source, None)
+
+
+def test_load_split_takes_the_split_of_a_dataset_as_an_argument():
+    topics, qrels = load_split("docstrings:more-itertools", "test")
+    assert set(qrels["qid"]) == set(topics["qid"])

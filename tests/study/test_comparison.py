@@ -171,3 +171,19 @@ def test_best_is_of_each_loss_and_encoder_by_dev(make_results):
     assert results.best("tiny")[1].run.learning_rate == 1e-5
     assert results.best("other") == []
     assert not results.has_untouched(Run("tiny"))
+
+
+def test_margins_scales_and_shares_are_means_over_seeds(make_results):
+    def more(shift):
+        described = {"before": {"margin": [0.1 + shift, 0.2]}}
+        distributions = {"1": {"pulled_back": shift}, "2": {"pulled_back": 0.0}}
+        return {
+            "margins": described,
+            "training": {"history": {"scale": [10.0, 20 + shift]}, "distributions": distributions},
+        }
+
+    results = make_results((Run("tiny", seed=1), 0.5, more(0.2)), (Run("tiny", seed=2), 0.5, more(0.6)))
+    (system,) = results.grid("made")
+    assert system.margins("before", "margin") == pytest.approx([0.5, 0.2])
+    assert system.scale == pytest.approx(15.2)
+    assert system.pulled_back == pytest.approx(0.2)
