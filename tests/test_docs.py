@@ -145,7 +145,7 @@ def test_sweeps(folder):
     whole, *parts = blocks("sweeps.rst", "yaml")
     (folder / "study.yaml").write_text(whole)
     study = read_study("study.yaml")
-    assert {name: len(runs) for name, runs in study.grids.items()} == {"rates": 6, "untouched": 1}
+    assert {name: len(runs) for name, runs in study.grids.items()} == {"rates": 4, "untouched": 1}
     (folder / "parts.yaml").write_text("name: parts\ndefaults: {collection: passages}\n" + "\n".join(parts))
     parts = read_study("parts.yaml")
     assert len(parts.runs) == 2 * (1 + 3 * (2 + 1 + 3 + 3))
