@@ -9,8 +9,8 @@ from pathlib import Path
 import pandas as pd
 import pyterrier as pt
 import pytest
-from sentence_transformers import CrossEncoder, SentenceTransformer, SentenceTransformerTrainingArguments
 import torch
+from sentence_transformers import CrossEncoder, SentenceTransformer, SentenceTransformerTrainingArguments
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
 import pyterrier_selfdistill
