@@ -16,8 +16,10 @@ from transformers import BertConfig, BertForSequenceClassification, BertTokenize
 import pyterrier_selfdistill
 from pyterrier_selfdistill import SelfDistillBiEncoder, SelfDistillIndex, SelfDistillTrainer
 from pyterrier_selfdistill.data.triples import from_texts
+from pyterrier_selfdistill.study.comparison import Results
 from pyterrier_selfdistill.study.config import read_study
 from pyterrier_selfdistill.study.losses import LOSSES, load_losses
+from pyterrier_selfdistill.study.records import Records
 from pyterrier_selfdistill.study.run import SETTINGS
 
 PAGES = Path(pyterrier_selfdistill.__file__).parent / "pt_docs"
@@ -141,11 +143,20 @@ def test_comparison(known, folder):
     assert names["table"]["name"].tolist() == ["bm25", "re-ranked", "dense"]
     assert names["by_query"].shape == (len(names["topics"]), 9)
 def test_sweeps(folder):
-    """The study that begins the page, and one of all the parts that come after it."""
+    """The study that begins the page, whose figures are on it, and one of all the parts that come after it."""
     whole, *parts = blocks("sweeps.rst", "yaml")
     (folder / "study.yaml").write_text(whole)
-    study = read_study("study.yaml")
-    assert {name: len(runs) for name, runs in study.grids.items()} == {"rates": 4, "untouched": 1}
+    records = Records(Path(__file__).parents[1] / "benchmarks" / "records")
+    study = read_study("study.yaml").follow_up(records.read())
+    results = Results(study, records)
+    assert not results.open
+    page = (PAGES / "sweeps.rst").read_text()
+    for system in results.best("docstrings"):
+        difference = system.better_than(results.untouched(system.run))
+        expected = [system.run.loss_name, f"{system.mean(system.test, 'nDCG@10'):.3f}"]
+        expected += [str(difference)] if system.is_trained else []
+        for figure in expected:
+            assert f" - {figure}\n" in page
     (folder / "parts.yaml").write_text("name: parts\ndefaults: {collection: passages}\n" + "\n".join(parts))
     parts = read_study("parts.yaml")
     assert len(parts.runs) == 2 * (1 + 3 * (2 + 1 + 3 + 3))

@@ -31,7 +31,7 @@ from .significance import EQUIVALENCE_BOUND, NON_INFERIORITY_BOUND, Claim, Claim
 MEASURES = ("nDCG@10", "RR@10", "R@100", "R@1000")
 """The measures of a table."""
 
-NAMED = {"collection", "seed", "loss", "margin", "in_batch", "error", "detach_target", "transfer"}
+NAMED = {"collection", "seed", "loss", "margin", "scale", "in_batch", "error", "detach_target", "transfer"}
 """Settings that a table shows anyhow, or does not have to."""
 
 CLAIMS = {
