@@ -142,6 +142,8 @@ def test_comparison(known, folder):
     assert (folder / "report.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     assert names["table"]["name"].tolist() == ["bm25", "re-ranked", "dense"]
     assert names["by_query"].shape == (len(names["topics"]), 9)
+
+
 def test_sweeps(folder):
     """The study that begins the page, whose figures are on it, and one of all the parts that come after it."""
     whole, *parts = blocks("sweeps.rst", "yaml")

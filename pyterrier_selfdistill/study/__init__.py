@@ -10,7 +10,7 @@ systems by their records, :mod:`.significance` says what that allows to claim, a
 
 import importlib.util
 
-REQUIRED = ("jinja2", "pyterrier_pisa", "scipy", "statsmodels", "yaml")
+REQUIRED = ("pyterrier_pisa", "statsmodels", "yaml")
 """The modules that the extra ``study`` brings, and that the rest of the package does without."""
 
 _missing = [name for name in REQUIRED if importlib.util.find_spec(name) is None]
