@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/installed
 DATA ?= ../shared/data
 FUZZ_EXAMPLES ?= 2000
 FUZZ_SEED := $(or $(FUZZ_SEED),$(shell date +%s))
-STUDY := $(BIN)/python -m benchmarks.study
+STUDY := $(BIN)/python -m pyterrier_selfdistill.study
 
 export HF_HUB_OFFLINE ?= 1
 
@@ -36,13 +36,13 @@ notebook: $(INSTALLED) ## Run examples/quickstart.ipynb, and store its outputs, 
 	$(BIN)/jupyter-execute --inplace --timeout=-1 examples/quickstart.ipynb
 
 study-small: $(INSTALLED) ## Compare losses on four collections, in a quarter of an hour
-	$(STUDY) run benchmarks/study/configs/small.yaml --data $(DATA) --records runs/study-small/records \
+	$(STUDY) run benchmarks/configs/small.yaml --data $(DATA) --records runs/study-small/records \
 		--work runs/study-small
-	$(STUDY) report benchmarks/study/configs/small.yaml --records runs/study-small/records --to runs/study-small
+	$(STUDY) report benchmarks/configs/small.yaml --records runs/study-small/records --to runs/study-small
 	cat runs/study-small/RESULTS.md
 
 results: $(INSTALLED) ## Write benchmarks/RESULTS.md anew from the records of the full study
-	$(STUDY) report benchmarks/study/configs/full.yaml --records benchmarks/records --to benchmarks \
+	$(STUDY) report benchmarks/configs/full.yaml --records benchmarks/records --to benchmarks \
 		--template benchmarks/RESULTS.md.j2
 
 test: $(INSTALLED) ## Run the tests and the examples in docstrings, and measure what they cover

@@ -10,23 +10,30 @@ from pathlib import Path
 import pandas as pd
 import pyterrier as pt
 import pytest
+import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer, SentenceTransformerTrainingArguments
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
 import pyterrier_selfdistill
 from pyterrier_selfdistill import SelfDistillBiEncoder, SelfDistillIndex, SelfDistillTrainer
 from pyterrier_selfdistill.data.triples import from_texts
+from pyterrier_selfdistill.study.comparison import Results
+from pyterrier_selfdistill.study.config import read_study
+from pyterrier_selfdistill.study.losses import LOSSES, load_losses
+from pyterrier_selfdistill.study.records import Records
+from pyterrier_selfdistill.study.run import SETTINGS
 
 PAGES = Path(pyterrier_selfdistill.__file__).parent / "pt_docs"
-BLOCK = re.compile(r"^( *)\.\. code-block:: python\n((?:\1    \S.*\n)*)\n((?:\1    .*\n|\s*\n)+)", re.MULTILINE)
+BLOCK = r"^( *)\.\. code-block:: LANGUAGE\n((?:\1    \S.*\n)*)\n((?:\1    .*\n|\s*\n)+)"
 
 NAMES_OF_CALLS = {"topics", "range_min", "range_max", "relative_margin", "query_length", "document_length"}
 """Options that the page gives to something else than a trainer."""
 
 
-def blocks(page: str) -> list[str]:
-    """Returns the Python of a page, block by block."""
-    found = BLOCK.findall((PAGES / page).read_text() + "\n")
+def blocks(page: str, language: str = "python") -> list[str]:
+    """Returns the Python of a page, or what is in another language, block by block."""
+    pattern = re.compile(BLOCK.replace("LANGUAGE", language), re.MULTILINE)
+    found = pattern.findall((PAGES / page).read_text() + "\n")
     return ["\n".join(line[len(indent) + 4 :] for line in code.split("\n")) for indent, _, code in found]
 
 
@@ -181,6 +188,37 @@ def test_comparison(known, folder):
     assert (folder / "report.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     assert names["table"]["name"].tolist() == ["bm25", "re-ranked", "dense"]
     assert names["by_query"].shape == (len(names["topics"]), 9)
+
+
+def test_sweeps(folder):
+    """The study that begins the page, whose figures are on it, and one of all the parts that come after it."""
+    whole, *parts = blocks("sweeps.rst", "yaml")
+    (folder / "study.yaml").write_text(whole)
+    records = Records(Path(__file__).parents[1] / "benchmarks" / "records")
+    study = read_study("study.yaml").follow_up(records.read())
+    results = Results(study, records)
+    assert not results.open
+    page = (PAGES / "sweeps.rst").read_text()
+    for system in results.best("docstrings"):
+        difference = system.better_than(results.untouched(system.run))
+        expected = [system.run.loss_name, f"{system.mean(system.test, 'nDCG@10'):.3f}"]
+        expected += [str(difference)] if system.is_trained else []
+        for figure in expected:
+            assert f" - {figure}\n" in page
+    (folder / "parts.yaml").write_text("name: parts\ndefaults: {collection: passages}\n" + "\n".join(parts))
+    parts = read_study("parts.yaml")
+    assert len(parts.runs) == 2 * (1 + 3 * (2 + 1 + 3 + 3))
+    (folder / "my_losses.py").write_text("\n".join(blocks("sweeps.rst")))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        losses = load_losses(parts.losses)
+    assert issubclass(losses["cached"](study.runs[0]), torch.nn.Module)
+
+
+def test_sweeps_name_all_settings_and_losses():
+    page = (PAGES / "sweeps.rst").read_text()
+    missing = [name for name in (*SETTINGS, *LOSSES) if f"``{name}``" not in page]
+    assert missing == []
 
 
 @pytest.fixture

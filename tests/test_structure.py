@@ -32,6 +32,7 @@ LAYERS = [
     ["biencoder"],
     ["ray_indexing", "training"],
     ["comparison"],
+    ["study"],
 ]
 """The rooms of the package from the ground up; each may import those below it, and its own."""
 
@@ -170,6 +171,16 @@ def test_one_thing_a_line(path):
     assert not list(dense_places(ALL_CODE[path]))
 
 
+def test_nothing_imports_studies():
+    """They need an extra, without which the package must be imported."""
+    importing = {module for module, imported in GRAPH.items() if any(map(in_study, imported))}
+    assert {module for module in importing if not in_study(module)} == set()
+
+
+def in_study(module):
+    return module.partition(".")[0] == "study"
+
+
 def requirements(extras):
     """Return the distributions that the package requires, itself included, with those of some extras."""
     required = {"pyterrier-selfdistill"}
@@ -182,13 +193,20 @@ def requirements(extras):
 
 @pytest.mark.parametrize(
     ("folder", "extras"),
-    [("pyterrier_selfdistill", []), ("examples", ["examples"]), ("benchmarks", ["examples", "study"])],
+    [
+        ("pyterrier_selfdistill", []),
+        ("pyterrier_selfdistill/study", ["study"]),
+        ("examples", ["examples"]),
+        ("benchmarks", ["examples", "study"]),
+    ],
 )
 def test_what_is_imported_is_declared(folder, extras):
     provided = importlib.metadata.packages_distributions()
     required = requirements(extras)
     own = {"pyterrier_selfdistill", "benchmarks", *(path.stem for path in (ROOT / "examples").glob("*.py"))}
     for path, tree in modules_of(ROOT / folder).items():
+        if "study" not in extras and path.parent.name == "study":
+            continue  # which has an extra of its own
         imported = {name.partition(".")[0] for name in imports_of(tree) if not name.startswith(".")}
         for name in sorted(imported - own - set(sys.stdlib_module_names)):
             distributions = {distribution.lower().replace("_", "-") for distribution in provided.get(name, [])}

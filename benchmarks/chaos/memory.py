@@ -12,9 +12,9 @@ from typing import Any
 
 from scipy.stats import linregress
 
-from benchmarks.memory import resident
 from benchmarks.pages import table
 from pyterrier_selfdistill import SelfDistillIndex
+from pyterrier_selfdistill.study.memory import resident
 
 from . import materials
 from .materials import Materials

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from benchmarks.study.experimental import CriticalLoss, critical_temperature
+from benchmarks.experimental import CriticalLoss, critical_temperature
 from pyterrier_selfdistill import AdaptiveMarginLoss
 
 
