@@ -38,8 +38,8 @@ class Run:
 
     Attributes:
         collection: Where the training data comes from, and what is searched.
-        loss: A name of ``LOSSES`` (:mod:`.losses`), or of a loss that the study brings along, or
-            ``untouched`` for the model as it is.
+        loss: The name of a loss of the package or of one that the study brings along, or ``untouched`` for the model as
+            it is.
         margin: The constant of the losses ``static`` and ``triplet``, and what a teacher's margins, which are between
             -1 and 1, are multiplied with for ``margin_mse`` (1 if not given).
         scale: What InfoNCE multiplies cosines with, 20 if not given.
