@@ -300,7 +300,7 @@ def score_nothing(frame: pd.DataFrame) -> pd.DataFrame:
     there is none. Delete when they return an empty frame.
     """
     require_scorable(frame)
-    return frame.assign(score=pd.Series(dtype=float), rank=pd.Series(dtype=int))
+    return frame.drop(columns=["score", "rank"], errors="ignore").assign(score=None, rank=None)
 
 
 def require_scorable(frame: pd.DataFrame) -> None:

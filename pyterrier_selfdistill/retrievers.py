@@ -25,7 +25,7 @@ from .index_files import Signature, read_unchanged, signature_of
 from .io import METADATA_FILE, artifact_kind, folder_lock
 from .portable import portable_name
 from .validate import require_column_names, require_identifiers
-from .vectors import require_vectors
+from .vectors import require_vectors, without_rows
 
 SCORERS = ("np_scorer", "torch_scorer")
 
@@ -198,7 +198,7 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
             self.inner = self._make()
         require_column_names(inp, "the queries")
         if inp.empty:
-            return self._transform_nothing(inp)
+            return without_rows(self._transform_nothing(inp), inp)
         if "qid" in inp:
             require_identifiers(inp, "qid", "the queries")
         inp = with_own_docids(self.index, inp)
@@ -320,7 +320,7 @@ class VectorLoader(NumpyVectorLoader):
             validation.columns(includes=["docno"])
             validation.columns(includes=["docid"])
         if inp.empty:
-            return inp.assign(doc_vec=pd.Series(dtype=object))
+            return without_rows(inp.assign(doc_vec=None), inp)
         loaded = super().transform(with_own_docids(self.flex_index, inp))
         encoder = self.flex_index.encoder
         if encoder is None:
