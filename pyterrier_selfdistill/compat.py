@@ -249,15 +249,16 @@ def masked_retriever(index: FlexIndex, *, num_results: int, mask: np.ndarray, dr
     )
 
 
-def map_torch_vectors(index: FlexIndex, device: str) -> None:
-    """Give an index its vectors as a tensor, without a warning.
+@contextmanager
+def no_warning_of_mapped_vectors() -> Iterator[None]:
+    """Have pyterrier-dr make tensors of vectors that are mapped from a file, without a warning.
 
-    pyterrier-dr 0.8.1 makes the tensor of a file that is mapped for reading, of which torch warns: writing to it
-    would fail. Nobody does. Delete when there is no warning.
+    pyterrier-dr 0.8.1 does so for searching and for corpus graphs, and torch warns that writing to such a tensor would
+    fail. Nobody does. Delete when there is no warning.
     """
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
-        index.torch_vecs(device=device)
+        warnings.filterwarnings("ignore", "The given (buffer|NumPy array) is not writable", UserWarning)
+        yield
 
 
 def transform_queries(transformer: pt.Transformer, frame: pd.DataFrame) -> pd.DataFrame:

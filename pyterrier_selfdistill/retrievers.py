@@ -82,7 +82,7 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
         """Have pyterrier-dr make the transformer, of the files of the index that has a signature."""
         self._signature = signature
         self.index.refresh()
-        with self._graphs_alone():
+        with self._graphs_alone(), compat.no_warning_of_mapped_vectors():
             try:
                 return self._make_inner()
             finally:
@@ -132,7 +132,6 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
         if options["batch_size"] is not None or device is None:
             return IndexTransformer(self.index, "np_retriever", options).inner
         del options["batch_size"]
-        compat.map_torch_vectors(self.index, device)
         qbatch = min(max(SCORES // len(self.index), 1), LARGEST_QBATCH)
         return FlexIndex.torch_retriever(self.index, device=device, qbatch=qbatch, **options)
 

@@ -27,6 +27,9 @@ from pyterrier_selfdistill import compat
 
 VECTORS = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
 VECTORS /= np.linalg.norm(VECTORS, axis=1, keepdims=True)
+# torch says so of the plain index once in a process, in whatever test is the first
+pytestmark = pytest.mark.filterwarnings("ignore:The given (buffer|NumPy array) is not writable")
+
 DELETE = "the fault is mended; delete compat.{} as its docstring says"
 
 
@@ -515,16 +518,27 @@ def test_mend_voyager_query_leaves_right_calls_alone(plain, arguments, options, 
     assert called == [(5, expected)]
 
 
-# --- map_torch_vectors ------------------------------------------------------
+# --- no_warning_of_mapped_vectors -----------------------------------------------------------------------------------
 
 
-def test_map_torch_vectors_is_needed(plain):
-    assert fails_with_warnings(lambda: plain.torch_vecs(device="cpu")), DELETE.format("map_torch_vectors")
+def make_tensor(index):
+    index.torch_vecs(device="cpu")
 
 
-def test_map_torch_vectors_does_not_warn(plain):
-    assert not fails_with_warnings(lambda: compat.map_torch_vectors(plain, "cpu"))
-    np.testing.assert_array_equal(plain.torch_vecs(device="cpu"), VECTORS)
+def make_graph(index):
+    index.corpus_graph(2)
+
+
+@pytest.mark.parametrize("make", [make_tensor, make_graph])
+def test_no_warning_of_mapped_vectors(plain, make):
+    """Where one is mended, and not the other, the context manager is still needed."""
+    assert fails_with_warnings(lambda: make(plain)), DELETE.format("no_warning_of_mapped_vectors")
+
+    def make_quietly():
+        with compat.no_warning_of_mapped_vectors():
+            make(plain)
+
+    assert not fails_with_warnings(make_quietly)
 
 
 def fails_with_warnings(function):
