@@ -118,8 +118,7 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
             compat.make_voyager_graph(self.index, options)
         inner = getattr(FlexIndex, self.method)(self.index, **options)
         if self.method == "voyager_retriever":
-            compat.mend_voyager_num_results(inner, options["num_results"])
-            compat.mend_voyager_query(inner)
+            compat.mend_voyager_query(inner, options["num_results"])
             compat.mend_voyager_scores(inner)
         return inner
 
@@ -219,7 +218,9 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
         if self.method in SCORERS:
             return compat.score_nothing(inp)
         if self.method == "voyager_retriever":
-            return compat.retrieve_nothing(self.index, inp, drop_query_vec=self.options["drop_query_vec"])
+            # pyterrier-dr 0.8.1 stacks the vectors of all queries and fails where there is none; numpy finds the same
+            numpy = FlexIndex.np_retriever(self.index, drop_query_vec=self.options["drop_query_vec"])
+            return numpy.transform(inp)
         return self.inner.transform(inp)
 
     def fuse_rank_cutoff(self, k: int) -> pt.Transformer | None:

@@ -150,6 +150,20 @@ def test_no_checkpoint_progress_bars_hides_them(make_plain_trainer, progress_bar
     assert logging.is_progress_bar_enabled()
 
 
+def test_no_widget_examples_is_needed(make_plain_trainer, tiny_model, capsys):
+    tiny_model.model_card_data.generate_widget_examples = False
+    make_plain_trainer()
+    assert "widget examples" in capsys.readouterr().err, DELETE.format("no_widget_examples")
+
+
+def test_no_widget_examples_chooses_none(make_plain_trainer, tiny_model, capsys):
+    with compat.no_widget_examples(tiny_model):
+        make_plain_trainer()
+    assert capsys.readouterr().err == ""
+    make_plain_trainer()
+    assert "widget examples" in capsys.readouterr().err
+
+
 @pytest.fixture
 def several_gpus(tmp_path):
     """Training arguments in a process that sees two GPUs."""
@@ -375,7 +389,8 @@ def exact_scores(found, queries):
 
 def test_retrieve_nothing_is_needed(plain, queries):
     retriever = plain.voyager_retriever()
-    assert fails(lambda: retriever(queries.iloc[:0]), ValueError), DELETE.format("retrieve_nothing")
+    advice = "the fault is mended; delete the case of Voyager in IndexTransformer._transform_nothing"
+    assert fails(lambda: retriever(queries.iloc[:0]), ValueError), advice
 
 
 def test_make_voyager_graph_is_needed():
@@ -409,7 +424,8 @@ def test_make_voyager_graph_is_what_flexindex_reads(plain, storage, batch, monke
 
 def test_mend_voyager_num_results_is_needed(plain):
     retriever = plain.voyager_retriever(num_results=5)
-    assert retriever.num_results != 5, DELETE.format("mend_voyager_num_results")
+    advice = "the fault is mended; delete num_results of compat.mend_voyager_query"
+    assert retriever.num_results != 5, advice
 
 
 def test_mend_voyager_query_is_needed(plain, queries):
@@ -436,8 +452,7 @@ def test_mend_voyager_scores_is_needed(plain, queries):
 
 
 def mend(retriever, num_results):
-    compat.mend_voyager_num_results(retriever, num_results)
-    compat.mend_voyager_query(retriever)
+    compat.mend_voyager_query(retriever, num_results)
     compat.mend_voyager_scores(retriever)
     return retriever
 
@@ -513,7 +528,7 @@ def test_mend_voyager_query_leaves_right_calls_alone(plain, arguments, options, 
 
     retriever = plain.voyager_retriever()
     retriever.voyager_index = Spy()
-    compat.mend_voyager_query(retriever)
+    compat.mend_voyager_query(retriever, 5)
     retriever.voyager_index.query(VECTORS, 5, *arguments, **options)
     assert called == [(5, expected)]
 

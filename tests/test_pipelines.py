@@ -120,7 +120,8 @@ def test_experiment_runs_once_what_systems_share(encoder, index, names, calls):
         encoder >> index >> index.vec_loader() >> VectorPrf() >> index,
     ]
     arguments = names["topics"], names["qrels"], [nDCG @ 10]
-    apart = pt.Experiment(systems, *arguments)
+    with pytest.warns(UserWarning, match="Consider setting plan='tree'"):
+        apart = pt.Experiment(systems, *arguments)
     assert calls == {encoder.model_name: 3 * 8}
     calls.clear()
     together = pt.Experiment(systems, *arguments, plan="tree")
