@@ -79,12 +79,12 @@ def combine_checksums(columns: list[np.ndarray]) -> np.ndarray:
 
 
 @contextmanager
-def no_checkpoint_progress_bars() -> Iterator[None]:
-    """Hide the progress bars that transformers draws when it saves a checkpoint.
+def no_transformers_progress_bars() -> Iterator[None]:
+    """Hide the progress bars that transformers draws when it loads a model or saves a checkpoint.
 
-    transformers 5.23: ``save_pretrained`` draws a bar for the files that it writes, also in a training with
-    ``disable_tqdm=True``, so that each checkpoint breaks the bar of training in two. Delete, and the ``with`` around
-    the training loop, when it draws none.
+    transformers 5.23 draws one for the tensors that it loads, and for the files that it writes, also in a training with
+    ``disable_tqdm=True``, so that each checkpoint breaks the bar of training in two. Delete, and each ``with`` around
+    what loads, trains and saves, when it draws none.
     """
     were_shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()

@@ -138,13 +138,13 @@ def progress_bars():
     logging.enable_progress_bar()
 
 
-def test_no_checkpoint_progress_bars_is_needed(make_plain_trainer, progress_bars, capsys):
+def test_no_transformers_progress_bars_is_needed(make_plain_trainer, progress_bars, capsys):
     make_plain_trainer(save_steps=1).train()
-    assert "it/s]" in capsys.readouterr().err, DELETE.format("no_checkpoint_progress_bars")
+    assert "it/s]" in capsys.readouterr().err, DELETE.format("no_transformers_progress_bars")
 
 
-def test_no_checkpoint_progress_bars_hides_them(make_plain_trainer, progress_bars, capsys):
-    with compat.no_checkpoint_progress_bars():
+def test_no_transformers_progress_bars_hides_them(make_plain_trainer, progress_bars, capsys):
+    with compat.no_transformers_progress_bars():
         make_plain_trainer(save_steps=1).train()
     assert "it/s]" not in capsys.readouterr().err
     assert logging.is_progress_bar_enabled()
