@@ -347,7 +347,8 @@ def make_voyager_graph(index: FlexIndex, options: dict[str, Any]) -> None:
     """Compute the graph that ``FlexIndex.voyager_retriever`` reads, if it is not there.
 
     voyager 2.1 numbers vectors that come without identifiers as its threads get to them, so that now and then two have
-    each other's number, and pyterrier-dr 0.8.1 gives none. Delete when one of them numbers by position.
+    each other's number, and pyterrier-dr 0.8.1 gives none. Its vectors are mapped from a file, which voyager 2.2 does
+    not take. Delete when one of them numbers by position, and pyterrier-dr gives arrays.
 
     Args:
         index: The index.

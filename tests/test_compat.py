@@ -263,7 +263,7 @@ def test_files_of_retrievers_are_those_that_retrievers_write(plain):
     before = set(plain.index_path.iterdir())
     plain.faiss_hnsw_retriever()
     plain.faiss_ivf_retriever()
-    plain.voyager_retriever()
+    compat.make_voyager_graph(plain, OPTIONS)
     plain.corpus_graph(3)
     written = set(plain.index_path.iterdir()) - before
     assert len(written) == 4
@@ -381,14 +381,24 @@ def test_first_results_are_the_best(plain, candidates):
 # --- Voyager --------------------------------------------------------------------------------------------------------
 
 
+OPTIONS = {"neighbours": 12, "ef_construction": 200, "random_seed": 1, "storage_data_type": "float32"}
+
+
+@pytest.fixture
+def searched(plain):
+    """The plain FlexIndex with a graph, which it cannot make itself with voyager 2.2."""
+    compat.make_voyager_graph(plain, OPTIONS)
+    return plain
+
+
 def exact_scores(found, queries):
     """The cosines of queries and the documents that were found."""
     vectors = queries.set_index("qid")["query_vec"]
     return [vectors[qid] @ VECTORS[docid] for qid, docid in zip(found["qid"], found["docid"].astype(int), strict=True)]
 
 
-def test_retrieve_nothing_is_needed(plain, queries):
-    retriever = plain.voyager_retriever()
+def test_retrieve_nothing_is_needed(searched, queries):
+    retriever = searched.voyager_retriever()
     advice = "the fault is mended; delete the case of Voyager in IndexTransformer._transform_nothing"
     assert fails(lambda: retriever(queries.iloc[:0]), ValueError), advice
 
@@ -402,9 +412,6 @@ def test_make_voyager_graph_is_needed():
         if not np.allclose(index.get_vectors(list(range(1000))), vectors, atol=1e-5):
             return
     pytest.skip("100 graphs had all vectors at their places; see compat.make_voyager_graph")
-
-
-OPTIONS = {"neighbours": 12, "ef_construction": 200, "random_seed": 1, "storage_data_type": "float32"}
 
 
 @pytest.mark.parametrize("batch", [8192, 7])
@@ -422,14 +429,14 @@ def test_make_voyager_graph_is_what_flexindex_reads(plain, storage, batch, monke
     assert {path: path.stat().st_mtime_ns for path in plain.index_path.glob("*")} == written
 
 
-def test_mend_voyager_num_results_is_needed(plain):
-    retriever = plain.voyager_retriever(num_results=5)
+def test_mend_voyager_num_results_is_needed(searched):
+    retriever = searched.voyager_retriever(num_results=5)
     advice = "the fault is mended; delete num_results of compat.mend_voyager_query"
     assert retriever.num_results != 5, advice
 
 
-def test_mend_voyager_query_is_needed(plain, queries):
-    retriever = plain.voyager_retriever(query_ef=17)
+def test_mend_voyager_query_is_needed(searched, queries):
+    retriever = searched.voyager_retriever(query_ef=17)
     retriever.num_results = 5
     called = []
 
@@ -443,8 +450,8 @@ def test_mend_voyager_query_is_needed(plain, queries):
     assert called == [((17,), {})], DELETE.format("mend_voyager_query")
 
 
-def test_mend_voyager_scores_is_needed(plain, queries):
-    retriever = plain.voyager_retriever()
+def test_mend_voyager_scores_is_needed(searched, queries):
+    retriever = searched.voyager_retriever()
     retriever.num_results = 5
     found = retriever(queries)
     lower = np.array(exact_scores(found, queries)) - found["score"].to_numpy(dtype=float)
@@ -487,11 +494,10 @@ def voyager_index():
 
 
 @pytest.mark.parametrize("num_results", [1, 5, 1000])
-def test_mended_voyager_retriever_is_right(plain, queries, voyager_index, num_results):
+def test_mended_voyager_retriever_is_right(searched, queries, voyager_index, num_results):
     """Both the one of pyterrier-dr with its faults and one that has none."""
-    compat.make_voyager_graph(plain, OPTIONS)
-    faulty = plain.voyager_retriever(num_results=num_results, query_ef=20)
-    right = MendedVoyagerRetriever(plain, voyager_index, query_ef=20, num_results=num_results)
+    faulty = searched.voyager_retriever(num_results=num_results, query_ef=20)
+    right = MendedVoyagerRetriever(searched, voyager_index, query_ef=20, num_results=num_results)
     for retriever in (faulty, right):
         found = compat.transform_queries(mend(retriever, num_results), queries)
         assert found.groupby("qid").size().tolist() == [min(num_results, 40)] * 3
@@ -516,7 +522,7 @@ def test_mend_voyager_scores_leaves_a_mended_retriever_alone(plain, voyager_inde
         ((), {}, ((), {})),
     ],
 )
-def test_mend_voyager_query_leaves_right_calls_alone(plain, arguments, options, expected):
+def test_mend_voyager_query_leaves_right_calls_alone(searched, arguments, options, expected):
     called = []
 
     class Spy:
@@ -526,7 +532,7 @@ def test_mend_voyager_query_leaves_right_calls_alone(plain, arguments, options, 
         def query(self, vectors, k, *arguments, **options):
             called.append((k, (arguments, options)))
 
-    retriever = plain.voyager_retriever()
+    retriever = searched.voyager_retriever()
     retriever.voyager_index = Spy()
     compat.mend_voyager_query(retriever, 5)
     retriever.voyager_index.query(VECTORS, 5, *arguments, **options)
