@@ -18,9 +18,9 @@ from typing import Any
 
 import pandas as pd
 import pyterrier as pt
+from bm25 import build_bm25
 from output_folder import prepare_output
 from pyterrier.measures import RR, R, nDCG
-from pyterrier_pisa import PisaIndex
 
 from pyterrier_selfdistill import Negatives, SelfDistillBiEncoder, SelfDistillTrainer, split_queries
 
@@ -39,8 +39,7 @@ def main(options: argparse.Namespace) -> pd.DataFrame:
     number = min(len(split_topics["train"]), options.queries)
     topics = split_topics["train"].sample(number, random_state=options.seed)
     qrels = split_qrels["train"]
-    pisa = PisaIndex(str(output / "bm25.pisa"), text_field="text").index(dataset.get_corpus_iter(verbose=False))
-    bm25 = pisa.bm25(num_results=100)
+    bm25 = build_bm25(output / "bm25.pisa", dataset.get_corpus_iter(verbose=False), num_results=100)
 
     base = SelfDistillBiEncoder.from_pretrained(options.model, query_length=32, document_length=64)
     # the first results are often relevant without being judged so, and so are those that score almost as the positive

@@ -16,14 +16,13 @@ import argparse
 import importlib.resources
 import logging
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pyterrier as pt
+from bm25 import build_bm25
 from output_folder import prepare_output
 from pyterrier.measures import RR, R, nDCG
 from pyterrier_alpha.fusion import RRFusion
-from pyterrier_pisa import PisaIndex
 
 from pyterrier_selfdistill import SelfDistillBiEncoder, SelfDistillIndex, SelfDistillTrainer, compare, split_queries
 from pyterrier_selfdistill.training.targets import TRAINING_TARGETS
@@ -51,8 +50,7 @@ def main(options: argparse.Namespace) -> pd.DataFrame:
     valid_topics, valid_qrels = load_split(options.dataset, "dev")
     test_topics, test_qrels = load_split(options.dataset, "test")
     text = pt.text.get_text(dataset, ["text"])
-    pisa = PisaIndex(str(output / "bm25.pisa"), text_field="text").index(dataset.get_corpus_iter())
-    bm25 = pisa.bm25(num_results=DEPTH)
+    bm25 = build_bm25(output / "bm25.pisa", dataset.get_corpus_iter(), num_results=DEPTH)
 
     logger.info("training %s", options.model)
     untrained = SelfDistillBiEncoder.from_pretrained(
@@ -113,13 +111,11 @@ def measure(systems: dict[str, pt.Transformer], topics: pd.DataFrame, qrels: pd.
 
     The p-values are of paired t-tests on nDCG@10, against BM25 and against the untrained encoder.
     """
-    saved: dict[str, Any] = {"save_dir": str(runs), "validate": "ignore"}
     against_bm25 = pt.Experiment(
-        systems, topics, qrels, [*MEASURES, "mrt"], baseline="bm25", save_mode="overwrite", **saved
+        systems, topics, qrels, [*MEASURES, "mrt"], baseline="bm25", save_dir=str(runs), validate="ignore"
     )
-    against_untrained = pt.Experiment(
-        systems, topics, qrels, [nDCG @ 10], baseline="untrained", save_mode="reuse", **saved
-    )
+    saved = {name: pt.io.read_results(str(runs / f"{name}.res.gz")) for name in systems}
+    against_untrained = pt.Experiment(saved, topics, qrels, [nDCG @ 10], baseline="untrained")
     table = against_bm25[["name"]].copy()
     for measure in map(str, MEASURES):
         table[measure] = against_bm25[measure].map("{:.3f}".format)

@@ -9,12 +9,15 @@ from .identity import EncoderMismatchError
 from .index import SelfDistillIndex
 from .io import FolderInUseError
 from .losses import AdaptiveMarginLoss
+from .progress import adapt_to_logs
 from .ray_indexing import RayIndexer
 from .sharded_index import ShardedIndex
 from .text_losses import SelfDistillationLoss
 from .training.evaluation import RetrievalEvaluator
 from .training.fitted import NotFittedError
 from .training.trainer import SelfDistillTrainer
+
+adapt_to_logs()
 
 __version__ = "0.1.0"
 __all__ = [

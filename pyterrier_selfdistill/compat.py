@@ -26,6 +26,7 @@ import torch
 from pandas.core.util.hashing import combine_hash_arrays
 from pyterrier_dr import FlexIndex, SimFn
 from pyterrier_dr.util import assert_voyager
+from sentence_transformers import SentenceTransformer
 from torch import nn
 from transformers import TrainingArguments
 from transformers.utils import logging as transformers_logging
@@ -78,12 +79,12 @@ def combine_checksums(columns: list[np.ndarray]) -> np.ndarray:
 
 
 @contextmanager
-def no_checkpoint_progress_bars() -> Iterator[None]:
-    """Hide the progress bars that transformers draws when it saves a checkpoint.
+def no_transformers_progress_bars() -> Iterator[None]:
+    """Hide the progress bars that transformers draws when it loads a model or saves a checkpoint.
 
-    transformers 5.23: ``save_pretrained`` draws a bar for the files that it writes, also in a training with
-    ``disable_tqdm=True``, so that each checkpoint breaks the bar of training in two. Delete, and the ``with`` around
-    the training loop, when it draws none.
+    transformers 5.23 draws one for the tensors that it loads, and for the files that it writes, also in a training with
+    ``disable_tqdm=True``, so that each checkpoint breaks the bar of training in two. Delete, and each ``with`` around
+    what loads, trains and saves, when it draws none.
     """
     were_shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
@@ -92,6 +93,21 @@ def no_checkpoint_progress_bars() -> Iterator[None]:
     finally:
         if were_shown:
             transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def no_widget_examples(model: SentenceTransformer) -> Iterator[None]:
+    """Have a trainer of sentence-transformers choose no texts for a widget on the hub, which it draws a bar for.
+
+    sentence-transformers 6.2 does when it is made, also where the card has ``generate_widget_examples=False``. Delete,
+    and set that, when it heeds it.
+    """
+    card: Any = model.model_card_data
+    card.set_widget_examples = lambda dataset: None
+    try:
+        yield
+    finally:
+        del card.set_widget_examples
 
 
 def use_one_gpu(arguments: TrainingArguments) -> None:
@@ -195,10 +211,8 @@ def files_of_retrievers(folder: Path) -> list[Path]:
 
     pyterrier-dr 0.8.1 has no names for these files. Delete when FlexIndex says which are whose.
     """
-    files: list[Path] = []
-    for pattern in ("*.faiss", "voyager-*", "corpusgraph_k*", "hnsw_*.graph"):
-        files += folder.glob(pattern)
-    return files
+    patterns = ("*.faiss", "voyager-*", "corpusgraph_k*", "hnsw_*.graph")
+    return [file for pattern in patterns for file in folder.glob(pattern)]
 
 
 def remove_files_of_retrievers(folder: Path) -> None:
@@ -249,15 +263,16 @@ def masked_retriever(index: FlexIndex, *, num_results: int, mask: np.ndarray, dr
     )
 
 
-def map_torch_vectors(index: FlexIndex, device: str) -> None:
-    """Give an index its vectors as a tensor, without a warning.
+@contextmanager
+def no_warning_of_mapped_vectors() -> Iterator[None]:
+    """Have pyterrier-dr make tensors of vectors that are mapped from a file, without a warning.
 
-    pyterrier-dr 0.8.1 makes the tensor of a file that is mapped for reading, of which torch warns: writing to it
-    would fail. Nobody does. Delete when there is no warning.
+    pyterrier-dr 0.8.1 does so for searching and for corpus graphs, and torch warns that writing to such a tensor would
+    fail. Nobody does. Delete when there is no warning.
     """
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
-        index.torch_vecs(device=device)
+        warnings.filterwarnings("ignore", "The given (buffer|NumPy array) is not writable", UserWarning)
+        yield
 
 
 def transform_queries(transformer: pt.Transformer, frame: pd.DataFrame) -> pd.DataFrame:
@@ -300,7 +315,7 @@ def score_nothing(frame: pd.DataFrame) -> pd.DataFrame:
     there is none. Delete when they return an empty frame.
     """
     require_scorable(frame)
-    return frame.assign(score=pd.Series(dtype=float), rank=pd.Series(dtype=int))
+    return frame.drop(columns=["score", "rank"], errors="ignore").assign(score=None, rank=None)
 
 
 def require_scorable(frame: pd.DataFrame) -> None:
@@ -328,20 +343,12 @@ def first_results(scored: pd.DataFrame, num_results: int | None) -> pd.DataFrame
 # --- pyterrier-dr: Voyager ------------------------------------------------------------------------------------------
 
 
-def retrieve_nothing(index: FlexIndex, frame: pd.DataFrame, *, drop_query_vec: bool) -> pd.DataFrame:
-    """Retrieve for an empty frame.
-
-    pyterrier-dr 0.8.1: VoyagerRetriever stacks the vectors of all queries and fails where there is none. NumpyRetriever
-    gives the same columns. Delete when VoyagerRetriever returns an empty frame.
-    """
-    return FlexIndex.np_retriever(index, drop_query_vec=drop_query_vec).transform(frame)
-
-
 def make_voyager_graph(index: FlexIndex, options: dict[str, Any]) -> None:
     """Compute the graph that ``FlexIndex.voyager_retriever`` reads, if it is not there.
 
     voyager 2.1 numbers vectors that come without identifiers as its threads get to them, so that now and then two have
-    each other's number, and pyterrier-dr 0.8.1 gives none. Delete when one of them numbers by position.
+    each other's number, and pyterrier-dr 0.8.1 gives none. Its vectors are mapped from a file, which voyager 2.2 does
+    not take. Delete when one of them numbers by position, and pyterrier-dr gives arrays.
 
     Args:
         index: The index.
@@ -367,22 +374,15 @@ def make_voyager_graph(index: FlexIndex, options: dict[str, Any]) -> None:
     unfinished.replace(path)
 
 
-def mend_voyager_num_results(retriever: Any, num_results: int) -> None:
-    """Have a VoyagerRetriever find as many documents as were asked for.
-
-    pyterrier-dr 0.8.1: ``FlexIndex.voyager_retriever`` does not pass ``num_results`` on, so that it is always 1000.
-    Delete when it does.
-    """
-    retriever.num_results = num_results
-
-
-def mend_voyager_query(retriever: Any) -> None:
+def mend_voyager_query(retriever: Any, num_results: int) -> None:
     """Have a VoyagerRetriever search as widely as it is meant to.
 
-    pyterrier-dr 0.8.1 calls ``voyager.Index.query(vectors, k, query_ef)``, whose third parameter is the number of
+    pyterrier-dr 0.8.1: ``FlexIndex.voyager_retriever`` does not pass ``num_results`` on, so that it is always 1000. It
+    calls ``voyager.Index.query(vectors, k, query_ef)``, whose third parameter is the number of
     threads. It also asks for more documents than there are, or than ``query_ef``, which Voyager refuses. Delete when it
-    passes ``query_ef`` by its name and bounds ``k``.
+    passes both by their names and bounds ``k``.
     """
+    retriever.num_results = num_results
     retriever.voyager_index = _VoyagerQuery(retriever.voyager_index)
 
 

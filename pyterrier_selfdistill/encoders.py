@@ -26,7 +26,7 @@ from .options import PositiveInteger, checked
 from .precision import EncodingCopy, fastest_precision
 from .tokens import batches_of_like_length, tokenize
 from .validate import require_distinct_columns, require_identifiers, require_strings, require_texts
-from .vectors import require_vectors
+from .vectors import require_vectors, without_rows
 
 READ_AHEAD = 2048
 """How many documents an indexing pipeline reads at once, to encode those of like length together."""
@@ -117,6 +117,8 @@ class Scorer(ComparedByKey, BiScorer):
         for column in {"query_vec", "doc_vec"} & set(own.columns):
             require_vectors(own, column, self.bi_encoder_model.dimension, "the vectors of this encoder")
         scored = super().transform(own)
+        if scored.empty:
+            scored = without_rows(scored, own)
         if foreign:
             # what it was given, it gives on
             scored = inp.assign(score=scored["score"], rank=scored["rank"])
@@ -337,6 +339,6 @@ def _require_texts_of(frame: pd.DataFrame, column: str, identifier: str) -> None
 def _mark(frame: pd.DataFrame, column: str, identity: EncoderIdentity) -> pd.DataFrame:
     """Have the vectors of a column remember their encoder."""
     if frame.empty:
-        return frame
+        return without_rows(frame, frame)
     vectors = EncodedVector.rows(np.stack(frame[column]), identity)
     return frame.assign(**{column: vectors})

@@ -20,6 +20,7 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 from sentence_transformers.util import get_device_name, is_sentence_transformer_model
 
+from .compat import no_transformers_progress_bars
 from .io import METADATA_FILE, artifact_kind, atomic_folder, recover
 from .model_card import saved_card
 from .options import Expected
@@ -151,7 +152,8 @@ def _explained_errors(name: str) -> Iterator[None]:
     if Path(name).is_dir():
         _require_files(Path(name))
     try:
-        yield
+        with no_transformers_progress_bars():
+            yield
     except MemoryError:
         raise
     except Exception as error:
@@ -328,7 +330,8 @@ def save(
     trained_here = bool(metadata["training"])
     with atomic_folder(path, overwrite=overwrite, recognize=is_saved_encoder, doing="saving an encoder") as folder:
         # a model that was not trained here keeps the card that it came with
-        model.save_pretrained(str(folder), create_model_card=not trained_here)
+        with no_transformers_progress_bars():
+            model.save_pretrained(str(folder), create_model_card=not trained_here)
         if write_more is not None:
             write_more(folder)
         files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())

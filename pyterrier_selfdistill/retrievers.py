@@ -25,7 +25,7 @@ from .index_files import Signature, read_unchanged, signature_of
 from .io import METADATA_FILE, artifact_kind, folder_lock
 from .portable import portable_name
 from .validate import require_column_names, require_identifiers
-from .vectors import require_vectors
+from .vectors import require_vectors, without_rows
 
 SCORERS = ("np_scorer", "torch_scorer")
 
@@ -82,7 +82,7 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
         """Have pyterrier-dr make the transformer, of the files of the index that has a signature."""
         self._signature = signature
         self.index.refresh()
-        with self._graphs_alone():
+        with self._graphs_alone(), compat.no_warning_of_mapped_vectors():
             try:
                 return self._make_inner()
             finally:
@@ -118,8 +118,7 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
             compat.make_voyager_graph(self.index, options)
         inner = getattr(FlexIndex, self.method)(self.index, **options)
         if self.method == "voyager_retriever":
-            compat.mend_voyager_num_results(inner, options["num_results"])
-            compat.mend_voyager_query(inner)
+            compat.mend_voyager_query(inner, options["num_results"])
             compat.mend_voyager_scores(inner)
         return inner
 
@@ -132,7 +131,6 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
         if options["batch_size"] is not None or device is None:
             return IndexTransformer(self.index, "np_retriever", options).inner
         del options["batch_size"]
-        compat.map_torch_vectors(self.index, device)
         qbatch = min(max(SCORES // len(self.index), 1), LARGEST_QBATCH)
         return FlexIndex.torch_retriever(self.index, device=device, qbatch=qbatch, **options)
 
@@ -198,7 +196,7 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
             self.inner = self._make()
         require_column_names(inp, "the queries")
         if inp.empty:
-            return self._transform_nothing(inp)
+            return without_rows(self._transform_nothing(inp), inp)
         if "qid" in inp:
             require_identifiers(inp, "qid", "the queries")
         inp = with_own_docids(self.index, inp)
@@ -220,7 +218,9 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
         if self.method in SCORERS:
             return compat.score_nothing(inp)
         if self.method == "voyager_retriever":
-            return compat.retrieve_nothing(self.index, inp, drop_query_vec=self.options["drop_query_vec"])
+            # pyterrier-dr 0.8.1 stacks the vectors of all queries and fails where there is none; numpy finds the same
+            numpy = FlexIndex.np_retriever(self.index, drop_query_vec=self.options["drop_query_vec"])
+            return numpy.transform(inp)
         return self.inner.transform(inp)
 
     def fuse_rank_cutoff(self, k: int) -> pt.Transformer | None:
@@ -320,7 +320,7 @@ class VectorLoader(NumpyVectorLoader):
             validation.columns(includes=["docno"])
             validation.columns(includes=["docid"])
         if inp.empty:
-            return inp.assign(doc_vec=pd.Series(dtype=object))
+            return without_rows(inp.assign(doc_vec=None), inp)
         loaded = super().transform(with_own_docids(self.flex_index, inp))
         encoder = self.flex_index.encoder
         if encoder is None:

@@ -22,6 +22,7 @@ from .options import Expected, FolderPath, PositiveInteger, checked
 from .retrievers import require_comparable
 from .shards import Part, describe, join_shards, load_ray, read_manifest, require_same_encoder
 from .validate import require_column_names, require_identifiers
+from .vectors import without_rows
 
 DOCUMENTS = 1 << 14
 """How many documents are scored at once. With shards of a multiple, scores are the same to the last bit."""
@@ -326,8 +327,8 @@ class ShardedRetriever(ComparedByKey, pt.Transformer):
         if self.drop_query_vec:
             kept = inp.drop(columns="query_vec")
         if inp.empty:
-            types = {"docno": object, "docid": int, "score": np.float32, "rank": int}
-            return kept.assign(**{name: pd.Series(dtype=kind) for name, kind in types.items()})
+            added = dict.fromkeys(["docno", "docid", "score", "rank"])
+            return without_rows(kept.assign(**added), inp)
         require_identifiers(inp, "qid", "the queries")
         found = self.index.search(inp[["query_vec"]], self.num_results)
         each = found.scores.shape[1]

@@ -1,4 +1,7 @@
-"""Check vectors before they are stored or compared: they are finite numbers, and as long as the others."""
+"""Vectors in frames: they are finite numbers, as long as the others, and columns of them have a type without rows too.
+
+Vectors are checked before they are stored or compared.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,30 @@ from typing import cast
 
 import numpy as np
 import pandas as pd
+
+TYPES = {"docno": str, "docid": int, "score": np.float32, "rank": int, "query_vec": object, "doc_vec": object}
+"""The types of what encoders, retrievers and scorers add to frames."""
+
+
+def without_rows(frame: pd.DataFrame, given: pd.DataFrame) -> pd.DataFrame:
+    """Give the columns of a frame without rows the types that they have where there are rows.
+
+    Libraries make columns of floats of nothing, which pandas does not merge with identifiers.
+
+    Args:
+        frame: What became of a frame without rows.
+        given: That frame.
+
+    Returns:
+        The frame, with the types of the given columns and of :data:`TYPES`.
+
+    Example:
+        >>> nothing = pd.DataFrame({"qid": [], "score": []})
+        >>> without_rows(nothing, pd.DataFrame({"qid": ["1"]}).head(0)).dtypes.astype(str).to_dict()["score"]
+        'float32'
+    """
+    types = {**given.dtypes, **TYPES}
+    return frame.astype({name: types[name] for name in frame.columns if name in types})
 
 
 def require_vector(name: str, vector: object) -> None:

@@ -70,8 +70,10 @@ def collection(_collection) -> Collection:
 
 
 @pytest.fixture
-def conforms() -> Callable[[pt.Transformer], None]:
+def conforms(monkeypatch) -> Callable[[pt.Transformer], None]:
     """Check that a transformer does what PyTerrier's own tests ask of one."""
+    # they warn of what they report
+    monkeypatch.setenv("PT_TEST_TRANSFORMER_REPORTS", "0")
 
     def check(transformer: pt.Transformer) -> None:
         case = pt.testing.transformer_test_class(lambda: transformer)

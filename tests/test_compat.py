@@ -27,6 +27,9 @@ from pyterrier_selfdistill import compat
 
 VECTORS = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
 VECTORS /= np.linalg.norm(VECTORS, axis=1, keepdims=True)
+# torch says so of the plain index once in a process, in whatever test is the first
+pytestmark = pytest.mark.filterwarnings("ignore:The given (buffer|NumPy array) is not writable")
+
 DELETE = "the fault is mended; delete compat.{} as its docstring says"
 
 
@@ -135,16 +138,30 @@ def progress_bars():
     logging.enable_progress_bar()
 
 
-def test_no_checkpoint_progress_bars_is_needed(make_plain_trainer, progress_bars, capsys):
+def test_no_transformers_progress_bars_is_needed(make_plain_trainer, progress_bars, capsys):
     make_plain_trainer(save_steps=1).train()
-    assert "it/s]" in capsys.readouterr().err, DELETE.format("no_checkpoint_progress_bars")
+    assert "it/s]" in capsys.readouterr().err, DELETE.format("no_transformers_progress_bars")
 
 
-def test_no_checkpoint_progress_bars_hides_them(make_plain_trainer, progress_bars, capsys):
-    with compat.no_checkpoint_progress_bars():
+def test_no_transformers_progress_bars_hides_them(make_plain_trainer, progress_bars, capsys):
+    with compat.no_transformers_progress_bars():
         make_plain_trainer(save_steps=1).train()
     assert "it/s]" not in capsys.readouterr().err
     assert logging.is_progress_bar_enabled()
+
+
+def test_no_widget_examples_is_needed(make_plain_trainer, tiny_model, capsys):
+    tiny_model.model_card_data.generate_widget_examples = False
+    make_plain_trainer()
+    assert "widget examples" in capsys.readouterr().err, DELETE.format("no_widget_examples")
+
+
+def test_no_widget_examples_chooses_none(make_plain_trainer, tiny_model, capsys):
+    with compat.no_widget_examples(tiny_model):
+        make_plain_trainer()
+    assert capsys.readouterr().err == ""
+    make_plain_trainer()
+    assert "widget examples" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -246,7 +263,7 @@ def test_files_of_retrievers_are_those_that_retrievers_write(plain):
     before = set(plain.index_path.iterdir())
     plain.faiss_hnsw_retriever()
     plain.faiss_ivf_retriever()
-    plain.voyager_retriever()
+    compat.make_voyager_graph(plain, OPTIONS)
     plain.corpus_graph(3)
     written = set(plain.index_path.iterdir()) - before
     assert len(written) == 4
@@ -364,15 +381,26 @@ def test_first_results_are_the_best(plain, candidates):
 # --- Voyager --------------------------------------------------------------------------------------------------------
 
 
+OPTIONS = {"neighbours": 12, "ef_construction": 200, "random_seed": 1, "storage_data_type": "float32"}
+
+
+@pytest.fixture
+def searched(plain):
+    """The plain FlexIndex with a graph, which it cannot make itself with voyager 2.2."""
+    compat.make_voyager_graph(plain, OPTIONS)
+    return plain
+
+
 def exact_scores(found, queries):
     """The cosines of queries and the documents that were found."""
     vectors = queries.set_index("qid")["query_vec"]
     return [vectors[qid] @ VECTORS[docid] for qid, docid in zip(found["qid"], found["docid"].astype(int), strict=True)]
 
 
-def test_retrieve_nothing_is_needed(plain, queries):
-    retriever = plain.voyager_retriever()
-    assert fails(lambda: retriever(queries.iloc[:0]), ValueError), DELETE.format("retrieve_nothing")
+def test_retrieve_nothing_is_needed(searched, queries):
+    retriever = searched.voyager_retriever()
+    advice = "the fault is mended; delete the case of Voyager in IndexTransformer._transform_nothing"
+    assert fails(lambda: retriever(queries.iloc[:0]), ValueError), advice
 
 
 def test_make_voyager_graph_is_needed():
@@ -384,9 +412,6 @@ def test_make_voyager_graph_is_needed():
         if not np.allclose(index.get_vectors(list(range(1000))), vectors, atol=1e-5):
             return
     pytest.skip("100 graphs had all vectors at their places; see compat.make_voyager_graph")
-
-
-OPTIONS = {"neighbours": 12, "ef_construction": 200, "random_seed": 1, "storage_data_type": "float32"}
 
 
 @pytest.mark.parametrize("batch", [8192, 7])
@@ -404,13 +429,14 @@ def test_make_voyager_graph_is_what_flexindex_reads(plain, storage, batch, monke
     assert {path: path.stat().st_mtime_ns for path in plain.index_path.glob("*")} == written
 
 
-def test_mend_voyager_num_results_is_needed(plain):
-    retriever = plain.voyager_retriever(num_results=5)
-    assert retriever.num_results != 5, DELETE.format("mend_voyager_num_results")
+def test_mend_voyager_num_results_is_needed(searched):
+    retriever = searched.voyager_retriever(num_results=5)
+    advice = "the fault is mended; delete num_results of compat.mend_voyager_query"
+    assert retriever.num_results != 5, advice
 
 
-def test_mend_voyager_query_is_needed(plain, queries):
-    retriever = plain.voyager_retriever(query_ef=17)
+def test_mend_voyager_query_is_needed(searched, queries):
+    retriever = searched.voyager_retriever(query_ef=17)
     retriever.num_results = 5
     called = []
 
@@ -424,8 +450,8 @@ def test_mend_voyager_query_is_needed(plain, queries):
     assert called == [((17,), {})], DELETE.format("mend_voyager_query")
 
 
-def test_mend_voyager_scores_is_needed(plain, queries):
-    retriever = plain.voyager_retriever()
+def test_mend_voyager_scores_is_needed(searched, queries):
+    retriever = searched.voyager_retriever()
     retriever.num_results = 5
     found = retriever(queries)
     lower = np.array(exact_scores(found, queries)) - found["score"].to_numpy(dtype=float)
@@ -433,8 +459,7 @@ def test_mend_voyager_scores_is_needed(plain, queries):
 
 
 def mend(retriever, num_results):
-    compat.mend_voyager_num_results(retriever, num_results)
-    compat.mend_voyager_query(retriever)
+    compat.mend_voyager_query(retriever, num_results)
     compat.mend_voyager_scores(retriever)
     return retriever
 
@@ -469,11 +494,10 @@ def voyager_index():
 
 
 @pytest.mark.parametrize("num_results", [1, 5, 1000])
-def test_mended_voyager_retriever_is_right(plain, queries, voyager_index, num_results):
+def test_mended_voyager_retriever_is_right(searched, queries, voyager_index, num_results):
     """Both the one of pyterrier-dr with its faults and one that has none."""
-    compat.make_voyager_graph(plain, OPTIONS)
-    faulty = plain.voyager_retriever(num_results=num_results, query_ef=20)
-    right = MendedVoyagerRetriever(plain, voyager_index, query_ef=20, num_results=num_results)
+    faulty = searched.voyager_retriever(num_results=num_results, query_ef=20)
+    right = MendedVoyagerRetriever(searched, voyager_index, query_ef=20, num_results=num_results)
     for retriever in (faulty, right):
         found = compat.transform_queries(mend(retriever, num_results), queries)
         assert found.groupby("qid").size().tolist() == [min(num_results, 40)] * 3
@@ -498,7 +522,7 @@ def test_mend_voyager_scores_leaves_a_mended_retriever_alone(plain, voyager_inde
         ((), {}, ((), {})),
     ],
 )
-def test_mend_voyager_query_leaves_right_calls_alone(plain, arguments, options, expected):
+def test_mend_voyager_query_leaves_right_calls_alone(searched, arguments, options, expected):
     called = []
 
     class Spy:
@@ -508,23 +532,34 @@ def test_mend_voyager_query_leaves_right_calls_alone(plain, arguments, options, 
         def query(self, vectors, k, *arguments, **options):
             called.append((k, (arguments, options)))
 
-    retriever = plain.voyager_retriever()
+    retriever = searched.voyager_retriever()
     retriever.voyager_index = Spy()
-    compat.mend_voyager_query(retriever)
+    compat.mend_voyager_query(retriever, 5)
     retriever.voyager_index.query(VECTORS, 5, *arguments, **options)
     assert called == [(5, expected)]
 
 
-# --- map_torch_vectors ------------------------------------------------------
+# --- no_warning_of_mapped_vectors -----------------------------------------------------------------------------------
 
 
-def test_map_torch_vectors_is_needed(plain):
-    assert fails_with_warnings(lambda: plain.torch_vecs(device="cpu")), DELETE.format("map_torch_vectors")
+def make_tensor(index):
+    index.torch_vecs(device="cpu")
 
 
-def test_map_torch_vectors_does_not_warn(plain):
-    assert not fails_with_warnings(lambda: compat.map_torch_vectors(plain, "cpu"))
-    np.testing.assert_array_equal(plain.torch_vecs(device="cpu"), VECTORS)
+def make_graph(index):
+    index.corpus_graph(2)
+
+
+@pytest.mark.parametrize("make", [make_tensor, make_graph])
+def test_no_warning_of_mapped_vectors(plain, make):
+    """Where one is mended, and not the other, the context manager is still needed."""
+    assert fails_with_warnings(lambda: make(plain)), DELETE.format("no_warning_of_mapped_vectors")
+
+    def make_quietly():
+        with compat.no_warning_of_mapped_vectors():
+            make(plain)
+
+    assert not fails_with_warnings(make_quietly)
 
 
 def fails_with_warnings(function):

@@ -86,7 +86,7 @@ def corpus():
     )
     assert process.stdout.readline().strip() == b"indexing"
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()
     assert not path.exists()
     assert not SelfDistillIndex(path).built()
 

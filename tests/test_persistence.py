@@ -109,7 +109,7 @@ encoder.save(sys.argv[2])
     )
     assert process.stdout.readline().strip() == b"saving"
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()
     time.sleep(0.1)
     assert not (tmp_path / "model").exists()
     assert not list(tmp_path.glob("*/pt_meta.json"))

@@ -11,7 +11,7 @@ from pyterrier.measures import RR, nDCG
 from pyterrier_caching import RetrieverCache, ScorerCache
 from pyterrier_dr import AveragePrf, VectorPrf
 
-from pyterrier_selfdistill import SelfDistillBiEncoder, SelfDistillIndex, SelfDistillTrainer
+from pyterrier_selfdistill import SelfDistillBiEncoder, SelfDistillIndex, SelfDistillTrainer, ShardedIndex
 
 
 @pytest.fixture
@@ -47,6 +47,57 @@ def calls(monkeypatch):
     return counted
 
 
+# --- frames without rows --------------------------------------------------------------------------------------------
+
+OF_QUERIES = [
+    *("retriever", "np_retriever", "torch_retriever", "faiss_flat_retriever", "faiss_hnsw_retriever"),
+    *("faiss_ivf_retriever", "voyager_retriever", "masked", "np_masked", "sharded", "query_encoder"),
+]
+OF_RESULTS = [
+    "scorer",
+    "torch_scorer",
+    "gar",
+    "ladr_proactive",
+    "ladr_adaptive",
+    "vec_loader",
+    "doc_encoder",
+    "encoder",
+]
+
+
+def transformer_of(name, encoder, index):
+    """Make what a name of the lists above stands for."""
+    if "masked" in name:
+        method = name.replace("masked", "retriever")
+        return getattr(index, method)(mask=index.mask(["sort-table", "plot-row"]))
+    if name == "sharded":
+        return ShardedIndex([index.index_path]).retriever()
+    if name == "encoder":
+        return encoder.scorer()
+    owner = encoder if "encoder" in name else index
+    return getattr(owner, name)()
+
+
+def kinds(frame):
+    """Say what the columns of a frame hold, in their order: text or arrays, integers, or floats."""
+    return [(name, dtype.kind.replace("u", "i")) for name, dtype in frame.dtypes.items()]
+
+
+@pytest.mark.parametrize("name", [*OF_QUERIES, *OF_RESULTS])
+def test_frames_without_rows_keep_their_columns(encoder, index, names, collection, name):
+    given = encoder.query_encoder()(names["topics"]).assign(note=1)
+    if name in OF_RESULTS:
+        given = given.merge(collection.corpus, how="cross").assign(score=0.5, rank=0)
+    transformer = transformer_of(name, encoder, index)
+    nothing = transformer(given.head(0))
+    assert len(nothing) == 0
+    assert kinds(nothing) == kinds(transformer(given))
+    # pandas merges columns of one type only
+    assert nothing.merge(names["topics"][["qid"]], on="qid", how="right")["qid"].tolist() == list(
+        names["topics"]["qid"]
+    )
+
+
 # --- feedback -------------------------------------------------------------------------------------------------------
 
 
@@ -69,7 +120,8 @@ def test_experiment_runs_once_what_systems_share(encoder, index, names, calls):
         encoder >> index >> index.vec_loader() >> VectorPrf() >> index,
     ]
     arguments = names["topics"], names["qrels"], [nDCG @ 10]
-    apart = pt.Experiment(systems, *arguments)
+    with pytest.warns(UserWarning, match="Consider setting plan='tree'"):
+        apart = pt.Experiment(systems, *arguments)
     assert calls == {encoder.model_name: 3 * 8}
     calls.clear()
     together = pt.Experiment(systems, *arguments, plan="tree")

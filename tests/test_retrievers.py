@@ -438,10 +438,6 @@ def test_retrievers_and_scorers_conform_to_pyterrier(index, conforms, method):
     conforms(getattr(index, method)())
 
 
-def test_vec_loader_takes_empty_frames(index):
-    assert list(index.vec_loader()(pd.DataFrame({"docno": []})).columns) == ["docno", "doc_vec"]
-
-
 @pytest.mark.parametrize("method", ["retriever", "torch_retriever", "torch_scorer"])
 def test_searching_under_autocast_finds_the_same(encoder, index, collection, method, ranking):
     searching = getattr(index, method)()

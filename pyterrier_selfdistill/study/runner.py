@@ -168,7 +168,7 @@ class Runner:
             "machine": describe_machine(),
             "commit": _commit(),
             "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-            "finished": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
 
     def _train(

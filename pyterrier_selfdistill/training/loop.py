@@ -21,7 +21,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
 from ..biencoder import SelfDistillBiEncoder
-from ..compat import no_checkpoint_progress_bars, remove_autocast
+from ..compat import no_transformers_progress_bars, no_widget_examples, remove_autocast
 from ..distributed import is_first, share_weights
 from ..io import explained_errors
 from .arguments import deciding_measure
@@ -83,7 +83,8 @@ class TrainingLoop(SentenceTransformerTrainer):
         verbose: bool,
     ) -> None:
         self.decay = decay  # first, since the trainer may ask for a schedule while it is made
-        super().__init__(model=encoder.model, args=arguments, train_dataset=dataset, loss=loss, evaluator=evaluator)
+        with no_widget_examples(encoder.model):
+            super().__init__(model=encoder.model, args=arguments, train_dataset=dataset, loss=loss, evaluator=evaluator)
         self.start = start
         self.seconds = 0.0
         self.unchecked: list[tuple[int, torch.Tensor]] = []
@@ -139,7 +140,7 @@ class TrainingLoop(SentenceTransformerTrainer):
             resumed = str(checkpoint)
             self.args.eval_on_start = False  # the interrupted run did, and its log says so
         started = time.monotonic()
-        with explained_errors(self.folder), no_checkpoint_progress_bars():
+        with explained_errors(self.folder), no_transformers_progress_bars():
             self.train(resume_from_checkpoint=resumed)
         self.seconds = time.monotonic() - started
         self.require_finite_losses()
