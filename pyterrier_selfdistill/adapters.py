@@ -342,6 +342,8 @@ def merged(model: SentenceTransformer) -> SentenceTransformer:
     for name, layer in _wrapped_layers(language_model).items():
         language_model.set_submodule(name, _unwrapped(layer))
     plain.delete_adapter(adapters)
+    # transformers 5.23 renames weights when it loads an adapter, and would save these under the names of PEFT
+    vars(language_model).pop("_weight_conversions", None)
     return plain.requires_grad_(True).eval()
 
 

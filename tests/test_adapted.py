@@ -46,6 +46,8 @@ def test_an_adapter_alone_is_small_and_loads_as_it_was(adapted, base, tmp_path):
         **{"base": "base", "base_checksum": "", "type": "LORA", "r": 2, "lora_alpha": 4, "lora_dropout": 0.1},
         **{"init_lora_weights": False, "target_modules": ["query", "value"]},
     }
+    merged = loaded.merge_adapter()
+    assert pt.Artifact.load(merged.save(tmp_path / "merged")).model_name == merged.model_name
     again = loaded.save_adapter(tmp_path / "again")
     assert SelfDistillBiEncoder.from_pretrained(again).model_name == adapted.model_name
 
