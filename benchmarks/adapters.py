@@ -1,6 +1,7 @@
 """What training an adapter costs and gives, beside training all weights.
 
     python -m benchmarks.adapters memory    # the peak for a model as large as BERT-large
+    python -m benchmarks.adapters memory --layers 6
     python -m benchmarks.adapters quality   # MiniLM with docstrings: nDCG@10, seconds, megabytes
     python -m benchmarks.adapters quality --rates 1e-4 1e-3
 
@@ -32,11 +33,10 @@ from pyterrier_selfdistill.training.starting import make_start
 
 LARGE: dict[str, Any] = {
     "hidden_size": 1024,
-    "num_hidden_layers": 24,
     "num_attention_heads": 16,
     "intermediate_size": 4096,
 }
-"""The layers of BERT-large, which has 335 million weights."""
+"""The layers of BERT-large, which has 24 of them and 335 million weights."""
 
 STEPS = 2
 """Over how many steps memory is measured; the optimizer has all that it needs before the second."""
@@ -71,17 +71,18 @@ def main() -> None:
     """Read the command line, measure, and print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.adapters", description=__doc__.partition("\n")[0])
     parser.add_argument("part", choices=["memory", "quality"])
+    parser.add_argument("--layers", type=int, default=24, help="how many layers the model has for memory")
     parser.add_argument("--collection", default=DOCSTRINGS, help="what to train on and search for quality")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="the folder of collections")
     parser.add_argument("--rates", type=float, nargs="*", default=RATES, help="learning rates of the adapter")
     options = parser.parse_args()
     if options.part == "memory":
-        print(memory_table())
+        print(memory_table(options.layers))
     else:
         print(quality_table(options.collection, options.data, options.rates))
 
 
-def memory_table() -> str:
+def memory_table(layers: int) -> str:
     """Measure the memory of each way to train, and write it."""
     lora = {"adapter": require_peft().LoraConfig(**LORA)}
     ways: dict[str, dict[str, Any]] = {
@@ -92,7 +93,7 @@ def memory_table() -> str:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         model = f"{folder}/model"
-        apart(partial(write_model, model))
+        apart(partial(write_model, model, layers))
         for name, options in ways.items():
             peak, trained = apart(partial(peak_of_training, model, options))
             rows.append((name, f"{trained / 1e6:,.1f}", f"{peak:,.0f}"))
@@ -120,9 +121,9 @@ def apart(work: Callable[[], Any]) -> Any:
         return process.submit(work).result()
 
 
-def write_model(folder: str) -> None:
+def write_model(folder: str, layers: int) -> None:
     """Write a language model with random weights, and the vocabulary of MiniLM."""
-    BertModel(BertConfig(**LARGE)).save_pretrained(folder)
+    BertModel(BertConfig(num_hidden_layers=layers, **LARGE)).save_pretrained(folder)
     AutoTokenizer.from_pretrained(MINILM).save_pretrained(folder)
 
 
