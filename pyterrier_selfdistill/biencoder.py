@@ -17,6 +17,8 @@ from pyterrier_dr import SimFn
 from sentence_transformers import SentenceTransformer
 
 from . import persistence
+from .adapted import WithAdapter
+from .adapters import require_plain
 from .compat import schematic
 from .data.corpus import Corpus, Documents
 from .encoders import DocumentEncoder, EncoderPipeline, EncodesTexts, QueryEncoder, Scorer
@@ -35,7 +37,7 @@ ModelName = Annotated[
 FieldName = Annotated[str, Field(min_length=1), Expected("the name of a field such as 'text'")]
 
 
-class SelfDistillBiEncoder(ComparedByKey, LocalPackages, Exports, EncodesTexts, pyterrier_dr.BiEncoder):
+class SelfDistillBiEncoder(ComparedByKey, WithAdapter, LocalPackages, Exports, EncodesTexts, pyterrier_dr.BiEncoder):
     """A single-vector biencoder whose vectors are L2-normalized, so that dot products are cosines.
 
     By the columns of its input it encodes queries (``query`` to ``query_vec``), encodes documents (``text`` to
@@ -175,6 +177,7 @@ class SelfDistillBiEncoder(ComparedByKey, LocalPackages, Exports, EncodesTexts, 
             FileExistsError: If the folder is there and ``overwrite`` is not set, or holds something else than an
                 encoder.
             FolderInUseError: If another process writes it.
+            ValueError: If the encoder has an adapter: see :meth:`merge_adapter` and :meth:`save_adapter`.
             OSError: If it may not be written, or the disk is full.
 
         Example:
@@ -184,6 +187,7 @@ class SelfDistillBiEncoder(ComparedByKey, LocalPackages, Exports, EncodesTexts, 
             ...     pt.Artifact.load(path)
             SelfDistillBiEncoder('...model')
         """
+        require_plain(self.model, "a folder that is read without its base")
         path = Path(path).expanduser()
         persistence.save(self.model, self._metadata(), path, overwrite=overwrite)
         self.path = path
@@ -309,7 +313,7 @@ class SelfDistillBiEncoder(ComparedByKey, LocalPackages, Exports, EncodesTexts, 
     @property
     def _settings(self) -> tuple[Any, ...]:
         """What decides on vectors besides layers and weights."""
-        return self.query_length, self.document_length, self.model.max_seq_length, tuple(self.model.prompts.items())
+        return persistence.encoding_settings(self.model)
 
     def _metadata(self) -> dict[str, Any]:
         return persistence.metadata(self.model, self.model_name, self.training_summary)

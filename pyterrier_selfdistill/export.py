@@ -11,6 +11,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from . import persistence
+from .adapters import require_plain
 from .int8 import require_openvino, write_graph
 from .options import FolderPath, checked
 from .precision import copied
@@ -41,13 +42,14 @@ class Exports:
 
         Raises:
             ImportError: If OpenVINO is not installed: ``pip install pyterrier-selfdistill[int8]``.
-            ValueError: If OpenVINO cannot convert the model.
+            ValueError: If OpenVINO cannot convert the model, or it has an adapter.
             FileExistsError: If the folder is there and ``overwrite`` is not set, or holds something else than an
                 encoder.
             FolderInUseError: If another process writes it.
             OSError: If it may not be written, or the disk is full.
         """
         require_openvino()
+        require_plain(self.model, "a graph")
         path = Path(path).expanduser()
         model = copied(self.model, torch.float32).to("cpu")
         write = partial(write_graph, model, int8=self.precision == "int8")

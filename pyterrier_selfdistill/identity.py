@@ -138,7 +138,7 @@ class ModelChecksum:
         if state != self._state:
             checksum = hashlib.sha256(repr((str(model), settings)).encode())
             for tensor in model.state_dict().values():
-                checksum.update(_bytes(tensor))
+                checksum.update(tensor_bytes(tensor))
             self._state = state
             self._checksum = checksum.hexdigest()
         return self._checksum
@@ -170,7 +170,7 @@ def model_state(model: torch.nn.Module, settings: tuple[Any, ...]) -> tuple[Any,
         step = max(1, len(values) // SAMPLED)
         samples.setdefault((tensor.dtype, tensor.device), []).append(values[::step])
     # together, since each copy from a GPU waits for it
-    sampled = [_bytes(torch.cat(values)) for values in samples.values()]
+    sampled = [tensor_bytes(torch.cat(values)) for values in samples.values()]
     return versions, sampled, str(model), settings
 
 
@@ -178,7 +178,7 @@ SAMPLED = 64
 """How many values of each tensor are looked at, or somewhat more."""
 
 
-def _bytes(tensor: torch.Tensor) -> bytes:
+def tensor_bytes(tensor: torch.Tensor) -> bytes:
     """Return the bytes of a tensor, those of its float32 values if it has 16 bits."""
     if tensor.dtype in (torch.float16, torch.bfloat16):
         tensor = tensor.float()

@@ -120,8 +120,14 @@ def _how_trained(training: Mapping[str, Any]) -> str:
 def description_rows(description: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Say what an encoder is, in titles and texts with names between backticks."""
     prompts = ", ".join(f"{name} `{prompt}`" for name, prompt in description["prompts"].items())
+    adapter = description.get("adapter")
+    base = []
+    if adapter:
+        refers = f"`{adapter['base']}` `{adapter['base_checksum'][:12]}`, which is not in the folder"
+        base.append(("Adapter of", refers))
     lengths = f"cut at {description['query_length']} and {description['document_length']} tokens"
     return [
+        *base,
         ("Architecture", f"{description['architecture']}, {description['parameters']:,} parameters"),
         ("Vectors", f"{description['dimension']} dimensions, unit length; pooling: {description['pooling']}"),
         ("Queries and documents", lengths),
@@ -136,6 +142,9 @@ def training_rows(training: Mapping[str, Any]) -> list[tuple[str, str]]:
     base = training.get("base_model")
     if base:
         rows.append(("Base model", f"`{base.get('name')}` `{base.get('checksum', '')[:12]}`"))
+    adapter = training.get("adapter")
+    if adapter:
+        rows.append(("Adapter", f"trained in place of all weights, with PEFT: {_assignments(adapter)}"))
     data = training.get("data")
     if data:
         rows += _data_rows(data)

@@ -20,11 +20,12 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 from sentence_transformers.util import get_device_name, is_sentence_transformer_model
 
+from .adapters import adapter_settings, adapters_of, base_checksum, describe_adapter, require_base, require_same_base
 from .compat import no_transformers_progress_bars
 from .io import METADATA_FILE, artifact_kind, atomic_folder, recover
 from .model_card import saved_card
 from .options import Expected
-from .portable import portable_settings
+from .portable import portable_name, portable_settings
 
 ARTIFACT = {"type": "biencoder", "format": "selfdistill", "package_hint": "pyterrier-selfdistill"}
 """What PyTerrier reads in the metadata to find the class that loads the folder."""
@@ -151,6 +152,7 @@ def _explained_errors(name: str) -> Iterator[None]:
     """Say which model cannot be loaded, and what to do."""
     if Path(name).is_dir():
         _require_files(Path(name))
+        require_base(Path(name))
     try:
         with no_transformers_progress_bars():
             yield
@@ -196,6 +198,8 @@ def _damage(folder: Path, error: Exception) -> str:
 def _require_described(model: SentenceTransformer, folder: Path) -> None:
     """Check that a model is what :func:`save` wrote; of weights that do not fit, libraries leave some out."""
     said = read_metadata(folder).get("model", {})
+    if "adapter" in said:
+        require_same_base(model, folder, said["adapter"]["base_checksum"])
     found = describe(model, "")
     for name in ("architecture", "parameters", "dimension"):
         if said.get(name, found[name]) != found[name]:
@@ -270,6 +274,12 @@ def document_length(model: SentenceTransformer) -> int | None:
     return getattr(model[0], "document_length", None) or model.max_seq_length
 
 
+def encoding_settings(model: SentenceTransformer) -> tuple[Any, ...]:
+    """Collect what decides on vectors besides layers and weights."""
+    lengths = query_length(model), document_length(model), model.max_seq_length
+    return *lengths, tuple(model.prompts.items()), *adapter_settings(model)
+
+
 def describe(model: SentenceTransformer, checksum: str) -> dict[str, Any]:
     """Describe a model, for its metadata and its card.
 
@@ -286,6 +296,9 @@ def describe(model: SentenceTransformer, checksum: str) -> dict[str, Any]:
     """
     pooling_modes = [module.pooling_mode for module in model if hasattr(module, "pooling_mode")]
     language_model = getattr(model[0], "model", model[0])
+    adapter: dict[str, Any] = {}
+    if adapters_of(model):
+        adapter["adapter"] = _describe_adapter(model)
     return {
         "checksum": checksum,
         "architecture": type(language_model).__name__,
@@ -295,6 +308,17 @@ def describe(model: SentenceTransformer, checksum: str) -> dict[str, Any]:
         "query_length": query_length(model),
         "document_length": document_length(model),
         "prompts": {name: prompt for name, prompt in model.prompts.items() if prompt},
+        **adapter,
+    }
+
+
+def _describe_adapter(model: SentenceTransformer) -> dict[str, Any]:
+    """Describe the adapter of a model, and its base, by which it is known when it is loaded."""
+    (config,) = adapters_of(model).values()
+    return {
+        "base": portable_name(config.base_model_name_or_path),
+        "base_checksum": base_checksum(model),
+        **describe_adapter(config),
     }
 
 

@@ -14,6 +14,7 @@ import torch
 from pydantic import AfterValidator
 from sentence_transformers import SentenceTransformer
 
+from .adapters import adapters_of, merged
 from .compat import remove_autocast
 from .identity import model_state
 from .int8 import quantize
@@ -134,6 +135,9 @@ def _is_of(model: SentenceTransformer, precision: str) -> bool:
 
 def _converted(model: SentenceTransformer, precision: str) -> SentenceTransformer:
     """Copy a model in a precision, without gradients."""
+    if adapters_of(model):
+        # rounded once, and as fast as plain weights
+        model = merged(model)
     if precision == "int8":
         return quantize(copied(model, torch.float32))
     return copied(model, getattr(torch, precision))

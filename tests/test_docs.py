@@ -179,6 +179,14 @@ def test_trackers(known, capsys):
         assert line.endswith(f": {names['trainer'].history[column].dropna().iloc[-1]:.3f}")
 
 
+def test_adapters(known, folder):
+    stand_ins, names = known
+    stand_ins["5e-4"] = "5e-4, max_steps=2, verbose=False"
+    names = run("adapters.rst", (stand_ins, names))
+    assert names["adapted"].merge_adapter() == names["encoder"] != names["base"]
+    assert SelfDistillBiEncoder(folder / "whole-model").model_name == names["encoder"].model_name
+
+
 def test_retrieval(known, folder):
     run("retrieval.rst", known)
 

@@ -4,6 +4,7 @@
 
     output_dir/
         model/         the encoder at its best checkpoint, as SelfDistillBiEncoder.save writes it
+        adapter/       its adapter without the base, if one was trained, as SelfDistillBiEncoder.save_adapter writes it
         history.csv    loss, margin, target, learning rate, similarity and measures, by step
         history.png    the same, drawn
         checkpoints/   what is needed to go on: checkpoints of transformers, the settings of the run, mined negatives,
@@ -29,9 +30,11 @@ import pyterrier as pt
 from sentence_transformers.util import get_world_size
 from transformers import TrainerState
 
+from ..adapters import adapters_of
 from ..biencoder import SelfDistillBiEncoder
 from ..distributed import agree
 from ..io import folder_lock
+from ..persistence import is_saved_encoder
 from ..portable import portable_settings
 from .history import plot_history
 
@@ -56,6 +59,7 @@ class RunFolder:
     Attributes:
         path: The folder.
         model: The folder of the trained encoder.
+        adapter: The folder of its adapter.
         history: The file with the history.
         plot: The file with the drawing of the history.
         checkpoints: The folder with what is needed to go on.
@@ -75,6 +79,7 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.model = self.path / "model"
+        self.adapter = self.path / "adapter"
         self.history = self.path / "history.csv"
         self.plot = self.path / "history.png"
         self.checkpoints = self.path / "checkpoints"
@@ -152,18 +157,34 @@ class RunFolder:
         )
         return encoder, json.loads(self._log_file.read_text())
 
-    def save(self, encoder: SelfDistillBiEncoder, history: pd.DataFrame, log: Sequence[Mapping[str, Any]]) -> None:
+    def save(
+        self, encoder: SelfDistillBiEncoder, history: pd.DataFrame, log: Sequence[Mapping[str, Any]]
+    ) -> SelfDistillBiEncoder:
         """Write the trained encoder and the history of its training.
 
         Args:
             encoder: The encoder.
             history: What :func:`.history.history_frame` returns.
             log: What it was made of.
+
+        Returns:
+            The encoder; if it has an adapter, that of plain weights.
         """
+        if adapters_of(encoder.model):
+            agree(partial(encoder.save_adapter, self.adapter, overwrite=True))
+            encoder = encoder.merge_adapter()
+        else:
+            agree(self._remove_adapter)
         agree(partial(self._save, encoder, history, log))
         # as the first process, which has saved it
         encoder.path = self.model
         encoder.name = str(self.model)
+        return encoder
+
+    def _remove_adapter(self) -> None:
+        """Remove the adapter of an earlier run."""
+        if is_saved_encoder(self.adapter):
+            shutil.rmtree(self.adapter)
 
     def _save(self, encoder: SelfDistillBiEncoder, history: pd.DataFrame, log: Sequence[Mapping[str, Any]]) -> None:
         encoder.save(self.model, overwrite=True)

@@ -16,7 +16,6 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformerTrainingArguments
 from torch import nn
 
-from ..biencoder import SelfDistillBiEncoder
 from ..data.cache import Triples
 from ..data.corpus import Corpus
 from ..distributed import agree, joined
@@ -29,6 +28,7 @@ from .loop import TrainingLoop
 from .processes import read_in_turn, require_batches, require_whole_models
 from .settings import decisive, run_settings
 from .sources import JudgedQueries
+from .starting import Start, make_start
 from .targets import LossMaker
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class Preparation(NamedTuple):
     """What a run is made of.
 
     Attributes:
-        encoder: The encoder to train.
+        start: The encoder to train, and the one before training.
         dataset: The triples.
         loss: The loss on texts.
         arguments: The training arguments.
@@ -59,7 +59,7 @@ class Preparation(NamedTuple):
         settings: All of it, described.
     """
 
-    encoder: SelfDistillBiEncoder
+    start: Start
     dataset: Dataset
     loss: nn.Module
     arguments: SentenceTransformerTrainingArguments
@@ -73,6 +73,7 @@ class EncoderFitter(EncoderEstimator):
 
     corpus: Corpus | None
     fields: Sequence[str] | None
+    adapter: Any
     preset: str
     rounds: int
     valid_share: float | None
@@ -108,10 +109,10 @@ class EncoderFitter(EncoderEstimator):
                 if self._run.is_finished():
                     self._trained, self._logs = self._run.load(self._encoder)
                     return
-                encoder = prepared.encoder
+                encoder, before = prepared.start
                 loop = TrainingLoop(
                     encoder,
-                    self._encoder,
+                    before,
                     prepared.dataset,
                     prepared.loss,
                     prepared.arguments,
@@ -124,13 +125,12 @@ class EncoderFitter(EncoderEstimator):
                 loop.run(checkpoint)
                 self._logs = agree(lambda: loop.state.log_history)
                 encoder.training_summary = agree(lambda: loop.summary(prepared.settings, self.history))
-                self._trained = encoder
-                self._run.save(encoder, self.history, self._logs)
+                self._trained = self._run.save(encoder, self.history, self._logs)
 
     def _prepare(self, data: Triples, validation: ValidationData, queries: JudgedQueries | None) -> Preparation:
         """Make all that a run needs, and check it."""
-        encoder = self._encoder.copy()
-        encoder.model.float()  # in 16 bits most updates would round to nothing; autocast is for speed
+        start = make_start(self._encoder, self.adapter, self.seed)
+        encoder = start.encoder
         if self.arguments.get("eval_strategy") == "no":
             validation = ValidationData(None, None)
         training_topics = None
@@ -161,7 +161,8 @@ class EncoderFitter(EncoderEstimator):
             patience=self.patience,
             miner=miner,
             valid_share=self.valid_share,
+            adapter=self.adapter,
         )
         settings = agree(describe)
         arguments.settings = settings
-        return Preparation(encoder, data.dataset, loss, arguments, evaluator, miner, settings)
+        return Preparation(start, data.dataset, loss, arguments, evaluator, miner, settings)

@@ -12,6 +12,7 @@ from typing import Any
 from sentence_transformers import SentenceTransformerTrainingArguments
 from torch import nn
 
+from ..adapters import describe_adapter
 from ..biencoder import SelfDistillBiEncoder
 from ..data.cache import Triples
 from .arguments import precision_of
@@ -63,6 +64,7 @@ def run_settings(
     patience: int,
     miner: HardNegativeMiner | None,
     valid_share: float | None = None,
+    adapter: Any = None,
 ) -> dict[str, Any]:
     """Collect what makes a run.
 
@@ -77,6 +79,7 @@ def run_settings(
         patience: After how many evaluations without improvement training stops.
         miner: What mines hard negatives; None if nothing does.
         valid_share: The share of the queries that is held out for evaluation; None if none is.
+        adapter: The configuration of the adapter that is trained; None if all weights are.
 
     Returns:
         The settings, by name.
@@ -94,6 +97,8 @@ def run_settings(
         more["processes"] = arguments.world_size
     if valid_share is not None:
         more["valid_share"] = valid_share
+    if adapter is not None:
+        more["adapter"] = describe_adapter(adapter)
     return {
         "data": data.summary,
         "loss": described,

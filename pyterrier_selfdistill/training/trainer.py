@@ -26,6 +26,7 @@ from pydantic import SkipValidation
 from sentence_transformers import SentenceTransformer
 from torch import nn
 
+from ..adapters import AdapterConfig, require_adaptable
 from ..biencoder import SelfDistillBiEncoder
 from ..calibrated_loss import EmbeddingLoss
 from ..compat import schematic
@@ -68,6 +69,9 @@ class SelfDistillTrainer(EncoderFitter):
             loss of sentence-transformers for a model, such as ``MultipleNegativesRankingLoss``.
         mini_batch_size: How many texts to go back through the model with at once, for batches that do not fit into
             memory: the same loss and gradients (see :class:`SelfDistillationLoss`), for a forward pass more.
+        adapter: A configuration of PEFT, such as ``peft.LoraConfig(r=16)``, to train an adapter in place of all
+            weights, with ``pip install pyterrier-selfdistill[adapters]``. It is merged into the trained encoder, and
+            written alone to the folder ``adapter`` of ``output_dir``. It takes a higher ``learning_rate``.
         preset: ``"default"`` or ``"paper"``, the recipe of the paper.
         negatives: How many negatives a triple gets in :meth:`fit`, or :class:`Negatives` that say which.
         min_label: The lowest label of a positive in :meth:`fit`.
@@ -114,6 +118,7 @@ class SelfDistillTrainer(EncoderFitter):
         error: ErrorName = "l2",
         loss: SkipValidation[EmbeddingLoss | Callable[[SentenceTransformer], nn.Module] | None] = None,
         mini_batch_size: PositiveInteger | None = None,
+        adapter: AdapterConfig = None,
         preset: Literal["default", "paper"] = "default",
         negatives: PositiveInteger | Negatives = 1,
         min_label: PositiveInteger = 1,
@@ -129,6 +134,7 @@ class SelfDistillTrainer(EncoderFitter):
         verbose: bool = True,
         **arguments: Any,
     ) -> None:
+        require_adaptable(encoder.model, adapter)
         require_rounds(rounds, corpus)
         require_arguments(arguments, resume=resume, overwrite=overwrite)
         require_valid_share(valid_share, arguments)
@@ -140,6 +146,7 @@ class SelfDistillTrainer(EncoderFitter):
         self.error = error
         self.loss = loss
         self.mini_batch_size = mini_batch_size
+        self.adapter = adapter
         self._make_loss = loss_maker(loss, target, in_batch, error, mini_batch_size, default=PRESETS[preset].target)
         self.preset = preset
         self.negatives = negatives if isinstance(negatives, Negatives) else Negatives(negatives)
