@@ -27,12 +27,12 @@ from sentence_transformers import SentenceTransformer
 from torch import nn
 
 from ..biencoder import SelfDistillBiEncoder
-from ..calibrated_loss import EmbeddingLoss
 from ..compat import schematic
 from ..data.corpus import Corpus, reusable
 from ..data.negatives import Negatives
 from ..data.triples import PairOptions
 from ..losses import ErrorName
+from ..nested_loss import Dimensions, EmbeddingLoss, Weights
 from ..options import Expected, FieldNames, FolderPath, Measures, PositiveInteger, Seed, ShareBetween, checked, plain
 from .arguments import (
     PRESETS,
@@ -68,6 +68,9 @@ class SelfDistillTrainer(EncoderFitter):
             loss of sentence-transformers for a model, such as ``MultipleNegativesRankingLoss``.
         mini_batch_size: How many texts to go back through the model with at once, for batches that do not fit into
             memory: the same loss and gradients (see :class:`SelfDistillationLoss`), for a forward pass more.
+        matryoshka_dims: To train vectors that can be cut (Matryoshka): the numbers of dimensions, such as ``[384, 192,
+            96, 48]``, which begin with that of the encoder; see :class:`NestedDimensionsLoss`.
+        matryoshka_weights: The weight of each; 1 by default.
         preset: ``"default"`` or ``"paper"``, the recipe of the paper.
         negatives: How many negatives a triple gets in :meth:`fit`, or :class:`Negatives` that say which.
         min_label: The lowest label of a positive in :meth:`fit`.
@@ -114,6 +117,8 @@ class SelfDistillTrainer(EncoderFitter):
         error: ErrorName = "l2",
         loss: SkipValidation[EmbeddingLoss | Callable[[SentenceTransformer], nn.Module] | None] = None,
         mini_batch_size: PositiveInteger | None = None,
+        matryoshka_dims: Dimensions | None = None,
+        matryoshka_weights: Weights | None = None,
         preset: Literal["default", "paper"] = "default",
         negatives: PositiveInteger | Negatives = 1,
         min_label: PositiveInteger = 1,
@@ -140,7 +145,18 @@ class SelfDistillTrainer(EncoderFitter):
         self.error = error
         self.loss = loss
         self.mini_batch_size = mini_batch_size
-        self._make_loss = loss_maker(loss, target, in_batch, error, mini_batch_size, default=PRESETS[preset].target)
+        self.matryoshka_dims = matryoshka_dims
+        self.matryoshka_weights = matryoshka_weights
+        self._make_loss = loss_maker(
+            loss,
+            target,
+            in_batch,
+            error,
+            mini_batch_size,
+            default=PRESETS[preset].target,
+            matryoshka_dims=matryoshka_dims,
+            matryoshka_weights=matryoshka_weights,
+        )
         self.preset = preset
         self.negatives = negatives if isinstance(negatives, Negatives) else Negatives(negatives)
         self.min_label = min_label
