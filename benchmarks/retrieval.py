@@ -58,11 +58,19 @@ BACKENDS: list[tuple[str, dict[str, int]]] = [
     ("faiss_ivf_retriever", {"n_probe": 32}),
     ("voyager_retriever", {"query_ef": 100}),
     ("voyager_retriever", {"query_ef": 400}),
+    ("int8_retriever", {"rescore": 1}),
+    ("int8_retriever", {"rescore": 2}),
+    ("binary_retriever", {"rescore": 1}),
+    ("binary_retriever", {"rescore": 4}),
+    ("binary_retriever", {"rescore": 10}),
 ]
 """Methods of an index that make a retriever, and their options."""
 
 EXACT = ("retriever", "np_retriever", "torch_retriever", "faiss_flat_retriever")
 """Methods of an index that make exact retrievers."""
+
+SMALL = ("retriever", "np_retriever", "int8_retriever", "binary_retriever")
+"""Methods that search small vectors, and those that they are compared with."""
 
 CHUNK = 10_000
 """How many random vectors are drawn at once."""
@@ -79,10 +87,14 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=500)
     parser.add_argument("--vectors", type=int, default=2_000_000, help="of the index that memory is measured with")
     parser.add_argument("--exact", action="store_true", help="only exact backends, and the growth of building")
-    parser.add_argument("--full", action="store_true", help="with --exact: up to 1,000,000 and 10,000,000 vectors")
+    parser.add_argument("--small", action="store_true", help="only the speed of int8 and binary vectors")
+    parser.add_argument("--full", action="store_true", help="with --exact and --small: ten times as many vectors")
     options = parser.parse_args()
     if options.exact:
         show_exact(options.full)
+        return
+    if options.small:
+        show_small(options.full)
         return
 
     dataset = pt.get_dataset(options.dataset)
@@ -115,6 +127,16 @@ def show_exact(full: bool) -> None:
             show("searching", row)
         for row in measure_growth(Path(folder), built):
             show("growth", row)
+
+
+def show_small(full: bool) -> None:
+    """Print how fast int8 and binary vectors are searched."""
+    sizes: tuple[int, ...] = (100_000,)
+    if full:
+        sizes = (1_000_000,)
+    with tempfile.TemporaryDirectory() as folder:
+        for row in measure_searching(Path(folder), sizes, backends=SMALL, depths=(10, 100)):
+            show("searching", row)
 
 
 def measure_memory(number: int, dimension: int, folder: Path) -> None:
@@ -200,14 +222,20 @@ def measure_retriever(
 
 
 def measure_searching(
-    folder: Path, sizes: Sequence[int] = (10_000, 100_000, 1_000_000), dimension: int = 384
+    folder: Path,
+    sizes: Sequence[int] = (10_000, 100_000, 1_000_000),
+    dimension: int = 384,
+    backends: Sequence[str] = EXACT,
+    depths: Sequence[int] = (10, 1000),
 ) -> list[dict[str, Any]]:
-    """Measure exact backends over random unit vectors, without encoding.
+    """Measure backends over random unit vectors, without encoding.
 
     Args:
         folder: Where to write the indexes, and to remove them after.
         sizes: How many vectors there are.
         dimension: Their length.
+        backends: Methods of the index, with their own options.
+        depths: How many documents to find.
 
     Returns:
         A row for each backend, size, depth and number of queries: ``cold s``, the first search, which also maps or
@@ -217,13 +245,13 @@ def measure_searching(
     for size in sizes:
         index = SelfDistillIndex(folder / "searching.flex", verbose=False)
         index.indexer(mode="overwrite").index(random_vectors(size, dimension))
-        for backend, depth, number in itertools.product(EXACT, (10, 1000), (1, 100)):
+        for backend, depth, number in itertools.product(backends, depths, (1, 100)):
             vectors = [row["doc_vec"] for row in random_vectors(number, dimension, seed=1)]
             queries = pd.DataFrame({"qid": map(str, range(number)), "query_vec": vectors})
             # what is open, or in memory, is that of one measurement only
             index.close()
             started = time.monotonic()
-            retriever = exact_retriever(index, backend, depth)
+            retriever = make_retriever(index, backend, depth)
             retriever(queries)
             cold = time.monotonic() - started
             started = time.process_time()
@@ -240,7 +268,7 @@ def measure_searching(
     return rows
 
 
-def exact_retriever(index: SelfDistillIndex, backend: str, depth: int) -> pt.Transformer:
+def make_retriever(index: SelfDistillIndex, backend: str, depth: int) -> pt.Transformer:
     """Make a retriever of some depth; that of FAISS always finds 1,000 documents."""
     make = getattr(index, backend)
     if backend == "faiss_flat_retriever":

@@ -9,6 +9,7 @@ from .identity import EncoderMismatchError
 from .index import SelfDistillIndex
 from .io import FolderInUseError
 from .losses import AdaptiveMarginLoss
+from .nested_loss import NestedDimensionsLoss
 from .progress import adapt_to_logs
 from .ray_indexing import RayIndexer
 from .sharded_index import ShardedIndex
@@ -27,6 +28,7 @@ __all__ = [
     "EncoderMismatchError",
     "FolderInUseError",
     "Negatives",
+    "NestedDimensionsLoss",
     "NotFittedError",
     "RayIndexer",
     "RetrievalEvaluator",

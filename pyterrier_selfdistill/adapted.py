@@ -10,20 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-import pyterrier as pt
-from sentence_transformers import SentenceTransformer
-
 from . import persistence
 from .adapters import adapters_of, merged, require_plain, saved_base_of_adapter
 from .options import FolderPath, checked
+from .variants import HasVariants
 
 
-class WithAdapter(pt.Artifact):
+class WithAdapter(HasVariants):
     """An encoder whose model may have an adapter."""
-
-    model: SentenceTransformer
-    name: str | None
-    training_summary: dict[str, Any]
 
     def merge_adapter(self) -> Self:
         """Make an encoder of plain weights, into which the adapter is merged.
@@ -39,10 +33,7 @@ class WithAdapter(pt.Artifact):
         """
         if not adapters_of(self.model):
             raise ValueError(f"{self!r} has no adapter to merge: its weights are plain already")
-        plain = self.apply_attributes(model=merged(self.model))
-        plain.name = self.name
-        plain.training_summary = self.training_summary
-        return plain
+        return self._variant(merged(self.model))
 
     @checked
     def save_adapter(self, path: FolderPath, *, overwrite: bool = False) -> Path:
@@ -83,10 +74,6 @@ class WithAdapter(pt.Artifact):
         """Upload the folder of the encoder, as PyTerrier's artifacts do; an adapter is merged first."""
         require_plain(self.model, "an upload")
         super().to_hf(*arguments, **options)
-
-    def apply_attributes(self, **attributes: Any) -> Self:
-        """Make an encoder with other arguments."""
-        raise NotImplementedError
 
     def _metadata(self) -> Mapping[str, Any]:
         """Describe the model."""

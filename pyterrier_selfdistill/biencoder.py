@@ -30,6 +30,7 @@ from .options import Expected, FieldNames, FolderPath, PositiveInteger, checked
 from .packages import LocalPackages
 from .persistence import Device, PoolingMode
 from .precision import EncodingCopy, Precision
+from .truncation import Truncates
 
 ModelName = Annotated[
     Annotated[str, Field(min_length=1)] | Path, Expected("a name on the Hugging Face hub, or the path of a folder")
@@ -37,7 +38,9 @@ ModelName = Annotated[
 FieldName = Annotated[str, Field(min_length=1), Expected("the name of a field such as 'text'")]
 
 
-class SelfDistillBiEncoder(ComparedByKey, WithAdapter, LocalPackages, Exports, EncodesTexts, pyterrier_dr.BiEncoder):
+class SelfDistillBiEncoder(
+    ComparedByKey, WithAdapter, LocalPackages, Exports, Truncates, EncodesTexts, pyterrier_dr.BiEncoder
+):
     """A single-vector biencoder whose vectors are L2-normalized, so that dot products are cosines.
 
     By the columns of its input it encodes queries (``query`` to ``query_vec``), encodes documents (``text`` to
@@ -299,16 +302,6 @@ class SelfDistillBiEncoder(ComparedByKey, WithAdapter, LocalPackages, Exports, E
     def identity(self) -> EncoderIdentity:
         """The name and the checksum, which vectors and indexes remember."""
         return EncoderIdentity(self.name, self.model_name)
-
-    def apply_attributes(self, **attributes: Any) -> SelfDistillBiEncoder:
-        """Make an encoder with the same model and other arguments, for :mod:`pyterrier.inspect`."""
-        given = {name: getattr(self, name) for name in ("model", "batch_size", "text_field", "verbose", "dtype")}
-        changed = SelfDistillBiEncoder(**{**given, **attributes})
-        if changed.model is self.model:  # another one has a history of its own
-            changed.name = self.name
-            changed.path = self.path
-            changed.training_summary = self.training_summary
-        return changed
 
     @property
     def _settings(self) -> tuple[Any, ...]:

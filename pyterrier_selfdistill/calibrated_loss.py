@@ -8,13 +8,13 @@ are calibrated after training; here it is done in each step, and nothing is left
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .losses import AdaptiveMarginLoss, normalize, pairs_with_other_documents, require_embeddings
+from .losses import normalize, pairs_with_other_documents, require_embeddings
 
 SCALES = (1.0, 1000.0)
 """Between which scales to look: at 1 the documents of a batch are nearly alike to a softmax of cosines."""
@@ -101,10 +101,6 @@ class CalibratedLoss(nn.Module):
     def get_config_dict(self) -> dict[str, Any]:
         """Return the options, for model cards and records of runs: there are none."""
         return {"target": "calibrated"}
-
-
-EmbeddingLoss: TypeAlias = AdaptiveMarginLoss | CalibratedLoss
-"""The losses of this package, on embeddings."""
 
 
 def cross_entropy(margin: Tensor, scale: Tensor) -> Tensor:

@@ -30,7 +30,41 @@ Mode = Annotated[IndexingMode | Literal["create", "overwrite"], Expected("'creat
 Neighbours = Annotated[int, Field(ge=2), Expected("2 or a greater integer")]
 
 
-class SelfDistillIndex(ComparedByKey, LocalPackages, FlexIndex):
+class SearchesSmallVectors:
+    """An index that is searched by small copies of its vectors, with the scores of the full ones.
+
+    What the retrievers of :class:`SelfDistillIndex` have in common, these have too.
+    """
+
+    @checked
+    def int8_retriever(
+        self,
+        *,
+        num_results: PositiveInteger = 1000,
+        rescore: PositiveInteger = 2,
+        qbatch: PositiveInteger = 64,
+        drop_query_vec: bool = False,
+    ) -> IndexTransformer:
+        """Search vectors of 8 bits a number with FAISS, and score ``rescore`` times as many by the full ones."""
+        return IndexTransformer.make("int8_retriever", **locals())
+
+    @checked
+    def binary_retriever(
+        self,
+        *,
+        num_results: PositiveInteger = 1000,
+        rescore: PositiveInteger = 10,
+        qbatch: PositiveInteger = 64,
+        drop_query_vec: bool = False,
+    ) -> IndexTransformer:
+        """Search vectors of a bit a number with FAISS, and score ``rescore`` times as many by the full ones.
+
+        The shorter the vectors, the less do bits say, and the more is to be scored again.
+        """
+        return IndexTransformer.make("binary_retriever", **locals())
+
+
+class SelfDistillIndex(ComparedByKey, LocalPackages, SearchesSmallVectors, FlexIndex):
     """A dense index that knows which encoder built it.
 
     Used as :class:`pyterrier_dr.FlexIndex` is. What it adds: while it is built, another name holds what there is; a

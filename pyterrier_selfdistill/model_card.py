@@ -152,6 +152,7 @@ def training_rows(training: Mapping[str, Any]) -> list[tuple[str, str]]:
     if loss:
         options = {name: value for name, value in loss.items() if name != "name"}
         rows.append(("Loss", f"`{loss['name']}` {_assignments(options)}"))
+        rows += _dimension_rows(loss, training.get("truncated_from"))
     arguments = _assignments(training.get("arguments", {}))
     rows.append(("Arguments", f"preset `{training.get('preset')}`, {arguments}"))
     if training.get("seed") is not None:
@@ -165,6 +166,17 @@ def training_rows(training: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("Best", f"{best['name']} {best['value']:.4f} at step {training.get('best_step')}{remark}"))
     versions = training.get("versions", {})
     rows.append(("Versions", ", ".join(f"{name} {version}" for name, version in versions.items())))
+    return rows
+
+
+def _dimension_rows(loss: Mapping[str, Any], truncated_from: int | None) -> list[tuple[str, str]]:
+    """Say which prefixes of vectors were trained, and whether the encoder was cut to one."""
+    rows = []
+    shorter = ", ".join(map(str, loss.get("matryoshka_dims", [])[1:]))
+    if shorter:
+        rows.append(("Shorter vectors", f"the first {shorter} dimensions were trained too: `encoder.truncate(...)`"))
+    if truncated_from is not None:
+        rows.append(("Truncated", f"after training; measures are of vectors of {truncated_from} dimensions"))
     return rows
 
 

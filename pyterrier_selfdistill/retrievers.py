@@ -19,7 +19,7 @@ import torch
 from pyterrier_dr import FlexIndex, SimFn
 from pyterrier_dr.flex.np_retr import NumpyVectorLoader
 
-from . import compat
+from . import compat, quantized
 from .identity import ComparedByKey, EncodedVector, EncoderMismatchError, encoders_of
 from .index_files import Signature, read_unchanged, signature_of
 from .io import METADATA_FILE, artifact_kind, folder_lock
@@ -29,9 +29,13 @@ from .vectors import require_vectors, without_rows
 
 SCORERS = ("np_scorer", "torch_scorer")
 
+SMALL_VECTORS: dict[str, quantized.Kind] = {"int8_retriever": "int8", "binary_retriever": "binary"}
+"""The methods that search small vectors, and the kinds of these."""
+
 WITH_GRAPHS = (
     *("faiss_hnsw_retriever", "faiss_ivf_retriever", "voyager_retriever"),
     *("gar", "ladr_proactive", "ladr_adaptive"),
+    *SMALL_VECTORS,
 )
 """The methods that keep what they compute in the folder of the index."""
 
@@ -114,6 +118,8 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
         if mask is not None and self.method == "np_retriever":
             common = {name: options[name] for name in ("num_results", "mask", "drop_query_vec")}
             return compat.masked_retriever(self.index, **common)
+        if self.method in SMALL_VECTORS:
+            return quantized.make_retriever(self.index, SMALL_VECTORS[self.method], **options)
         if self.method == "voyager_retriever":
             compat.make_voyager_graph(self.index, options)
         inner = getattr(FlexIndex, self.method)(self.index, **options)
@@ -284,7 +290,7 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
         return hash((self.index, self.method))
 
     def __repr__(self) -> str:
-        parameters = inspect.signature(getattr(FlexIndex, self.method)).parameters
+        parameters = inspect.signature(getattr(type(self.index), self.method)).parameters
         given = []
         for name, value in self.options.items():
             if value is not parameters[name].default:

@@ -1,8 +1,9 @@
 """The self-distillation loss on texts, in the form that sentence-transformers trains with.
 
 :class:`SelfDistillationLoss` embeds the columns of a batch, queries, positives and negatives, and hands the embeddings
-to a loss of this package, :class:`.losses.AdaptiveMarginLoss` or :class:`.calibrated_loss.CalibratedLoss`. With a
-``mini_batch_size`` it takes one mini-batch after the other, with the gradient cache of sentence-transformers.
+to a loss of this package: :class:`.losses.AdaptiveMarginLoss` or :class:`.calibrated_loss.CalibratedLoss`, or
+:class:`.nested_loss.NestedDimensionsLoss` of one of them. With a ``mini_batch_size`` it takes one mini-batch after the
+other, with the gradient cache of sentence-transformers.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from sentence_transformers.base.losses import CachedLossMixin
 from sentence_transformers.base.losses.gradcache import has_static_embedding_input
 from torch import Tensor, nn
 
-from .calibrated_loss import EmbeddingLoss
 from .distributed import gather_batch
 from .embedding import arrange, embed, restore
 from .losses import AdaptiveMarginLoss
+from .nested_loss import EmbeddingLoss
 
 CITATION = """
 @inproceedings{gienapp2025selfdistillation,

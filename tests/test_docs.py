@@ -229,6 +229,20 @@ def test_sweeps_name_all_settings_and_losses():
     assert missing == []
 
 
+def test_small_vectors(known, folder):
+    stand_ins, names = known
+    # the tiny model has 32 dimensions
+    stand_ins |= {"[768, 384, 192, 96]": "[32, 16, 8, 4]", "(384, 192, 96)": "(16, 8, 4)", "192": "8"}
+    names = run("small_vectors.rst", (stand_ins, names))
+    topics = names["topics"]
+    assert names["shorter"].dimension == 8
+    assert list(names["table"]["name"]) == ["768", "16", "8", "4"]
+    exact = names["systems"]["768"](topics)
+    for name in ("fast", "faster"):
+        found = names[name](topics).merge(exact, on=["qid", "docno"])
+        assert len(found) == len(exact)
+
+
 @pytest.fixture
 def ray_cluster():
     import ray

@@ -17,7 +17,7 @@ from pyterrier_selfdistill.identity import EncoderIdentity
 
 METHODS = [
     *("retriever", "np_retriever", "torch_retriever", "faiss_flat_retriever"),
-    *("faiss_hnsw_retriever", "faiss_ivf_retriever", "voyager_retriever"),
+    *("faiss_hnsw_retriever", "faiss_ivf_retriever", "voyager_retriever", "int8_retriever", "binary_retriever"),
 ]
 
 

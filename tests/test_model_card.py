@@ -47,6 +47,17 @@ TRAINING = {
 TRAINED = {**METADATA, "training": TRAINING}
 
 
+def test_card_says_which_shorter_vectors_were_trained():
+    loss = TRAINING["loss"] | {"matryoshka_dims": [384, 96, 48]}
+    nested = {**METADATA, "training": {**TRAINING, "loss": loss}}
+    row = "| Shorter vectors | the first 96, 48 dimensions were trained too: `encoder.truncate(...)` |"
+    assert row in saved_card(nested, title="Tiny", load="load()")
+    cut = {**METADATA, "training": {**TRAINING, "truncated_from": 384}}
+    row = "| Truncated | after training; measures are of vectors of 384 dimensions |"
+    assert row in saved_card(cut, title="Tiny", load="load()")
+    assert "Shorter vectors" not in saved_card(TRAINED, title="Tiny", load="load()")
+
+
 def front_matter(card):
     return yaml.safe_load(card.split("---\n")[1])
 

@@ -18,8 +18,9 @@ from pyterrier_selfdistill.retrievers import IndexTransformer
 
 EXACT = ["retriever", "np_retriever", "torch_retriever", "faiss_flat_retriever"]
 APPROXIMATE = ["faiss_hnsw_retriever", "faiss_ivf_retriever", "voyager_retriever"]
+SMALL = ["int8_retriever", "binary_retriever"]
 RERANKERS = ["scorer", "torch_scorer", "gar", "ladr_proactive", "ladr_adaptive"]
-COUNTED = [method for method in [*EXACT, *APPROXIMATE, *RERANKERS] if method != "faiss_flat_retriever"]
+COUNTED = [method for method in [*EXACT, *APPROXIMATE, *SMALL, *RERANKERS] if method != "faiss_flat_retriever"]
 ALIASES = {
     "np_scorer": "scorer",
     "np_vec_loader": "vec_loader",
@@ -69,7 +70,7 @@ def test_exact_retrievers_agree(encoder, index, collection, method):
         assert (np.diff(group["score"]) <= 0).all()
 
 
-@pytest.mark.parametrize("method", APPROXIMATE)
+@pytest.mark.parametrize("method", [*APPROXIMATE, *SMALL])
 def test_approximate_retrievers_find_most(encoder, index, collection, method):
     exact = (encoder >> index)(collection.topics)
     options = {"n_probe": 4} if method == "faiss_ivf_retriever" else {}
@@ -99,7 +100,7 @@ def test_voyager_retriever_searches_as_widely_as_asked(index, encoder, collectio
     assert asked == [(20, {"query_ef": 25})]
 
 
-@pytest.mark.parametrize("method", EXACT + APPROXIMATE)
+@pytest.mark.parametrize("method", EXACT + APPROXIMATE + SMALL)
 @pytest.mark.parametrize("k", [1, 3, 1000])
 def test_rank_cutoff_finds_the_same_compiled(encoder, index, collection, method, k, ranking):
     options = {"n_probe": 8} if method == "faiss_ivf_retriever" else {}
@@ -223,7 +224,7 @@ def test_options_may_be_numpy_integers(index, encoder, collection):
 
 
 @pytest.mark.parametrize("documents", [1, 2, 5, 17])
-@pytest.mark.parametrize("method", [*EXACT, *APPROXIMATE, *RERANKERS])
+@pytest.mark.parametrize("method", [*EXACT, *APPROXIMATE, *SMALL, *RERANKERS])
 def test_small_corpora_are_searched_whole(tmp_path, method, documents):
     vectors = np.random.default_rng(0).normal(size=(documents, 8)).astype(np.float32)
     index = SelfDistillIndex(tmp_path / "index.flex", verbose=False)
@@ -384,7 +385,7 @@ def test_graphs_are_no_other_artifacts(index, encoder, method):
 # --- IndexTransformer -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", [*EXACT, *APPROXIMATE, *RERANKERS])
+@pytest.mark.parametrize("method", [*EXACT, *APPROXIMATE, *SMALL, *RERANKERS])
 def test_transformers_are_equal_if_made_of_the_same(index, method):
     options = {"k": 4} if method in ("gar", "ladr_proactive", "ladr_adaptive") else {}
     transformer = getattr(index, method)(**options)
@@ -433,7 +434,7 @@ def test_roles_conform_to_pyterrier(encoder, index, conforms, role):
     conforms(ROLES[role](encoder, index))
 
 
-@pytest.mark.parametrize("method", [*EXACT, *APPROXIMATE, "scorer", "torch_scorer"])
+@pytest.mark.parametrize("method", [*EXACT, *APPROXIMATE, *SMALL, "scorer", "torch_scorer"])
 def test_retrievers_and_scorers_conform_to_pyterrier(index, conforms, method):
     conforms(getattr(index, method)())
 

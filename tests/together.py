@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pyterrier_selfdistill import (
     AdaptiveMarginLoss,
     CalibratedLoss,
+    NestedDimensionsLoss,
     SelfDistillationLoss,
     SelfDistillBiEncoder,
     SelfDistillTrainer,
@@ -48,6 +49,7 @@ LOSSES = {
     "trusting": (AdaptiveMarginLoss("trusting"), 1),
     "calibrated": (CalibratedLoss(), 1),
     "calibrated, two negatives": (CalibratedLoss(), 2),
+    "calibrated, nested": (NestedDimensionsLoss(CalibratedLoss(), [32, 8], [1.0, 0.5]), 1),
     "trusting, two negatives": (AdaptiveMarginLoss("trusting", error="soft"), 2),
 }
 """Losses, with the number of negatives."""

@@ -21,8 +21,9 @@ from sentence_transformers.sentence_transformer.losses import (
 )
 from torch import Tensor, nn
 
-from ..calibrated_loss import CalibratedLoss, EmbeddingLoss
+from ..calibrated_loss import CalibratedLoss
 from ..losses import TARGETS, AdaptiveMarginLoss, MarginTerms
+from ..nested_loss import EmbeddingLoss
 from .run import Run
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)

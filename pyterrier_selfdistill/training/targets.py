@@ -10,8 +10,9 @@ from pydantic import Field
 from sentence_transformers import SentenceTransformer
 from torch import nn
 
-from ..calibrated_loss import CalibratedLoss, EmbeddingLoss
+from ..calibrated_loss import CalibratedLoss
 from ..losses import TARGETS, AdaptiveMarginLoss, ErrorName, Target
+from ..nested_loss import Dimensions, EmbeddingLoss, NestedDimensionsLoss, Weights
 from ..options import Expected
 from ..text_losses import SelfDistillationLoss
 
@@ -41,6 +42,8 @@ def loss_maker(
     mini_batch_size: int | None = None,
     *,
     default: TrainingTarget,
+    matryoshka_dims: Dimensions | None = None,
+    matryoshka_weights: Weights | None = None,
 ) -> LossMaker:
     """Return the function that makes the loss of a training for its model.
 
@@ -51,6 +54,9 @@ def loss_maker(
         error: Its error function.
         mini_batch_size: That of :class:`SelfDistillationLoss`.
         default: The target if there is none.
+        matryoshka_dims: Those of :class:`.nested_loss.NestedDimensionsLoss`, and so are the weights; None to train
+            whole vectors only.
+        matryoshka_weights: The weight of each.
 
     Returns:
         The function.
@@ -67,8 +73,12 @@ def loss_maker(
         loss = loss_of(target or default, in_batch, error)
     elif (target, in_batch, error) != (None, False, "l2"):
         raise ValueError(f"loss={loss!r} was given beside target, in_batch or error; set those in the loss itself")
+    if matryoshka_dims is not None:
+        loss = _nested(loss, matryoshka_dims, matryoshka_weights)
+    elif matryoshka_weights is not None:
+        raise ValueError(f"matryoshka_weights={matryoshka_weights} are those of matryoshka_dims; give these too")
     if isinstance(loss, EmbeddingLoss):
-        return partial(SelfDistillationLoss, loss=loss, mini_batch_size=mini_batch_size)
+        return partial(_loss_on_texts, loss=loss, mini_batch_size=mini_batch_size)
     if isinstance(loss, nn.Module) or not callable(loss):
         raise TypeError(
             f"expected an AdaptiveMarginLoss, a CalibratedLoss or a function of the model, got loss={loss!r}; for "
@@ -81,6 +91,24 @@ def loss_maker(
             "lambda model: CachedMultipleNegativesRankingLoss(model, mini_batch_size=...)"
         )
     return loss
+
+
+def _nested(loss: LossMaker | EmbeddingLoss, dims: Dimensions, weights: Weights | None) -> NestedDimensionsLoss:
+    """Have a loss train the first dimensions too."""
+    if not isinstance(loss, AdaptiveMarginLoss | CalibratedLoss):
+        raise ValueError(
+            f"matryoshka_dims={dims} is for AdaptiveMarginLoss and CalibratedLoss, got loss={loss!r} beside it; leave "
+            "it out, and give another loss as lambda model: MatryoshkaLoss(model, TheLoss(model), [...])"
+        )
+    return NestedDimensionsLoss(loss, dims, weights)
+
+
+def _loss_on_texts(model: SentenceTransformer, loss: EmbeddingLoss, mini_batch_size: int | None) -> nn.Module:
+    """Make the loss on texts, if the model has the dimensions that it trains."""
+    dimension = model.get_embedding_dimension()
+    if isinstance(loss, NestedDimensionsLoss) and dimension is not None:
+        loss.require_dimensions_of(dimension)
+    return SelfDistillationLoss(model, loss, mini_batch_size)
 
 
 def loss_of(target: TrainingTarget, in_batch: bool = False, error: ErrorName = "l2") -> EmbeddingLoss:

@@ -28,12 +28,12 @@ from torch import nn
 
 from ..adapters import AdapterConfig, require_adaptable
 from ..biencoder import SelfDistillBiEncoder
-from ..calibrated_loss import EmbeddingLoss
 from ..compat import schematic
 from ..data.corpus import Corpus, reusable
 from ..data.negatives import Negatives
 from ..data.triples import PairOptions
 from ..losses import ErrorName
+from ..nested_loss import Dimensions, EmbeddingLoss, Weights
 from ..options import Expected, FieldNames, FolderPath, Measures, PositiveInteger, Seed, ShareBetween, checked, plain
 from .arguments import (
     PRESETS,
@@ -72,6 +72,9 @@ class SelfDistillTrainer(EncoderFitter):
         adapter: A configuration of PEFT, such as ``peft.LoraConfig(r=16)``, to train an adapter in place of all
             weights, with ``pip install pyterrier-selfdistill[adapters]``. It is merged into the trained encoder, and
             written alone to the folder ``adapter`` of ``output_dir``. It takes a higher ``learning_rate``.
+        matryoshka_dims: To train vectors that can be cut (Matryoshka): the numbers of dimensions, such as ``[384, 192,
+            96, 48]``, which begin with that of the encoder; see :class:`NestedDimensionsLoss`.
+        matryoshka_weights: The weight of each; 1 by default.
         preset: ``"default"`` or ``"paper"``, the recipe of the paper.
         negatives: How many negatives a triple gets in :meth:`fit`, or :class:`Negatives` that say which.
         min_label: The lowest label of a positive in :meth:`fit`.
@@ -119,6 +122,8 @@ class SelfDistillTrainer(EncoderFitter):
         loss: SkipValidation[EmbeddingLoss | Callable[[SentenceTransformer], nn.Module] | None] = None,
         mini_batch_size: PositiveInteger | None = None,
         adapter: AdapterConfig = None,
+        matryoshka_dims: Dimensions | None = None,
+        matryoshka_weights: Weights | None = None,
         preset: Literal["default", "paper"] = "default",
         negatives: PositiveInteger | Negatives = 1,
         min_label: PositiveInteger = 1,
@@ -147,7 +152,18 @@ class SelfDistillTrainer(EncoderFitter):
         self.loss = loss
         self.mini_batch_size = mini_batch_size
         self.adapter = adapter
-        self._make_loss = loss_maker(loss, target, in_batch, error, mini_batch_size, default=PRESETS[preset].target)
+        self.matryoshka_dims = matryoshka_dims
+        self.matryoshka_weights = matryoshka_weights
+        self._make_loss = loss_maker(
+            loss,
+            target,
+            in_batch,
+            error,
+            mini_batch_size,
+            default=PRESETS[preset].target,
+            matryoshka_dims=matryoshka_dims,
+            matryoshka_weights=matryoshka_weights,
+        )
         self.preset = preset
         self.negatives = negatives if isinstance(negatives, Negatives) else Negatives(negatives)
         self.min_label = min_label

@@ -1,7 +1,7 @@
 import pytest
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
-from pyterrier_selfdistill import AdaptiveMarginLoss, CalibratedLoss
+from pyterrier_selfdistill import AdaptiveMarginLoss, CalibratedLoss, NestedDimensionsLoss
 from pyterrier_selfdistill.training.targets import loss_maker, loss_of
 
 
@@ -29,3 +29,27 @@ def test_the_calibrated_loss_has_no_options(options):
 def test_a_loss_beside_a_target_is_refused():
     with pytest.raises(ValueError, match="was given beside target"):
         loss_maker(CalibratedLoss(), "calibrated", False, "l2", default="calibrated")
+
+
+def test_nested_dimensions_are_those_of_the_model(encoder):
+    make = loss_maker(None, "calibrated", False, "l2", 4, default="calibrated", matryoshka_dims=[32, 8])
+    loss = make(encoder.model)
+    assert isinstance(loss.loss, NestedDimensionsLoss)
+    assert (loss.loss.dimensions, loss.mini_batch_size) == ([32, 8], 4)
+    make = loss_maker(None, None, False, "l2", default="calibrated", matryoshka_dims=[64, 32])
+    with pytest.raises(ValueError, match="must begin with the 32 dimensions that the vectors have"):
+        make(encoder.model)
+
+
+@pytest.mark.parametrize(
+    ("loss", "options", "error"),
+    [
+        (MultipleNegativesRankingLoss, {"matryoshka_dims": [32, 8]}, "lambda model: MatryoshkaLoss"),
+        (NestedDimensionsLoss(CalibratedLoss(), [32]), {"matryoshka_dims": [32, 8]}, "leave it out"),
+        (None, {"matryoshka_weights": [1.0]}, "are those of matryoshka_dims; give these too"),
+    ],
+    ids=["another loss", "nested already", "weights alone"],
+)
+def test_nested_dimensions_that_cannot_be_trained_are_errors(loss, options, error):
+    with pytest.raises(ValueError, match=error):
+        loss_maker(loss, None, False, "l2", default="calibrated", **options)

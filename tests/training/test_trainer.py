@@ -40,6 +40,20 @@ def test_fit_learns_in_a_pipeline(make, encoder, collection):
     pd.testing.assert_frame_equal(trainer(results), trainer.encoder(results))
 
 
+def test_matryoshka_dims_are_trained_and_recorded(make, collection):
+    results, qrels = collection.results, collection.qrels
+    options = {"max_steps": 2, "logging_steps": 1, "bf16": False}
+    nested = make("nested", matryoshka_dims=[32, 4], matryoshka_weights=[1, 2], **options).fit(results, qrels)
+    plain = make("plain", **options).fit(results, qrels)
+    # of the same first batch: the whole vectors' scale, and a loss more
+    first, same = (trainer.history.dropna(subset="loss").iloc[0] for trainer in (nested, plain))
+    assert first["scale"] == pytest.approx(same["scale"], rel=1e-4)
+    assert first["loss"] > same["loss"] * 1.5
+    loss = nested.encoder.training_summary["loss"]
+    assert (loss["matryoshka_dims"], loss["matryoshka_weights"]) == ([32, 4], [1, 2])
+    assert not [name for name in plain.encoder.training_summary["loss"] if "matryoshka" in name]
+
+
 def test_fit_leaves_the_first_encoder_as_it_was(make, encoder, collection):
     before = {name: tensor.clone() for name, tensor in encoder.model.state_dict().items()}
     trainer = make().fit(collection.results, collection.qrels)
