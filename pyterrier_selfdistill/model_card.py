@@ -169,7 +169,12 @@ def training_rows(training: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _data_rows(data: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Say what the encoder was trained on, and what was left out."""
+    """Say what the encoder was trained on, collection by collection, and what was left out."""
+    rows = []
+    for name, part in data.get("collections", {}).items():
+        rows += [(f"{title}, {name}", text) for title, text in _data_rows(part)]
+    if rows:
+        return rows
     triples = f"{data.get('triples', 0):,} triples of {data.get('queries', 0):,} queries"
     origin = f"from {data.get('source')}, {data.get('negatives')} negatives each"
     rows = [("Data", f"{triples}, {origin}; fingerprint `{data.get('fingerprint')}`")]

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from datasets import Dataset
 from sentence_transformers import SentenceTransformerTrainingArguments
 from sentence_transformers.util import get_world_size
 from transformers import TrainingArguments
@@ -18,9 +17,10 @@ from ..biencoder import SelfDistillBiEncoder
 from ..compat import use_one_gpu
 from ..data.columns import LABEL
 from ..data.corpus import Corpus
+from ..data.several import TrainingSet, parts_of
 from ..options import Count, PositiveInteger, PositiveNumber, checked
 from ..precision import has_bfloat16
-from .evaluation import RetrievalEvaluator
+from .evaluation import Evaluator
 from .targets import TrainingTarget
 from .trackers import TrackedArguments, require_trackers
 
@@ -136,9 +136,9 @@ def exponential_decay(preset: Preset, overrides: Mapping[str, Any]) -> float | N
 
 def make_training_arguments(
     encoder: SelfDistillBiEncoder,
-    dataset: Dataset,
+    dataset: TrainingSet,
     folder: Path,
-    evaluator: RetrievalEvaluator | None,
+    evaluator: Evaluator | None,
     *,
     preset: Preset,
     seed: int,
@@ -148,7 +148,7 @@ def make_training_arguments(
 
     Args:
         encoder: The encoder to train.
-        dataset: The triples.
+        dataset: The triples, of one collection or of several.
         folder: The folder for checkpoints.
         evaluator: What decides which checkpoint is best; None without evaluation, where it is the last one.
         preset: The recipe.
@@ -162,6 +162,7 @@ def make_training_arguments(
         ValueError: If an argument has a value that transformers does not know, or names what is not measured.
 
     Example:
+        >>> from datasets import Dataset
         >>> triples = Dataset.from_dict({"query": ["sort"], "positive": ["sort rows"], "negative": ["plot a file"]})
         >>> overrides = {"per_device_train_batch_size": 8}
         >>> options = {"preset": PRESETS["paper"], "seed": 42, "overrides": overrides}
@@ -169,9 +170,7 @@ def make_training_arguments(
         >>> arguments.learning_rate, arguments.per_device_train_batch_size
         (5e-07, 8)
     """
-    texts = [name for name in dataset.column_names if name != LABEL]
-    roles = dict.fromkeys(texts, "document")
-    roles["query"] = "query"
+    roles = _roles(dataset)
     on_cpu = encoder.device.type == "cpu"
     arguments: dict[str, Any] = {
         "output_dir": str(folder),
@@ -196,9 +195,10 @@ def make_training_arguments(
     arguments.setdefault("save_steps", arguments["eval_steps"])
     if evaluator is None:
         del arguments["eval_steps"]
-    if arguments.get("dataloader_drop_last") and len(dataset) < arguments["per_device_train_batch_size"]:
+    smallest = min(map(len, parts_of(dataset)))
+    if arguments.get("dataloader_drop_last") and smallest < arguments["per_device_train_batch_size"]:
         raise ValueError(
-            f"dataloader_drop_last=True leaves nothing of {len(dataset)} triples to train with, since a batch has "
+            f"dataloader_drop_last=True leaves nothing of {smallest} triples to train with, since a batch has "
             f"{arguments['per_device_train_batch_size']}; lower per_device_train_batch_size, or leave it out"
         )
     drop_last = arguments.get("dataloader_drop_last", False)
@@ -231,7 +231,7 @@ def deciding_measure(arguments: TrainingArguments) -> str:
     return str(arguments.metric_for_best_model).removeprefix("eval_")
 
 
-def _evaluation_arguments(evaluator: RetrievalEvaluator | None, overrides: Mapping[str, Any]) -> dict[str, Any]:
+def _evaluation_arguments(evaluator: Evaluator | None, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Choose how the training loop evaluates, and check what was given against what there is to evaluate with."""
     if evaluator is None:
         strategy = overrides.get("eval_strategy", "no")
@@ -352,6 +352,15 @@ def require_valid_share(valid_share: float | None, arguments: Mapping[str, Any])
             f"valid_share={valid_share} holds out queries to evaluate with, and eval_strategy='no' evaluates nothing; "
             "leave one of them out"
         )
+
+
+def _roles(dataset: TrainingSet) -> dict[str, str]:
+    """Say of each column whether it holds queries or documents."""
+    roles: dict[str, str] = {}
+    for part in parts_of(dataset):
+        roles |= dict.fromkeys(part.column_names, "document")
+    roles.pop(LABEL, None)
+    return roles | {"query": "query"}
 
 
 def _prompts(encoder: SelfDistillBiEncoder, roles: Mapping[str, str]) -> dict[str, str]:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import pandas as pd
 import pyterrier as pt
@@ -22,9 +22,11 @@ from sentence_transformers.base.model import BaseModel
 
 from ..biencoder import SelfDistillBiEncoder
 from ..data.corpus import Corpus, Documents
+from ..data.several import in_collection, require_names
 from ..io import scratch_folder
 from ..options import FieldNames, Measures, PositiveInteger, checked
 from ..validate import has_candidates, require_columns, require_integer_labels, require_judged, require_texts
+from .history import of_collection
 
 logger = logging.getLogger(__name__)
 
@@ -190,6 +192,69 @@ class RetrievalEvaluator(BaseEvaluator):
             )
 
 
+class CollectionsEvaluator(BaseEvaluator):
+    """Measure how well a model ranks in several collections.
+
+    Args:
+        evaluators: What evaluates in each collection, by its name; all with the same measures.
+
+    Attributes:
+        primary_metric: The name of the first measure, whose mean over collections decides which model is best.
+
+    Example:
+        >>> from pyterrier.measures import RR
+        >>> results = pd.DataFrame([["1", "sort", "d1", "sort rows"]], columns=["qid", "query", "docno", "text"])
+        >>> qrels = pd.DataFrame([["1", "d1", 1]], columns=["qid", "docno", "label"])
+        >>> evaluator = RetrievalEvaluator(results, qrels, [RR])
+        >>> CollectionsEvaluator({"a": evaluator, "b": evaluator})(encoder.model)
+        {'RR': 1.0, 'RR (a)': 1.0, 'RR (b)': 1.0}
+    """
+
+    def __init__(self, evaluators: Mapping[str, RetrievalEvaluator]) -> None:
+        super().__init__()
+        self.evaluators = dict(evaluators)
+        first, *_ = self.evaluators.values()
+        self.measures = first.measures
+        self.primary_metric = first.primary_metric
+        self.searches = any(evaluator.searches for evaluator in self.evaluators.values())
+        self.documents = first.documents
+
+    def __call__(
+        self, model: BaseModel, output_path: str | None = None, epoch: float = -1, steps: int = -1
+    ) -> dict[str, float]:
+        """Rank and measure in each collection.
+
+        Args:
+            model: The model as it is now.
+            output_path: As :class:`RetrievalEvaluator` takes it.
+            epoch: Not used.
+            steps: Not used.
+
+        Returns:
+            The means of the measures over collections, by name, and those of each collection.
+        """
+        measured = {name: evaluator(model, output_path) for name, evaluator in self.evaluators.items()}
+        means = {}
+        singles: dict[str, float] = {}
+        for measure in map(str, self.measures):
+            values = {of_collection(measure, name): values[measure] for name, values in measured.items()}
+            means[measure] = sum(values.values()) / len(values)
+            singles |= values
+        return means | singles
+
+    def describe(self) -> dict[str, Any]:
+        """Describe what decides on the numbers: a run is resumed only with the same."""
+        described = {}
+        for name, evaluator in self.evaluators.items():
+            described[name] = evaluator.describe()
+            del described[name]["measures"]
+        return {"measures": list(map(str, self.measures)), "collections": described}
+
+
+Evaluator: TypeAlias = RetrievalEvaluator | CollectionsEvaluator
+"""What evaluates in one collection, or in several."""
+
+
 def search_depth(measures: Sequence[Measure]) -> int:
     """Choose how many documents to search for, so that measures see all that they look at.
 
@@ -224,20 +289,20 @@ def _fingerprint(*frames: pd.DataFrame) -> str:
 
 def make_evaluator(
     encoder: SelfDistillBiEncoder,
-    topics_or_results: pd.DataFrame | None,
-    qrels: pd.DataFrame | None,
+    topics_or_results: pd.DataFrame | Mapping[str, pd.DataFrame] | None,
+    qrels: pd.DataFrame | Mapping[str, pd.DataFrame] | None,
     training_topics: pd.DataFrame | None,
     *,
     measures: Sequence[Measure],
     corpus: Corpus | None,
     fields: Sequence[str] | None,
-) -> RetrievalEvaluator | None:
+) -> Evaluator | None:
     """Make the evaluator of an encoder that is trained, if there is anything to evaluate with.
 
     Args:
         encoder: The encoder, whose batch size and text field the evaluator takes.
-        topics_or_results: The validation topics or results, or None.
-        qrels: Their judgements, or None.
+        topics_or_results: The validation topics or results, those of several collections by name, or None.
+        qrels: Their judgements, likewise.
         training_topics: The topics or results that are trained with, if they are known: judgements of these are no
             judgements of validation queries without candidates.
         measures: As :class:`RetrievalEvaluator` takes them, and so are the other arguments.
@@ -248,16 +313,50 @@ def make_evaluator(
         The evaluator, or None if there is nothing to evaluate with.
 
     Raises:
-        ValueError: If only one of topics and qrels is given, or the evaluator cannot be made of them.
+        ValueError: If only one of topics and qrels is given, they are of different collections, or the evaluator cannot
+            be made of them.
     """
     if topics_or_results is None and qrels is None:
         return None
     if topics_or_results is None or qrels is None:
         raise ValueError("evaluation needs validation topics (or results) and qrels; only one of them was given")
+    options: dict[str, Any] = {
+        "measures": measures,
+        "corpus": corpus,
+        "fields": fields,
+        "encoder_options": {
+            "batch_size": encoder.batch_size,
+            "text_field": encoder.text_field,
+            "dtype": encoder.dtype,
+        },
+    }
+    if isinstance(topics_or_results, Mapping) and isinstance(qrels, Mapping):
+        return _evaluate_each(topics_or_results, qrels, options)
+    if isinstance(topics_or_results, Mapping) or isinstance(qrels, Mapping):
+        raise ValueError(
+            "validation topics (or results) and qrels must both be of one collection, or both name collections such as "
+            f"{{'a': ...}}, got a {type(topics_or_results).__name__} and a {type(qrels).__name__}"
+        )
     if training_topics is not None:
         qrels = validation_qrels(qrels, topics_or_results, training_topics)
-    options = {"batch_size": encoder.batch_size, "text_field": encoder.text_field, "dtype": encoder.dtype}
-    return RetrievalEvaluator(topics_or_results, qrels, measures, corpus=corpus, fields=fields, encoder_options=options)
+    return RetrievalEvaluator(topics_or_results, qrels, **options)
+
+
+def _evaluate_each(
+    topics_or_results: Mapping[str, pd.DataFrame], qrels: Mapping[str, pd.DataFrame], options: Mapping[str, Any]
+) -> CollectionsEvaluator:
+    """Make the evaluator of several collections."""
+    require_names(topics_or_results, "valid_topics_or_results")
+    if topics_or_results.keys() != qrels.keys():
+        raise ValueError(
+            "validation topics (or results) and qrels must be of the same collections, got "
+            f"{list(topics_or_results)} and {list(qrels)}"
+        )
+    evaluators = {}
+    for name, frame in topics_or_results.items():
+        with in_collection(name):
+            evaluators[name] = RetrievalEvaluator(frame, qrels[name], **options)
+    return CollectionsEvaluator(evaluators)
 
 
 def validation_qrels(qrels: pd.DataFrame, topics: pd.DataFrame, training_topics: pd.DataFrame) -> pd.DataFrame:

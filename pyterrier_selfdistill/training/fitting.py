@@ -7,22 +7,21 @@ before it begins, so that what is wrong with it is found before an earlier run i
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import pandas as pd
-from datasets import Dataset
 from sentence_transformers import SentenceTransformerTrainingArguments
 from torch import nn
 
-from ..data.cache import Triples
 from ..data.corpus import Corpus
+from ..data.several import TrainingData, TrainingSet, parts_of
 from ..distributed import agree, joined
 from .arguments import PRESETS, exponential_decay, make_training_arguments
 from .callbacks import HardNegativeMiner, make_miner
 from .checkpoints import RunFolder
-from .evaluation import RetrievalEvaluator, make_evaluator
+from .evaluation import Evaluator, make_evaluator
 from .fitted import EncoderEstimator
 from .loop import TrainingLoop
 from .processes import read_in_turn, require_batches, require_whole_models
@@ -38,12 +37,13 @@ class ValidationData(NamedTuple):
     """What to evaluate with.
 
     Attributes:
-        topics_or_results: ``qid`` and ``query``, and for results ``docno`` and the text field; None for nothing.
-        qrels: The judgements.
+        topics_or_results: ``qid`` and ``query``, and for results ``docno`` and the text field; several of them by the
+            names of their collections; None for nothing.
+        qrels: The judgements, likewise.
     """
 
-    topics_or_results: pd.DataFrame | None
-    qrels: pd.DataFrame | None
+    topics_or_results: pd.DataFrame | Mapping[str, pd.DataFrame] | None
+    qrels: pd.DataFrame | Mapping[str, pd.DataFrame] | None
 
 
 class Preparation(NamedTuple):
@@ -60,10 +60,10 @@ class Preparation(NamedTuple):
     """
 
     start: Start
-    dataset: Dataset
+    dataset: TrainingSet
     loss: nn.Module
     arguments: SentenceTransformerTrainingArguments
-    evaluator: RetrievalEvaluator | None
+    evaluator: Evaluator | None
     miner: HardNegativeMiner | None
     settings: dict[str, Any]
 
@@ -87,7 +87,7 @@ class EncoderFitter(EncoderEstimator):
     _make_loss: LossMaker
 
     def _train(
-        self, read: Callable[[], Triples], validation: ValidationData, queries: JudgedQueries | None = None
+        self, read: Callable[[], TrainingData], validation: ValidationData, queries: JudgedQueries | None = None
     ) -> None:
         """Train a copy of the first encoder, and save it; together with other processes, if they were launched.
 
@@ -127,7 +127,7 @@ class EncoderFitter(EncoderEstimator):
                 encoder.training_summary = agree(lambda: loop.summary(prepared.settings, self.history))
                 self._trained = self._run.save(encoder, self.history, self._logs)
 
-    def _prepare(self, data: Triples, validation: ValidationData, queries: JudgedQueries | None) -> Preparation:
+    def _prepare(self, data: TrainingData, validation: ValidationData, queries: JudgedQueries | None) -> Preparation:
         """Make all that a run needs, and check it."""
         start = make_start(self._encoder, self.adapter, self.seed)
         encoder = start.encoder
@@ -148,7 +148,8 @@ class EncoderFitter(EncoderEstimator):
         miner = make_miner(encoder, queries, self.rounds, folder)
         loss = self._make_loss(encoder.model)
         require_whole_models(arguments)
-        require_batches(len(data.dataset), arguments, loss)
+        smallest = min(map(len, parts_of(data.dataset)))
+        require_batches(smallest, arguments, loss)
         describe = partial(
             run_settings,
             data,

@@ -14,10 +14,10 @@ from torch import nn
 
 from ..adapters import describe_adapter
 from ..biencoder import SelfDistillBiEncoder
-from ..data.cache import Triples
+from ..data.several import TrainingData
 from .arguments import precision_of
 from .callbacks import HardNegativeMiner
-from .evaluation import RetrievalEvaluator
+from .evaluation import Evaluator
 
 HARMLESS_ARGUMENTS = frozenset(
     {
@@ -53,14 +53,14 @@ HARMLESS_ARGUMENTS = frozenset(
 
 
 def run_settings(
-    data: Triples,
+    data: TrainingData,
     loss: nn.Module,
     base: SelfDistillBiEncoder,
     arguments: SentenceTransformerTrainingArguments,
     *,
     preset: str,
     overrides: Mapping[str, Any],
-    evaluator: RetrievalEvaluator | None,
+    evaluator: Evaluator | None,
     patience: int,
     miner: HardNegativeMiner | None,
     valid_share: float | None = None,
@@ -113,7 +113,7 @@ def run_settings(
     }
 
 
-def _evaluation_settings(evaluator: RetrievalEvaluator | None, patience: int) -> dict[str, Any] | None:
+def _evaluation_settings(evaluator: Evaluator | None, patience: int) -> dict[str, Any] | None:
     """Describe what chooses the best checkpoint, and when training stops."""
     if evaluator is None:
         return None

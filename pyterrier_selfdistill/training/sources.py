@@ -7,8 +7,9 @@ triples that are there already.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ from ..biencoder import SelfDistillBiEncoder
 from ..data.cache import Triples
 from ..data.corpus import Corpus, Documents
 from ..data.negatives import Negatives, from_results, from_topics
+from ..data.several import TrainingData, read_collections
 from ..data.splits import split_queries
 from ..data.triples import PairOptions, from_docpairs, from_identifiers, from_texts
 from ..distributed import is_first
@@ -189,14 +191,16 @@ def _first_qids(topics: pd.DataFrame) -> dict[str, str]:
     return dict(zip(topics["qid"], first, strict=True))
 
 
-def read_triples(source: Any, topics: pd.DataFrame | None, corpus: Corpus | None, options: PairOptions) -> Triples:
+def read_triples(source: Any, topics: pd.DataFrame | None, corpus: Corpus | None, options: PairOptions) -> TrainingData:
     """Read triples that are there already, whatever holds them.
 
     Args:
-        source: A PyTerrier dataset with docpairs, identifiers if there are ``topics``, or texts.
+        source: A PyTerrier dataset with docpairs, identifiers if there are ``topics``, or texts; or several of these,
+            by the names of their collections.
         topics: The queries of identifiers.
         corpus: The documents of identifiers.
-        options: Which docpairs and identifiers to keep, and how; of texts, the first ones up to the limit.
+        options: Which docpairs and identifiers to keep, and how; of texts, the first ones up to the limit. They count
+            for each collection.
 
     Returns:
         The triples.
@@ -206,6 +210,14 @@ def read_triples(source: Any, topics: pd.DataFrame | None, corpus: Corpus | None
     """
     if not is_first():
         options = replace(options, verbose=False)
+    read = partial(_read_source, topics=topics, corpus=corpus, options=options)
+    if isinstance(source, Mapping):
+        return read_collections(source, read)
+    return read(source)
+
+
+def _read_source(source: Any, topics: pd.DataFrame | None, corpus: Corpus | None, options: PairOptions) -> Triples:
+    """Read the triples of one collection."""
     if isinstance(source, pt.datasets.Dataset):
         return from_docpairs(source, options)
     if topics is not None:

@@ -13,7 +13,7 @@ it gives the negatives::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -207,9 +207,9 @@ class SelfDistillTrainer(EncoderFitter):
 
     def fit_triples(
         self,
-        source: pd.DataFrame | Dataset | pt.datasets.Dataset | str | Path | Iterable[Any],
-        valid_topics_or_results: pd.DataFrame | None = None,
-        valid_qrels: pd.DataFrame | None = None,
+        source: pd.DataFrame | Dataset | pt.datasets.Dataset | str | Path | Iterable[Any] | Mapping[str, Any],
+        valid_topics_or_results: pd.DataFrame | Mapping[str, pd.DataFrame] | None = None,
+        valid_qrels: pd.DataFrame | Mapping[str, pd.DataFrame] | None = None,
         *,
         topics: pd.DataFrame | None = None,
         max_pairs_per_query: int | None = None,
@@ -221,13 +221,16 @@ class SelfDistillTrainer(EncoderFitter):
         Args:
             source: A PyTerrier dataset with docpairs, or texts as
                 :func:`~pyterrier_selfdistill.data.triples.from_texts` takes them: a frame, a ``datasets.Dataset``,
-                an iterable, or a file.
-            valid_topics_or_results: As in :meth:`fit`.
-            valid_qrels: As in :meth:`fit`.
+                an iterable, or a file. Several of these, ``{"a": ..., "b": ...}`` by the names of their collections,
+                train at once: each batch is of one of them.
+            valid_topics_or_results: As in :meth:`fit`; or those of several collections by name: the mean of the first
+                measure over them decides which checkpoint is best.
+            valid_qrels: As in :meth:`fit`, or by the same names.
             topics: The queries (``qid``, ``query``) of a source that holds identifiers in place of texts; documents are
                 those of the ``corpus``. See :func:`~pyterrier_selfdistill.data.triples.from_identifiers`.
             max_pairs_per_query: For docpairs and identifiers: how many to keep of each query.
-            limit: How many triples to keep in all: a sample of docpairs and identifiers, the first ones of texts.
+            limit: How many triples to keep in all, of each collection: a sample of docpairs and identifiers, the first
+                ones of texts.
             store_texts: For docpairs and identifiers: whether to store their texts, or to look them up in each step.
 
         Returns:
@@ -243,6 +246,7 @@ class SelfDistillTrainer(EncoderFitter):
                 trainer.fit_triples(pt.get_dataset("irds:msmarco-passage/train"), max_pairs_per_query=128)
                 trainer.fit_triples("triples.tsv")
                 trainer.fit_triples("qidpidtriples.tsv", topics=dataset.get_topics())  # with corpus= at the trainer
+                trainer.fit_triples({"questions": "questions.tsv", "claims": claims})
         """
         if self.rounds > 1:
             raise ValueError(
