@@ -30,6 +30,7 @@ from .options import Expected, FieldNames, FolderPath, PositiveInteger, checked
 from .packages import LocalPackages
 from .persistence import Device, PoolingMode
 from .precision import EncodingCopy, Precision
+from .prompts import TakesPrompts
 
 ModelName = Annotated[
     Annotated[str, Field(min_length=1)] | Path, Expected("a name on the Hugging Face hub, or the path of a folder")
@@ -37,7 +38,9 @@ ModelName = Annotated[
 FieldName = Annotated[str, Field(min_length=1), Expected("the name of a field such as 'text'")]
 
 
-class SelfDistillBiEncoder(ComparedByKey, WithAdapter, LocalPackages, Exports, EncodesTexts, pyterrier_dr.BiEncoder):
+class SelfDistillBiEncoder(
+    ComparedByKey, WithAdapter, LocalPackages, Exports, TakesPrompts, EncodesTexts, pyterrier_dr.BiEncoder
+):
     """A single-vector biencoder whose vectors are L2-normalized, so that dot products are cosines.
 
     By the columns of its input it encodes queries (``query`` to ``query_vec``), encodes documents (``text`` to

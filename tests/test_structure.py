@@ -29,7 +29,7 @@ LAYERS = [
     ["encoders", "shards"],
     ["model_card", "sharded_index"],
     ["persistence"],
-    ["adapted", "export"],
+    ["adapted", "export", "prompts"],
     ["biencoder"],
     ["ray_indexing", "training"],
     ["comparison"],

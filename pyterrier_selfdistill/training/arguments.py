@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+from datasets import DatasetDict
 from sentence_transformers import SentenceTransformerTrainingArguments
 from sentence_transformers.util import get_world_size
 from transformers import TrainingArguments
@@ -20,6 +22,7 @@ from ..data.corpus import Corpus
 from ..data.several import TrainingSet, parts_of
 from ..options import Count, PositiveInteger, PositiveNumber, checked
 from ..precision import has_bfloat16
+from ..prompts import NO_PROMPTS, PromptsByCollection
 from .evaluation import Evaluator
 from .targets import TrainingTarget
 from .trackers import TrackedArguments, require_trackers
@@ -143,6 +146,7 @@ def make_training_arguments(
     preset: Preset,
     seed: int,
     overrides: Mapping[str, Any],
+    prompts: PromptsByCollection = NO_PROMPTS,
 ) -> TrackedArguments:
     """Make the arguments of the training loop.
 
@@ -154,6 +158,7 @@ def make_training_arguments(
         preset: The recipe.
         seed: The seed of everything random.
         overrides: Arguments that were given, which come before all others.
+        prompts: The prompts of collections, where they are not the encoder's.
 
     Returns:
         The arguments.
@@ -175,7 +180,7 @@ def make_training_arguments(
     arguments: dict[str, Any] = {
         "output_dir": str(folder),
         "seed": seed,
-        "prompts": _prompts(encoder, roles),
+        "prompts": _prompts_of(dataset, encoder, roles, prompts),
         "router_mapping": roles,  # cuts queries and documents at their own lengths
         "use_cpu": on_cpu,
         "dataloader_pin_memory": not on_cpu,  # torch warns where there is nothing to copy to
@@ -361,6 +366,43 @@ def _roles(dataset: TrainingSet) -> dict[str, str]:
         roles |= dict.fromkeys(part.column_names, "document")
     roles.pop(LABEL, None)
     return roles | {"query": "query"}
+
+
+def require_known(prompts: PromptsByCollection, dataset: TrainingSet, validation: Any) -> None:
+    """Check that prompts are of collections that there are.
+
+    Args:
+        prompts: The prompts of collections.
+        dataset: What is trained with.
+        validation: What is evaluated with: topics or results, those of several collections by name, or None.
+
+    Raises:
+        ValueError: If there is no collection of a name.
+    """
+    named = [given for given in (dataset, validation) if isinstance(given, Mapping)]
+    known = list(dict.fromkeys(itertools.chain(*named)))
+    unknown = [name for name in prompts if name not in known]
+    if unknown:
+        raise ValueError(
+            f"prompts must be of collections, got those of {unknown}, and fit_triples was given the collections "
+            f"{known}; for prompts of all texts give query_prompt and document_prompt to "
+            "SelfDistillBiEncoder.from_pretrained"
+        )
+
+
+def _prompts_of(
+    dataset: TrainingSet,
+    encoder: SelfDistillBiEncoder,
+    roles: Mapping[str, str],
+    prompts: PromptsByCollection,
+) -> dict[str, Any]:
+    """Find the prompts of columns, collection by collection if one has prompts of its own."""
+    if not prompts or not isinstance(dataset, DatasetDict):
+        return _prompts(encoder, roles)
+    found = {}
+    for name in dataset:
+        found[name] = _prompts(encoder.with_prompts(**prompts.get(name, {})), roles)
+    return found
 
 
 def _prompts(encoder: SelfDistillBiEncoder, roles: Mapping[str, str]) -> dict[str, str]:

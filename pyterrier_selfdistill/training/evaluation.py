@@ -25,6 +25,7 @@ from ..data.corpus import Corpus, Documents
 from ..data.several import in_collection, require_names
 from ..io import scratch_folder
 from ..options import FieldNames, Measures, PositiveInteger, checked
+from ..prompts import NO_PROMPTS, PromptsByCollection, prompted
 from ..validate import has_candidates, require_columns, require_integer_labels, require_judged, require_texts
 from .history import of_collection
 
@@ -197,6 +198,7 @@ class CollectionsEvaluator(BaseEvaluator):
 
     Args:
         evaluators: What evaluates in each collection, by its name; all with the same measures.
+        prompts: The prompts of collections, where they are not the model's.
 
     Attributes:
         primary_metric: The name of the first measure, whose mean over collections decides which model is best.
@@ -210,9 +212,10 @@ class CollectionsEvaluator(BaseEvaluator):
         {'RR': 1.0, 'RR (a)': 1.0, 'RR (b)': 1.0}
     """
 
-    def __init__(self, evaluators: Mapping[str, RetrievalEvaluator]) -> None:
+    def __init__(self, evaluators: Mapping[str, RetrievalEvaluator], prompts: PromptsByCollection = NO_PROMPTS) -> None:
         super().__init__()
         self.evaluators = dict(evaluators)
+        self.prompts = prompts
         first, *_ = self.evaluators.values()
         self.measures = first.measures
         self.primary_metric = first.primary_metric
@@ -233,7 +236,10 @@ class CollectionsEvaluator(BaseEvaluator):
         Returns:
             The means of the measures over collections, by name, and those of each collection.
         """
-        measured = {name: evaluator(model, output_path) for name, evaluator in self.evaluators.items()}
+        measured = {}
+        for name, evaluator in self.evaluators.items():
+            with_prompts = prompted(cast(SentenceTransformer, model), self.prompts.get(name, {}))
+            measured[name] = evaluator(with_prompts, output_path)
         means = {}
         singles: dict[str, float] = {}
         for measure in map(str, self.measures):
@@ -296,6 +302,7 @@ def make_evaluator(
     measures: Sequence[Measure],
     corpus: Corpus | None,
     fields: Sequence[str] | None,
+    prompts: PromptsByCollection = NO_PROMPTS,
 ) -> Evaluator | None:
     """Make the evaluator of an encoder that is trained, if there is anything to evaluate with.
 
@@ -308,6 +315,7 @@ def make_evaluator(
         measures: As :class:`RetrievalEvaluator` takes them, and so are the other arguments.
         corpus: The documents to search.
         fields: The fields of the corpus that make a text.
+        prompts: The prompts of collections.
 
     Returns:
         The evaluator, or None if there is nothing to evaluate with.
@@ -331,7 +339,7 @@ def make_evaluator(
         },
     }
     if isinstance(topics_or_results, Mapping) and isinstance(qrels, Mapping):
-        return _evaluate_each(topics_or_results, qrels, options)
+        return _evaluate_each(topics_or_results, qrels, prompts, options)
     if isinstance(topics_or_results, Mapping) or isinstance(qrels, Mapping):
         raise ValueError(
             "validation topics (or results) and qrels must both be of one collection, or both name collections such as "
@@ -343,7 +351,10 @@ def make_evaluator(
 
 
 def _evaluate_each(
-    topics_or_results: Mapping[str, pd.DataFrame], qrels: Mapping[str, pd.DataFrame], options: Mapping[str, Any]
+    topics_or_results: Mapping[str, pd.DataFrame],
+    qrels: Mapping[str, pd.DataFrame],
+    prompts: PromptsByCollection,
+    options: Mapping[str, Any],
 ) -> CollectionsEvaluator:
     """Make the evaluator of several collections."""
     require_names(topics_or_results, "valid_topics_or_results")
@@ -356,7 +367,7 @@ def _evaluate_each(
     for name, frame in topics_or_results.items():
         with in_collection(name):
             evaluators[name] = RetrievalEvaluator(frame, qrels[name], **options)
-    return CollectionsEvaluator(evaluators)
+    return CollectionsEvaluator(evaluators, prompts)
 
 
 def validation_qrels(qrels: pd.DataFrame, topics: pd.DataFrame, training_topics: pd.DataFrame) -> pd.DataFrame:

@@ -18,7 +18,8 @@ from torch import nn
 from ..data.corpus import Corpus
 from ..data.several import TrainingData, TrainingSet, parts_of
 from ..distributed import agree, joined
-from .arguments import PRESETS, exponential_decay, make_training_arguments
+from ..prompts import PromptsByCollection
+from .arguments import PRESETS, exponential_decay, make_training_arguments, require_known
 from .callbacks import HardNegativeMiner, make_miner
 from .checkpoints import RunFolder
 from .evaluation import Evaluator, make_evaluator
@@ -77,6 +78,7 @@ class EncoderFitter(EncoderEstimator):
     preset: str
     rounds: int
     valid_share: float | None
+    prompts: PromptsByCollection
     patience: int
     seed: int
     resume: bool
@@ -137,12 +139,20 @@ class EncoderFitter(EncoderEstimator):
         if queries is not None:
             training_topics = queries.topics_or_results
         frames = *validation, training_topics
-        evaluator = make_evaluator(encoder, *frames, measures=self.measures, corpus=self.corpus, fields=self.fields)
-        folder = self._run.checkpoints
+        require_known(self.prompts, data.dataset, validation.topics_or_results)
         options: dict[str, Any] = {
+            "measures": self.measures,
+            "corpus": self.corpus,
+            "fields": self.fields,
+            "prompts": self.prompts,
+        }
+        evaluator = make_evaluator(encoder, *frames, **options)
+        folder = self._run.checkpoints
+        options = {
             "preset": PRESETS[self.preset],
             "seed": self.seed,
             "overrides": self.arguments,
+            "prompts": self.prompts,
         }
         arguments = make_training_arguments(encoder, data.dataset, folder, evaluator, **options)
         miner = make_miner(encoder, queries, self.rounds, folder)
@@ -163,6 +173,7 @@ class EncoderFitter(EncoderEstimator):
             miner=miner,
             valid_share=self.valid_share,
             adapter=self.adapter,
+            prompts=self.prompts,
         )
         settings = agree(describe)
         arguments.settings = settings

@@ -15,6 +15,7 @@ from torch import nn
 from ..adapters import describe_adapter
 from ..biencoder import SelfDistillBiEncoder
 from ..data.several import TrainingData
+from ..prompts import NO_PROMPTS, PromptsByCollection
 from .arguments import precision_of
 from .callbacks import HardNegativeMiner
 from .evaluation import Evaluator
@@ -65,6 +66,7 @@ def run_settings(
     miner: HardNegativeMiner | None,
     valid_share: float | None = None,
     adapter: Any = None,
+    prompts: PromptsByCollection = NO_PROMPTS,
 ) -> dict[str, Any]:
     """Collect what makes a run.
 
@@ -80,6 +82,7 @@ def run_settings(
         miner: What mines hard negatives; None if nothing does.
         valid_share: The share of the queries that is held out for evaluation; None if none is.
         adapter: The configuration of the adapter that is trained; None if all weights are.
+        prompts: The prompts of collections.
 
     Returns:
         The settings, by name.
@@ -99,6 +102,8 @@ def run_settings(
         more["valid_share"] = valid_share
     if adapter is not None:
         more["adapter"] = describe_adapter(adapter)
+    if prompts:
+        more["prompts"] = {name: dict(of_roles) for name, of_roles in prompts.items()}
     return {
         "data": data.summary,
         "loss": described,

@@ -35,6 +35,7 @@ from ..data.negatives import Negatives
 from ..data.triples import PairOptions
 from ..losses import ErrorName
 from ..options import Expected, FieldNames, FolderPath, Measures, PositiveInteger, Seed, ShareBetween, checked, plain
+from ..prompts import PromptsByCollection
 from .arguments import (
     PRESETS,
     require_arguments,
@@ -86,6 +87,9 @@ class SelfDistillTrainer(EncoderFitter):
         measures: What to measure on validation queries; the first decides which checkpoint is best. The encoder before
             training is one of them: one that training does not improve stays as it was.
         patience: After how many evaluations without improvement to stop, if not as the preset says.
+        prompts: What to put before the texts of a collection of :meth:`fit_triples` in training and validation, such as
+            ``{"a": {"query": "claim: "}}``; those that are not given are the encoder's. The trained encoder has its
+            own still: search the collection with ``trainer.encoder.with_prompts(**prompts["a"])``.
         seed: The seed of everything random: the same seed gives the same model on the same machine.
         resume: Whether to go on from the last checkpoint in the folder, if there is one, with the same settings.
         overwrite: Whether to replace what another run left in the folder.
@@ -128,6 +132,7 @@ class SelfDistillTrainer(EncoderFitter):
         valid_share: ShareBetween | None = None,
         measures: Measures = (nDCG @ 10,),
         patience: PositiveInteger | None = None,
+        prompts: PromptsByCollection | None = None,
         seed: Seed = 42,
         resume: bool = False,
         overwrite: bool = False,
@@ -157,6 +162,7 @@ class SelfDistillTrainer(EncoderFitter):
         self.rounds = rounds
         self.valid_share = valid_share
         self.patience = PRESETS[preset].patience if patience is None else patience
+        self.prompts = prompts or {}
         self.seed = seed
         self.resume = resume
         self.overwrite = overwrite

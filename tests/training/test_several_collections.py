@@ -1,13 +1,15 @@
 """Training with several collections at once: batches, validation, resuming, the monitor and the summary."""
 
 import numpy as np
+import pyterrier as pt
 import pytest
 import torch
+from pyterrier.measures import nDCG
 
 from pyterrier_selfdistill import SelfDistillationLoss
 from pyterrier_selfdistill.data.several import read_collections
 from pyterrier_selfdistill.data.triples import from_texts
-from pyterrier_selfdistill.training.callbacks import _first_documents
+from pyterrier_selfdistill.training.callbacks import SimilarityMonitor, _first_documents
 from tests.together import PAIRS, QRELS, ROWS
 
 ONE = [row[:3] for row in ROWS]
@@ -105,3 +107,70 @@ def test_the_monitor_has_documents_of_all_collections():
     documents = _first_documents(triples.dataset, 8)
     assert len(documents) == 6
     assert {"plot a matrix", "query a value"} < set(documents)
+
+
+# --- prompts of collections -----------------------------------------------------------------------------------------
+
+PROMPTS = {"one": {"query": "read: ", "document": "write: "}, "two": {"query": "plot: "}}
+
+
+def first_words(encoder, monkeypatch):
+    """Record the first two words of the first row of each column, by the number of columns."""
+    seen = {}
+    forward = SelfDistillationLoss.forward
+
+    def record(self, features, labels=None):
+        words = [encoder.model.tokenizer.decode(column["input_ids"][0][1:3]) for column in features]
+        seen.setdefault(len(features), set()).update(enumerate(words))
+        return forward(self, features, labels)
+
+    monkeypatch.setattr(SelfDistillationLoss, "forward", record)
+    return seen
+
+
+def test_each_collection_trains_and_is_evaluated_with_its_prompts(make, encoder, monkeypatch):
+    seen = first_words(encoder, monkeypatch)
+    validation = {"one": PAIRS, "three": PAIRS}, {"one": QRELS, "three": QRELS}
+    trainer = make(prompts=PROMPTS, load_best_model_at_end=False).fit_triples(SOURCES, *validation)
+    assert seen[3] == {(0, "read :"), (1, "write :"), (2, "write :")}
+    assert {words for column, words in seen[4] if column == 0} == {"plot :"}
+    assert {words.split()[1] for column, words in seen[4] if column > 0} == {"the"}
+    measures = trainer.history.iloc[-1]
+    for name, prompts in {"one": PROMPTS["one"], "three": {}}.items():
+        ranked = trainer.encoder.with_prompts(**prompts)(PAIRS)
+        measured = pt.Evaluate(ranked, QRELS, [nDCG @ 10])["nDCG@10"]
+        assert measures[f"nDCG@10 ({name})"] == pytest.approx(measured, abs=1e-9)
+    assert trainer.encoder.training_summary["prompts"] == PROMPTS
+
+
+def test_names_of_collections_are_no_texts(make, names, monkeypatch):
+    """sentence-transformers adds them to rows, also to those whose texts are looked up."""
+    sources = {"one": names["dataset"], "two": names["dataset"]}
+    trainer = make(prompts={"one": PROMPTS["one"]}, verbose=True)
+    texts = []
+    monkeypatch.setattr(
+        "pyterrier_selfdistill.training.loop.SimilarityMonitor",
+        lambda encoder, dataset: texts.extend(_first_documents(dataset, 32)) or SimilarityMonitor(encoder, dataset),
+    )
+    trainer.fit_triples(sources, store_texts=False)
+    assert texts
+    assert all(" the " in text for text in texts)
+    assert trainer.encoder.training_summary["data"]["triples"] == 16
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ({"query": "read: "}, "prompts must be prompts by collection and role"),
+        ({"one": {"positive": "read: "}}, "prompts must be prompts by collection and role"),
+        ({"three": {"query": "read: "}}, r"got those of \['three'\], and .* the collections \['one', 'two'\]"),
+    ],
+)
+def test_bad_prompts_are_errors(make, prompts, message):
+    with pytest.raises(ValueError, match=message):
+        make(prompts=prompts).fit_triples(SOURCES)
+
+
+def test_prompts_of_collections_need_collections(make, collection):
+    with pytest.raises(ValueError, match=r"got those of \['one', 'two'\].*query_prompt and document_prompt"):
+        make(prompts=PROMPTS).fit(collection.results, collection.qrels)
