@@ -72,6 +72,21 @@ def read_collections(sources: Mapping[str, Any], read: Callable[[Any], Triples])
     for name, source in sources.items():
         with in_collection(name):
             parts[name] = read(source)
+    return join_collections(parts)
+
+
+def join_collections(parts: Mapping[str, Triples]) -> SeveralTriples:
+    """Put the triples of collections side by side.
+
+    Args:
+        parts: The triples of each collection, by its name.
+
+    Returns:
+        The triples of all.
+
+    Raises:
+        ValueError: If only some collections have labels.
+    """
     _require_labels_in_all_or_none(parts)
     dataset = DatasetDict({name: part.dataset for name, part in parts.items()})
     return SeveralTriples(dataset, _join_summaries({name: part.summary for name, part in parts.items()}))

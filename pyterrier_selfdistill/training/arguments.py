@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import pyterrier as pt
 import torch
 from datasets import DatasetDict
 from sentence_transformers import SentenceTransformerTrainingArguments
@@ -318,12 +319,13 @@ def _require_sense(
     """Check numbers that transformers takes as they are, and fails with later, or trains nothing."""
 
 
-def require_rounds(rounds: int, corpus: Corpus | None) -> None:
+def require_rounds(rounds: int, corpus: Corpus | None, passages: pt.Transformer | None = None) -> None:
     """Check that steps can be divided into rounds, between which hard negatives are mined.
 
     Args:
         rounds: How many rounds.
         corpus: What to search.
+        passages: What divides documents, if anything does.
 
     Raises:
         ValueError: If hard negatives cannot be mined.
@@ -335,6 +337,11 @@ def require_rounds(rounds: int, corpus: Corpus | None) -> None:
     """
     if rounds > 1 and corpus is None:
         raise ValueError(f"rounds={rounds} mines hard negatives, which needs a corpus to search; give it as corpus=")
+    if rounds > 1 and passages is not None:
+        raise ValueError(
+            f"rounds={rounds} mines whole documents for triples of documents, and passages= trains with passages: "
+            "choose one"
+        )
 
 
 def require_valid_share(valid_share: float | None, arguments: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import pandas as pd
+import pyterrier as pt
 from sentence_transformers import SentenceTransformerTrainingArguments
 from torch import nn
 
@@ -27,7 +28,7 @@ from .fitted import EncoderEstimator
 from .loop import TrainingLoop
 from .processes import read_in_turn, require_batches, require_whole_models
 from .settings import decisive, run_settings
-from .sources import JudgedQueries
+from .sources import JudgedQueries, with_passages
 from .starting import Start, make_start
 from .targets import LossMaker
 
@@ -79,6 +80,7 @@ class EncoderFitter(EncoderEstimator):
     rounds: int
     valid_share: float | None
     prompts: PromptsByCollection
+    passages: pt.Transformer | None
     patience: int
     seed: int
     resume: bool
@@ -99,7 +101,7 @@ class EncoderFitter(EncoderEstimator):
             queries: What to mine hard negatives for; None if triples were there already.
         """
         with joined(self._encoder.device, self.arguments):
-            data = read_in_turn(read)
+            data = read_in_turn(partial(self._read, read))
             logger.info("training with %s", data.summary)
             prepared = self._prepare(data, validation, queries)
             # A trainer that fits again replaces its own run.
@@ -128,6 +130,13 @@ class EncoderFitter(EncoderEstimator):
                 self._logs = agree(lambda: loop.state.log_history)
                 encoder.training_summary = agree(lambda: loop.summary(prepared.settings, self.history))
                 self._trained = self._run.save(encoder, self.history, self._logs)
+
+    def _read(self, read: Callable[[], TrainingData]) -> TrainingData:
+        """Read the triples, and have passages in place of their documents if that was asked for."""
+        data = read()
+        if self.passages is None:
+            return data
+        return with_passages(data, self.passages, self._encoder, self.prompts, verbose=self.verbose)
 
     def _prepare(self, data: TrainingData, validation: ValidationData, queries: JudgedQueries | None) -> Preparation:
         """Make all that a run needs, and check it."""

@@ -20,10 +20,12 @@ from ..biencoder import SelfDistillBiEncoder
 from ..data.cache import Triples
 from ..data.corpus import Corpus, Documents
 from ..data.negatives import Negatives, from_results, from_topics
-from ..data.several import TrainingData, read_collections
+from ..data.passages import choose_passages
+from ..data.several import TrainingData, join_collections, read_collections
 from ..data.splits import split_queries
 from ..data.triples import PairOptions, from_docpairs, from_identifiers, from_texts
 from ..distributed import is_first
+from ..prompts import NO_PROMPTS, PromptsByCollection
 from ..validate import has_candidates, require_judged
 from .evaluation import search
 
@@ -189,6 +191,37 @@ def _first_qids(topics: pd.DataFrame) -> dict[str, str]:
     """Map each query to the first one of the same text."""
     first = topics.groupby("query")["qid"].transform("first")
     return dict(zip(topics["qid"], first, strict=True))
+
+
+def with_passages(
+    data: TrainingData,
+    passages: pt.Transformer,
+    encoder: SelfDistillBiEncoder,
+    prompts: PromptsByCollection = NO_PROMPTS,
+    *,
+    verbose: bool = False,
+) -> TrainingData:
+    """Replace the documents of triples by their best passages, as :func:`.passages.choose_passages` does.
+
+    Args:
+        data: The triples, of one collection or of several.
+        passages: What divides documents.
+        encoder: The encoder before training, which says which passage is best.
+        prompts: The prompts of collections, where they are not the encoder's.
+        verbose: Whether to show a progress bar.
+
+    Returns:
+        The triples.
+    """
+    verbose = verbose and is_first()
+    if isinstance(data, Triples):
+        return choose_passages(data, passages, encoder, verbose=verbose)
+    chosen = {}
+    for name, dataset in data.dataset.items():
+        part = Triples(dataset, data.summary["collections"][name])
+        of_collection = encoder.with_prompts(**prompts.get(name, {}))
+        chosen[name] = choose_passages(part, passages, of_collection, verbose=verbose)
+    return join_collections(chosen)
 
 
 def read_triples(source: Any, topics: pd.DataFrame | None, corpus: Corpus | None, options: PairOptions) -> TrainingData:

@@ -87,6 +87,9 @@ class SelfDistillTrainer(EncoderFitter):
         measures: What to measure on validation queries; the first decides which checkpoint is best. The encoder before
             training is one of them: one that training does not improve stays as it was.
         patience: After how many evaluations without improvement to stop, if not as the preset says.
+        passages: What divides documents into the passages that are indexed, such as
+            ``pt.text.sliding("text", prepend_attr=None)``: documents of triples become the passages that the encoder
+            before training scores highest for their queries.
         prompts: What to put before the texts of a collection of :meth:`fit_triples` in training and validation, such as
             ``{"a": {"query": "claim: "}}``; those that are not given are the encoder's. The trained encoder has its
             own still: search the collection with ``trainer.encoder.with_prompts(**prompts["a"])``.
@@ -132,6 +135,7 @@ class SelfDistillTrainer(EncoderFitter):
         valid_share: ShareBetween | None = None,
         measures: Measures = (nDCG @ 10,),
         patience: PositiveInteger | None = None,
+        passages: pt.Transformer | None = None,
         prompts: PromptsByCollection | None = None,
         seed: Seed = 42,
         resume: bool = False,
@@ -140,7 +144,7 @@ class SelfDistillTrainer(EncoderFitter):
         **arguments: Any,
     ) -> None:
         require_adaptable(encoder.model, adapter)
-        require_rounds(rounds, corpus)
+        require_rounds(rounds, corpus, passages)
         require_arguments(arguments, resume=resume, overwrite=overwrite)
         require_valid_share(valid_share, arguments)
         super().__init__(encoder, measures)
@@ -162,6 +166,7 @@ class SelfDistillTrainer(EncoderFitter):
         self.rounds = rounds
         self.valid_share = valid_share
         self.patience = PRESETS[preset].patience if patience is None else patience
+        self.passages = passages
         self.prompts = prompts or {}
         self.seed = seed
         self.resume = resume
