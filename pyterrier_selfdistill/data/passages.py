@@ -10,13 +10,14 @@ passage for the query, as an encoder scores them:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyterrier as pt
+from more_itertools import chunked
 
 from .cache import TripleCache, Triples
 from .checksums import DistinctCount, Fingerprint
@@ -164,10 +165,93 @@ def divide(texts: Sequence[str], passages: pt.Transformer, text_field: str) -> d
         ) from error
     passages_of: dict[str, list[str]] = {text: [] for text in texts}
     for docno, passage in found:
-        document = texts[int(docno.partition("%p")[0])]
+        document = texts[int(document_of(docno))]
         if passage.strip():
             passages_of[document].append(passage)
     return {text: found or [text] for text, found in passages_of.items()}
+
+
+def document_of(docno: str) -> str:
+    """Return the identifier of the document of a passage.
+
+    Args:
+        docno: That of the passage.
+
+    Returns:
+        What stands before the last ``%p``.
+
+    Example:
+        >>> document_of("d1%p0"), document_of("d1")
+        ('d1', 'd1')
+    """
+    document, mark, _ = docno.rpartition("%p")
+    return document if mark else docno
+
+
+def divide_results(results: pd.DataFrame, passages: pt.Transformer, text_field: str) -> pd.DataFrame:
+    """Divide the documents of results.
+
+    Args:
+        results: Results with texts.
+        passages: What divides documents.
+        text_field: The column with their text.
+
+    Returns:
+        A row for each passage, otherwise like that of its document.
+
+    Example:
+        >>> results = pd.DataFrame([["1", "d1", "sort the rows now"]], columns=["qid", "docno", "text"])
+        >>> passages = pt.text.sliding("text", length=2, stride=2, prepend_attr=None)
+        >>> divide_results(results, passages, "text")["text"].tolist()
+        ['sort the', 'rows now']
+    """
+    passages_of = divide(results[text_field].unique().tolist(), passages, text_field)
+    divided = results.assign(**{text_field: results[text_field].map(passages_of)})
+    return divided.explode(text_field, ignore_index=True)
+
+
+def passage_records(
+    records: Iterable[Mapping[str, str]], passages: pt.Transformer, text_field: str
+) -> Iterator[dict[str, str]]:
+    """Divide the documents of a corpus.
+
+    Args:
+        records: Records with ``docno`` and text.
+        passages: What divides documents.
+        text_field: The field with their text.
+
+    Yields:
+        Records of passages, in the order of their documents.
+
+    Example:
+        >>> passages = pt.text.sliding("text", length=2, stride=2, prepend_attr=None)
+        >>> [record["docno"] for record in passage_records([{"docno": "d", "text": "a b c d"}], passages, "text")]
+        ['d%p0', 'd%p1']
+    """
+    for block in chunked(records, ROWS):
+        passages_of = divide([record[text_field] for record in block], passages, text_field)
+        for record in block:
+            for number, passage in enumerate(passages_of[record[text_field]]):
+                yield {"docno": f"{record['docno']}%p{number}", text_field: passage}
+
+
+def best_of_documents(results: pd.DataFrame) -> pd.DataFrame:
+    """Keep of each document its best passage.
+
+    Args:
+        results: ``qid``, ``docno`` of documents, and ``score``; a document may have several rows.
+
+    Returns:
+        A row a document, with the ranks that they have then.
+
+    Example:
+        >>> rows = [["1", "d1", 0.5], ["1", "d2", 0.7], ["1", "d1", 0.9]]
+        >>> best = best_of_documents(pd.DataFrame(rows, columns=["qid", "docno", "score"]))
+        >>> best[["docno", "score"]].to_numpy().tolist()
+        [['d1', 0.9], ['d2', 0.7]]
+    """
+    in_order = results.sort_values(["qid", "score"], ascending=[True, False], kind="stable")
+    return pt.model.add_ranks(in_order.drop_duplicates(["qid", "docno"], ignore_index=True))
 
 
 def best_passages(

@@ -24,7 +24,7 @@ from ..data.several import TrainingSet, parts_of
 from ..options import Count, PositiveInteger, PositiveNumber, checked
 from ..precision import has_bfloat16
 from ..prompts import NO_PROMPTS, PromptsByCollection
-from .evaluation import Evaluator
+from .evaluators import Evaluator
 from .targets import TrainingTarget
 from .trackers import TrackedArguments, require_trackers
 

@@ -23,7 +23,7 @@ from ..prompts import PromptsByCollection
 from .arguments import PRESETS, exponential_decay, make_training_arguments, require_known
 from .callbacks import HardNegativeMiner, make_miner
 from .checkpoints import RunFolder
-from .evaluation import Evaluator, make_evaluator
+from .evaluators import Evaluator, make_evaluator
 from .fitted import EncoderEstimator
 from .loop import TrainingLoop
 from .processes import read_in_turn, require_batches, require_whole_models
@@ -153,6 +153,7 @@ class EncoderFitter(EncoderEstimator):
             "measures": self.measures,
             "corpus": self.corpus,
             "fields": self.fields,
+            "passages": self.passages,
             "prompts": self.prompts,
         }
         evaluator = make_evaluator(encoder, *frames, **options)

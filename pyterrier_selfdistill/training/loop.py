@@ -38,7 +38,7 @@ from .callbacks import (
     require_finite_weights,
 )
 from .checkpoints import SETTINGS, TRAINER_STATE, is_over
-from .evaluation import Evaluator
+from .evaluators import Evaluator
 from .history import training_summary, warn_if_not_improved
 from .processes import PartBatchSampler, leaves_too_few, sees_global_batch
 

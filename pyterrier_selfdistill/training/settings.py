@@ -18,7 +18,7 @@ from ..data.several import TrainingData
 from ..prompts import NO_PROMPTS, PromptsByCollection
 from .arguments import precision_of
 from .callbacks import HardNegativeMiner
-from .evaluation import Evaluator
+from .evaluators import Evaluator
 
 HARMLESS_ARGUMENTS = frozenset(
     {
