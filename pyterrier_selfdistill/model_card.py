@@ -162,6 +162,8 @@ def training_rows(training: Mapping[str, Any]) -> list[tuple[str, str]]:
         remark = ""
         if training.get("best_step") == 0:
             remark = ", before training: no later step was better"
+        if "collections" in (training.get("evaluation") or {}):
+            remark = f" (mean over collections){remark}"
         rows.append(("Best", f"{best['name']} {best['value']:.4f} at step {training.get('best_step')}{remark}"))
     versions = training.get("versions", {})
     rows.append(("Versions", ", ".join(f"{name} {version}" for name, version in versions.items())))

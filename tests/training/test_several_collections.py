@@ -71,6 +71,7 @@ def test_the_mean_over_collections_chooses_the_best_step(make, satisfied, collec
     assert summary["evaluation"]["collections"]["out of domain"]["queries"] == 8
     card = (trainer.output_dir / "model" / "README.md").read_text()
     assert "| Data, one | 21 triples of 21 queries, from list, 1 negatives each" in card
+    assert f"at step {summary['best_step']} (mean over collections) |" in card
     assert "| Data, two | 14 triples of 14 queries, from list, 2 negatives each" in card
 
 
