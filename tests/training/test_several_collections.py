@@ -9,7 +9,8 @@ from pyterrier.measures import nDCG
 from pyterrier_selfdistill import SelfDistillationLoss
 from pyterrier_selfdistill.data.several import read_collections
 from pyterrier_selfdistill.data.triples import from_texts
-from pyterrier_selfdistill.training.callbacks import SimilarityMonitor, _first_documents
+from pyterrier_selfdistill.training import callbacks
+from pyterrier_selfdistill.training.callbacks import _first_documents
 from tests.together import PAIRS, QRELS, ROWS
 
 ONE = [row[:3] for row in ROWS]
@@ -149,10 +150,12 @@ def test_names_of_collections_are_no_texts(make, names, monkeypatch):
     sources = {"one": names["dataset"], "two": names["dataset"]}
     trainer = make(prompts={"one": PROMPTS["one"]}, verbose=True)
     texts = []
-    monkeypatch.setattr(
-        "pyterrier_selfdistill.training.loop.SimilarityMonitor",
-        lambda encoder, dataset: texts.extend(_first_documents(dataset, 32)) or SimilarityMonitor(encoder, dataset),
-    )
+
+    def record(dataset, number):
+        texts.extend(_first_documents(dataset, number))
+        return texts
+
+    monkeypatch.setattr(callbacks, "_first_documents", record)
     trainer.fit_triples(sources, store_texts=False)
     assert texts
     assert all(" the " in text for text in texts)
