@@ -26,11 +26,11 @@ from pyterrier_selfdistill import SelfDistillBiEncoder, SelfDistillTrainer
 
 COLLECTIONS = {"docstrings": DOCSTRINGS, "scifact": "scifact"}
 PROMPTS = {"docstrings": {"query": "function: "}, "scifact": {"query": "claim: "}}
-TRIPLES = 512
-DOCUMENTS = 800
-QUERIES = 150
-LENGTHS: dict[str, Any] = {"query_length": 32, "document_length": 64}
-PASSAGES = pt.text.sliding("text", length=48, stride=48, prepend_attr=None)
+TRIPLES = 256
+DOCUMENTS = 300
+QUERIES = 100
+LENGTHS: dict[str, Any] = {"query_length": 32, "document_length": 32}
+PASSAGES = pt.text.sliding("text", length=24, stride=24, prepend_attr=None)
 TRAINING: dict[str, Any] = {"per_device_train_batch_size": 16, "learning_rate": 3e-5, "verbose": False, "seed": 0}
 
 

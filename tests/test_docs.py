@@ -26,7 +26,15 @@ from pyterrier_selfdistill.study.run import SETTINGS
 PAGES = Path(pyterrier_selfdistill.__file__).parent / "pt_docs"
 BLOCK = r"^( *)\.\. code-block:: LANGUAGE\n((?:\1    \S.*\n)*)\n((?:\1    .*\n|\s*\n)+)"
 
-NAMES_OF_CALLS = {"topics", "range_min", "range_max", "relative_margin", "query_length", "document_length"}
+NAMES_OF_CALLS = {
+    "topics",
+    "prepend_attr",
+    "range_min",
+    "range_max",
+    "relative_margin",
+    "query_length",
+    "document_length",
+}
 """Options that the page gives to something else than a trainer."""
 
 
