@@ -157,17 +157,22 @@ def training_rows(training: Mapping[str, Any]) -> list[tuple[str, str]]:
     if training.get("seed") is not None:
         rows.append(("Seed", str(training["seed"])))
     rows.append(("Steps", f"{training.get('steps')}, in {training.get('seconds')} seconds"))
-    best = training.get("best_measure")
-    if best:
-        remark = ""
-        if training.get("best_step") == 0:
-            remark = ", before training: no later step was better"
-        if "collections" in (training.get("evaluation") or {}):
-            remark = f" (mean over collections){remark}"
-        rows.append(("Best", f"{best['name']} {best['value']:.4f} at step {training.get('best_step')}{remark}"))
+    if training.get("best_measure"):
+        rows.append(("Best", _describe_best(training)))
     versions = training.get("versions", {})
     rows.append(("Versions", ", ".join(f"{name} {version}" for name, version in versions.items())))
     return rows
+
+
+def _describe_best(training: Mapping[str, Any]) -> str:
+    """Say what the best step reached, and in what."""
+    best = training["best_measure"]
+    remark = ""
+    if training.get("best_step") == 0:
+        remark = ", before training: no later step was better"
+    if "collections" in (training.get("evaluation") or {}):
+        remark = f" (mean over collections){remark}"
+    return f"{best['name']} {best['value']:.4f} at step {training.get('best_step')}{remark}"
 
 
 def _data_rows(data: Mapping[str, Any]) -> list[tuple[str, str]]:
