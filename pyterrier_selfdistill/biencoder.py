@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import pyterrier as pt
-import pyterrier_dr
 from pydantic import Field
-from pyterrier_dr import SimFn
+from pyterrier_dr import BiEncoder, SimFn
 from sentence_transformers import SentenceTransformer
 
 from . import persistence
@@ -38,9 +37,7 @@ ModelName = Annotated[
 FieldName = Annotated[str, Field(min_length=1), Expected("the name of a field such as 'text'")]
 
 
-class SelfDistillBiEncoder(
-    ComparedByKey, WithAdapter, LocalPackages, Exports, TakesPrompts, EncodesTexts, pyterrier_dr.BiEncoder
-):
+class SelfDistillBiEncoder(ComparedByKey, WithAdapter, LocalPackages, Exports, TakesPrompts, EncodesTexts, BiEncoder):
     """A single-vector biencoder whose vectors are L2-normalized, so that dot products are cosines.
 
     By the columns of its input it encodes queries (``query`` to ``query_vec``), encodes documents (``text`` to
@@ -89,7 +86,7 @@ class SelfDistillBiEncoder(
         device: Device = None,
         dtype: Precision = "auto",
     ) -> None:
-        pyterrier_dr.BiEncoder.__init__(self, batch_size=batch_size, text_field=text_field, verbose=verbose)
+        BiEncoder.__init__(self, batch_size=batch_size, text_field=text_field, verbose=verbose)
         if isinstance(model, SentenceTransformer):
             pt.Artifact.__init__(self, pt.Artifact.NO_PATH)
             self.model = model
