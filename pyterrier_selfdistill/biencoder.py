@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import pyterrier as pt
-import pyterrier_dr
 from pydantic import Field
-from pyterrier_dr import SimFn
+from pyterrier_dr import BiEncoder, SimFn
 from sentence_transformers import SentenceTransformer
 
 from . import persistence
@@ -30,6 +29,7 @@ from .options import Expected, FieldNames, FolderPath, PositiveInteger, checked
 from .packages import LocalPackages
 from .persistence import Device, PoolingMode
 from .precision import EncodingCopy, Precision
+from .prompts import TakesPrompts
 from .truncation import Truncates
 
 ModelName = Annotated[
@@ -39,7 +39,7 @@ FieldName = Annotated[str, Field(min_length=1), Expected("the name of a field su
 
 
 class SelfDistillBiEncoder(
-    ComparedByKey, WithAdapter, LocalPackages, Exports, Truncates, EncodesTexts, pyterrier_dr.BiEncoder
+    ComparedByKey, WithAdapter, Truncates, TakesPrompts, LocalPackages, Exports, EncodesTexts, BiEncoder
 ):
     """A single-vector biencoder whose vectors are L2-normalized, so that dot products are cosines.
 
@@ -89,7 +89,7 @@ class SelfDistillBiEncoder(
         device: Device = None,
         dtype: Precision = "auto",
     ) -> None:
-        pyterrier_dr.BiEncoder.__init__(self, batch_size=batch_size, text_field=text_field, verbose=verbose)
+        BiEncoder.__init__(self, batch_size=batch_size, text_field=text_field, verbose=verbose)
         if isinstance(model, SentenceTransformer):
             pt.Artifact.__init__(self, pt.Artifact.NO_PATH)
             self.model = model

@@ -158,12 +158,8 @@ def training_rows(training: Mapping[str, Any]) -> list[tuple[str, str]]:
     if training.get("seed") is not None:
         rows.append(("Seed", str(training["seed"])))
     rows.append(("Steps", f"{training.get('steps')}, in {training.get('seconds')} seconds"))
-    best = training.get("best_measure")
-    if best:
-        remark = ""
-        if training.get("best_step") == 0:
-            remark = ", before training: no later step was better"
-        rows.append(("Best", f"{best['name']} {best['value']:.4f} at step {training.get('best_step')}{remark}"))
+    if training.get("best_measure"):
+        rows.append(("Best", _describe_best(training)))
     versions = training.get("versions", {})
     rows.append(("Versions", ", ".join(f"{name} {version}" for name, version in versions.items())))
     return rows
@@ -180,8 +176,24 @@ def _dimension_rows(loss: Mapping[str, Any], truncated_from: int | None) -> list
     return rows
 
 
+def _describe_best(training: Mapping[str, Any]) -> str:
+    """Say what the best step reached, and in what."""
+    best = training["best_measure"]
+    remark = ""
+    if training.get("best_step") == 0:
+        remark = ", before training: no later step was better"
+    if "collections" in (training.get("evaluation") or {}):
+        remark = f" (mean over collections){remark}"
+    return f"{best['name']} {best['value']:.4f} at step {training.get('best_step')}{remark}"
+
+
 def _data_rows(data: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Say what the encoder was trained on, and what was left out."""
+    """Say what the encoder was trained on, collection by collection, and what was left out."""
+    rows = []
+    for name, part in data.get("collections", {}).items():
+        rows += [(f"{title}, {name}", text) for title, text in _data_rows(part)]
+    if rows:
+        return rows
     triples = f"{data.get('triples', 0):,} triples of {data.get('queries', 0):,} queries"
     origin = f"from {data.get('source')}, {data.get('negatives')} negatives each"
     rows = [("Data", f"{triples}, {origin}; fingerprint `{data.get('fingerprint')}`")]

@@ -26,7 +26,15 @@ from pyterrier_selfdistill.study.run import SETTINGS
 PAGES = Path(pyterrier_selfdistill.__file__).parent / "pt_docs"
 BLOCK = r"^( *)\.\. code-block:: LANGUAGE\n((?:\1    \S.*\n)*)\n((?:\1    .*\n|\s*\n)+)"
 
-NAMES_OF_CALLS = {"topics", "range_min", "range_max", "relative_margin", "query_length", "document_length"}
+NAMES_OF_CALLS = {
+    "topics",
+    "prepend_attr",
+    "range_min",
+    "range_max",
+    "relative_margin",
+    "query_length",
+    "document_length",
+}
 """Options that the page gives to something else than a trainer."""
 
 
@@ -159,6 +167,23 @@ def test_large_collections(known):
     names = run("large_collections.rst", known)
     assert names["rate"] > 0
     assert len(names["retriever"](names["topics"])) == len(names["topics"]) * 40
+
+
+def test_several_collections(known, capsys):
+    names = run("several_collections.rst", known)
+    assert "16 {} 8" in capsys.readouterr().out
+    assert names["trainer"].encoder.training_summary["steps"] == 2
+    assert names["validated"].history["nDCG@10 (elsewhere)"].notna().any()
+    assert len(names["search_claims"](names["topics"])) == len(names["topics"]) * 40
+
+
+def test_long_texts(known, capsys):
+    stand_ins, names = known
+    stand_ins["length=64, stride=32"] = "length=3, stride=2"
+    names = run("long_texts.rst", (stand_ins, names))
+    assert re.search(r"'documents': \d+, 'divided': \d+, 'rows': 40", capsys.readouterr().out)
+    found = names["by_passages"](names["topics"])
+    assert len(found) == len(names["topics"]) * 40
 
 
 def test_several_processes(known, capsys):

@@ -31,7 +31,7 @@ LAYERS = [
     ["encoders", "shards"],
     ["model_card", "sharded_index"],
     ["persistence"],
-    ["adapted", "export", "truncation"],
+    ["adapted", "export", "prompts", "truncation"],
     ["biencoder"],
     ["ray_indexing", "training"],
     ["comparison"],

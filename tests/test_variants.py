@@ -24,7 +24,13 @@ def test_another_model_has_no_history(trained, tiny_model):
     assert changed.name != trained.name
 
 
-@pytest.mark.parametrize("make", [lambda encoder: encoder.truncate(8)], ids=["truncated"])
+VARIANTS = {
+    "truncated": lambda encoder: encoder.truncate(8),
+    "prompted": lambda encoder: encoder.with_prompts(query="query: "),
+}
+
+
+@pytest.mark.parametrize("make", VARIANTS.values(), ids=VARIANTS)
 def test_what_is_made_of_a_model_keeps_its_name_and_history(trained, make):
     made = make(trained)
     assert made.name == trained.name

@@ -145,7 +145,11 @@ def train(model, folder, processes=1):
     found = encoder(PAIRS)
     first = found[["qid", "docno"]].assign(label=(found["rank"] == 0).astype(int))
     kept = make(folder / "kept", num_train_epochs=1).fit_triples(rows, PAIRS, first)
+    sources = {"one": rows, "two": ROWS[:11]}
+    several = make(folder / "several", prompts={"one": {"query": "read: "}})
+    several.fit_triples(sources, {"one": PAIRS}, {"one": QRELS})
     trained = {"plain": plain, "accumulated": accumulated, "cached": cached, "mined": mined, "kept": kept}
+    trained["several"] = several
     return {name: result(trainer) for name, trainer in trained.items()}
 
 

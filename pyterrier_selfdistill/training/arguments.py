@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import pyterrier as pt
 import torch
-from datasets import Dataset
+from datasets import DatasetDict
 from sentence_transformers import SentenceTransformerTrainingArguments
 from sentence_transformers.util import get_world_size
 from transformers import TrainingArguments
@@ -18,9 +20,11 @@ from ..biencoder import SelfDistillBiEncoder
 from ..compat import use_one_gpu
 from ..data.columns import LABEL
 from ..data.corpus import Corpus
+from ..data.several import TrainingSet, parts_of
 from ..options import Count, PositiveInteger, PositiveNumber, checked
 from ..precision import has_bfloat16
-from .evaluation import RetrievalEvaluator
+from ..prompts import NO_PROMPTS, PromptsByCollection
+from .evaluators import Evaluator
 from .targets import TrainingTarget
 from .trackers import TrackedArguments, require_trackers
 
@@ -136,24 +140,26 @@ def exponential_decay(preset: Preset, overrides: Mapping[str, Any]) -> float | N
 
 def make_training_arguments(
     encoder: SelfDistillBiEncoder,
-    dataset: Dataset,
+    dataset: TrainingSet,
     folder: Path,
-    evaluator: RetrievalEvaluator | None,
+    evaluator: Evaluator | None,
     *,
     preset: Preset,
     seed: int,
     overrides: Mapping[str, Any],
+    prompts: PromptsByCollection = NO_PROMPTS,
 ) -> TrackedArguments:
     """Make the arguments of the training loop.
 
     Args:
         encoder: The encoder to train.
-        dataset: The triples.
+        dataset: The triples, of one collection or of several.
         folder: The folder for checkpoints.
         evaluator: What decides which checkpoint is best; None without evaluation, where it is the last one.
         preset: The recipe.
         seed: The seed of everything random.
         overrides: Arguments that were given, which come before all others.
+        prompts: The prompts of collections, where they are not the encoder's.
 
     Returns:
         The arguments.
@@ -162,6 +168,7 @@ def make_training_arguments(
         ValueError: If an argument has a value that transformers does not know, or names what is not measured.
 
     Example:
+        >>> from datasets import Dataset
         >>> triples = Dataset.from_dict({"query": ["sort"], "positive": ["sort rows"], "negative": ["plot a file"]})
         >>> overrides = {"per_device_train_batch_size": 8}
         >>> options = {"preset": PRESETS["paper"], "seed": 42, "overrides": overrides}
@@ -169,14 +176,12 @@ def make_training_arguments(
         >>> arguments.learning_rate, arguments.per_device_train_batch_size
         (5e-07, 8)
     """
-    texts = [name for name in dataset.column_names if name != LABEL]
-    roles = dict.fromkeys(texts, "document")
-    roles["query"] = "query"
+    roles = _roles(dataset)
     on_cpu = encoder.device.type == "cpu"
     arguments: dict[str, Any] = {
         "output_dir": str(folder),
         "seed": seed,
-        "prompts": _prompts(encoder, roles),
+        "prompts": _prompts_of(dataset, encoder, roles, prompts),
         "router_mapping": roles,  # cuts queries and documents at their own lengths
         "use_cpu": on_cpu,
         "dataloader_pin_memory": not on_cpu,  # torch warns where there is nothing to copy to
@@ -196,9 +201,10 @@ def make_training_arguments(
     arguments.setdefault("save_steps", arguments["eval_steps"])
     if evaluator is None:
         del arguments["eval_steps"]
-    if arguments.get("dataloader_drop_last") and len(dataset) < arguments["per_device_train_batch_size"]:
+    smallest = min(map(len, parts_of(dataset)))
+    if arguments.get("dataloader_drop_last") and smallest < arguments["per_device_train_batch_size"]:
         raise ValueError(
-            f"dataloader_drop_last=True leaves nothing of {len(dataset)} triples to train with, since a batch has "
+            f"dataloader_drop_last=True leaves nothing of {smallest} triples to train with, since a batch has "
             f"{arguments['per_device_train_batch_size']}; lower per_device_train_batch_size, or leave it out"
         )
     drop_last = arguments.get("dataloader_drop_last", False)
@@ -231,7 +237,7 @@ def deciding_measure(arguments: TrainingArguments) -> str:
     return str(arguments.metric_for_best_model).removeprefix("eval_")
 
 
-def _evaluation_arguments(evaluator: RetrievalEvaluator | None, overrides: Mapping[str, Any]) -> dict[str, Any]:
+def _evaluation_arguments(evaluator: Evaluator | None, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Choose how the training loop evaluates, and check what was given against what there is to evaluate with."""
     if evaluator is None:
         strategy = overrides.get("eval_strategy", "no")
@@ -313,12 +319,13 @@ def _require_sense(
     """Check numbers that transformers takes as they are, and fails with later, or trains nothing."""
 
 
-def require_rounds(rounds: int, corpus: Corpus | None) -> None:
+def require_rounds(rounds: int, corpus: Corpus | None, passages: pt.Transformer | None = None) -> None:
     """Check that steps can be divided into rounds, between which hard negatives are mined.
 
     Args:
         rounds: How many rounds.
         corpus: What to search.
+        passages: What divides documents, if anything does.
 
     Raises:
         ValueError: If hard negatives cannot be mined.
@@ -330,6 +337,11 @@ def require_rounds(rounds: int, corpus: Corpus | None) -> None:
     """
     if rounds > 1 and corpus is None:
         raise ValueError(f"rounds={rounds} mines hard negatives, which needs a corpus to search; give it as corpus=")
+    if rounds > 1 and passages is not None:
+        raise ValueError(
+            f"rounds={rounds} mines whole documents for triples of documents, and passages= trains with passages: "
+            "choose one"
+        )
 
 
 def require_valid_share(valid_share: float | None, arguments: Mapping[str, Any]) -> None:
@@ -352,6 +364,52 @@ def require_valid_share(valid_share: float | None, arguments: Mapping[str, Any])
             f"valid_share={valid_share} holds out queries to evaluate with, and eval_strategy='no' evaluates nothing; "
             "leave one of them out"
         )
+
+
+def _roles(dataset: TrainingSet) -> dict[str, str]:
+    """Say of each column whether it holds queries or documents."""
+    roles: dict[str, str] = {}
+    for part in parts_of(dataset):
+        roles |= dict.fromkeys(part.column_names, "document")
+    roles.pop(LABEL, None)
+    return roles | {"query": "query"}
+
+
+def require_known(prompts: PromptsByCollection, dataset: TrainingSet, validation: Any) -> None:
+    """Check that prompts are of collections that there are.
+
+    Args:
+        prompts: The prompts of collections.
+        dataset: What is trained with.
+        validation: What is evaluated with: topics or results, those of several collections by name, or None.
+
+    Raises:
+        ValueError: If there is no collection of a name.
+    """
+    named = [given for given in (dataset, validation) if isinstance(given, Mapping)]
+    known = list(dict.fromkeys(itertools.chain(*named)))
+    unknown = [name for name in prompts if name not in known]
+    if unknown:
+        raise ValueError(
+            f"prompts must be of collections, got those of {unknown}, and fit_triples was given the collections "
+            f"{known}; for prompts of all texts give query_prompt and document_prompt to "
+            "SelfDistillBiEncoder.from_pretrained"
+        )
+
+
+def _prompts_of(
+    dataset: TrainingSet,
+    encoder: SelfDistillBiEncoder,
+    roles: Mapping[str, str],
+    prompts: PromptsByCollection,
+) -> dict[str, Any]:
+    """Find the prompts of columns, collection by collection if one has prompts of its own."""
+    if not prompts or not isinstance(dataset, DatasetDict):
+        return _prompts(encoder, roles)
+    found = {}
+    for name in dataset:
+        found[name] = _prompts(encoder.with_prompts(**prompts.get(name, {})), roles)
+    return found
 
 
 def _prompts(encoder: SelfDistillBiEncoder, roles: Mapping[str, str]) -> dict[str, str]:

@@ -21,6 +21,7 @@ from transformers import IntervalStrategy, ProgressCallback, TrainerCallback
 from ..biencoder import SelfDistillBiEncoder
 from ..compat import limit_autocast_to_training
 from ..data.columns import LABEL
+from ..data.several import TrainingSet, parts_of
 from ..distributed import agree, is_first
 from .arguments import deciding_measure
 from .history import is_better
@@ -170,7 +171,7 @@ class SimilarityMonitor(TrainerCallback):
 
     Args:
         encoder: The encoder to train, as it is before training.
-        dataset: The triples, whose first documents are monitored.
+        dataset: The triples, whose first documents are monitored, as many of each collection.
         log: What takes down each comparison while training.
 
     Attributes:
@@ -179,7 +180,7 @@ class SimilarityMonitor(TrainerCallback):
     """
 
     def __init__(
-        self, encoder: SelfDistillBiEncoder, dataset: Dataset, log: Callable[[dict[str, float]], None]
+        self, encoder: SelfDistillBiEncoder, dataset: TrainingSet, log: Callable[[dict[str, float]], None]
     ) -> None:
         self.encoder = encoder
         self.log = log
@@ -361,13 +362,19 @@ def make_miner(
     return HardNegativeMiner(encoder, queries, rounds, folder)
 
 
-def _first_documents(dataset: Dataset, number: int) -> list[str]:
-    """Take the first distinct documents of as many triples."""
-    rows = dataset[:number]
+def _first_documents(dataset: TrainingSet, number: int) -> list[str]:
+    """Take the first distinct documents of as many triples, and as many of each collection."""
+    parts = parts_of(dataset)
+    of_each = math.ceil(number / len(parts))
     documents: dict[str, None] = {}  # a set that keeps the order
-    for name, texts in rows.items():
-        if name not in ("query", LABEL):
-            documents |= dict.fromkeys(texts)
+    for part in parts:
+        rows = part[:of_each]
+        of_part: dict[str, None] = {}
+        # not all that rows have, to which sentence-transformers adds the name of the collection
+        for name in part.column_names:
+            if name not in ("query", LABEL):
+                of_part |= dict.fromkeys(rows[name])
+        documents |= dict.fromkeys(list(of_part)[:of_each])
     return list(documents)[:number]
 
 

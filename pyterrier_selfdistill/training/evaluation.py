@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,9 +22,10 @@ from sentence_transformers.base.model import BaseModel
 
 from ..biencoder import SelfDistillBiEncoder
 from ..data.corpus import Corpus, Documents
+from ..data.passages import best_of_documents, divide_results, document_of, passage_records
 from ..io import scratch_folder
 from ..options import FieldNames, Measures, PositiveInteger, checked
-from ..validate import has_candidates, require_columns, require_integer_labels, require_judged, require_texts
+from ..validate import has_candidates, require_integer_labels, require_judged, require_texts
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,8 @@ class RetrievalEvaluator(BaseEvaluator):
         corpus: The documents to search when there are no candidates.
         fields: The fields of the corpus that make a text, if not the text field alone.
         num_results: How many documents to search for; by default as many as the measures look at.
+        passages: What divides documents into passages, of which the best one counts, such as ``pt.text.sliding("text",
+            prepend_attr=None)``; documents that are searched for are those of the :data:`SEARCH_DEPTH` best passages.
         encoder_options: What :class:`SelfDistillBiEncoder` is given with the model, such as ``batch_size``.
 
     Attributes:
@@ -80,6 +83,7 @@ class RetrievalEvaluator(BaseEvaluator):
         corpus: Corpus | None = None,
         fields: FieldNames | None = None,
         num_results: PositiveInteger | None = None,
+        passages: pt.Transformer | None = None,
         encoder_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -104,6 +108,9 @@ class RetrievalEvaluator(BaseEvaluator):
         # Only what is judged: the rest would only cost time.
         judged = topics_or_results["qid"].isin(qrels["qid"])
         self.topics_or_results = topics_or_results.loc[judged, columns]
+        self.passages = passages
+        if passages is not None and not self.searches:
+            self.topics_or_results = divide_results(self.topics_or_results, passages, text_field)
         self.qrels = qrels[["qid", "docno", "label"]].astype({"label": int})
         asked = qrels["qid"].isin(topics_or_results["qid"])
         missing = qrels["qid"][~asked].nunique()
@@ -142,9 +149,12 @@ class RetrievalEvaluator(BaseEvaluator):
         encoder = SelfDistillBiEncoder(cast(SentenceTransformer, model), **self.encoder_options)
         if self.searches:
             documents = cast(Documents, self.documents)
-            ranked = search(encoder, self.topics_or_results, documents, self.num_results, output_path)
+            options: dict[str, Any] = {"folder": output_path, "passages": self.passages}
+            ranked = search(encoder, self.topics_or_results, documents, self.num_results, **options)
         else:
             ranked = encoder(self.topics_or_results)
+            if self.passages is not None:
+                ranked = best_of_documents(ranked)
         measured = pt.Experiment(
             [ranked],
             self.topics_or_results,
@@ -222,72 +232,14 @@ def _fingerprint(*frames: pd.DataFrame) -> str:
     return checksum.hexdigest()[:16]
 
 
-def make_evaluator(
-    encoder: SelfDistillBiEncoder,
-    topics_or_results: pd.DataFrame | None,
-    qrels: pd.DataFrame | None,
-    training_topics: pd.DataFrame | None,
-    *,
-    measures: Sequence[Measure],
-    corpus: Corpus | None,
-    fields: Sequence[str] | None,
-) -> RetrievalEvaluator | None:
-    """Make the evaluator of an encoder that is trained, if there is anything to evaluate with.
-
-    Args:
-        encoder: The encoder, whose batch size and text field the evaluator takes.
-        topics_or_results: The validation topics or results, or None.
-        qrels: Their judgements, or None.
-        training_topics: The topics or results that are trained with, if they are known: judgements of these are no
-            judgements of validation queries without candidates.
-        measures: As :class:`RetrievalEvaluator` takes them, and so are the other arguments.
-        corpus: The documents to search.
-        fields: The fields of the corpus that make a text.
-
-    Returns:
-        The evaluator, or None if there is nothing to evaluate with.
-
-    Raises:
-        ValueError: If only one of topics and qrels is given, or the evaluator cannot be made of them.
-    """
-    if topics_or_results is None and qrels is None:
-        return None
-    if topics_or_results is None or qrels is None:
-        raise ValueError("evaluation needs validation topics (or results) and qrels; only one of them was given")
-    if training_topics is not None:
-        qrels = validation_qrels(qrels, topics_or_results, training_topics)
-    options = {"batch_size": encoder.batch_size, "text_field": encoder.text_field, "dtype": encoder.dtype}
-    return RetrievalEvaluator(topics_or_results, qrels, measures, corpus=corpus, fields=fields, encoder_options=options)
-
-
-def validation_qrels(qrels: pd.DataFrame, topics: pd.DataFrame, training_topics: pd.DataFrame) -> pd.DataFrame:
-    """Leave out the judgements of queries that are trained with: the judgements of all queries are often given at once.
-
-    Args:
-        qrels: Judgements.
-        topics: The topics, or results, to evaluate with.
-        training_topics: Those that are trained with.
-
-    Returns:
-        The judgements without those of queries to train with, unless they are to evaluate with too.
-
-    Example:
-        >>> qrels = pd.DataFrame({"qid": ["1", "2", "3"]})
-        >>> validation_qrels(qrels, pd.DataFrame({"qid": ["2"]}), pd.DataFrame({"qid": ["1"]}))["qid"].tolist()
-        ['2', '3']
-    """
-    for name, frame in {"qrels": qrels, "validation topics": topics, "topics": training_topics}.items():
-        require_columns(frame, ["qid"], name)
-    training = set(training_topics["qid"]) - set(topics["qid"])
-    return qrels[~qrels["qid"].isin(training)]
-
-
 def search(
     encoder: SelfDistillBiEncoder,
     topics: pd.DataFrame,
     documents: Documents,
     num_results: int,
     folder: str | Path | None = None,
+    *,
+    passages: pt.Transformer | None = None,
 ) -> pd.DataFrame:
     """Index documents with an encoder as it is now, for this once, and search them.
 
@@ -297,6 +249,7 @@ def search(
         documents: The corpus.
         num_results: How many documents to find for each query.
         folder: Where to put the index while it is searched, if not where the system has temporary files.
+        passages: What divides documents, if anything does.
 
     Returns:
         ``qid``, ``query``, ``docno``, ``score`` and ``rank``.
@@ -307,7 +260,14 @@ def search(
         >>> sorted(search(encoder, topics, documents, 10)["docno"])
         ['d1', 'd2']
     """
-    records = ({"docno": docno, encoder.text_field: text} for docno, text in documents)
+    whole = ({"docno": docno, encoder.text_field: text} for docno, text in documents)
+    records: Iterable[dict[str, str]] = whole
+    if passages is not None:
+        records = passage_records(records, passages, encoder.text_field)
+        num_results = max(num_results, SEARCH_DEPTH)
     with scratch_folder(folder) as scratch:
         retriever = encoder.build_retriever(records, scratch / "index.flex", num_results=num_results)
-        return retriever(topics)
+        found = cast(pd.DataFrame, retriever(topics))
+    if passages is None:
+        return found
+    return best_of_documents(found.assign(docno=found["docno"].map(document_of)))

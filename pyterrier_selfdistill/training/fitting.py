@@ -7,27 +7,28 @@ before it begins, so that what is wrong with it is found before an earlier run i
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import pandas as pd
-from datasets import Dataset
+import pyterrier as pt
 from sentence_transformers import SentenceTransformerTrainingArguments
 from torch import nn
 
-from ..data.cache import Triples
 from ..data.corpus import Corpus
+from ..data.several import TrainingData, TrainingSet, parts_of
 from ..distributed import agree, joined
-from .arguments import PRESETS, exponential_decay, make_training_arguments
+from ..prompts import PromptsByCollection
+from .arguments import PRESETS, exponential_decay, make_training_arguments, require_known
 from .callbacks import HardNegativeMiner, make_miner
 from .checkpoints import RunFolder
-from .evaluation import RetrievalEvaluator, make_evaluator
+from .evaluators import Evaluator, make_evaluator
 from .fitted import EncoderEstimator
 from .loop import TrainingLoop
 from .processes import read_in_turn, require_batches, require_whole_models
 from .settings import decisive, run_settings
-from .sources import JudgedQueries
+from .sources import JudgedQueries, with_passages
 from .starting import Start, make_start
 from .targets import LossMaker
 
@@ -38,12 +39,13 @@ class ValidationData(NamedTuple):
     """What to evaluate with.
 
     Attributes:
-        topics_or_results: ``qid`` and ``query``, and for results ``docno`` and the text field; None for nothing.
-        qrels: The judgements.
+        topics_or_results: ``qid`` and ``query``, and for results ``docno`` and the text field; several of them by the
+            names of their collections; None for nothing.
+        qrels: The judgements, likewise.
     """
 
-    topics_or_results: pd.DataFrame | None
-    qrels: pd.DataFrame | None
+    topics_or_results: pd.DataFrame | Mapping[str, pd.DataFrame] | None
+    qrels: pd.DataFrame | Mapping[str, pd.DataFrame] | None
 
 
 class Preparation(NamedTuple):
@@ -60,10 +62,10 @@ class Preparation(NamedTuple):
     """
 
     start: Start
-    dataset: Dataset
+    dataset: TrainingSet
     loss: nn.Module
     arguments: SentenceTransformerTrainingArguments
-    evaluator: RetrievalEvaluator | None
+    evaluator: Evaluator | None
     miner: HardNegativeMiner | None
     settings: dict[str, Any]
 
@@ -77,6 +79,8 @@ class EncoderFitter(EncoderEstimator):
     preset: str
     rounds: int
     valid_share: float | None
+    prompts: PromptsByCollection
+    passages: pt.Transformer | None
     patience: int
     seed: int
     resume: bool
@@ -87,7 +91,7 @@ class EncoderFitter(EncoderEstimator):
     _make_loss: LossMaker
 
     def _train(
-        self, read: Callable[[], Triples], validation: ValidationData, queries: JudgedQueries | None = None
+        self, read: Callable[[], TrainingData], validation: ValidationData, queries: JudgedQueries | None = None
     ) -> None:
         """Train a copy of the first encoder, and save it; together with other processes, if they were launched.
 
@@ -97,7 +101,7 @@ class EncoderFitter(EncoderEstimator):
             queries: What to mine hard negatives for; None if triples were there already.
         """
         with joined(self._encoder.device, self.arguments):
-            data = read_in_turn(read)
+            data = read_in_turn(partial(self._read, read))
             logger.info("training with %s", data.summary)
             prepared = self._prepare(data, validation, queries)
             # A trainer that fits again replaces its own run.
@@ -127,7 +131,14 @@ class EncoderFitter(EncoderEstimator):
                 encoder.training_summary = agree(lambda: loop.summary(prepared.settings, self.history))
                 self._trained = self._run.save(encoder, self.history, self._logs)
 
-    def _prepare(self, data: Triples, validation: ValidationData, queries: JudgedQueries | None) -> Preparation:
+    def _read(self, read: Callable[[], TrainingData]) -> TrainingData:
+        """Read the triples, and have passages in place of their documents if that was asked for."""
+        data = read()
+        if self.passages is None:
+            return data
+        return with_passages(data, self.passages, self._encoder, self.prompts, verbose=self.verbose)
+
+    def _prepare(self, data: TrainingData, validation: ValidationData, queries: JudgedQueries | None) -> Preparation:
         """Make all that a run needs, and check it."""
         start = make_start(self._encoder, self.adapter, self.seed)
         encoder = start.encoder
@@ -137,18 +148,28 @@ class EncoderFitter(EncoderEstimator):
         if queries is not None:
             training_topics = queries.topics_or_results
         frames = *validation, training_topics
-        evaluator = make_evaluator(encoder, *frames, measures=self.measures, corpus=self.corpus, fields=self.fields)
-        folder = self._run.checkpoints
+        require_known(self.prompts, data.dataset, validation.topics_or_results)
         options: dict[str, Any] = {
+            "measures": self.measures,
+            "corpus": self.corpus,
+            "fields": self.fields,
+            "passages": self.passages,
+            "prompts": self.prompts,
+        }
+        evaluator = make_evaluator(encoder, *frames, **options)
+        folder = self._run.checkpoints
+        options = {
             "preset": PRESETS[self.preset],
             "seed": self.seed,
             "overrides": self.arguments,
+            "prompts": self.prompts,
         }
         arguments = make_training_arguments(encoder, data.dataset, folder, evaluator, **options)
         miner = make_miner(encoder, queries, self.rounds, folder)
         loss = self._make_loss(encoder.model)
         require_whole_models(arguments)
-        require_batches(len(data.dataset), arguments, loss)
+        smallest = min(map(len, parts_of(data.dataset)))
+        require_batches(smallest, arguments, loss)
         describe = partial(
             run_settings,
             data,
@@ -162,6 +183,7 @@ class EncoderFitter(EncoderEstimator):
             miner=miner,
             valid_share=self.valid_share,
             adapter=self.adapter,
+            prompts=self.prompts,
         )
         settings = agree(describe)
         arguments.settings = settings

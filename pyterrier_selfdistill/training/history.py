@@ -8,7 +8,7 @@ the whole run what is stored with its model.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
 from typing import Any
 
@@ -42,15 +42,18 @@ def history_frame(logs: Iterable[Mapping[str, Any]], measures: Iterable[str] = (
         One row a step that something was logged for: ``step``, ``epoch``, ``loss``, ``margin``, ``target`` and
         ``scale`` (means over the steps since the last that were logged), ``learning_rate``, ``similarity`` (the mean
         cosine of some documents), ``representational_similarity`` (the correlation of their cosines with those before
-        training), and the measures; NaN where nothing was logged.
+        training), and the measures, followed by those of each collection, such as ``nDCG@10 (a)``, if several were
+        evaluated; NaN where nothing was logged.
 
     Example:
         >>> history_frame([{"step": 2, "loss": 0.5}, {"step": 2, "eval_RR": 0.25}], ["RR"])[["step", "loss", "RR"]]
            step  loss    RR
         0     2   0.5  0.25
     """
+    logs = list(logs)
+    measures = list(measures)
     columns = {name: name for name in PROGRESS}
-    columns |= {f"eval_{name}": name for name in measures}
+    columns |= {f"eval_{name}": name for name in [*measures, *_of_collections(logs, measures)]}
     rows: dict[int, dict[str, Any]] = {}
     for log in logs:
         known = {columns[key]: value for key, value in log.items() if key in columns}
@@ -58,6 +61,34 @@ def history_frame(logs: Iterable[Mapping[str, Any]], measures: Iterable[str] = (
             rows.setdefault(log["step"], {}).update(known)
     in_order = [rows[step] for step in sorted(rows)]
     return pd.DataFrame(in_order, columns=list(columns.values()))
+
+
+def of_collection(measure: str, collection: str) -> str:
+    """Name a measure of one collection, where several are evaluated.
+
+    Args:
+        measure: The name of the measure.
+        collection: The name of the collection.
+
+    Returns:
+        The name.
+
+    Example:
+        >>> of_collection("nDCG@10", "a")
+        'nDCG@10 (a)'
+    """
+    return f"{measure} ({collection})"
+
+
+def _of_collections(logs: Sequence[Mapping[str, Any]], measures: Sequence[str]) -> list[str]:
+    """List the measures of single collections that were logged, those of a measure together."""
+    starts = [f"eval_{of_collection(measure, '')}".removesuffix(")") for measure in measures]
+    found: dict[str, None] = {}  # a set that keeps the order
+    for start in starts:
+        for log in logs:
+            names = [name.removeprefix("eval_") for name in log if name.startswith(start)]
+            found |= dict.fromkeys(names)
+    return list(found)
 
 
 def milestones(history: pd.DataFrame) -> list[dict[str, Any]]:

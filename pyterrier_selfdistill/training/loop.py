@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pandas as pd
 import torch
-from datasets import Dataset
+from datasets import DatasetDict
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,
@@ -22,6 +22,7 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from ..biencoder import SelfDistillBiEncoder
 from ..compat import no_transformers_progress_bars, no_widget_examples, remove_autocast
+from ..data.several import TrainingSet
 from ..distributed import is_first, share_weights
 from ..io import explained_errors
 from .arguments import deciding_measure
@@ -37,9 +38,9 @@ from .callbacks import (
     require_finite_weights,
 )
 from .checkpoints import SETTINGS, TRAINER_STATE, is_over
-from .evaluation import RetrievalEvaluator
+from .evaluators import Evaluator
 from .history import training_summary, warn_if_not_improved
-from .processes import PartBatchSampler, sees_global_batch
+from .processes import PartBatchSampler, leaves_too_few, sees_global_batch
 
 STEPS_BETWEEN_CHECKS = {"cpu": 1}
 """After how many losses to check that they are finite, by the type of the device."""
@@ -54,7 +55,7 @@ class TrainingLoop(SentenceTransformerTrainer):
     Args:
         encoder: The encoder, whose model is trained.
         start: The encoder that it is a copy of, which stays as it is.
-        dataset: The triples.
+        dataset: The triples, of one collection or of several.
         loss: The loss on texts.
         arguments: The training arguments.
         evaluator: What chooses the best checkpoint, if anything does.
@@ -72,11 +73,11 @@ class TrainingLoop(SentenceTransformerTrainer):
         self,
         encoder: SelfDistillBiEncoder,
         start: SelfDistillBiEncoder,
-        dataset: Dataset,
+        dataset: TrainingSet,
         loss: torch.nn.Module,
         arguments: SentenceTransformerTrainingArguments,
         *,
-        evaluator: RetrievalEvaluator | None,
+        evaluator: Evaluator | None,
         miner: HardNegativeMiner | None,
         decay: float | None,
         patience: int,
@@ -234,9 +235,21 @@ class TrainingLoop(SentenceTransformerTrainer):
         if processes == 1:
             return super().get_batch_sampler(dataset, batch_size, drop_last, **options)
         size = batch_size * processes
-        drop_last = drop_last or not sees_global_batch(cast(torch.nn.Module, self.loss))
+        needs_equal_parts = not sees_global_batch(cast(torch.nn.Module, self.loss))
+        drop_last = drop_last or needs_equal_parts or leaves_too_few(len(dataset), size, processes)
         batches = super().get_batch_sampler(dataset, size, drop_last, **options)
-        return PartBatchSampler(batches, rows=len(dataset), batch_size=size, parts=processes)
+        if isinstance(self.train_dataset, DatasetDict):
+            # divided when those of all collections are in one order
+            return batches
+        return PartBatchSampler(batches, parts=processes)
+
+    def get_multi_dataset_batch_sampler(self, *args: Any, **options: Any) -> Any:
+        """Put the batches of several collections in one order, and divide them among the processes."""
+        batches = super().get_multi_dataset_batch_sampler(*args, **options)
+        processes = get_world_size()
+        if processes == 1:
+            return batches
+        return PartBatchSampler(batches, parts=processes)
 
     def get_batch_samples(self, *args: Any, **options: Any) -> tuple[list[Any], Any]:
         """Fetch the batches of a step, with the negatives that were mined last."""

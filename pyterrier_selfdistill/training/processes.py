@@ -17,12 +17,12 @@ from torch import nn
 from torch.utils.data import RandomSampler, Sampler
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from ..data.cache import Triples
+from ..data.several import TrainingData
 from ..distributed import gather_objects, in_turn
 from ..text_losses import SelfDistillationLoss
 
 
-def read_in_turn(read: Callable[[], Triples]) -> Triples:
+def read_in_turn(read: Callable[[], TrainingData]) -> TrainingData:
     """Read triples in all processes, which must be the same ones; the first writes the cache that others find.
 
     Args:
@@ -98,28 +98,43 @@ def require_batches(triples: int, arguments: SentenceTransformerTrainingArgument
         )
 
 
+def leaves_too_few(rows: int, batch_size: int, processes: int) -> bool:
+    """Tell whether the last batch has fewer rows than there are processes, so that it is to be left out.
+
+    Args:
+        rows: How many rows a collection has.
+        batch_size: How many rows a global batch has.
+        processes: How many processes there are.
+
+    Returns:
+        Whether it has.
+
+    Example:
+        >>> leaves_too_few(9, 8, processes=2), leaves_too_few(10, 8, processes=2), leaves_too_few(16, 8, processes=2)
+        (True, False, False)
+    """
+    return 0 < rows % batch_size < processes
+
+
 class PartBatchSampler(Sampler[list[int]]):
     """Divides each global batch among the processes.
 
-    One after another come the rows of the first process, of the second, and so on, which accelerate deals out. The last
-    batch of an epoch is divided as evenly as can be. If it has fewer rows than there are processes, it is left out.
+    One after another come the rows of the first process, of the second, and so on, which accelerate deals out. A last
+    batch is divided as evenly as can be.
 
     Args:
-        batches: The global batches, in the order in which one process would train with them.
-        rows: How many rows they have in all.
-        batch_size: How many rows a global batch has.
+        batches: The global batches, in the order in which one process would train with them, and none with fewer rows
+            than there are processes (see :func:`leaves_too_few`).
         parts: How many processes there are.
 
     Example:
         >>> batches = [[3, 1, 0, 2], [6, 5, 4]]
-        >>> list(PartBatchSampler(batches, rows=7, batch_size=4, parts=2))
+        >>> list(PartBatchSampler(batches, parts=2))
         [[3, 1], [0, 2], [6], [5, 4]]
     """
 
-    def __init__(self, batches: Any, *, rows: int, batch_size: int, parts: int) -> None:
+    def __init__(self, batches: Any, *, parts: int) -> None:
         self.batches = batches
-        self.rows = rows
-        self.global_batch_size = batch_size  # accelerate would take batch_size for the size of a part
         self.parts = parts
 
     @property
@@ -150,7 +165,4 @@ class PartBatchSampler(Sampler[list[int]]):
                 yield batch[start:end]
 
     def __len__(self) -> int:
-        number = len(self.batches)
-        if 0 < self.rows % self.global_batch_size < self.parts and number * self.global_batch_size > self.rows:
-            number -= 1
-        return number * self.parts
+        return len(self.batches) * self.parts

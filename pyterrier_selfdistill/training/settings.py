@@ -14,10 +14,11 @@ from torch import nn
 
 from ..adapters import describe_adapter
 from ..biencoder import SelfDistillBiEncoder
-from ..data.cache import Triples
+from ..data.several import TrainingData
+from ..prompts import NO_PROMPTS, PromptsByCollection
 from .arguments import precision_of
 from .callbacks import HardNegativeMiner
-from .evaluation import RetrievalEvaluator
+from .evaluators import Evaluator
 
 HARMLESS_ARGUMENTS = frozenset(
     {
@@ -53,18 +54,19 @@ HARMLESS_ARGUMENTS = frozenset(
 
 
 def run_settings(
-    data: Triples,
+    data: TrainingData,
     loss: nn.Module,
     base: SelfDistillBiEncoder,
     arguments: SentenceTransformerTrainingArguments,
     *,
     preset: str,
     overrides: Mapping[str, Any],
-    evaluator: RetrievalEvaluator | None,
+    evaluator: Evaluator | None,
     patience: int,
     miner: HardNegativeMiner | None,
     valid_share: float | None = None,
     adapter: Any = None,
+    prompts: PromptsByCollection = NO_PROMPTS,
 ) -> dict[str, Any]:
     """Collect what makes a run.
 
@@ -80,6 +82,7 @@ def run_settings(
         miner: What mines hard negatives; None if nothing does.
         valid_share: The share of the queries that is held out for evaluation; None if none is.
         adapter: The configuration of the adapter that is trained; None if all weights are.
+        prompts: The prompts of collections.
 
     Returns:
         The settings, by name.
@@ -99,6 +102,8 @@ def run_settings(
         more["valid_share"] = valid_share
     if adapter is not None:
         more["adapter"] = describe_adapter(adapter)
+    if prompts:
+        more["prompts"] = {name: dict(of_roles) for name, of_roles in prompts.items()}
     return {
         "data": data.summary,
         "loss": described,
@@ -113,7 +118,7 @@ def run_settings(
     }
 
 
-def _evaluation_settings(evaluator: RetrievalEvaluator | None, patience: int) -> dict[str, Any] | None:
+def _evaluation_settings(evaluator: Evaluator | None, patience: int) -> dict[str, Any] | None:
     """Describe what chooses the best checkpoint, and when training stops."""
     if evaluator is None:
         return None

@@ -7,8 +7,9 @@ triples that are there already.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,9 +20,12 @@ from ..biencoder import SelfDistillBiEncoder
 from ..data.cache import Triples
 from ..data.corpus import Corpus, Documents
 from ..data.negatives import Negatives, from_results, from_topics
+from ..data.passages import choose_passages
+from ..data.several import TrainingData, join_collections, read_collections
 from ..data.splits import split_queries
 from ..data.triples import PairOptions, from_docpairs, from_identifiers, from_texts
 from ..distributed import is_first
+from ..prompts import NO_PROMPTS, PromptsByCollection
 from ..validate import has_candidates, require_judged
 from .evaluation import search
 
@@ -189,14 +193,47 @@ def _first_qids(topics: pd.DataFrame) -> dict[str, str]:
     return dict(zip(topics["qid"], first, strict=True))
 
 
-def read_triples(source: Any, topics: pd.DataFrame | None, corpus: Corpus | None, options: PairOptions) -> Triples:
+def with_passages(
+    data: TrainingData,
+    passages: pt.Transformer,
+    encoder: SelfDistillBiEncoder,
+    prompts: PromptsByCollection = NO_PROMPTS,
+    *,
+    verbose: bool = False,
+) -> TrainingData:
+    """Replace the documents of triples by their best passages, as :func:`.passages.choose_passages` does.
+
+    Args:
+        data: The triples, of one collection or of several.
+        passages: What divides documents.
+        encoder: The encoder before training, which says which passage is best.
+        prompts: The prompts of collections, where they are not the encoder's.
+        verbose: Whether to show a progress bar.
+
+    Returns:
+        The triples.
+    """
+    verbose = verbose and is_first()
+    if isinstance(data, Triples):
+        return choose_passages(data, passages, encoder, verbose=verbose)
+    chosen = {}
+    for name, dataset in data.dataset.items():
+        part = Triples(dataset, data.summary["collections"][name])
+        of_collection = encoder.with_prompts(**prompts.get(name, {}))
+        chosen[name] = choose_passages(part, passages, of_collection, verbose=verbose)
+    return join_collections(chosen)
+
+
+def read_triples(source: Any, topics: pd.DataFrame | None, corpus: Corpus | None, options: PairOptions) -> TrainingData:
     """Read triples that are there already, whatever holds them.
 
     Args:
-        source: A PyTerrier dataset with docpairs, identifiers if there are ``topics``, or texts.
+        source: A PyTerrier dataset with docpairs, identifiers if there are ``topics``, or texts; or several of these,
+            by the names of their collections.
         topics: The queries of identifiers.
         corpus: The documents of identifiers.
-        options: Which docpairs and identifiers to keep, and how; of texts, the first ones up to the limit.
+        options: Which docpairs and identifiers to keep, and how; of texts, the first ones up to the limit. They count
+            for each collection.
 
     Returns:
         The triples.
@@ -206,6 +243,14 @@ def read_triples(source: Any, topics: pd.DataFrame | None, corpus: Corpus | None
     """
     if not is_first():
         options = replace(options, verbose=False)
+    read = partial(_read_source, topics=topics, corpus=corpus, options=options)
+    if isinstance(source, Mapping):
+        return read_collections(source, read)
+    return read(source)
+
+
+def _read_source(source: Any, topics: pd.DataFrame | None, corpus: Corpus | None, options: PairOptions) -> Triples:
+    """Read the triples of one collection."""
     if isinstance(source, pt.datasets.Dataset):
         return from_docpairs(source, options)
     if topics is not None:

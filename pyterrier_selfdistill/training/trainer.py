@@ -13,7 +13,7 @@ it gives the negatives::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -35,6 +35,7 @@ from ..data.triples import PairOptions
 from ..losses import ErrorName
 from ..nested_loss import Dimensions, EmbeddingLoss, Weights
 from ..options import Expected, FieldNames, FolderPath, Measures, PositiveInteger, Seed, ShareBetween, checked, plain
+from ..prompts import PromptsByCollection
 from .arguments import (
     PRESETS,
     require_arguments,
@@ -89,6 +90,12 @@ class SelfDistillTrainer(EncoderFitter):
         measures: What to measure on validation queries; the first decides which checkpoint is best. The encoder before
             training is one of them: one that training does not improve stays as it was.
         patience: After how many evaluations without improvement to stop, if not as the preset says.
+        passages: What divides documents into the passages that are indexed, such as
+            ``pt.text.sliding("text", prepend_attr=None)``: documents of triples become the passages that the encoder
+            before training scores highest for their queries.
+        prompts: What to put before the texts of a collection of :meth:`fit_triples` in training and validation, such as
+            ``{"a": {"query": "claim: "}}``; those that are not given are the encoder's. The trained encoder has its
+            own still: search the collection with ``trainer.encoder.with_prompts(**prompts["a"])``.
         seed: The seed of everything random: the same seed gives the same model on the same machine.
         resume: Whether to go on from the last checkpoint in the folder, if there is one, with the same settings.
         overwrite: Whether to replace what another run left in the folder.
@@ -133,6 +140,8 @@ class SelfDistillTrainer(EncoderFitter):
         valid_share: ShareBetween | None = None,
         measures: Measures = (nDCG @ 10,),
         patience: PositiveInteger | None = None,
+        passages: pt.Transformer | None = None,
+        prompts: PromptsByCollection | None = None,
         seed: Seed = 42,
         resume: bool = False,
         overwrite: bool = False,
@@ -140,7 +149,7 @@ class SelfDistillTrainer(EncoderFitter):
         **arguments: Any,
     ) -> None:
         require_adaptable(encoder.model, adapter)
-        require_rounds(rounds, corpus)
+        require_rounds(rounds, corpus, passages)
         require_arguments(arguments, resume=resume, overwrite=overwrite)
         require_valid_share(valid_share, arguments)
         super().__init__(encoder, measures)
@@ -173,6 +182,8 @@ class SelfDistillTrainer(EncoderFitter):
         self.rounds = rounds
         self.valid_share = valid_share
         self.patience = PRESETS[preset].patience if patience is None else patience
+        self.passages = passages
+        self.prompts = prompts or {}
         self.seed = seed
         self.resume = resume
         self.overwrite = overwrite
@@ -223,9 +234,9 @@ class SelfDistillTrainer(EncoderFitter):
 
     def fit_triples(
         self,
-        source: pd.DataFrame | Dataset | pt.datasets.Dataset | str | Path | Iterable[Any],
-        valid_topics_or_results: pd.DataFrame | None = None,
-        valid_qrels: pd.DataFrame | None = None,
+        source: pd.DataFrame | Dataset | pt.datasets.Dataset | str | Path | Iterable[Any] | Mapping[str, Any],
+        valid_topics_or_results: pd.DataFrame | Mapping[str, pd.DataFrame] | None = None,
+        valid_qrels: pd.DataFrame | Mapping[str, pd.DataFrame] | None = None,
         *,
         topics: pd.DataFrame | None = None,
         max_pairs_per_query: int | None = None,
@@ -237,13 +248,16 @@ class SelfDistillTrainer(EncoderFitter):
         Args:
             source: A PyTerrier dataset with docpairs, or texts as
                 :func:`~pyterrier_selfdistill.data.triples.from_texts` takes them: a frame, a ``datasets.Dataset``,
-                an iterable, or a file.
-            valid_topics_or_results: As in :meth:`fit`.
-            valid_qrels: As in :meth:`fit`.
+                an iterable, or a file. Several of these, ``{"a": ..., "b": ...}`` by the names of their collections,
+                train at once: each batch is of one of them.
+            valid_topics_or_results: As in :meth:`fit`; or those of several collections by name: the mean of the first
+                measure over them decides which checkpoint is best.
+            valid_qrels: As in :meth:`fit`, or by the same names.
             topics: The queries (``qid``, ``query``) of a source that holds identifiers in place of texts; documents are
                 those of the ``corpus``. See :func:`~pyterrier_selfdistill.data.triples.from_identifiers`.
             max_pairs_per_query: For docpairs and identifiers: how many to keep of each query.
-            limit: How many triples to keep in all: a sample of docpairs and identifiers, the first ones of texts.
+            limit: How many triples to keep in all, of each collection: a sample of docpairs and identifiers, the first
+                ones of texts.
             store_texts: For docpairs and identifiers: whether to store their texts, or to look them up in each step.
 
         Returns:
@@ -259,6 +273,7 @@ class SelfDistillTrainer(EncoderFitter):
                 trainer.fit_triples(pt.get_dataset("irds:msmarco-passage/train"), max_pairs_per_query=128)
                 trainer.fit_triples("triples.tsv")
                 trainer.fit_triples("qidpidtriples.tsv", topics=dataset.get_topics())  # with corpus= at the trainer
+                trainer.fit_triples({"questions": "questions.tsv", "claims": claims})
         """
         if self.rounds > 1:
             raise ValueError(

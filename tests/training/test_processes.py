@@ -16,13 +16,14 @@ from pyterrier_selfdistill import SelfDistillationLoss, SelfDistillBiEncoder
 from pyterrier_selfdistill.data.triples import from_texts
 from pyterrier_selfdistill.training.processes import (
     PartBatchSampler,
+    leaves_too_few,
     read_in_turn,
     require_batches,
     require_whole_models,
 )
 from tests import together
 
-RUNS = ["plain", "accumulated", "cached", "mined", "kept", "resumed"]
+RUNS = ["plain", "accumulated", "cached", "mined", "kept", "several", "resumed"]
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +140,8 @@ def make_batches(rows, size, *, drop_last=False):
 @pytest.mark.parametrize("drop_last", [False, True])
 def test_parts_make_up_the_batches(rows, parts, drop_last):
     batches = list(make_batches(rows, 8, drop_last=drop_last))
-    sampler = PartBatchSampler(make_batches(rows, 8, drop_last=drop_last), rows=rows, batch_size=8, parts=parts)
+    drop_last = drop_last or leaves_too_few(rows, 8, parts)
+    sampler = PartBatchSampler(make_batches(rows, 8, drop_last=drop_last), parts=parts)
     divided = list(sampler)
     assert len(divided) == len(sampler)
     expected = [batch for batch in batches if len(batch) >= parts]
@@ -153,7 +155,7 @@ def test_parts_make_up_the_batches(rows, parts, drop_last):
 
 
 def test_parts_follow_the_order_that_accelerate_sets():
-    sampler = PartBatchSampler(make_batches(8, 4), rows=8, batch_size=4, parts=2)
+    sampler = PartBatchSampler(make_batches(8, 4), parts=2)
     # so that accelerate replaces it, as it does in one process
     assert isinstance(sampler.sampler, RandomSampler)
     sampler.sampler = SeedableRandomSampler(range(8), data_seed=1)
@@ -166,5 +168,5 @@ def test_parts_follow_the_order_that_accelerate_sets():
 def test_batches_that_order_rows_themselves_are_told_of_epochs():
     dataset = Dataset.from_dict({"query": ["a", "b"], "positive": ["c", "d"]})
     batches = NoDuplicatesBatchSampler(dataset, 2, drop_last=False)
-    PartBatchSampler(batches, rows=2, batch_size=2, parts=2).sampler.set_epoch(5)
+    PartBatchSampler(batches, parts=2).sampler.set_epoch(5)
     assert batches.epoch == 5

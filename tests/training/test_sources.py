@@ -1,11 +1,13 @@
 """What a trainer is given: that it becomes the right triples, or an error that says what to give."""
 
 import pandas as pd
+import pyterrier as pt
 import pytest
 
 from pyterrier_selfdistill import Negatives
 from pyterrier_selfdistill.data.triples import PairOptions
-from pyterrier_selfdistill.training.sources import JudgedQueries, read_triples
+from pyterrier_selfdistill.training.sources import JudgedQueries, read_triples, with_passages
+from tests.together import ROWS
 
 TEXTS = [("sort", "sort the rows", "plot a matrix")]
 
@@ -139,3 +141,41 @@ def test_read_triples_says_what_to_give(collection):
     frame = pd.DataFrame(TEXTS, columns=["query", "positive", "negative"])
     with pytest.raises(ValueError, match="max_pairs_per_query=2 needs .*the source is a DataFrame"):
         read_triples(frame, None, None, PairOptions(max_pairs_per_query=2))
+
+
+SLIDING = pt.text.sliding("text", length=3, stride=2, prepend_attr=None)
+
+
+@pytest.mark.parametrize("kind", ["judged", "triples", "several"])
+def test_passages_are_trained_with(make, encoder, collection, kind):
+    trainer = make(passages=SLIDING, max_steps=1)
+    if kind == "judged":
+        trainer.fit(collection.results, collection.qrels)
+    elif kind == "triples":
+        trainer.fit_triples(ROWS)
+    else:
+        trainer.fit_triples({"one": ROWS, "two": ROWS[:9]})
+    data = trainer.encoder.training_summary["data"]
+    for part in data.get("collections", {"": data}).values():
+        assert 0 < part["passages"]["divided"] <= part["passages"]["documents"]
+        assert part["passages"]["rows"] == part["triples"]
+
+
+def test_each_collection_chooses_passages_with_its_prompts(encoder):
+    data = read_triples({"one": ROWS, "two": ROWS}, None, None, PairOptions())
+    prompts = {"two": {"query": "write: read: plot: "}}
+    chosen = with_passages(data, SLIDING, encoder, prompts).dataset
+    for name, dataset in chosen.items():
+        prompted = encoder.with_prompts(**prompts.get(name, {}))
+        row, (query, positive, *_) = dataset[0], ROWS[0]
+        passages = SLIDING(pd.DataFrame([["d", positive]], columns=["docno", "text"]))["text"].tolist()
+        scores = prompted.encode_docs(passages) @ prompted.encode_queries([query])[0]
+        assert row["positive"] == passages[scores.argmax()]
+    assert chosen["one"][:] != chosen["two"][:]
+
+
+def test_passages_are_no_rounds(make, collection):
+    with pytest.raises(ValueError, match="rounds=2 mines whole documents"):
+        make(passages=SLIDING, rounds=2, corpus=collection.corpus)
+    with pytest.raises(TypeError, match="passages must be an instance of Transformer"):
+        make(passages="sliding")
