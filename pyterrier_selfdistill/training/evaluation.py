@@ -54,7 +54,7 @@ class RetrievalEvaluator(BaseEvaluator):
         fields: The fields of the corpus that make a text, if not the text field alone.
         num_results: How many documents to search for; by default as many as the measures look at.
         passages: What divides documents into passages, of which the best one counts, such as ``pt.text.sliding("text",
-            prepend_attr=None)``; documents that are searched for are those of the :data:`SEARCH_DEPTH` best passages.
+            prepend_attr=None)``; documents that are searched for are those of the 1,000 best passages.
         encoder_options: What :class:`SelfDistillBiEncoder` is given with the model, such as ``batch_size``.
 
     Attributes:
