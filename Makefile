@@ -16,7 +16,7 @@ export HF_HUB_OFFLINE ?= 1
 # both runs together
 test: export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install quickstart notebook study-small results speed test fuzz chaos docs smoke lint format clean
+.PHONY: help install quickstart notebooks study-small results speed test fuzz chaos docs smoke lint format clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -32,8 +32,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 quickstart: $(INSTALLED) ## Train, index, retrieve and compare, offline, in a few minutes
 	$(BIN)/python examples/quickstart.py
 
-notebook: $(INSTALLED) ## Run examples/quickstart.ipynb, and store its outputs, which the documentation shows
-	$(BIN)/jupyter-execute --inplace --timeout=-1 examples/quickstart.ipynb
+notebooks: $(INSTALLED) ## Run the notebooks in examples/, and store their outputs, which the documentation shows
+	$(BIN)/jupyter-execute --inplace --timeout=-1 examples/quickstart.ipynb examples/tutorial.ipynb
 
 study-small: $(INSTALLED) ## Compare losses on four collections, in a quarter of an hour
 	$(STUDY) run benchmarks/configs/small.yaml --data $(DATA) --records runs/study-small/records \

@@ -71,7 +71,7 @@ nitpick_ignore_regex = [
 # -- Markdown and the notebook -----------------------------------------------------------------------------------------
 
 myst_heading_anchors = 4  # the anchors that GitHub gives to headings
-nb_execution_mode = "off"  # the notebook shows what it has stored (make notebook)
+nb_execution_mode = "off"  # notebooks show what they have stored (make notebooks)
 nb_output_stderr = "remove"  # progress bars
 nb_render_markdown_format = "myst"  # the page about a model has a table
 

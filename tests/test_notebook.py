@@ -1,4 +1,4 @@
-"""The notebook from first to last cell, on a smaller collection with a tiny model."""
+"""The notebooks from first to last cell, on a smaller collection with a tiny model."""
 
 import os
 import re
@@ -10,7 +10,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-NOTEBOOK = Path(__file__).parents[1] / "examples" / "quickstart.ipynb"
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 @pytest.fixture
@@ -24,31 +24,49 @@ def documentation(tmp_path, monkeypatch):
     os.utime(listing, (earlier, earlier))
 
 
-def test_notebook(language_model, documentation, folder, monkeypatch):
-    monkeypatch.setenv("TMPDIR", str(folder))
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    counts = [cell.execution_count for cell in code]
-    of_one_run = list(range(1, len(code) + 1))
-    assert counts in (of_one_run, [None] * len(code)), "run make notebook"
-    parameters = code[0]
-    for name, value in {"DATASET": "docstrings:numpy", "MODEL": language_model, "POSITIVES": 64}.items():
-        parameters.source, replaced = re.subn(rf"^{name} = .*$", f"{name} = {value!r}", parameters.source, flags=re.M)
-        assert replaced == 1
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
+@pytest.fixture
+def run(language_model, documentation, folder, monkeypatch):
+    """Run a notebook with other parameters in its first cell, and find what a cell shows by a part of its source."""
 
-    shown = {}
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            kinds = {kind for output in cell.outputs for kind in output.get("data", {})}
-            shown[cell.source] = kinds, str([output.get("data", {}).get("text/html", "") for output in cell.outputs])
+    def run(name, **parameters):
+        monkeypatch.setenv("TMPDIR", str(folder))
+        notebook = nbformat.read(EXAMPLES / name, as_version=4)
+        code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+        counts = [cell.execution_count for cell in code]
+        of_one_run = list(range(1, len(code) + 1))
+        assert counts in (of_one_run, [None] * len(code)), "run make notebooks"
+        first = code[0]
+        for parameter, value in {"MODEL": language_model, **parameters}.items():
+            pattern = rf"^{parameter} = .*$"
+            first.source, replaced = re.subn(pattern, f"{parameter} = {value!r}", first.source, flags=re.M)
+            assert replaced == 1
+        NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
 
-    def of(text):
-        return next(value for source, value in shown.items() if text in source)
+        def of(text):
+            (cell,) = [cell for cell in code if text in cell.source]
+            return {kind: data for output in cell.outputs for kind, data in output.get("data", {}).items()}
 
-    assert "pts-transformer-title" in of("bm25 % 20 >> text >> untrained")[1]
-    assert "TorchRetriever" in of("retrievers = {")[1]
-    assert "image/png" in of("trainer.plot()")[0]
-    assert "srcdoc" in of("comparison = compare(")[1]
-    assert "self-distilled" in of("table = pt.Experiment")[1]
-    assert "text/markdown" in of("Markdown(page")[0]
+        return of
+
+    return run
+
+
+def test_quickstart(run):
+    of = run("quickstart.ipynb", DATASET="docstrings:numpy", POSITIVES=64)
+    assert "pts-transformer-title" in of("bm25 % 20 >> text >> untrained")["text/html"]
+    assert "TorchRetriever" in of("retrievers = {")["text/html"]
+    assert "image/png" in of("trainer.plot()")
+    assert "srcdoc" in of("comparison = compare(")["text/html"]
+    assert "self-distilled" in of("table = pt.Experiment")["text/html"]
+    assert "text/markdown" in of("Markdown(page")
+
+
+def test_tutorial(run):
+    of = run("tutorial.ipynb", DATASET="docstrings:more-itertools", POSITIVES=32, DEV_QUERIES=8)
+    assert "image/png" in of("axes.scatter(targets, margins")
+    assert "image/png" in of("paper.plot()")
+    assert "correlation" in of("by_rate = {")["text/html"]
+    assert "half of them loose" in of("half of them loose")["text/html"]
+    assert "BM25, ranks 10 to 99" in of("BM25, ranks 10 to 99")["text/html"]
+    assert "distributed" in of("raw.model[1] = Pooling")["text/html"]
+    assert "distributed" in of('baseline="untrained"')["text/html"]
