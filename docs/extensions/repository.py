@@ -19,8 +19,12 @@ GUIDE = REPOSITORY / "pyterrier_selfdistill" / "pt_docs"
 
 
 def pages(env: BuildEnvironment) -> dict[Path, str]:
-    """Return the names of all pages by the file that they are made of."""
-    return {Path(env.doc2path(name)).resolve(): name for name in env.found_docs}
+    """Return the names of all pages by the file that they are made of, which notebooks name without its suffix."""
+    known = {}
+    for name in env.found_docs:
+        file = Path(env.doc2path(name)).resolve()
+        known[file] = known[file.with_suffix("")] = name
+    return known
 
 
 def prefix_guide(app: Sphinx, path: Path, parent: str, content: list[str]) -> None:
