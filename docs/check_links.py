@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -34,7 +35,7 @@ class Page(HTMLParser):
 
 
 def broken_links(site: Path) -> Iterator[str]:
-    """Find links of a site to files or anchors of it that are not there.
+    """Find links of a site to files or anchors of it that are not there, and measures that were taken for addresses.
 
     Args:
         site: The folder of the site.
@@ -48,6 +49,8 @@ def broken_links(site: Path) -> Iterator[str]:
             continue  # source code, whose links back have the anchor of another name where a module has two
         for link in dict.fromkeys(page.links):
             parts = urlsplit(link)
+            if parts.scheme == "mailto":
+                yield f"{path.relative_to(site)}: {unquote(unescape(link))}: write a measure as ``nDCG@10``"
             if parts.scheme or parts.netloc:
                 continue  # another site, or data
             target = (path.parent / unquote(parts.path)).resolve() if parts.path else path

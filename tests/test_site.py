@@ -59,6 +59,7 @@ def test_modules_say_what_they_are_for():
         ("https://elsewhere.org/page#anchor", None),
         ("missing.html", "no such file"),
         ("other.html#nowhere", "no such anchor"),
+        ("mailto:nDCG@10", "write a measure as"),
     ],
 )
 def test_links_are_checked(link, fault, tmp_path):
