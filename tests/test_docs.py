@@ -108,6 +108,8 @@ def test_training_data(known, folder):
     assert names["careful"].encoder.training_summary["best_step"] is not None
 
 
+# of torch, since the trainer of sentence-transformers pins memory by default, without a GPU too
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator:UserWarning")
 def test_loss(known, folder):
     stand_ins, names = known
     names["triples"] = from_texts([("sort", "sort the table", "plot")] * 8).dataset
@@ -304,6 +306,7 @@ PIPELINES = [
 ]
 
 
+@pytest.mark.filterwarnings(r"ignore:.parallel\(\) is experimental:UserWarning")  # as PyTerrier says of it
 def test_how_to(how_to):
     topics, found = how_to["topics"], {}
     for name in PIPELINES:

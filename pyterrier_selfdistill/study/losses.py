@@ -146,9 +146,9 @@ def load_losses(references: Mapping[str, str]) -> dict[str, LossFactory]:
         ValueError: If there is no such module or function, or the package has a loss of the name.
 
     Example:
-        >>> losses = load_losses({"cosent": "sentence_transformers.losses:CoSENTLoss"})
+        >>> losses = load_losses({"mine": "sentence_transformers.sentence_transformer.losses:CoSENTLoss"})
         >>> list(losses)[-1]
-        'cosent'
+        'mine'
     """
     losses = dict(LOSSES)
     for name, reference in references.items():
