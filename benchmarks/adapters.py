@@ -26,7 +26,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 from benchmarks.materials import DOCSTRINGS, MINILM, random_triples
 from benchmarks.pages import table
 from pyterrier_selfdistill import SelfDistillBiEncoder, SelfDistillTrainer
-from pyterrier_selfdistill.adapters import require_peft
+from pyterrier_selfdistill.extras import load_extra
 from pyterrier_selfdistill.study.collection import load_collection
 from pyterrier_selfdistill.study.memory import PeakMemory
 from pyterrier_selfdistill.training.starting import make_start
@@ -84,7 +84,7 @@ def main() -> None:
 
 def memory_table(layers: int) -> str:
     """Measure the memory of each way to train, and write it."""
-    lora = {"adapter": require_peft().LoraConfig(**LORA)}
+    lora = {"adapter": load_extra("peft").LoraConfig(**LORA)}
     ways: dict[str, dict[str, Any]] = {
         "all weights": {},
         "LoRA": lora,
@@ -107,7 +107,7 @@ def quality_table(collection: str, data: Path, rates: Sequence[float]) -> str:
         f"all weights, {FULL_RATE:g}": {"learning_rate": FULL_RATE},
     }
     for rate in rates:
-        ways[f"LoRA, {rate:g}"] = {"learning_rate": rate, "adapter": require_peft().LoraConfig(**LORA)}
+        ways[f"LoRA, {rate:g}"] = {"learning_rate": rate, "adapter": load_extra("peft").LoraConfig(**LORA)}
     rows = []
     for name, options in ways.items():
         reached = apart(partial(quality_of_training, collection, data, options))

@@ -14,7 +14,6 @@ import importlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any
 
 import torch
@@ -22,6 +21,7 @@ from pydantic import AfterValidator
 from sentence_transformers import SentenceTransformer
 from transformers import AutoConfig, PreTrainedModel
 
+from .extras import load_extra
 from .identity import tensor_bytes
 from .options import Expected
 
@@ -35,25 +35,8 @@ NOT_OF_THE_ADAPTER = {"auto_mapping", "base_model_name_or_path", "inference_mode
 """What PEFT notes in a configuration besides the adapter itself."""
 
 
-def require_peft() -> ModuleType:
-    """Import PEFT.
-
-    Returns:
-        The module.
-
-    Raises:
-        ImportError: If it is not installed.
-    """
-    try:
-        return importlib.import_module("peft")
-    except ImportError as error:
-        raise ImportError(
-            "adapters need PEFT, which is not installed: pip install pyterrier-selfdistill[adapters]"
-        ) from error
-
-
 def _adapter_config(value: Any) -> Any:
-    if value is not None and not isinstance(value, require_peft().PeftConfig):
+    if value is not None and not isinstance(value, load_extra("peft").PeftConfig):
         raise ValueError
     return value
 
@@ -270,7 +253,7 @@ def require_base(folder: Path) -> None:
     file = folder / CONFIG_FILE
     if not file.is_file():
         return
-    require_peft()
+    load_extra("peft")
     base = base_name(folder)
     try:
         AutoConfig.from_pretrained(base)

@@ -12,7 +12,8 @@ from sentence_transformers import SentenceTransformer
 
 from . import persistence
 from .adapters import require_plain
-from .int8 import require_openvino, write_graph
+from .extras import load_extra
+from .int8 import write_graph
 from .options import FolderPath, checked
 from .precision import copied
 
@@ -48,7 +49,7 @@ class Exports:
             FolderInUseError: If another process writes it.
             OSError: If it may not be written, or the disk is full.
         """
-        require_openvino()
+        load_extra("openvino")
         require_plain(self.model, "a graph")
         path = Path(path).expanduser()
         model = copied(self.model, torch.float32).to("cpu")

@@ -18,7 +18,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
+
+from .extras import load_extra
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 """What a language model may be given for each token."""
@@ -58,7 +59,7 @@ class GraphModel(nn.Module):
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUP,
         }
-        self.request = require_openvino().Core().compile_model(graph, "CPU", options).create_infer_request()
+        self.request = load_extra("openvino").Core().compile_model(graph, "CPU", options).create_infer_request()
 
     def forward(self, **tokens: Any) -> BaseModelOutput:
         """Compute the last layer.
@@ -120,7 +121,7 @@ def write_graph(model: SentenceTransformer, folder: Path, *, int8: bool) -> Path
         compress(graph)
         name = "openvino_model_qint8_quantized.xml"
     file = folder / GRAPH_FOLDER / name
-    require_openvino().save_model(graph, file, compress_to_fp16=False)
+    load_extra("openvino").save_model(graph, file, compress_to_fp16=False)
     return file
 
 
@@ -170,23 +171,6 @@ def to_int8(weights: np.ndarray, summed: int) -> tuple[np.ndarray, np.ndarray]:
     # a row of zeros stays one
     scales[scales == 0] = 1
     return np.rint(weights / scales).astype(np.int8), scales.astype(np.float32)
-
-
-def require_openvino() -> ModuleType:
-    """Import OpenVINO.
-
-    Returns:
-        The module.
-
-    Raises:
-        ImportError: If it is not installed.
-    """
-    try:
-        return importlib.import_module("openvino")
-    except ImportError as error:
-        raise ImportError(
-            "dtype='int8' and export need OpenVINO, which is not installed: pip install pyterrier-selfdistill[int8]"
-        ) from error
 
 
 class _LastLayer(nn.Module):
@@ -255,7 +239,7 @@ def _quiet() -> Iterator[None]:
 
 def _convert(model: nn.Module, names: Sequence[str]) -> Any:
     """Convert a module to a graph for any number of texts and tokens."""
-    openvino = require_openvino()
+    openvino = load_extra("openvino")
     frontends = importlib.import_module("openvino.frontend")
     decoders = importlib.import_module("openvino.frontend.pytorch.ts_decoder")
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])

@@ -6,7 +6,6 @@ writes one index of several, byte by byte. A folder of shards has a manifest tha
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import shutil
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .docnos import write_docnos
+from .extras import load_extra
 from .identity import EncoderIdentity, EncoderMismatchError
 from .index import SelfDistillIndex
 from .index_files import DOCNOS_FILE, VECTORS_FILE, is_index, write_encoder, write_metadata
@@ -37,16 +37,8 @@ def load_ray() -> Any:
     Raises:
         ImportError: If it is not installed.
     """
-    try:
-        importlib.import_module("ray.data")
-        return importlib.import_module("ray")
-    except ImportError as error:
-        raise ImportError(
-            f"this needs Ray with Ray Data ({error}); install it: pip install 'pyterrier-selfdistill[ray]'"
-        ) from error
-
-
-# --- join -----------------------------------------------------------------------------------------------------------
+    load_extra("ray.data")
+    return load_extra("ray")
 
 
 def join_shards(shards: Sequence[SelfDistillIndex], path: Path, *, overwrite: bool = False) -> None:

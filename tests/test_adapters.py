@@ -126,5 +126,5 @@ def test_a_damaged_configuration_and_a_missing_library_are_explained(tmp_path, m
     with pytest.raises(ValueError, match="is not what PEFT wrote"):
         require_base(tmp_path)
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ImportError, match=r"pip install pyterrier-selfdistill\[adapters\]"):
+    with pytest.raises(ImportError, match=r"pip install 'pyterrier-selfdistill\[adapters\]"):
         require_base(tmp_path)

@@ -34,6 +34,6 @@ def test_nothing_is_written_without_openvino(encoder, monkeypatch, tmp_path):
         raise ImportError(name)
 
     monkeypatch.setattr(importlib, "import_module", fail)
-    with pytest.raises(ImportError, match=r"pip install pyterrier-selfdistill\[int8\]"):
+    with pytest.raises(ImportError, match=r"pip install 'pyterrier-selfdistill\[int8\]"):
         encoder.export(tmp_path / "model")
     assert not list(tmp_path.iterdir())

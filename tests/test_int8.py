@@ -77,7 +77,7 @@ def test_an_error_says_what_to_install(language_model, monkeypatch):
 
     encoder = SelfDistillBiEncoder.from_pretrained(language_model, device="cpu", dtype="int8")
     monkeypatch.setattr(importlib, "import_module", fail)
-    with pytest.raises(ImportError, match=r"pip install pyterrier-selfdistill\[int8\]"):
+    with pytest.raises(ImportError, match=r"pip install 'pyterrier-selfdistill\[int8\]"):
         encoder.encode_docs(TEXTS)
 
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "pyterrier_selfdistill"
 
 LAYERS = [
-    ["compat", "docnos", "exchange", "progress", "tokens"],
+    ["compat", "docnos", "exchange", "extras", "progress", "tokens"],
     ["distributed", "io", "options", "portable", "validate", "variants", "vectors"],
     ["identity", "int8", "packages"],
     ["adapters"],
