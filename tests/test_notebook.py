@@ -62,7 +62,7 @@ def test_quickstart(run):
 
 
 def test_tutorial(run):
-    of = run("tutorial.ipynb", DATASET="docstrings:more-itertools", POSITIVES=32, DEV_QUERIES=8)
+    of = run("tutorial.ipynb", DATASET="docstrings:more-itertools", POSITIVES=32, DEV_QUERIES=8, POOL=20)
     assert "image/png" in of("axes.scatter(targets, margins")
     assert "image/png" in of("paper.plot()")
     assert "correlation" in of("by_rate = {")["text/html"]
