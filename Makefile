@@ -13,7 +13,7 @@ STUDY := $(BIN)/python -m pyterrier_selfdistill.study
 export HF_HUB_OFFLINE ?= 1
 
 # tests and their processes share the cores, and the models of tests are too small for two; the floor of coverage is for
-# both runs together
+# all runs together
 test: export OMP_NUM_THREADS ?= 1
 
 .PHONY: help install quickstart notebooks study-small results speed test fuzz chaos docs smoke lint format clean
@@ -46,7 +46,9 @@ results: $(INSTALLED) ## Write benchmarks/RESULTS.md anew from the records of th
 		--template benchmarks/RESULTS.md.j2
 
 test: $(INSTALLED) ## Run the tests and the examples in docstrings, and measure what they cover
-	$(BIN)/python -m pytest --cov --cov-fail-under=0 -m "not ray"
+	$(BIN)/python -m pytest --cov --cov-fail-under=0 -m "not ray" $(wildcard tests/*/)
+	$(BIN)/python -m pytest --cov --cov-append --cov-fail-under=0 -m "not ray" $(wildcard tests/test_*.py) \
+		pyterrier_selfdistill benchmarks
 	$(BIN)/python -m pytest --cov --cov-append -m ray
 
 fuzz: $(INSTALLED) ## Give malformed input to all entry points, and write what became of it to benchmarks/RELIABILITY.md
