@@ -1,6 +1,7 @@
 """A tiny encoder with random weights, for the tests and for the examples in docstrings."""
 
 import os
+import signal
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -34,6 +35,18 @@ def _same_precision_everywhere():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pyterrier_selfdistill.encoders.fastest_precision", lambda device: "float32")
         yield
+
+
+@pytest.fixture(autouse=True)
+def _children_end_as_before():
+    """Take away the handler that torch's loaders leave behind when they have had workers.
+
+    The end of any child of a later test would call it, and where a library has broken the stack of signals meanwhile,
+    that is a segmentation fault.
+    """
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    signal.signal(signal.SIGCHLD, before)
 
 
 @pytest.fixture(scope="session")
