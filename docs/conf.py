@@ -70,6 +70,7 @@ nitpick_ignore_regex = [
 
 # -- Markdown and the notebook -----------------------------------------------------------------------------------------
 
+myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4  # the anchors that GitHub gives to headings
 nb_execution_mode = "off"  # notebooks show what they have stored (make notebooks)
 nb_output_stderr = "remove"  # progress bars

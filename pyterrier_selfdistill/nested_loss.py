@@ -1,9 +1,9 @@
 """Nested dimensions: a loss on embeddings that trains their first dimensions to be embeddings too.
 
-Vectors of an encoder that was trained so are cut to a prefix without much loss (Matryoshka representation learning):
-an index of them is smaller, and searched faster. :class:`NestedDimensionsLoss` computes what ``MatryoshkaLoss`` of
-sentence-transformers does, on embeddings: so texts are embedded, and processes give each other their embeddings, once
-for all dimensions, and what is logged is of the longest vectors.
+An encoder that was trained so is to lose little when its vectors are cut to a prefix (Matryoshka representation
+learning): an index of them is smaller, and searched faster. :class:`NestedDimensionsLoss` computes what
+``MatryoshkaLoss`` of sentence-transformers does, on embeddings: so texts are embedded, and processes give each other
+their embeddings, once for all dimensions, and what is logged is of the longest vectors.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class Truncates(HasVariants):
     def truncate(self, dimension: PositiveInteger) -> Self:
         """Make an encoder whose vectors are the first dimensions of these, scaled to unit length again.
 
-        They lose little where training has seen to it, with ``matryoshka_dims`` of :class:`SelfDistillTrainer`.
+        Training with ``matryoshka_dims`` of :class:`SelfDistillTrainer` is for them to lose little.
 
         The encoder has an identity of its own: it searches an index that it has built, or that
         :meth:`truncate_index` has cut. What cuts is a layer like others, which is saved, and which training changes.
