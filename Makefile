@@ -33,7 +33,7 @@ quickstart: $(INSTALLED) ## Train, index, retrieve and compare, offline, in a fe
 	$(BIN)/python examples/quickstart.py
 
 notebooks: $(INSTALLED) ## Run the notebooks in examples/, and store their outputs, which the documentation shows
-	PYTHONWARNINGS=ignore $(BIN)/jupyter-execute --inplace --timeout=-1 examples/quickstart.ipynb examples/tutorial.ipynb
+	PYTHONWARNINGS=ignore $(BIN)/python docs/run_notebooks.py examples/quickstart.ipynb examples/tutorial.ipynb
 
 study-small: $(INSTALLED) ## Compare losses on four collections, in a quarter of an hour
 	$(STUDY) run benchmarks/configs/small.yaml --data $(DATA) --records runs/study-small/records \

@@ -71,7 +71,7 @@ def main(options: argparse.Namespace) -> pd.DataFrame:
     valid_topics = valid_topics.sample(min(len(valid_topics), 100), random_state=options.seed)
     candidates = (bm25 % 10 >> text)(valid_topics)
     of_sample = valid_qrels["qid"].isin(valid_topics["qid"])
-    trainer.fit(topics, positives, candidates, valid_qrels[of_sample])
+    trainer.fit(topics[topics["qid"].isin(positives["qid"])], positives, candidates, valid_qrels[of_sample])
 
     systems = {"bm25": bm25}
     for name, encoder in {"untrained": untrained, "self-distilled": trainer.encoder}.items():

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Annotated
 
+import nbformat
 import pytest
 from torch import nn
 
@@ -79,3 +80,19 @@ def test_signatures_have_types_without_checks():
     signatures.drop_checks(Indexer.__init__)
     assert Indexer.__init__.__annotations__ == {"size": int, "return": type(None)}
     assert str(signatures.constructor(nn.Module.__init__)) == "()"
+
+
+def test_notebooks_are_stored_without_texts_logs_and_paths():
+    v4 = nbformat.v4
+    shown = v4.new_output("display_data", {"text/plain": "/home/me/.venv/lib/model"})
+    logged = v4.new_output("stream", name="stderr", text="10 %")
+    printed = v4.new_output("stream", text="done")
+    cells = [
+        v4.new_code_cell("a", outputs=[shown, logged, printed]),
+        v4.new_code_cell("b", outputs=[shown], metadata={"tags": ["texts"]}),
+        v4.new_code_cell("c", outputs=[printed], metadata={"tags": ["remove-stdout"]}),
+    ]
+    notebook = v4.new_notebook(cells=cells)
+    load("run_notebooks.py").strip(notebook, "/home/me/.venv")
+    stored = [cell.outputs for cell in notebook.cells]
+    assert stored == [[v4.new_output("display_data", {"text/plain": ".venv/lib/model"}), printed], [], []]
