@@ -108,7 +108,7 @@ def test_what_cannot_be_trained_is_refused(make, encoder, language_model, tmp_pa
             SelfDistillTrainer(adapted, tmp_path / "again", adapter=adapter)
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "peft", None)
-        with pytest.raises(ImportError, match=r"pip install pyterrier-selfdistill\[adapters\]"):
+        with pytest.raises(ImportError, match=r"pip install 'pyterrier-selfdistill\[adapters\]"):
             make(adapter="lora")
     changed = encoder.copy()
     with torch.no_grad():
