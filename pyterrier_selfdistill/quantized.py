@@ -27,6 +27,8 @@ from pyterrier_dr import FlexIndex, SimFn
 from pyterrier_dr.flex.faiss_retr import FaissRetriever
 from pyterrier_dr.util import assert_faiss
 
+from .io import atomic_file
+
 Kind: TypeAlias = Literal["int8", "binary"]
 
 CHUNK = 4096
@@ -137,9 +139,8 @@ def open_small_vectors(folder: Path, vectors: np.ndarray, kind: Kind) -> Any:
     except RuntimeError:
         small = None
     if small is None or (small.ntotal, small.d) != (len(vectors), _dimension(vectors, kind)):
-        unfinished = folder / f"{kind}.unfinished.faiss"
-        write(make_small_vectors(vectors, kind), str(unfinished))
-        unfinished.replace(path)
+        with atomic_file(path, overwrite=True) as unfinished:
+            write(make_small_vectors(vectors, kind), str(unfinished))
         small = read(str(path), mapped)
     if kind == "binary":
         # counting distances is faster than a heap, but not kept in the file
