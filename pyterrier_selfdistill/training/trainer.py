@@ -72,7 +72,7 @@ class SelfDistillTrainer(EncoderFitter):
             memory: the same loss and gradients (see :class:`SelfDistillationLoss`), for a forward pass more.
         adapter: A configuration of PEFT, such as ``peft.LoraConfig(r=16)``, to train an adapter in place of all
             weights, with ``pip install pyterrier-selfdistill[adapters]``. It is merged into the trained encoder, and
-            written alone to the folder ``adapter`` of ``output_dir``. It takes a higher ``learning_rate``.
+            written alone to the folder ``adapter`` of ``output_dir``. Search its ``learning_rate`` anew.
         matryoshka_dims: To train vectors that can be cut (Matryoshka): the numbers of dimensions, such as ``[384, 192,
             96, 48]``, which begin with that of the encoder; see :class:`NestedDimensionsLoss`.
         matryoshka_weights: The weight of each; 1 by default.
