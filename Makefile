@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/installed
 DATA ?= ../shared/data
 FUZZ_EXAMPLES ?= 2000
 FUZZ_SEED := $(or $(FUZZ_SEED),$(shell date +%s))
-STUDY := $(BIN)/python -m pyterrier_selfdistill.study
+STUDY := $(BIN)/python -m benchmarks.study
 
 export HF_HUB_OFFLINE ?= 1
 

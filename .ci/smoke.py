@@ -44,7 +44,7 @@ def check_contents(repository: Path) -> None:
     missing = [str(path) for path in paths if not (installed / path).exists()]
     assert not missing, f"the wheel lacks {missing}"
     for module in pkgutil.walk_packages(pyterrier_selfdistill.__path__, "pyterrier_selfdistill."):
-        if module.name != "pyterrier_selfdistill.study":
+        if module.name != "benchmarks.study":
             importlib.import_module(module.name)
     for entry_point in importlib.metadata.distribution("pyterrier-selfdistill").entry_points:
         entry_point.load()
@@ -54,7 +54,7 @@ def check_extra() -> None:
     """Check that studies name what they need and this installation lacks."""
     message = ""
     try:
-        importlib.import_module("pyterrier_selfdistill.study")
+        importlib.import_module("benchmarks.study")
     except ImportError as error:
         message = str(error)
     assert "pip install pyterrier-selfdistill[study]" in message, message

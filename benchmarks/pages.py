@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from pyterrier_selfdistill.study.runner import PACKAGES, describe_machine
+from benchmarks.study.runner import PACKAGES, describe_machine
 
 RELIABILITY = Path(__file__).with_name("RELIABILITY.md")
 SPEED = Path(__file__).with_name("SPEED.md")

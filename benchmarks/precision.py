@@ -22,9 +22,9 @@ import pyterrier as pt
 from ir_measures import nDCG
 
 from benchmarks.materials import LENGTHS, MINILM
+from benchmarks.study.collection import Collection, judged_positives, load_collection
+from benchmarks.study.markdown import to_markdown
 from pyterrier_selfdistill import SelfDistillBiEncoder
-from pyterrier_selfdistill.study.collection import Collection, judged_positives, load_collection
-from pyterrier_selfdistill.study.markdown import to_markdown
 
 PRECISIONS = ("float32", "bfloat16", "int8")
 COLLECTIONS = ("scifact", "nfcorpus")

@@ -35,10 +35,10 @@ import pyterrier as pt
 from ir_measures import nDCG
 from pyterrier_dr import VectorPrf
 
+from benchmarks.study.collection import load_split
+from benchmarks.study.memory import PeakMemory, resident
 from pyterrier_selfdistill import SelfDistillBiEncoder, SelfDistillIndex
-from pyterrier_selfdistill.encoders import READ_AHEAD
-from pyterrier_selfdistill.study.collection import load_split
-from pyterrier_selfdistill.study.memory import PeakMemory, resident
+from pyterrier_selfdistill.encoder.steps import READ_AHEAD
 
 TURNS = 3
 """How often each time is taken."""

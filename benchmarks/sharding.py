@@ -26,10 +26,10 @@ import pandas as pd
 import torch
 
 from benchmarks.materials import LENGTHS, MINILM, draw_documents
+from benchmarks.study.memory import PeakMemory, resident
 from pyterrier_selfdistill import RayIndexer, SelfDistillBiEncoder, SelfDistillIndex, ShardedIndex
-from pyterrier_selfdistill.index_files import write_index
-from pyterrier_selfdistill.shards import load_ray
-from pyterrier_selfdistill.study.memory import PeakMemory, resident
+from pyterrier_selfdistill.index.files import write_index
+from pyterrier_selfdistill.index.shards import load_ray
 
 CORES = 2
 """How many cores are measured with."""

@@ -21,8 +21,8 @@ import pyterrier as pt
 from ir_measures import nDCG
 
 from benchmarks.materials import MINILM, random_triples
+from benchmarks.study.collection import Collection, load_collection
 from pyterrier_selfdistill import SelfDistillBiEncoder, SelfDistillIndex, SelfDistillTrainer
-from pyterrier_selfdistill.study.collection import Collection, load_collection
 
 DIMENSIONS = (384, 192, 96, 48)
 """Whole vectors of MiniLM, and prefixes of them."""

@@ -21,8 +21,8 @@ import pyterrier as pt
 from ir_measures import nDCG
 
 from benchmarks.materials import DOCSTRINGS, MINILM, random_triples
+from benchmarks.study.collection import Collection, load_collection, pool_documents
 from pyterrier_selfdistill import SelfDistillBiEncoder, SelfDistillTrainer
-from pyterrier_selfdistill.study.collection import Collection, load_collection, pool_documents
 
 COLLECTIONS = {"docstrings": DOCSTRINGS, "scifact": "scifact"}
 PROMPTS = {"docstrings": {"query": "function: "}, "scifact": {"query": "claim: "}}

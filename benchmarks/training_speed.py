@@ -39,6 +39,9 @@ from sentence_transformers.sentence_transformer.losses import MarginMSELoss, Mul
 
 from benchmarks.materials import MINILM, draw_triples, random_triples
 from benchmarks.pages import table
+from benchmarks.study.collection import Collection, load_collection
+from benchmarks.study.memory import PeakMemory
+from benchmarks.study.teacher import Teacher
 from benchmarks.turns import Rates, in_turns
 from pyterrier_selfdistill import (
     AdaptiveMarginLoss,
@@ -48,9 +51,6 @@ from pyterrier_selfdistill import (
     embedding,
     text_losses,
 )
-from pyterrier_selfdistill.study.collection import Collection, load_collection
-from pyterrier_selfdistill.study.memory import PeakMemory
-from pyterrier_selfdistill.study.teacher import Teacher
 from pyterrier_selfdistill.training import callbacks
 from pyterrier_selfdistill.training.arguments import mixed_precision
 

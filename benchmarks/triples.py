@@ -30,9 +30,9 @@ from ir_datasets.formats import TsvDocPairs, TsvDocs, TsvQueries
 from ir_datasets.util import LocalDownload
 from sentence_transformers import SentenceTransformerTrainer
 
+from benchmarks.study.memory import PeakMemory, resident
 from pyterrier_selfdistill import SelfDistillBiEncoder, SelfDistillTrainer
 from pyterrier_selfdistill.data.triples import PairOptions, from_docpairs
-from pyterrier_selfdistill.study.memory import PeakMemory, resident
 
 CHUNK = 100_000
 """How many pairs are drawn at once."""

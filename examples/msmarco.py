@@ -39,8 +39,8 @@ import pyterrier as pt
 from pyterrier.measures import RR, R, nDCG
 
 from pyterrier_selfdistill import SelfDistillBiEncoder, SelfDistillTrainer
-from pyterrier_selfdistill.distributed import in_turn, is_first, joined
-from pyterrier_selfdistill.training.targets import TRAINING_TARGETS
+from pyterrier_selfdistill.training.arguments import TRAINING_TARGETS
+from pyterrier_selfdistill.utils.processes import in_turn, is_first, joined
 
 logger = logging.getLogger("msmarco")
 

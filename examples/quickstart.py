@@ -25,7 +25,7 @@ from pyterrier.measures import RR, R, nDCG
 from pyterrier_alpha.fusion import RRFusion
 
 from pyterrier_selfdistill import SelfDistillBiEncoder, SelfDistillIndex, SelfDistillTrainer, compare, split_queries
-from pyterrier_selfdistill.training.targets import TRAINING_TARGETS
+from pyterrier_selfdistill.training.arguments import TRAINING_TARGETS
 
 logger = logging.getLogger("quickstart")
 

@@ -1,24 +1,17 @@
 """Dense retrievers trained by self-distillation with adaptive relevance margins, for PyTerrier."""
 
-from .biencoder import SelfDistillBiEncoder
-from .calibrated_loss import CalibratedLoss
-from .comparison.comparison import Comparison, compare
+from .data.judgements import split_queries
 from .data.negatives import Negatives
-from .data.splits import split_queries
-from .identity import EncoderMismatchError
-from .index import SelfDistillIndex
-from .io import FolderInUseError
-from .losses import AdaptiveMarginLoss
-from .nested_loss import NestedDimensionsLoss
-from .progress import adapt_to_logs
-from .ray_indexing import RayIndexer
-from .sharded_index import ShardedIndex
-from .text_losses import SelfDistillationLoss
+from .encoder.biencoder import SelfDistillBiEncoder
+from .index.identity import EncoderMismatchError
+from .index.index import SelfDistillIndex
+from .index.ray import RayIndexer
+from .index.shards import ShardedIndex
+from .losses import AdaptiveMarginLoss, CalibratedLoss, NestedDimensionsLoss, SelfDistillationLoss
+from .report.comparison import Comparison, compare
 from .training.evaluation import RetrievalEvaluator
-from .training.fitted import NotFittedError
-from .training.trainer import SelfDistillTrainer
-
-adapt_to_logs()
+from .training.trainer import NotFittedError, SelfDistillTrainer
+from .utils.folders import FolderInUseError
 
 __version__ = "0.1.0"
 __all__ = [

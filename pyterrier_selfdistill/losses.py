@@ -1,26 +1,23 @@
-"""Self-distillation losses with adaptive relevance margins.
-
-How far apart should the scores of a positive and a negative document be for a query? The encoder itself says: by as
-much as it finds the two documents alike. A batch holds B triples ``(q_i, p_i, n_i)`` and ``s`` is cosine similarity::
-
-    margin   m[i,j] = s(q_i, p_i) - s(q_i, n_j)
-    target   t[i,j] = (1 + s(p_i, n_j)) / 2
-
-and the loss is the mean error between the two. :class:`AdaptiveMarginLoss` computes it from embeddings;
-:mod:`.text_losses` embeds texts first.
-"""
+"""The losses: margins with adaptive targets, the calibrated softmax, and the loss on texts that trains with them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any, Literal, NamedTuple, get_args
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, get_args
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.losses import CachedLossMixin
+from sentence_transformers.base.losses.gradcache import has_static_embedding_input
+from sentence_transformers.base.losses.merged_forward import merge_feature_batches
 from torch import Tensor, nn
 
-from .options import Expected, checked
+from .utils.checks import Expected, PositiveInteger, PositiveNumber, checked
+from .utils.processes import gather_batch
 
 ERRORS: dict[str, Callable[[Tensor], Tensor]] = {
     "l2": torch.square,
@@ -353,3 +350,605 @@ def require_embeddings(query: Tensor, positive: Tensor, negative: Tensor) -> Non
         raise ValueError(f"expected query (B, D), positive (B, D) and negative (B, D) or (B, K, D), got {shapes}")
     if 0 in negative.shape:
         raise ValueError(f"expected a batch with B, K and D of at least 1, got {shapes}")
+
+
+SCALES = (1.0, 1000.0)
+"""Between which scales to look: at 1 the documents of a batch are nearly alike to a softmax of cosines."""
+
+HALVINGS = 30
+"""How often to halve the range of the scale, in logarithms: to a hundred millionth of its value."""
+
+
+class CalibratedTerms(NamedTuple):
+    """A loss with the margins and the scale that made it.
+
+    Attributes:
+        loss: The scalar loss.
+        margin: The margins, ``(B, B*K + B - 1)``.
+        scale: What they were multiplied with, the inverse of the temperature; a scalar.
+    """
+
+    loss: Tensor
+    margin: Tensor
+    scale: Tensor
+
+
+class CalibratedLoss(nn.Module):
+    r"""Tell positives from all other documents of the batch, at the maximum likelihood scale of the batch.
+
+    For B queries with one positive and K negatives each, the N = B*K + B - 1 other documents of a query are all
+    negatives of the batch, and the positives of the other queries. With margins
+    :math:`m_{ij} = s(q_i, p_i) - s(q_i, d_j)` of cosines,
+
+    .. math:: L = \frac{1}{B} \sum_i \log\Bigl(1 + \sum_j e^{-\beta m_{ij}}\Bigr)
+
+    which is InfoNCE with the scale :math:`\beta`, the inverse of the temperature, which
+    :func:`~.calibrated_loss.calibrated_scale` computes from the same margins, without gradient. There is nothing to
+    tune: were all cosines half as far apart, the scale would be twice as large, and the loss the same.
+
+    Scores and loss are computed in float32 under autocast, and in float64 for float64 input.
+
+    Example:
+        >>> loss = CalibratedLoss()
+        >>> query = torch.eye(2)
+        >>> positive, negative = torch.tensor([[0.8, 0.6], [0.6, 0.8]]), torch.tensor([[0.6, -0.8], [-0.8, 0.6]])
+        >>> loss(query, positive, negative)
+        tensor(1.0331)
+        >>> loss.terms(query, positive, negative).scale
+        tensor(1.0464)
+
+    References:
+        Van den Oord, Li, Vinyals: Representation Learning with Contrastive Predictive Coding. 2018.
+        https://arxiv.org/abs/1807.03748 (InfoNCE). Guo, Pleiss, Sun, Weinberger: On Calibration of Modern Neural
+        Networks. ICML 2017. https://arxiv.org/abs/1706.04599 (the temperature of a trained classifier by maximum
+        likelihood)
+    """
+
+    def forward(self, query: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+        """Compute the loss, a scalar tensor; :meth:`terms` says of what."""
+        return self.terms(query, positive, negative).loss
+
+    def terms(self, query: Tensor, positive: Tensor, negative: Tensor) -> CalibratedTerms:
+        """Compute the loss, and return the margins and the scale with it, for logging.
+
+        Args:
+            query: Query embeddings, ``(B, D)``, of any length (cosines are taken here).
+            positive: Embeddings of one relevant document a query, ``(B, D)``.
+            negative: Embeddings of the non-relevant documents, ``(B, D)`` or, for K a query, ``(B, K, D)``.
+
+        Returns:
+            The loss, the margins and the scale.
+
+        Raises:
+            ValueError: If the shapes do not agree or the batch is empty.
+            TypeError: If an argument is not a floating point tensor.
+        """
+        require_embeddings(query, positive, negative)
+        # under autocast, products would be in 16 bits, and differences of cosines are small
+        with torch.autocast(query.device.type, enabled=False):
+            q = normalize(query)
+            p = normalize(positive)
+            n = normalize(negative.reshape(-1, negative.shape[-1]))
+            _, margin, _ = pairs_with_other_documents(q, p, n)
+            scale = calibrated_scale(margin.detach())
+            loss = cross_entropy(margin, scale).mean()
+            return CalibratedTerms(loss, margin, scale)
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """Return the options, for model cards and records of runs: there are none."""
+        return {"target": "calibrated"}
+
+
+def cross_entropy(margin: Tensor, scale: Tensor) -> Tensor:
+    """Compute the negative log-likelihood that the positive is the relevant document of each query.
+
+    Args:
+        margin: What the positive's score is above the others', ``(B, N)``.
+        scale: What to multiply margins with, a scalar.
+
+    Returns:
+        ``log(1 + sum(exp(-scale * margin)))`` of each query, ``(B,)``.
+
+    Example:
+        >>> cross_entropy(torch.zeros(1, 3), torch.tensor(20.0)).exp()
+        tensor([4.])
+    """
+    return torch.logsumexp(_logits(margin, scale), dim=1)
+
+
+def calibrated_scale(margin: Tensor) -> Tensor:
+    r"""Compute the scale at which a softmax explains best which documents of a batch are relevant.
+
+    It minimizes the sum of the cross-entropies of the batch's B queries. A few queries alone may be told apart without
+    a fault, and ask for no end of confidence. So one more is counted, as in Laplace's rule of succession, of which the
+    relevant document is any of the others, each with the same probability, on average over the queries. The sum is
+    convex in the scale, and its derivative is 0 where
+
+    .. math:: \frac{1}{B} \sum_i \sum_j w_{ij} m_{ij} = \frac{\bar m}{B + 1}
+
+    with :math:`w_i` the softmax over a query's documents, its positive (of margin 0) included, and :math:`\bar m` the
+    mean of all margins.
+
+    Args:
+        margin: What the positive's score is above the others', ``(B, N)``, without gradient.
+
+    Returns:
+        A scalar tensor, within ``SCALES``: 1 where positives do not score above other documents on average.
+
+    Example:
+        Positives that stand out ask for a large scale, those that do not for a small one.
+
+        >>> margin = torch.tensor([[0.5, 0.4, 0.1], [0.3, -0.1, 0.2]])
+        >>> calibrated_scale(margin)
+        tensor(3.1734)
+        >>> calibrated_scale(margin - 0.2)
+        tensor(1.)
+    """
+    least = margin.mean() / (len(margin) + 1)
+    low, high = (margin.new_tensor(scale).log() for scale in SCALES)
+    # without a branch on a value, which a GPU would have to wait for
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        is_too_small = _expected_margin(margin, middle.exp()) > least
+        low = torch.where(is_too_small, middle, low)
+        high = torch.where(is_too_small, high, middle)
+    return ((low + high) / 2).exp()
+
+
+def _expected_margin(margin: Tensor, scale: Tensor) -> Tensor:
+    """Compute the mean over queries of the margin over a document that the softmax draws."""
+    weights = torch.softmax(_logits(margin, scale), dim=1)
+    return (weights[:, 1:] * margin).sum(dim=1).mean()
+
+
+def _logits(margin: Tensor, scale: Tensor) -> Tensor:
+    """Compute the logits of each query's documents against its positive, which comes first."""
+    return F.pad(-scale * margin, (1, 0))
+
+
+Dimensions = Annotated[
+    Sequence[PositiveInteger], Field(min_length=1), Expected("a list of numbers of dimensions such as [384, 192, 96]")
+]
+Weights = Annotated[Sequence[PositiveNumber], Expected("a list of positive numbers such as [1, 1, 0.5]")]
+
+
+@checked
+class NestedDimensionsLoss(nn.Module):
+    r"""Sum a loss over prefixes of the embeddings.
+
+    For dimensions :math:`d_1 > d_2 > \ldots` with weights :math:`w_k` it is
+
+    .. math:: \sum_k w_k L(q_{1:d_k}, p_{1:d_k}, n_{1:d_k})
+
+    where :math:`x_{1:d}` are the first d numbers of an embedding. The loss takes cosines, so prefixes need not be
+    scaled to unit length again.
+
+    Args:
+        loss: The loss.
+        matryoshka_dims: The numbers of dimensions, in any order. The largest is that of whole vectors.
+        matryoshka_weights: The weight of each; 1 by default.
+
+    Raises:
+        ValueError: If a number of dimensions is given twice, or there are not as many weights.
+
+    Example:
+        >>> loss = NestedDimensionsLoss(CalibratedLoss(), [4, 2])
+        >>> query, positive, negative = torch.eye(4)[:2], torch.eye(4)[:2], torch.eye(4)[2:]
+        >>> prefixes = [vectors[:, :2] for vectors in (query, positive, negative)]
+        >>> expected = CalibratedLoss()(query, positive, negative) + CalibratedLoss()(*prefixes)
+        >>> bool(loss(query, positive, negative) == expected)
+        True
+
+    References:
+        Kusupati, Bhatt, Rege, Wallingford, Sinha, Ramanujan, Howard-Snyder, Chen, Kakade, Jain, Farhadi: Matryoshka
+        Representation Learning. NeurIPS 2022. https://arxiv.org/abs/2205.13147
+    """
+
+    def __init__(
+        self,
+        loss: AdaptiveMarginLoss | CalibratedLoss,
+        matryoshka_dims: Dimensions,
+        matryoshka_weights: Weights | None = None,
+    ) -> None:
+        super().__init__()
+        if len(set(matryoshka_dims)) < len(matryoshka_dims):
+            raise ValueError(f"matryoshka_dims={list(matryoshka_dims)} has a number of dimensions twice; give it once")
+        if matryoshka_weights is None:
+            matryoshka_weights = [1.0] * len(matryoshka_dims)
+        if len(matryoshka_weights) != len(matryoshka_dims):
+            raise ValueError(
+                f"matryoshka_weights must be one for each of matryoshka_dims={list(matryoshka_dims)}, got "
+                f"{list(matryoshka_weights)}"
+            )
+        self.loss = loss
+        longest_first = sorted(zip(matryoshka_dims, matryoshka_weights, strict=True), reverse=True)
+        self.dimensions = [dimension for dimension, _ in longest_first]
+        self.weights = [weight for _, weight in longest_first]
+
+    def forward(self, query: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+        """Compute the loss, a scalar tensor; :meth:`terms` says of what."""
+        return self.terms(query, positive, negative).loss
+
+    def terms(self, query: Tensor, positive: Tensor, negative: Tensor) -> MarginTerms | CalibratedTerms:
+        """Compute the loss, and return with it what the loss of the longest prefix has beside, for logging.
+
+        Args:
+            query: Query embeddings, ``(B, D)``, of any length (cosines are taken here).
+            positive: Embeddings of one relevant document a query, ``(B, D)``.
+            negative: Embeddings of the non-relevant documents, ``(B, D)`` or, for K a query, ``(B, K, D)``.
+
+        Returns:
+            The sum, with the margins, and the targets or the scale, of the longest prefix.
+
+        Raises:
+            ValueError: If the shapes do not agree, the batch is empty, or embeddings are not as long as the
+                longest prefix.
+            TypeError: If an argument is not a floating point tensor.
+        """
+        self.require_dimensions_of(query.shape[-1])
+        terms = []
+        for dimension in self.dimensions:
+            prefixes = [vectors[..., :dimension] for vectors in (query, positive, negative)]
+            terms.append(self.loss.terms(*prefixes))
+        weighted = [weight * part.loss for weight, part in zip(self.weights, terms, strict=True)]
+        return terms[0]._replace(loss=torch.stack(weighted).sum())
+
+    def require_dimensions_of(self, dimension: int) -> None:
+        """Check that the longest prefix is the whole vector, which would not be trained otherwise.
+
+        Args:
+            dimension: How many dimensions the vectors have.
+
+        Raises:
+            ValueError: If they have more or fewer.
+        """
+        if self.dimensions[0] != dimension:
+            raise ValueError(
+                f"matryoshka_dims={self.dimensions} must begin with the {dimension} dimensions that the vectors have; "
+                f"give [{dimension}, ...], all others smaller"
+            )
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """Return the options, for model cards and records of runs: those of the loss, and the dimensions."""
+        return {
+            **self.loss.get_config_dict(),
+            "matryoshka_dims": self.dimensions,
+            "matryoshka_weights": self.weights,
+        }
+
+
+EmbeddingLoss: TypeAlias = AdaptiveMarginLoss | CalibratedLoss | NestedDimensionsLoss
+"""The losses of this package, on embeddings."""
+
+
+Features = dict[str, Any]
+"""The tokens of some texts, as a model of sentence-transformers takes them."""
+
+MOST_PASSES = 8
+"""Into how many passes to divide a pool at most; with more, there is little padding left to save."""
+
+ROWS_OF_A_PASS = {"cpu": 8}
+"""How many texts make a pass worth its overhead, by the type of the device."""
+
+ROWS_OF_A_PASS_ELSEWHERE = 64
+"""The same for devices that compute many texts in the time of one."""
+
+
+class Arrangement(NamedTuple):
+    """The columns of a batch, in the order in which to embed them.
+
+    Attributes:
+        batches: What to embed: the queries and the pool of documents, or column by column.
+        widths: How many tokens of each text of the pool lie before its last padding, ascending; None without a pool.
+        positions: Where in the pool each document is, column by column; None without a pool.
+    """
+
+    batches: list[Features]
+    widths: Tensor | None = None
+    positions: Tensor | None = None
+
+
+def arrange(columns: Iterable[Features]) -> Arrangement:
+    """Put all columns but the first, the queries, into one pool that is sorted by length.
+
+    Args:
+        columns: The tokens of each column: query, positive, and one or more negatives.
+
+    Returns:
+        The arrangement. Columns stay as they are where the model has no tokens, has no padding (flattened inputs of
+        flash attention), or treats columns differently.
+
+    Example:
+        >>> columns = [["sort"], ["sort the rows of a table"], ["read"]]
+        >>> queries, pool = arrange([encoder.model.preprocess(texts) for texts in columns]).batches
+        >>> pool["attention_mask"].sum(dim=1)
+        tensor([3, 8])
+    """
+    columns = list(columns)
+    queries, *documents = columns
+    pool = None
+    if len(documents) > 1:
+        pool = merge_feature_batches(documents)
+    if pool is None or "attention_mask" not in pool:
+        return Arrangement(columns)
+    widths, order = _widths(pool["attention_mask"]).sort(stable=True)
+    return Arrangement([queries, _take(pool, order)], widths, order.argsort())
+
+
+def embed(model: nn.Module, arrangement: Arrangement) -> list[Tensor]:
+    """Embed a batch, the pool in passes of like length.
+
+    Args:
+        model: The model.
+        arrangement: What :func:`arrange` returns.
+
+    Returns:
+        One ``(B, D)`` tensor a column.
+
+    Example:
+        >>> columns = [["sort"], ["sort the rows of a table"], ["read"]]
+        >>> arrangement = arrange([encoder.model.preprocess(texts) for texts in columns])
+        >>> [embeddings.shape for embeddings in embed(encoder.model, arrangement)]
+        [torch.Size([1, 32]), torch.Size([1, 32]), torch.Size([1, 32])]
+    """
+    if arrangement.widths is None:
+        return [model(batch)["sentence_embedding"] for batch in arrangement.batches]
+    queries, pool = arrangement.batches
+    embedded_queries = model(queries)["sentence_embedding"]
+    passes = number_of_passes(len(arrangement.widths), arrangement.widths.device)
+    widths = arrangement.widths.cpu().numpy()
+    begin = 0
+    parts = []
+    for end in divide(widths, passes):
+        part = _take(pool, slice(begin, end), width=widths[end - 1])
+        parts.append(model(part)["sentence_embedding"])
+        begin = end
+    return restore([embedded_queries, torch.cat(parts)], arrangement.positions)
+
+
+def restore(embeddings: list[Tensor], positions: Tensor | None) -> list[Tensor]:
+    """Put embeddings back into columns.
+
+    Args:
+        embeddings: One ``(rows, D)`` tensor for each batch of an :class:`Arrangement`.
+        positions: Its positions.
+
+    Returns:
+        One ``(B, D)`` tensor a column: query, positive, and one or more negatives.
+
+    Example:
+        >>> queries, pool = torch.tensor([[1], [2]]), torch.tensor([[3], [4], [5], [6]])
+        >>> restore([queries, pool], torch.tensor([3, 0, 2, 1]))[1]
+        tensor([[6],
+                [3]])
+    """
+    if positions is None:
+        return embeddings
+    queries, pool = embeddings
+    return [queries, *pool[positions].split(len(queries))]
+
+
+def number_of_passes(rows: int, device: torch.device) -> int:
+    """Choose into how many passes to divide a pool.
+
+    Args:
+        rows: The number of texts.
+        device: Where the model is.
+
+    Returns:
+        The number.
+
+    Example:
+        >>> number_of_passes(40, torch.device("cpu")), number_of_passes(40, torch.device("cuda"))
+        (5, 1)
+    """
+    least = ROWS_OF_A_PASS.get(device.type, ROWS_OF_A_PASS_ELSEWHERE)
+    return min(MOST_PASSES, math.ceil(rows / least))
+
+
+def divide(lengths: np.ndarray, number: int) -> list[int]:
+    """Divide texts into parts, so that padding each part to its longest text takes the fewest tokens.
+
+    Args:
+        lengths: The tokens of each text, ascending.
+        number: The number of parts.
+
+    Returns:
+        The end of each part.
+
+    Example:
+        >>> divide(np.array([5, 5, 5, 6, 50, 60]), 2)
+        [4, 6]
+    """
+    # texts of one length belong together, so that the parts can only end where a length does
+    widths, starts = np.unique(lengths, return_index=True)
+    if len(widths) < number:
+        parts = np.array_split(lengths, number)
+        return np.cumsum([len(part) for part in parts]).tolist()
+    borders = np.append(starts, len(lengths))
+    # tokens[i, j]: those of the texts between two borders, padded
+    tokens = np.where(np.tri(len(borders), dtype=bool), np.inf, 0.0)
+    tokens[:, 1:] += widths * (borders[None, 1:] - borders[:, None])
+    fewest = tokens[0]
+    choices = []
+    for _ in range(number - 1):
+        candidates = fewest[:, None] + tokens
+        choices.append(candidates.argmin(axis=0))
+        fewest = candidates.min(axis=0)
+    chosen = [len(widths)]
+    for choice in reversed(choices):
+        chosen.append(int(choice[chosen[-1]]))
+    return [int(borders[border]) for border in reversed(chosen)]
+
+
+def _widths(mask: Tensor) -> Tensor:
+    """Find where the last token of each text is, counted from 1, whichever side is padded."""
+    return (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(dim=1)
+
+
+def _take(features: Features, rows: Tensor | slice, width: int | None = None) -> Features:
+    """Take the features of some texts, cut at a width."""
+    full = features["attention_mask"].shape[1]
+    taken: Features = {}
+    for name, value in features.items():
+        # the length of the prompt is the same for all
+        if not isinstance(value, Tensor) or name == "prompt_length":
+            taken[name] = value
+        elif value.ndim > 1 and value.shape[1] == full:
+            taken[name] = value[rows][:, :width]
+        else:
+            taken[name] = value[rows]
+    return taken
+
+
+CITATION = """
+@inproceedings{gienapp2025selfdistillation,
+    title = {Learning Effective Representations for Retrieval Using Self-Distillation with Adaptive Relevance Margins},
+    author = {Lukas Gienapp and Niklas Deckers and Martin Potthast and Harrisen Scells},
+    booktitle = {Proceedings of the 2025 International ACM SIGIR Conference on Innovative Concepts and Theories in
+                 Information Retrieval (ICTIR)},
+    year = {2025},
+    url = {https://arxiv.org/abs/2407.21515},
+}
+"""
+
+
+class SelfDistillationLoss(CachedLossMixin, nn.Module):
+    """Compute :class:`AdaptiveMarginLoss` or :class:`CalibratedLoss` on texts, for a ``SentenceTransformerTrainer``.
+
+    A large batch takes much memory, nearly all of it for going back through the model. With a ``mini_batch_size`` the
+    batch is embedded without that, the loss is differentiated by the embeddings, and each mini-batch is embedded again
+    and gone back through with its part of the gradient: the same loss and gradients, for a forward pass more.
+
+    Args:
+        model: The model to train.
+        loss: The loss on embeddings; the distributed one of the paper by default.
+        mini_batch_size: How many texts to go back through the model with at once; None for the whole batch.
+
+    Raises:
+        ValueError: If the model has static embeddings and there is a ``mini_batch_size``.
+
+    Attributes:
+        statistics: After each forward pass, the batch's mean ``margin`` and ``target``, or ``scale`` of the calibrated
+            loss (detached scalars).
+
+    In several processes that train together, it is the loss of the global batch, the embeddings of which all processes
+    give each other: call it in all of them.
+
+    Inputs:
+        ==============================================  ======
+        Texts                                           Labels
+        ==============================================  ======
+        (query, positive, negative)                     none
+        (query, positive, negative_1, ..., negative_K)  none
+        ==============================================  ======
+
+    Relations:
+        ``TripletLoss`` and ``MarginMSELoss`` need a tuned margin or a teacher's scores for the same inputs;
+        ``MultipleNegativesRankingLoss`` a scale.
+
+    Example:
+        ::
+
+            model = SentenceTransformer("microsoft/mpnet-base")
+            loss = SelfDistillationLoss(model, AdaptiveMarginLoss(target="adaptive", in_batch=True))
+            SentenceTransformerTrainer(model, train_dataset=triples, loss=loss).train()
+
+        >>> loss = SelfDistillationLoss(encoder.model)
+        >>> columns = [["sort"], ["sort the rows"], ["plot a file"]]
+        >>> loss([encoder.model.preprocess(texts) for texts in columns]).shape
+        torch.Size([])
+        >>> list(loss.statistics)
+        ['margin', 'target']
+
+    References:
+        Gao, Zhang, Han, Callan: Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup. RepL4NLP
+        2021. https://arxiv.org/abs/2101.06983 (the gradient cache)
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        loss: EmbeddingLoss | None = None,
+        mini_batch_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        if mini_batch_size is not None and has_static_embedding_input(model):
+            raise ValueError(
+                f"mini_batch_size={mini_batch_size} needs texts of several tokens each, and this model looks up static "
+                "embeddings, which take little memory anyway; leave it out"
+            )
+        self.model = model
+        self.loss = AdaptiveMarginLoss() if loss is None else loss
+        self.uses_gradient_cache = mini_batch_size is not None
+        self.mini_batch_size = mini_batch_size or 0
+        self.statistics: dict[str, Tensor] = {}
+
+    def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None) -> Tensor:
+        """Embed each column and compute the loss.
+
+        Args:
+            sentence_features: The tokenized columns: query, positive, and one or more negatives.
+            labels: Not used.
+
+        Returns:
+            A scalar tensor.
+        """
+        arrangement = arrange(sentence_features)
+        if self.uses_gradient_cache:
+            # what it takes for labels it hands to calculate_loss as it is
+            return self.forward_cached(arrangement.batches, arrangement.positions)
+        return self.compute_loss_from_embeddings(embed(self.model, arrangement), labels)
+
+    def calculate_loss(
+        self, reps: list[list[Tensor]], labels: Tensor | None = None, *, with_backward: bool = False
+    ) -> Tensor:
+        """Compute the loss from the embeddings of mini-batches, for the gradient cache.
+
+        Args:
+            reps: The embeddings of each mini-batch, for each batch of an arrangement.
+            labels: The positions of the arrangement.
+            with_backward: Whether to go back to the embeddings.
+
+        Returns:
+            A scalar tensor, without a graph if ``with_backward``.
+        """
+        batches = [torch.cat(parts) for parts in reps]
+        loss = self.compute_loss_from_embeddings(restore(batches, labels))
+        if with_backward:
+            loss.backward()
+            loss = loss.detach()
+        return loss
+
+    def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None = None) -> Tensor:
+        """Compute the loss from embeddings, of all processes if there are several.
+
+        Args:
+            embeddings: One ``(B, D)`` tensor a column: query, positive, and one or more negatives.
+            labels: Not used.
+
+        Returns:
+            A scalar tensor.
+
+        Raises:
+            ValueError: If there are fewer than three columns.
+        """
+        if len(embeddings) < 3:
+            raise ValueError(
+                f"{type(self).__name__} got {len(embeddings)} text column(s) and needs at least three, in this order: "
+                "query, positive, negative (more negatives may follow)"
+            )
+        query, positive, *negatives = gather_batch(embeddings)
+        terms = self.loss.terms(query, positive, torch.stack(negatives, dim=1))._asdict()
+        loss = terms.pop("loss")
+        self.statistics = {name: values.detach().mean() for name, values in terms.items()}
+        return loss
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """Return the options, for the model card."""
+        return self.loss.get_config_dict()
+
+    @property
+    def citation(self) -> str:
+        """The paper, as BibTeX, for the model card."""
+        return CITATION

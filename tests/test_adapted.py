@@ -12,7 +12,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from pyterrier_selfdistill import SelfDistillBiEncoder
-from pyterrier_selfdistill.adapters import add_adapter
+from pyterrier_selfdistill.encoder.adapters import add_adapter
 
 TEXTS = ["sort the rows of a table", "plot"]
 

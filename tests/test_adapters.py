@@ -8,7 +8,7 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
-from pyterrier_selfdistill.adapters import (
+from pyterrier_selfdistill.encoder.adapters import (
     adapter_settings,
     adapters_of,
     add_adapter,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.optimize import minimize_scalar
 
-from pyterrier_selfdistill.calibrated_loss import SCALES, CalibratedLoss, calibrated_scale, cross_entropy
+from pyterrier_selfdistill.losses import SCALES, CalibratedLoss, calibrated_scale, cross_entropy
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "calibrated_loss.json").read_text())["cases"]
 

@@ -23,7 +23,7 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from transformers.training_args import ParallelMode
 from transformers.utils import logging
 
-from pyterrier_selfdistill import compat
+from pyterrier_selfdistill.utils import compat
 
 VECTORS = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
 VECTORS /= np.linalg.norm(VECTORS, axis=1, keepdims=True)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from pyterrier_selfdistill.distributed import (
+from pyterrier_selfdistill.utils.processes import (
     agree,
     gather_batch,
     gather_objects,
@@ -83,7 +83,7 @@ def test_errors_that_cannot_be_sent_are_told_in_words(monkeypatch):
         raise UnpicklableError("the disk is full")
 
     sent = []
-    monkeypatch.setattr("pyterrier_selfdistill.distributed.get_world_size", lambda: 2)
+    monkeypatch.setattr("pyterrier_selfdistill.utils.processes.get_world_size", lambda: 2)
     monkeypatch.setattr("torch.distributed.broadcast_object_list", lambda objects, src: sent.extend(objects))
     with pytest.raises(UnpicklableError):
         agree(fail)

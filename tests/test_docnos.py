@@ -5,9 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pyterrier_selfdistill import docnos as docnos_module
-from pyterrier_selfdistill import docnos as module
-from pyterrier_selfdistill.docnos import open_docnos, write_docnos
+from pyterrier_selfdistill.index import files as docnos_module
+from pyterrier_selfdistill.index import files as module
+from pyterrier_selfdistill.index.files import open_docnos, write_docnos
 
 
 def fails(function, *errors):

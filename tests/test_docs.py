@@ -15,13 +15,13 @@ from sentence_transformers import CrossEncoder, SentenceTransformer, SentenceTra
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
 import pyterrier_selfdistill
+from benchmarks.study.comparison import Results
+from benchmarks.study.config import read_study
+from benchmarks.study.losses import LOSSES, load_losses
+from benchmarks.study.records import Records
+from benchmarks.study.run import SETTINGS
 from pyterrier_selfdistill import SelfDistillBiEncoder, SelfDistillIndex, SelfDistillTrainer
 from pyterrier_selfdistill.data.triples import from_texts
-from pyterrier_selfdistill.study.comparison import Results
-from pyterrier_selfdistill.study.config import read_study
-from pyterrier_selfdistill.study.losses import LOSSES, load_losses
-from pyterrier_selfdistill.study.records import Records
-from pyterrier_selfdistill.study.run import SETTINGS
 
 PAGES = Path(pyterrier_selfdistill.__file__).parent / "pt_docs"
 BLOCK = r"^( *)\.\. code-block:: LANGUAGE\n((?:\1    \S.*\n)*)\n((?:\1    .*\n|\s*\n)+)"

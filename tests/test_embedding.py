@@ -9,7 +9,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
-from pyterrier_selfdistill.embedding import arrange, divide, embed, number_of_passes, restore
+from pyterrier_selfdistill.losses import arrange, divide, embed, number_of_passes, restore
 
 WORDS = ["sort", "read", "write", "plot", "mean", "table", "file"]
 

@@ -7,7 +7,7 @@ import pytest
 from pyterrier_dr import FlexIndex
 
 from pyterrier_selfdistill import EncoderMismatchError, SelfDistillBiEncoder, SelfDistillIndex, SelfDistillTrainer
-from pyterrier_selfdistill.encoders import READ_AHEAD, EncoderPipeline, encode
+from pyterrier_selfdistill.encoder.steps import READ_AHEAD, EncoderPipeline, encode
 
 # --- QueryEncoder and DocumentEncoder -------------------------------------------------------------------------------
 
@@ -304,7 +304,7 @@ def test_index_reads_ahead_where_an_encoder_stands_first(encoder, counts, tmp_pa
 
 def test_index_reads_as_many_as_read_ahead_says(encoder, counts, tmp_path, monkeypatch):
     assert READ_AHEAD == 2048
-    monkeypatch.setattr("pyterrier_selfdistill.encoders.READ_AHEAD", 300)
+    monkeypatch.setattr("pyterrier_selfdistill.encoder.steps.READ_AHEAD", 300)
     (encoder >> SelfDistillIndex(tmp_path / "index.flex", verbose=False)).index(DOCUMENTS)
     assert counts == [300, 200]
 

@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from pyterrier_selfdistill import exchange as module
-from pyterrier_selfdistill.exchange import exchange
+from pyterrier_selfdistill.utils import folders as module
+from pyterrier_selfdistill.utils.folders import exchange
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pyterrier_selfdistill import SelfDistillBiEncoder
-from pyterrier_selfdistill.tokens import tokenize
+from pyterrier_selfdistill.encoder.steps import tokenize
 
 TEXTS = ["sort the rows of a table by column", "plot a matrix", "read", "write a file and return the mean value"]
 

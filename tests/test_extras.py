@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from pyterrier_selfdistill.extras import EXTRAS, load_extra
+from pyterrier_selfdistill.utils.checks import EXTRAS, load_extra
 
 
 @pytest.mark.parametrize(("module", "extra"), EXTRAS.items())

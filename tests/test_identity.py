@@ -8,7 +8,13 @@ import pandas as pd
 import pytest
 import torch
 
-from pyterrier_selfdistill.identity import ComparedByKey, EncodedVector, EncoderIdentity, ModelChecksum, encoders_of
+from pyterrier_selfdistill.index.identity import (
+    ComparedByKey,
+    EncodedVector,
+    EncoderIdentity,
+    ModelChecksum,
+    encoders_of,
+)
 
 IDENTITY = EncoderIdentity("my-model", "0123456789abcdef")
 
@@ -77,7 +83,7 @@ def test_checksum_is_computed_again_only_after_a_change(encoder, monkeypatch):
         computed.append(arguments)
         return sha256(*arguments)
 
-    monkeypatch.setattr("pyterrier_selfdistill.identity.hashlib.sha256", count)
+    monkeypatch.setattr("pyterrier_selfdistill.index.identity.hashlib.sha256", count)
     checksum = ModelChecksum()
     first = checksum.of(encoder.model, settings=(1,))
     assert checksum.of(encoder.model, settings=(1,)) == first

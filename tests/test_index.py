@@ -13,7 +13,7 @@ import torch
 from pyterrier_dr import FlexIndex, VectorPrf
 
 from pyterrier_selfdistill import EncoderMismatchError, SelfDistillIndex
-from pyterrier_selfdistill.identity import EncoderIdentity
+from pyterrier_selfdistill.index.identity import EncoderIdentity
 
 METHODS = [
     *("retriever", "np_retriever", "torch_retriever", "faiss_flat_retriever"),

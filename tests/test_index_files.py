@@ -11,7 +11,7 @@ import pytest
 from pyterrier_dr import FlexIndex
 
 from pyterrier_selfdistill import SelfDistillIndex, index_files
-from pyterrier_selfdistill.index_files import is_index, open_index, signature_of
+from pyterrier_selfdistill.index.files import is_index, open_index, signature_of
 
 VECTORS = np.eye(8, dtype=np.float32)[[0, 1, 2, 3, 4]]
 DOCUMENTS = [{"docno": f"d{number}", "doc_vec": vector} for number, vector in enumerate(VECTORS)]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pyterrier_selfdistill import EncoderMismatchError, SelfDistillIndex
-from pyterrier_selfdistill.io import FolderInUseError
+from pyterrier_selfdistill.utils.folders import FolderInUseError
 
 # --- index and indexer ----------------------------------------------------------------------------------------------
 

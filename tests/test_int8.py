@@ -8,7 +8,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from pyterrier_selfdistill import SelfDistillBiEncoder, SelfDistillIndex
-from pyterrier_selfdistill.int8 import quantize, to_int8
+from pyterrier_selfdistill.encoder.precision import quantize, to_int8
 
 TEXTS = ["sort the rows of a table by column", "plot a matrix", "read", "write a file and return the mean value"]
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from pyterrier_selfdistill import io
-from pyterrier_selfdistill.io import (
+from pyterrier_selfdistill.utils import folders as io
+from pyterrier_selfdistill.utils.folders import (
     FolderInUseError,
     artifact_kind,
     atomic_file,

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from pyterrier_selfdistill.model_card import artifact_card, saved_card
+from pyterrier_selfdistill.encoder.card import artifact_card, saved_card
 
 METADATA = {
     "type": "biencoder",

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pyterrier_selfdistill.options import FieldNames, FolderPath, PositiveInteger, Share, checked
+from pyterrier_selfdistill.utils.checks import FieldNames, FolderPath, PositiveInteger, Share, checked
 
 
 @checked

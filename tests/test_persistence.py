@@ -17,7 +17,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from pyterrier_selfdistill import SelfDistillBiEncoder
-from pyterrier_selfdistill.persistence import metadata, read_training_summary
+from pyterrier_selfdistill.encoder.storage import metadata, read_training_summary
 
 QUERIES = ["sort rows", "plot", "read a file"]
 DOCUMENTS = ["sort the rows of a table by column", "plot a matrix", "read", "write a file and return the mean value"]

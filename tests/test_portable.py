@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from transformers import TrainingArguments
 
-from pyterrier_selfdistill.portable import portable_name, portable_settings
+from pyterrier_selfdistill.utils.folders import portable_name, portable_settings
 
 
 @pytest.mark.parametrize(

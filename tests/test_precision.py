@@ -9,7 +9,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from pyterrier_selfdistill import SelfDistillBiEncoder, SelfDistillIndex, SelfDistillTrainer
-from pyterrier_selfdistill.precision import EncodingCopy, fastest_precision, has_bfloat16
+from pyterrier_selfdistill.encoder.precision import EncodingCopy, fastest_precision, has_bfloat16
 
 SIXTEEN_BITS = ["bfloat16", "float16"]
 DOCUMENTS = ["sort the rows of a table by column", "plot a matrix", "read", "write a file and return the mean value"]
@@ -55,7 +55,7 @@ def test_a_cpu_that_torch_cannot_ask_has_no_bfloat16(monkeypatch):
 
 
 def test_auto_is_the_fastest_precision(load, monkeypatch, tmp_path):
-    monkeypatch.setattr("pyterrier_selfdistill.encoders.fastest_precision", lambda device: "bfloat16")
+    monkeypatch.setattr("pyterrier_selfdistill.encoder.steps.fastest_precision", lambda device: "bfloat16")
     encoder = load("auto")
     for each in (encoder, encoder.copy(), SelfDistillBiEncoder(encoder.copy().save(tmp_path / "model"), device="cpu")):
         assert (each.dtype, each.precision) == ("auto", "bfloat16")

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from pyterrier_selfdistill import SelfDistillIndex
-from pyterrier_selfdistill.quantized import RescoredSearch, make_small_vectors
+from pyterrier_selfdistill.index.small_vectors import RescoredSearch, make_small_vectors
 
 KINDS = ["int8", "binary"]
 BYTES_PER_DOCUMENT = {"int8": 20, "binary": 3}

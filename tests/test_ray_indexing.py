@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from pyterrier_selfdistill import FolderInUseError, RayIndexer, SelfDistillIndex, ShardedIndex
-from pyterrier_selfdistill.io import folder_lock
-from pyterrier_selfdistill.ray_indexing import ShardEncoder, read_corpus, read_files
+from pyterrier_selfdistill.index.ray import ShardEncoder, read_corpus, read_files
+from pyterrier_selfdistill.utils.folders import folder_lock
 
 # reading with Ray Data starts Ray too
 pytestmark = pytest.mark.ray
@@ -133,7 +133,7 @@ def test_a_worker_encodes_on_its_gpu(encoder, tmp_path, here):
 
 
 def test_blocks_that_are_encoded_alike_give_equal_bytes(encoder, tmp_path, monkeypatch, collection, here):
-    monkeypatch.setattr("pyterrier_selfdistill.encoders.READ_AHEAD", 8)
+    monkeypatch.setattr("pyterrier_selfdistill.encoder.steps.READ_AHEAD", 8)
     plain = SelfDistillIndex(tmp_path / "plain.flex", verbose=False)
     (encoder >> plain).index(collection.records)
     paths = []

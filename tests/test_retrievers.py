@@ -13,8 +13,8 @@ import torch
 from pyterrier_dr import FlexIndex
 
 from pyterrier_selfdistill import SelfDistillIndex, retrievers
-from pyterrier_selfdistill.io import folder_lock
-from pyterrier_selfdistill.retrievers import IndexTransformer
+from pyterrier_selfdistill.index.index import IndexTransformer
+from pyterrier_selfdistill.utils.folders import folder_lock
 
 EXACT = ["retriever", "np_retriever", "torch_retriever", "faiss_flat_retriever"]
 APPROXIMATE = ["faiss_hnsw_retriever", "faiss_ivf_retriever", "voyager_retriever"]

@@ -7,7 +7,7 @@ import pyterrier as pt
 import pytest
 
 from pyterrier_selfdistill import EncoderMismatchError, SelfDistillIndex, ShardedIndex
-from pyterrier_selfdistill.sharded_index import best_columns, search_vectors
+from pyterrier_selfdistill.index.shards import best_columns, search_vectors
 
 
 @pytest.fixture
@@ -59,8 +59,8 @@ def test_ties_are_in_the_order_of_documents_however_they_are_sharded(tmp_path):
 
 @pytest.mark.parametrize("number", [1, 3, 50, 5000])
 def test_searching_in_parts_is_sorting(number, monkeypatch):
-    monkeypatch.setattr("pyterrier_selfdistill.sharded_index.DOCUMENTS", 64)
-    monkeypatch.setattr("pyterrier_selfdistill.sharded_index.QUERIES", 2)
+    monkeypatch.setattr("pyterrier_selfdistill.index.shards.DOCUMENTS", 64)
+    monkeypatch.setattr("pyterrier_selfdistill.index.shards.QUERIES", 2)
     generator = np.random.default_rng(1)
     documents = generator.integers(-2, 3, size=(500, 3)).astype(np.float32)
     queries = generator.integers(-2, 3, size=(5, 3)).astype(np.float32)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pyterrier_selfdistill import EncoderMismatchError, SelfDistillIndex
-from pyterrier_selfdistill.shards import append_file, describe, join_shards, read_manifest, write_manifest
+from pyterrier_selfdistill.index.shards import append_file, describe, join_shards, read_manifest, write_manifest
 
 
 @pytest.fixture

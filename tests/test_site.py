@@ -48,7 +48,7 @@ def test_pages_of_the_guide_lie_elsewhere_on_the_site():
 
 def test_modules_say_what_they_are_for():
     modules = dict(load("extensions/modules.py").summaries("pyterrier_selfdistill"))
-    assert modules["pyterrier_selfdistill.options"] == "Check options by their types."
+    assert modules["pyterrier_selfdistill.utils.checks"] == "Check options by their types."
     assert all(modules.values())
 
 

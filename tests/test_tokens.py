@@ -6,7 +6,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 from pyterrier_selfdistill import SelfDistillBiEncoder
-from pyterrier_selfdistill.tokens import batches_of_like_length, tokenize
+from pyterrier_selfdistill.encoder.steps import batches_of_like_length, tokenize
 
 TEXTS = ["plot", "sort the rows of a table", "", "aaaaaaaaaa", "sort", "sort the columns"]
 
@@ -22,7 +22,7 @@ def rows_of(batch):
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("window", [2, 1024])
 def test_batches_have_the_tokens_of_each_text(encoder, monkeypatch, side, window):
-    monkeypatch.setattr("pyterrier_selfdistill.tokens.WINDOW", window)
+    monkeypatch.setattr("pyterrier_selfdistill.encoder.steps.WINDOW", window)
     encoder.model.tokenizer.padding_side = side
     found = {}
     for batch in batches_of_like_length(encoder.model, TEXTS, "document", 2):

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pyterrier_selfdistill.validate import (
+from pyterrier_selfdistill.utils.checks import (
     require_column_names,
     require_columns,
     require_distinct_columns,

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pyterrier_selfdistill.vectors import require_vector, require_vectors
+from pyterrier_selfdistill.utils.checks import require_vector, require_vectors
 
 VECTOR = np.array([0.6, 0.8], dtype=np.float32)
 

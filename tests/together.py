@@ -27,7 +27,7 @@ from pyterrier_selfdistill import (
     SelfDistillBiEncoder,
     SelfDistillTrainer,
 )
-from pyterrier_selfdistill.distributed import agree, in_turn, joined
+from pyterrier_selfdistill.utils.processes import agree, in_turn, joined
 
 VERBS = ["sort", "read", "write"]
 THINGS = ["table", "matrix", "file", "array", "row", "column", "value"]

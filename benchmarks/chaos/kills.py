@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.pages import table
-from pyterrier_selfdistill.study.records import Records
+from benchmarks.study.records import Records
 
 from .operations import BROKEN, Operation, States
 from .processes import DIED, Child, Outcome, last_words, run, watch_changes

@@ -13,8 +13,8 @@ from typing import Any
 from scipy.stats import linregress
 
 from benchmarks.pages import table
+from benchmarks.study.memory import resident
 from pyterrier_selfdistill import SelfDistillIndex
-from pyterrier_selfdistill.study.memory import resident
 
 from . import materials
 from .materials import Materials

@@ -20,9 +20,9 @@ import pandas as pd
 import pyterrier as pt
 from datasets import Dataset
 
+from benchmarks.study.__main__ import main as study
+from benchmarks.study.records import Records
 from pyterrier_selfdistill import SelfDistillBiEncoder, SelfDistillIndex, SelfDistillTrainer
-from pyterrier_selfdistill.study.__main__ import main as study
-from pyterrier_selfdistill.study.records import Records
 
 from . import materials
 from .materials import PROBES, Materials

@@ -16,9 +16,7 @@ import pandas as pd
 import pyterrier as pt
 from pydantic import SkipValidation
 
-from ..options import FieldNames, checked
-from ..validate import require_distinct_columns
-from .columns import is_missing
+from ..utils.checks import FieldNames, checked, is_missing, require_distinct_columns
 
 # left alone where options are checked by their types, since that would read an iterable
 Corpus: TypeAlias = SkipValidation[pt.datasets.Dataset | pd.DataFrame | Iterable[Mapping[str, Any]]]

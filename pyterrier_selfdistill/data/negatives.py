@@ -15,12 +15,19 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 
-from ..options import Count, FieldNames, PositiveInteger, Share, checked
-from ..validate import require_columns, require_judged, require_texts
-from .cache import TripleCache, Triples, describe_dropped
-from .columns import column_names, string_table
+from ..utils.checks import (
+    Count,
+    FieldNames,
+    PositiveInteger,
+    Share,
+    checked,
+    require_columns,
+    require_judged,
+    require_texts,
+)
 from .corpus import Corpus, Documents, join_texts
 from .judgements import Judgements
+from .triples import TripleCache, Triples, column_names, describe_dropped, string_table
 
 SPARE = 8
 """How many more negatives than needed are drawn from a corpus, for those that turn out to have a positive's text."""

@@ -19,9 +19,7 @@ import pyarrow as pa
 import pyterrier as pt
 from more_itertools import chunked
 
-from .cache import TripleCache, Triples
-from .checksums import DistinctCount, Fingerprint
-from .columns import LABEL
+from .triples import LABEL, DistinctCount, Fingerprint, TripleCache, Triples
 
 ROWS = 2_048
 """Of how many triples the documents are divided and encoded at once."""

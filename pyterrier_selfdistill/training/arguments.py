@@ -1,32 +1,247 @@
-"""Recipes and options of training: presets, precision, checks, and the arguments of the training loop."""
+"""The arguments and the settings of a run."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.util
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, cast
 
 import pyterrier as pt
 import torch
 from datasets import DatasetDict
-from sentence_transformers import SentenceTransformerTrainingArguments
+from pydantic import Field
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 from sentence_transformers.util import get_world_size
-from transformers import TrainingArguments
+from torch import nn
+from transformers.integrations import get_reporting_integration_callbacks
+from transformers.utils import flatten_dict
 
-from ..biencoder import SelfDistillBiEncoder
-from ..compat import use_one_gpu
-from ..data.columns import LABEL
 from ..data.corpus import Corpus
-from ..data.several import TrainingSet, parts_of
-from ..options import Count, PositiveInteger, PositiveNumber, checked
-from ..precision import has_bfloat16
-from ..prompts import NO_PROMPTS, PromptsByCollection
-from .evaluators import Evaluator
-from .targets import TrainingTarget
-from .trackers import TrackedArguments, require_trackers
+from ..data.triples import LABEL, TrainingData, TrainingSet, parts_of
+from ..encoder.adapters import describe_adapter
+from ..encoder.biencoder import NO_PROMPTS, PromptsByCollection, SelfDistillBiEncoder
+from ..encoder.precision import has_bfloat16
+from ..losses import (
+    TARGETS,
+    AdaptiveMarginLoss,
+    CalibratedLoss,
+    Dimensions,
+    EmbeddingLoss,
+    ErrorName,
+    NestedDimensionsLoss,
+    SelfDistillationLoss,
+    Target,
+    Weights,
+)
+from ..utils.checks import Count, Expected, PositiveInteger, PositiveNumber, checked
+from ..utils.compat import use_one_gpu
+from ..utils.folders import portable_settings
+from .callbacks import HardNegativeMiner
+from .evaluation import Evaluator
+
+LossMaker: TypeAlias = Callable[[SentenceTransformer], nn.Module]
+"""Makes a loss on texts for a model, such as a class of sentence-transformers' losses does."""
+
+
+CALIBRATED = "calibrated"
+"""The name of the calibrated loss where a target is asked for."""
+
+TRAINING_TARGETS = (CALIBRATED, *TARGETS)
+"""What can be trained for without a constant."""
+
+TrainingTarget = Annotated[
+    Literal["calibrated", "distributed", "adaptive", "trusting"] | Annotated[float, Field(gt=0, le=2)],
+    Expected(f"one of {TRAINING_TARGETS} or a number in (0, 2]"),
+]
+"""What to train margins for: a target of :class:`.losses.AdaptiveMarginLoss`, or
+:class:`.calibrated_loss.CalibratedLoss`."""
+
+
+def loss_maker(
+    loss: LossMaker | EmbeddingLoss | None,
+    target: TrainingTarget | None,
+    in_batch: bool,
+    error: ErrorName,
+    mini_batch_size: int | None = None,
+    *,
+    default: TrainingTarget,
+    matryoshka_dims: Dimensions | None = None,
+    matryoshka_weights: Weights | None = None,
+) -> LossMaker:
+    """Return the function that makes the loss of a training for its model.
+
+    Args:
+        loss: A loss on embeddings, a function that makes a loss for a model, or None for the three options.
+        target: As :func:`loss_of` takes it, and so are the next two; None for the default.
+        in_batch: Whether a margin has in-batch negatives.
+        error: Its error function.
+        mini_batch_size: That of :class:`SelfDistillationLoss`.
+        default: The target if there is none.
+        matryoshka_dims: Those of :class:`.nested_loss.NestedDimensionsLoss`, and so are the weights; None to train
+            whole vectors only.
+        matryoshka_weights: The weight of each.
+
+    Returns:
+        The function.
+
+    Raises:
+        ValueError: If a loss is given and one of its options too, or if options contradict each other.
+        TypeError: If the loss is something else.
+
+    Example:
+        >>> loss_maker(None, 0.5, True, "l1", default="calibrated")(encoder.model).loss
+        AdaptiveMarginLoss(target=0.5, in_batch=True, error='l1', detach_target=False, pairing='query')
+    """
+    if loss is None:
+        loss = loss_of(target or default, in_batch, error)
+    elif (target, in_batch, error) != (None, False, "l2"):
+        raise ValueError(f"loss={loss!r} was given beside target, in_batch or error; set those in the loss itself")
+    if matryoshka_dims is not None:
+        loss = _nested(loss, matryoshka_dims, matryoshka_weights)
+    elif matryoshka_weights is not None:
+        raise ValueError(f"matryoshka_weights={matryoshka_weights} are those of matryoshka_dims; give these too")
+    if isinstance(loss, EmbeddingLoss):
+        return partial(_loss_on_texts, loss=loss, mini_batch_size=mini_batch_size)
+    if isinstance(loss, nn.Module) or not callable(loss):
+        raise TypeError(
+            f"expected an AdaptiveMarginLoss, a CalibratedLoss or a function of the model, got loss={loss!r}; for "
+            "another loss give its class, such as MultipleNegativesRankingLoss, or lambda model: TheLoss(model, ...)"
+        )
+    if mini_batch_size is not None:
+        raise ValueError(
+            f"mini_batch_size={mini_batch_size} is for the losses of this package, got loss={loss!r} beside it; leave "
+            "it out, and give a loss that has a gradient cache, such as "
+            "lambda model: CachedMultipleNegativesRankingLoss(model, mini_batch_size=...)"
+        )
+    return loss
+
+
+def _nested(loss: LossMaker | EmbeddingLoss, dims: Dimensions, weights: Weights | None) -> NestedDimensionsLoss:
+    """Have a loss train the first dimensions too."""
+    if not isinstance(loss, AdaptiveMarginLoss | CalibratedLoss):
+        raise ValueError(
+            f"matryoshka_dims={dims} is for AdaptiveMarginLoss and CalibratedLoss, got loss={loss!r} beside it; leave "
+            "it out, and give another loss as lambda model: MatryoshkaLoss(model, TheLoss(model), [...])"
+        )
+    return NestedDimensionsLoss(loss, dims, weights)
+
+
+def _loss_on_texts(model: SentenceTransformer, loss: EmbeddingLoss, mini_batch_size: int | None) -> nn.Module:
+    """Make the loss on texts, if the model has the dimensions that it trains."""
+    dimension = model.get_embedding_dimension()
+    if isinstance(loss, NestedDimensionsLoss) and dimension is not None:
+        loss.require_dimensions_of(dimension)
+    return SelfDistillationLoss(model, loss, mini_batch_size)
+
+
+def loss_of(target: TrainingTarget, in_batch: bool = False, error: ErrorName = "l2") -> EmbeddingLoss:
+    """Make the loss that trains for a target.
+
+    Args:
+        target: ``"calibrated"``, or a target of :class:`.losses.AdaptiveMarginLoss`.
+        in_batch: For a margin: whether the negatives of the other queries count as negatives too.
+        error: For a margin: the error function.
+
+    Returns:
+        The loss.
+
+    Raises:
+        ValueError: If the options contradict each other.
+
+    Example:
+        >>> loss_of("calibrated")
+        CalibratedLoss()
+        >>> loss_of(0.5, in_batch=True).target
+        0.5
+    """
+    if target != CALIBRATED:
+        return AdaptiveMarginLoss(cast(Target, target), in_batch, error)
+    if in_batch or error != "l2":
+        raise ValueError(
+            f"target='calibrated' compares with the whole batch and has no error function, got in_batch={in_batch} and "
+            f"error={error!r}; leave them out, or give the target that they are for, such as target='adaptive'"
+        )
+    return CalibratedLoss()
+
+
+PREFIX = "selfdistill"
+"""What names of settings begin with in a tracker, to tell them from the arguments of transformers."""
+
+REPORTED_ANYWAY = ("arguments", "seed")
+"""Settings of a run that are training arguments."""
+
+
+class TrackedArguments(SentenceTransformerTrainingArguments):
+    """Training arguments of a run, which trackers read as a dictionary.
+
+    Attributes:
+        settings: What makes the run, as :func:`.settings.run_settings` returns it; none until it is known.
+
+    Example:
+        >>> arguments = TrackedArguments("run", use_cpu=True, hub_token="hf_x", learning_rate=1e-5)
+        >>> arguments.settings = {"loss": {"target": "adaptive"}, "data": {"source": "/home/me/triples.tsv"}}
+        >>> told = arguments.to_dict()
+        >>> told["learning_rate"], told["selfdistill/loss/target"], told["selfdistill/data/source"]
+        (1e-05, 'adaptive', 'triples.tsv')
+        >>> "hub_token" in told
+        False
+    """
+
+    settings: Mapping[str, Any] = {}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Describe the run, without secrets and absolute paths.
+
+        Returns:
+            The training arguments, and the settings of the run by names such as ``selfdistill/loss/target``.
+        """
+        told = portable_settings(super().to_dict())
+        own = {name: value for name, value in self.settings.items() if name not in REPORTED_ANYWAY}
+        portable = portable_settings(own)
+        if "base_model" in portable:
+            # trackers add it from the model, where it may be a path, unless it stands here
+            told["_name_or_path"] = portable["base_model"]["name"]
+        return told | flatten_dict(portable, parent_key=PREFIX, delimiter="/")
+
+
+@checked
+def require_trackers(report_to: str | list[str]) -> None:
+    """Check that what a run is to be reported to is there, before an earlier run is touched.
+
+    Args:
+        report_to: The names of trackers, ``"all"`` that are installed, or ``"none"``.
+
+    Raises:
+        ValueError: If transformers does not know one.
+        ImportError: If the package of one is not installed.
+
+    Example:
+        >>> require_trackers("wandb.ai")
+        Traceback (most recent call last):
+        ValueError: report_to='wandb.ai': wandb.ai is not supported, only azure_ml, comet_ml, ...
+    """
+    names = report_to
+    if isinstance(names, str):
+        names = [names]
+    if names in (["all"], ["none"]):
+        return
+    for name in names:
+        try:
+            (callback,) = get_reporting_integration_callbacks([name])
+            # as the training loop does later
+            callback()
+        except ValueError as error:
+            raise ValueError(f"report_to={report_to!r}: {error}") from error
+        except (ImportError, RuntimeError) as error:
+            raise ImportError(
+                f"report_to={report_to!r} needs {name}, which is not installed or not set up: pip install {name}, or "
+                f"leave it out ({error})"
+            ) from error
+
 
 PAPER_OPTIMIZER = "adamw_8bit" if importlib.util.find_spec("bitsandbytes") else "adamw_torch"
 """The paper's, where its library is installed; it needs a GPU."""
@@ -221,22 +436,6 @@ def make_training_arguments(
     return made
 
 
-def deciding_measure(arguments: TrainingArguments) -> str:
-    """Name the measure that decides which checkpoint is best.
-
-    Args:
-        arguments: The arguments of a training with evaluation.
-
-    Returns:
-        Its name, without the prefix that it is logged with.
-
-    Example:
-        >>> deciding_measure(TrainingArguments(metric_for_best_model="eval_RR", use_cpu=True))
-        'RR'
-    """
-    return str(arguments.metric_for_best_model).removeprefix("eval_")
-
-
 def _evaluation_arguments(evaluator: Evaluator | None, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Choose how the training loop evaluates, and check what was given against what there is to evaluate with."""
     if evaluator is None:
@@ -420,3 +619,135 @@ def _prompts(encoder: SelfDistillBiEncoder, roles: Mapping[str, str]) -> dict[st
         if prompt:
             prompts[column] = prompt
     return prompts
+
+
+HARMLESS_ARGUMENTS = frozenset(
+    {
+        "dataloader_num_workers",
+        "dataloader_persistent_workers",
+        "dataloader_pin_memory",
+        "dataloader_prefetch_factor",
+        "ddp_backend",
+        "ddp_timeout",
+        "disable_tqdm",
+        "hub_always_push",
+        "hub_model_id",
+        "hub_private_repo",
+        "hub_revision",
+        "hub_strategy",
+        "hub_token",
+        "include_num_input_tokens_seen",
+        "log_level",
+        "log_level_replica",
+        "log_on_each_node",
+        "logging_first_step",
+        "logging_steps",
+        "logging_strategy",
+        "project",
+        "push_to_hub",
+        "report_to",
+        "run_name",
+        "skip_memory_metrics",
+        "trackio_space_id",
+    }
+)
+"""Training arguments that may change when a run is resumed: where batches are made, and where the run is reported."""
+
+
+def run_settings(
+    data: TrainingData,
+    loss: nn.Module,
+    base: SelfDistillBiEncoder,
+    arguments: SentenceTransformerTrainingArguments,
+    *,
+    preset: str,
+    overrides: Mapping[str, Any],
+    evaluator: Evaluator | None,
+    patience: int,
+    miner: HardNegativeMiner | None,
+    valid_share: float | None = None,
+    adapter: Any = None,
+    prompts: PromptsByCollection = NO_PROMPTS,
+) -> dict[str, Any]:
+    """Collect what makes a run.
+
+    Args:
+        data: The triples.
+        loss: The loss on texts.
+        base: The encoder that training starts with.
+        arguments: The training arguments.
+        preset: The name of the recipe.
+        overrides: The training arguments that were given.
+        evaluator: What chooses the best checkpoint; None without evaluation.
+        patience: After how many evaluations without improvement training stops.
+        miner: What mines hard negatives; None if nothing does.
+        valid_share: The share of the queries that is held out for evaluation; None if none is.
+        adapter: The configuration of the adapter that is trained; None if all weights are.
+        prompts: The prompts of collections.
+
+    Returns:
+        The settings, by name.
+    """
+    described = {"name": type(loss).__name__}
+    get_options = getattr(loss, "get_config_dict", None)
+    if get_options is not None:
+        described |= get_options()
+    mining = None
+    if miner is not None:
+        mining = miner.describe()
+    # what is not there says nothing, as in runs of before there could be
+    more: dict[str, Any] = {}
+    if arguments.world_size > 1:
+        more["processes"] = arguments.world_size
+    if valid_share is not None:
+        more["valid_share"] = valid_share
+    if adapter is not None:
+        more["adapter"] = describe_adapter(adapter)
+    if prompts:
+        more["prompts"] = {name: dict(of_roles) for name, of_roles in prompts.items()}
+    return {
+        "data": data.summary,
+        "loss": described,
+        "preset": preset,
+        "precision": precision_of(arguments),
+        "arguments": dict(overrides),
+        "seed": arguments.seed,
+        "base_model": {"name": base.name, "checksum": base.model_name},
+        "evaluation": _evaluation_settings(evaluator, patience),
+        "mining": mining,
+        **more,
+    }
+
+
+def _evaluation_settings(evaluator: Evaluator | None, patience: int) -> dict[str, Any] | None:
+    """Describe what chooses the best checkpoint, and when training stops."""
+    if evaluator is None:
+        return None
+    settings = {"patience": patience, **evaluator.describe()}
+    if evaluator.searches and evaluator.documents is not None:
+        settings["corpus"] = evaluator.documents.fingerprint()
+    return settings
+
+
+def decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep what decides on the result of a run.
+
+    Args:
+        settings: What :func:`run_settings` returns.
+
+    Returns:
+        The settings without names and arguments that change nothing. Triples are known by their fingerprint, and the
+        base model by its checksum, wherever they lie.
+
+    Example:
+        >>> settings = {"data": {"fingerprint": "01", "source": "a.tsv"}, "base_model": {"name": "a", "checksum": "02"}}
+        >>> decisive({**settings, "arguments": {"report_to": "wandb", "learning_rate": 1e-5}, "seed": 42})
+        {'data': '01', 'base_model': '02', 'arguments': {'learning_rate': 1e-05}, 'seed': 42}
+    """
+    arguments = {name: value for name, value in settings["arguments"].items() if name not in HARMLESS_ARGUMENTS}
+    return {
+        **settings,
+        "data": settings["data"]["fingerprint"],
+        "base_model": settings["base_model"]["checksum"],
+        "arguments": arguments,
+    }

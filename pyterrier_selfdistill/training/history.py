@@ -17,7 +17,7 @@ import sentence_transformers
 import torch
 import transformers
 from matplotlib.figure import Figure
-from transformers import TrainerState
+from transformers import TrainerState, TrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -282,3 +282,19 @@ class _HistoryFigure(Figure):
         buffer = BytesIO()
         self.savefig(buffer, format="png")
         return buffer.getvalue()
+
+
+def deciding_measure(arguments: TrainingArguments) -> str:
+    """Name the measure that decides which checkpoint is best.
+
+    Args:
+        arguments: The arguments of a training with evaluation.
+
+    Returns:
+        Its name, without the prefix that it is logged with.
+
+    Example:
+        >>> deciding_measure(TrainingArguments(metric_for_best_model="eval_RR", use_cpu=True))
+        'RR'
+    """
+    return str(arguments.metric_for_best_model).removeprefix("eval_")

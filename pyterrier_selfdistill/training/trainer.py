@@ -13,39 +13,341 @@ it gives the negatives::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import pandas as pd
 import pyterrier as pt
+import torch
 from datasets import Dataset
-from ir_measures import nDCG
+from ir_measures import Measure, nDCG
+from matplotlib.figure import Figure
 from pydantic import SkipValidation
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 from torch import nn
 
-from ..adapters import AdapterConfig, require_adaptable
-from ..biencoder import SelfDistillBiEncoder
-from ..compat import schematic
 from ..data.corpus import Corpus, reusable
 from ..data.negatives import Negatives
-from ..data.triples import PairOptions
-from ..losses import ErrorName
-from ..nested_loss import Dimensions, EmbeddingLoss, Weights
-from ..options import Expected, FieldNames, FolderPath, Measures, PositiveInteger, Seed, ShareBetween, checked, plain
-from ..prompts import PromptsByCollection
+from ..data.triples import PairOptions, TrainingData, TrainingSet, parts_of
+from ..encoder.adapters import AdapterConfig, add_adapter, require_adaptable, saved_base
+from ..encoder.biencoder import PromptsByCollection, SelfDistillBiEncoder
+from ..encoder.precision import copied
+from ..losses import Dimensions, EmbeddingLoss, ErrorName, Weights
+from ..utils.checks import (
+    Expected,
+    FieldNames,
+    FolderPath,
+    Measures,
+    PositiveInteger,
+    Seed,
+    ShareBetween,
+    checked,
+    plain,
+)
+from ..utils.compat import schematic
+from ..utils.processes import agree, joined
 from .arguments import (
     PRESETS,
+    LossMaker,
+    TrainingTarget,
+    decisive,
+    exponential_decay,
+    loss_maker,
+    make_training_arguments,
     require_arguments,
+    require_known,
     require_rounds,
     require_valid_share,
+    run_settings,
 )
-from .checkpoints import RunFolder
-from .fitting import EncoderFitter, ValidationData
-from .sources import JudgedQueries, read_triples
-from .targets import TrainingTarget, loss_maker
+from .callbacks import HardNegativeMiner, make_miner
+from .evaluation import Evaluator, make_evaluator
+from .history import history_frame, plot_history
+from .loop import TrainingLoop, read_in_turn, require_batches, require_whole_models
+from .mining import JudgedQueries, read_triples, with_passages
+from .run_folder import RunFolder
+
+
+class Start(NamedTuple):
+    """What a training begins with.
+
+    Attributes:
+        encoder: The encoder to train.
+        before: What it is before training, for a training that does not improve it.
+    """
+
+    encoder: SelfDistillBiEncoder
+    before: SelfDistillBiEncoder
+
+
+def make_start(base: SelfDistillBiEncoder, adapter: Any, seed: int) -> Start:
+    """Make the encoder to train.
+
+    Args:
+        base: The encoder that stays as it is.
+        adapter: The configuration of an adapter to train; None to train all weights.
+        seed: The seed of the first weights of the adapter.
+
+    Returns:
+        The encoder to train, in float32, and the one before training.
+
+    Raises:
+        ValueError: If the base of an adapter could not be loaded again, or cannot be adapted so.
+
+    Example:
+        >>> import peft
+        >>> start = make_start(encoder, peft.LoraConfig(r=2), seed=42)
+        >>> weights = start.encoder.model.parameters()
+        >>> sum(trained.numel() for trained in weights if trained.requires_grad)
+        512
+    """
+    if adapter is None:
+        encoder = base.copy()
+        encoder.model.float()  # in 16 bits most updates would round to nothing; autocast is for speed
+        return Start(encoder, base)
+    source = saved_base(base.model, base.name)
+    # what is trained is not shared among the two
+    return Start(_adapted(base, adapter, source, seed), _adapted(base, adapter, source, seed))
+
+
+def _adapted(base: SelfDistillBiEncoder, adapter: Any, source: str, seed: int) -> SelfDistillBiEncoder:
+    """Make an encoder with a new adapter that shares the weights of its base."""
+    model = copied(base.model, torch.float32)
+    add_adapter(model, adapter, base=source, seed=seed)
+    encoder = base.apply_attributes(model=model)
+    encoder.name = base.name
+    return encoder
+
+
+class NotFittedError(AttributeError, RuntimeError):
+    """A trainer was asked for what there is only after training."""
+
+
+class EncoderEstimator(pt.Estimator):
+    """An estimator that scores as the encoder that it has trained; how it trains is up to its subclass.
+
+    Args:
+        encoder: Where training starts.
+        measures: What is measured while training.
+    """
+
+    def __init__(self, encoder: SelfDistillBiEncoder, measures: Iterable[Measure]) -> None:
+        self._encoder = encoder
+        self._trained: SelfDistillBiEncoder | None = None
+        self._logs: list[dict[str, float]] = []
+        self.measures = tuple(measures)
+
+    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
+        """Encode or score with the trained encoder.
+
+        Args:
+            inp: A frame with queries, documents or both, as an encoder takes it.
+
+        Returns:
+            What the encoder makes of it.
+
+        Raises:
+            NotFittedError: If nothing was trained yet and there is something to score.
+        """
+        # PyTerrier inspects transformers with empty frames, before training too
+        if self._trained is None and inp.empty:
+            return self._encoder.transform(inp)
+        return self.encoder.transform(inp)
+
+    @property
+    def encoder(self) -> SelfDistillBiEncoder:
+        """The trained encoder, at its best checkpoint.
+
+        Raises:
+            NotFittedError: Before training.
+        """
+        if self._trained is None:
+            raise NotFittedError("this trainer has not trained yet; call fit or fit_triples first")
+        return self._trained
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """A frame with a row for each step that was logged, of its loss, margin, target, measures and more."""
+        return history_frame(self._logs, map(str, self.measures))
+
+    def plot(self) -> Figure:
+        """Draw the loss, the margins against the targets, and the first measure.
+
+        Returns:
+            The figure, which notebooks show.
+
+        Raises:
+            NotFittedError: Before training.
+        """
+        if not self._logs:
+            raise NotFittedError("there is no history to draw yet; call fit or fit_triples first")
+        return plot_history(self.history)
+
+    def subtransformers(self) -> dict[str, pt.Transformer]:
+        """Name no transformers: the encoder is not a step of a pipeline of its own."""
+        return {}
+
+
+logger = logging.getLogger(__name__)
+
+
+class ValidationData(NamedTuple):
+    """What to evaluate with.
+
+    Attributes:
+        topics_or_results: ``qid`` and ``query``, and for results ``docno`` and the text field; several of them by the
+            names of their collections; None for nothing.
+        qrels: The judgements, likewise.
+    """
+
+    topics_or_results: pd.DataFrame | Mapping[str, pd.DataFrame] | None
+    qrels: pd.DataFrame | Mapping[str, pd.DataFrame] | None
+
+
+class Preparation(NamedTuple):
+    """What a run is made of.
+
+    Attributes:
+        start: The encoder to train, and the one before training.
+        dataset: The triples.
+        loss: The loss on texts.
+        arguments: The training arguments.
+        evaluator: What chooses the best checkpoint, if anything does.
+        miner: What mines hard negatives, if anything does.
+        settings: All of it, described.
+    """
+
+    start: Start
+    dataset: TrainingSet
+    loss: nn.Module
+    arguments: SentenceTransformerTrainingArguments
+    evaluator: Evaluator | None
+    miner: HardNegativeMiner | None
+    settings: dict[str, Any]
+
+
+class EncoderFitter(EncoderEstimator):
+    """An estimator that trains in a folder; its options, and what it trains with, are up to its subclass."""
+
+    corpus: Corpus | None
+    fields: Sequence[str] | None
+    adapter: Any
+    preset: str
+    rounds: int
+    valid_share: float | None
+    prompts: PromptsByCollection
+    passages: pt.Transformer | None
+    patience: int
+    seed: int
+    resume: bool
+    overwrite: bool
+    verbose: bool
+    arguments: dict[str, Any]
+    _run: RunFolder
+    _make_loss: LossMaker
+
+    def _train(
+        self, read: Callable[[], TrainingData], validation: ValidationData, queries: JudgedQueries | None = None
+    ) -> None:
+        """Train a copy of the first encoder, and save it; together with other processes, if they were launched.
+
+        Args:
+            read: What reads the triples.
+            validation: What to evaluate with.
+            queries: What to mine hard negatives for; None if triples were there already.
+        """
+        with joined(self._encoder.device, self.arguments):
+            data = read_in_turn(partial(self._read, read))
+            logger.info("training with %s", data.summary)
+            prepared = self._prepare(data, validation, queries)
+            # A trainer that fits again replaces its own run.
+            overwrite = self.overwrite or self._trained is not None
+            # Only now: a bad argument must not cost an earlier run.
+            with self._run.lock():
+                settings = decisive(prepared.settings)
+                checkpoint = self._run.claim(settings, resume=self.resume, overwrite=overwrite)
+                if self._run.is_finished():
+                    self._trained, self._logs = self._run.load(self._encoder)
+                    return
+                encoder, before = prepared.start
+                loop = TrainingLoop(
+                    encoder,
+                    before,
+                    prepared.dataset,
+                    prepared.loss,
+                    prepared.arguments,
+                    evaluator=prepared.evaluator,
+                    miner=prepared.miner,
+                    decay=exponential_decay(PRESETS[self.preset], self.arguments),
+                    patience=self.patience,
+                    verbose=self.verbose,
+                )
+                loop.run(checkpoint)
+                self._logs = agree(lambda: loop.state.log_history)
+                encoder.training_summary = agree(lambda: loop.summary(prepared.settings, self.history))
+                self._trained = self._run.save(encoder, self.history, self._logs)
+
+    def _read(self, read: Callable[[], TrainingData]) -> TrainingData:
+        """Read the triples, and have passages in place of their documents if that was asked for."""
+        data = read()
+        if self.passages is None:
+            return data
+        return with_passages(data, self.passages, self._encoder, self.prompts, verbose=self.verbose)
+
+    def _prepare(self, data: TrainingData, validation: ValidationData, queries: JudgedQueries | None) -> Preparation:
+        """Make all that a run needs, and check it."""
+        start = make_start(self._encoder, self.adapter, self.seed)
+        encoder = start.encoder
+        if self.arguments.get("eval_strategy") == "no":
+            validation = ValidationData(None, None)
+        training_topics = None
+        if queries is not None:
+            training_topics = queries.topics_or_results
+        frames = *validation, training_topics
+        require_known(self.prompts, data.dataset, validation.topics_or_results)
+        options: dict[str, Any] = {
+            "measures": self.measures,
+            "corpus": self.corpus,
+            "fields": self.fields,
+            "passages": self.passages,
+            "prompts": self.prompts,
+        }
+        evaluator = make_evaluator(encoder, *frames, **options)
+        folder = self._run.checkpoints
+        options = {
+            "preset": PRESETS[self.preset],
+            "seed": self.seed,
+            "overrides": self.arguments,
+            "prompts": self.prompts,
+        }
+        arguments = make_training_arguments(encoder, data.dataset, folder, evaluator, **options)
+        miner = make_miner(encoder, queries, self.rounds, folder)
+        loss = self._make_loss(encoder.model)
+        require_whole_models(arguments)
+        smallest = min(map(len, parts_of(data.dataset)))
+        require_batches(smallest, arguments, loss)
+        describe = partial(
+            run_settings,
+            data,
+            loss,
+            self._encoder,
+            arguments,
+            preset=self.preset,
+            overrides=self.arguments,
+            evaluator=evaluator,
+            patience=self.patience,
+            miner=miner,
+            valid_share=self.valid_share,
+            adapter=self.adapter,
+            prompts=self.prompts,
+        )
+        settings = agree(describe)
+        arguments.settings = settings
+        return Preparation(start, data.dataset, loss, arguments, evaluator, miner, settings)
+
 
 Encoder = Annotated[
     SelfDistillBiEncoder, Expected("a SelfDistillBiEncoder; make one with SelfDistillBiEncoder.from_pretrained(name)")

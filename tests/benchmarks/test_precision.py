@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks import precision
-from pyterrier_selfdistill.study.collection import Collection
+from benchmarks.study.collection import Collection
 
 
 def test_a_row_for_each_precision(language_model, collection, monkeypatch):

@@ -5,7 +5,7 @@ import base64
 import pytest
 
 from pyterrier_selfdistill import SelfDistillTrainer
-from pyterrier_selfdistill.comparison.models import describe_model
+from pyterrier_selfdistill.report.page import describe_model
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 from pyterrier.measures import RR, nDCG
 from scipy import stats
 
-from pyterrier_selfdistill.comparison.statistics import experiment, mean_interval, values_by_query, with_intervals
+from pyterrier_selfdistill.report.comparison import experiment, mean_interval, values_by_query, with_intervals
 
 
 @pytest.fixture

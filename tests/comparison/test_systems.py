@@ -4,7 +4,7 @@ import pandas as pd
 import pyterrier as pt
 import pytest
 
-from pyterrier_selfdistill.comparison.systems import baseline_name, named_systems, run_system, texts_in
+from pyterrier_selfdistill.report.comparison import baseline_name, named_systems, run_system, texts_in
 
 IDENTITY = pt.Transformer.identity()
 RESULTS = pd.DataFrame([["q0", "d1", 0.5]], columns=["qid", "docno", "score"])

@@ -8,7 +8,7 @@ import pandas as pd
 import pyterrier as pt
 import pytest
 
-from pyterrier_selfdistill.data.cache import Triples
+from pyterrier_selfdistill.data.triples import Triples
 
 
 @pytest.fixture

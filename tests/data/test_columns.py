@@ -5,7 +5,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from pyterrier_selfdistill.data.columns import (
+from pyterrier_selfdistill.data.triples import (
     IDENTIFIER_QUERY,
     add_label,
     column_names,

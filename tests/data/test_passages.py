@@ -5,9 +5,8 @@ import pyterrier as pt
 import pytest
 
 from pyterrier_selfdistill.data import passages as module
-from pyterrier_selfdistill.data.pairs import PairOptions
 from pyterrier_selfdistill.data.passages import best_passages, choose_passages, divide
-from pyterrier_selfdistill.data.triples import from_docpairs, from_texts
+from pyterrier_selfdistill.data.triples import PairOptions, from_docpairs, from_texts
 
 PASSAGES = pt.text.sliding("text", length=3, stride=3, prepend_attr=None)
 

@@ -3,8 +3,7 @@
 import pytest
 from datasets import Dataset, DatasetDict
 
-from pyterrier_selfdistill.data.several import parts_of, read_collections
-from pyterrier_selfdistill.data.triples import from_texts
+from pyterrier_selfdistill.data.triples import from_texts, parts_of, read_collections
 
 ONE = [("sort", "sort the rows", "plot a file"), ("", "sort", "read")]
 TWO = [("plot", "plot a matrix", "sort", "read"), ("read", "read a file", "sort", "plot")]

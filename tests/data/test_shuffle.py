@@ -6,7 +6,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from pyterrier_selfdistill.data.shuffle import BUCKETS, ExternalShuffle
+from pyterrier_selfdistill.data.triples import BUCKETS, ExternalShuffle
 
 
 @pytest.fixture

@@ -12,9 +12,14 @@ from datasets import Dataset
 
 from pyterrier_selfdistill import SelfDistillTrainer
 from pyterrier_selfdistill.data import triples as module
-from pyterrier_selfdistill.data.cache import TripleWriter
-from pyterrier_selfdistill.data.shuffle import ExternalShuffle
-from pyterrier_selfdistill.data.triples import PairOptions, from_docpairs, from_identifiers, from_texts
+from pyterrier_selfdistill.data.triples import (
+    ExternalShuffle,
+    PairOptions,
+    TripleWriter,
+    from_docpairs,
+    from_identifiers,
+    from_texts,
+)
 
 COLUMNS = ["query", "positive", "negative"]
 ROWS = [("sort", "sort rows", "plot a file"), ("plot", "plot a matrix", "read a value")]
@@ -149,7 +154,7 @@ def test_from_texts_keeps_the_first_ones_up_to_the_limit(texts_of):
 
 
 def test_from_texts_stops_reading_at_the_limit(monkeypatch, texts_of):
-    monkeypatch.setattr("pyterrier_selfdistill.data.readers.ROWS", 2)
+    monkeypatch.setattr("pyterrier_selfdistill.data.triples.ROWS", 2)
     read = []
 
     def rows():
@@ -236,7 +241,7 @@ def test_from_texts_counts_rows_without_text(texts_of, is_accounted):
 
 def test_from_texts_fingerprints_texts_in_their_order(monkeypatch):
     whole = from_texts(ROWS * 50).summary["fingerprint"]
-    monkeypatch.setattr("pyterrier_selfdistill.data.readers.ROWS", 7)
+    monkeypatch.setattr("pyterrier_selfdistill.data.triples.ROWS", 7)
     assert from_texts(ROWS * 50).summary["fingerprint"] == whole
     assert from_texts(ROWS[::-1] * 50).summary["fingerprint"] != whole
     assert from_texts([("sor", "tsort rows", "plot a file")]).summary["fingerprint"] != whole

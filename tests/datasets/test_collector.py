@@ -2,7 +2,7 @@
 
 import pytest
 
-from pyterrier_selfdistill.datasets.collector import split_docstring
+from pyterrier_selfdistill.datasets import split_docstring
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,7 @@ import pyterrier as pt
 import pytest
 from pyterrier.datasets import _core
 
-from pyterrier_selfdistill.datasets import collector, docstrings
-from pyterrier_selfdistill.datasets.docstrings import DocstringsDataset, DocstringsDatasetProvider
+from pyterrier_selfdistill.datasets import DocstringsDataset, DocstringsDatasetProvider, collector, docstrings
 
 
 def rest(topic: str) -> str:
@@ -351,7 +350,7 @@ def test_description(home, collections):
 
 def test_collecting_leaves_no_trace(home, capfd, caplog):
     filters, handlers = list(warnings.filters), list(logging.getLogger().handlers)
-    with warnings.catch_warnings(), caplog.at_level(logging.DEBUG, "pyterrier_selfdistill.datasets.docstrings"):
+    with warnings.catch_warnings(), caplog.at_level(logging.DEBUG, "pyterrier_selfdistill.datasets"):
         warnings.simplefilter("error")
         assert len(corpus(DocstringsDataset(["synthetic"]))) == len(DOCNOS)
     assert not [module for module in sys.modules if module.partition(".")[0] == "synthetic"]

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from pyterrier_selfdistill.study import runner
-from pyterrier_selfdistill.study.__main__ import main
-from pyterrier_selfdistill.study.comparison import Results
-from pyterrier_selfdistill.study.config import Study, read_study
-from pyterrier_selfdistill.study.records import Records
-from pyterrier_selfdistill.study.run import Run
+from benchmarks.study import runner
+from benchmarks.study.__main__ import main
+from benchmarks.study.comparison import Results
+from benchmarks.study.config import Study, read_study
+from benchmarks.study.records import Records
+from benchmarks.study.run import Run
 
 
 @pytest.fixture

@@ -2,9 +2,9 @@ import importlib.util
 
 import pytest
 
-import pyterrier_selfdistill.study
-from pyterrier_selfdistill.study.__main__ import main
-from pyterrier_selfdistill.study.config import read_study
+import benchmarks.study
+from benchmarks.study.__main__ import main
+from benchmarks.study.config import read_study
 
 
 def error_of(capsys, *arguments):
@@ -64,4 +64,4 @@ def test_the_extra_is_named_where_it_is_missing(monkeypatch):
         "importlib.util.find_spec", lambda name: None if name in ("statsmodels", "yaml") else find(name)
     )
     with pytest.raises(ImportError, match=r"need statsmodels, yaml, .*: pip install pyterrier-selfdistill\[study\]"):
-        importlib.reload(pyterrier_selfdistill.study)
+        importlib.reload(benchmarks.study)

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pyterrier_selfdistill.study.changes import choose_positives, describe_margins, describe_space, sample_rows
+from benchmarks.study.changes import choose_positives, describe_margins, describe_space, sample_rows
 
 
 @pytest.fixture

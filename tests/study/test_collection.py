@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from pyterrier_selfdistill.study.collection import (
+from benchmarks.study.collection import (
     judged_positives,
     load_collection,
     load_split,

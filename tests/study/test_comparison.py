@@ -3,9 +3,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from pyterrier_selfdistill.study.comparison import Results
-from pyterrier_selfdistill.study.records import Records
-from pyterrier_selfdistill.study.run import Run
+from benchmarks.study.comparison import Results
+from benchmarks.study.records import Records
+from benchmarks.study.run import Run
 
 UNTOUCHED = Run("tiny", loss="untouched")
 

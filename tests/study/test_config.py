@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from pyterrier_selfdistill.study.config import describe, read_study, varying
-from pyterrier_selfdistill.study.losses import load_losses
-from pyterrier_selfdistill.study.records import Records
-from pyterrier_selfdistill.study.run import Run
+from benchmarks.study.config import describe, read_study, varying
+from benchmarks.study.losses import load_losses
+from benchmarks.study.records import Records
+from benchmarks.study.run import Run
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

@@ -1,7 +1,7 @@
 import pytest
 
-from pyterrier_selfdistill.study.encoders import base_encoder
-from pyterrier_selfdistill.study.run import Run
+from benchmarks.study.encoders import base_encoder
+from benchmarks.study.run import Run
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])

@@ -1,7 +1,7 @@
 import pandas as pd
 import pyterrier as pt
 
-from pyterrier_selfdistill.study.evaluation import evaluate
+from benchmarks.study.evaluation import evaluate
 
 
 def test_evaluate_measures_each_query_and_saves_a_trec_run(collection, tmp_path):

@@ -1,9 +1,9 @@
 import pytest
 
-from pyterrier_selfdistill.study import figures
-from pyterrier_selfdistill.study.comparison import Results
-from pyterrier_selfdistill.study.records import Records
-from pyterrier_selfdistill.study.significance import Difference
+from benchmarks.study import figures
+from benchmarks.study.comparison import Results
+from benchmarks.study.records import Records
+from benchmarks.study.significance import Difference
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
+from benchmarks.study.losses import LOSSES, RecordedLoss, load_losses
+from benchmarks.study.run import Run
 from pyterrier_selfdistill import AdaptiveMarginLoss
-from pyterrier_selfdistill.study.losses import LOSSES, RecordedLoss, load_losses
-from pyterrier_selfdistill.study.run import Run
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pyterrier_selfdistill.study.markdown import anchor, broken_links, folded, link, to_markdown
+from benchmarks.study.markdown import anchor, broken_links, folded, link, to_markdown
 
 PAGE = """# What the study shows
 

@@ -3,7 +3,7 @@ import time
 import numpy as np
 import pytest
 
-from pyterrier_selfdistill.study.memory import PeakMemory, resident
+from benchmarks.study.memory import PeakMemory, resident
 
 
 def test_peak_memory_sees_what_was_there_for_a_moment():

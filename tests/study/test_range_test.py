@@ -1,7 +1,7 @@
 import pytest
 
-from pyterrier_selfdistill.study.range_test import early_loss, range_test
-from pyterrier_selfdistill.study.run import Run
+from benchmarks.study.range_test import early_loss, range_test
+from benchmarks.study.run import Run
 
 
 def losses(early, late):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-import pyterrier_selfdistill.study
-from pyterrier_selfdistill.study.records import Records
+import benchmarks.study
+from benchmarks.study.records import Records
 
 APPEND = """
 import sys
@@ -24,7 +24,7 @@ for number in range(int(first), int(last)):
 
 
 def start(folder: Path, grid: str, first: int, last: int, size: int) -> subprocess.Popen:
-    module = Path(pyterrier_selfdistill.study.__file__).parent
+    module = Path(benchmarks.study.__file__).parent
     command = [sys.executable, "-c", APPEND, str(module), str(folder), grid, str(first), str(last), str(size)]
     return subprocess.Popen(command)
 

@@ -2,11 +2,11 @@ import dataclasses
 
 import pytest
 
-from pyterrier_selfdistill.study.__main__ import main
-from pyterrier_selfdistill.study.comparison import Results
-from pyterrier_selfdistill.study.records import Records
-from pyterrier_selfdistill.study.report import Report
-from pyterrier_selfdistill.study.run import Run
+from benchmarks.study.__main__ import main
+from benchmarks.study.comparison import Results
+from benchmarks.study.records import Records
+from benchmarks.study.report import Report
+from benchmarks.study.run import Run
 
 UNTOUCHED = Run("tiny", loss="untouched")
 

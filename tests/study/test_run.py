@@ -1,6 +1,6 @@
 import pytest
 
-from pyterrier_selfdistill.study.run import Run, check_settings
+from benchmarks.study.run import Run, check_settings
 
 
 def test_the_key_of_a_run_is_of_what_is_not_the_default():

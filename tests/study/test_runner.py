@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from pyterrier_selfdistill.study import runner
-from pyterrier_selfdistill.study.__main__ import main
-from pyterrier_selfdistill.study.collection import Collection
-from pyterrier_selfdistill.study.config import read_study
-from pyterrier_selfdistill.study.records import Records
-from pyterrier_selfdistill.study.run import Run
-from pyterrier_selfdistill.study.runner import Runner
+from benchmarks.study import runner
+from benchmarks.study.__main__ import main
+from benchmarks.study.collection import Collection
+from benchmarks.study.config import read_study
+from benchmarks.study.records import Records
+from benchmarks.study.run import Run
+from benchmarks.study.runner import Runner
 
 
 @pytest.fixture
@@ -165,6 +165,6 @@ def test_a_run_needs_no_git(monkeypatch):
 def test_splits_of_another_name_are_refused(untouched_twice, data, tmp_path, monkeypatch):
     runner = Runner(read_study(untouched_twice), data, tmp_path / "work", Records(tmp_path / "records"))
     splits = dict.fromkeys(("train", "valid", "test"))
-    monkeypatch.setattr("pyterrier_selfdistill.study.runner.load_collection", lambda *_: Collection(None, splits))
+    monkeypatch.setattr("benchmarks.study.runner.load_collection", lambda *_: Collection(None, splits))
     with pytest.raises(ValueError, match=r"'tiny' has the splits \['valid'\]; expected 'train', 'dev' and 'test'"):
         runner.collection("tiny")

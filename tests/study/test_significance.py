@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pyterrier_selfdistill.study.significance import Claim, Claims, Difference, compare, holm, pooled_seed_variance
+from benchmarks.study.significance import Claim, Claims, Difference, compare, holm, pooled_seed_variance
 
 SAME = Difference(mean=0.001, low=-0.005, high=0.007, error=0.003)
 BETTER = Difference(mean=0.03, low=0.02, high=0.04, error=0.005)

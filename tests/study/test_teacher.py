@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from pyterrier_selfdistill.study.teacher import Teacher
+from benchmarks.study.teacher import Teacher
 
 
 @pytest.fixture

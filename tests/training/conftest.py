@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from pyterrier_selfdistill import SelfDistillationLoss, SelfDistillTrainer
-from pyterrier_selfdistill.training.checkpoints import RunFolder
+from pyterrier_selfdistill.training.run_folder import RunFolder
 
 
 @pytest.fixture

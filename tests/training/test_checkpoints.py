@@ -11,8 +11,8 @@ import pytest
 from ir_measures import RR
 
 from pyterrier_selfdistill import Negatives, SelfDistillationLoss, SelfDistillBiEncoder, SelfDistillTrainer
-from pyterrier_selfdistill.io import FolderInUseError, folder_lock
-from pyterrier_selfdistill.training.checkpoints import RunFolder
+from pyterrier_selfdistill.training.run_folder import RunFolder
+from pyterrier_selfdistill.utils.folders import FolderInUseError, folder_lock
 
 
 def test_fit_does_not_replace_a_run_unasked(make, collection):
@@ -100,7 +100,7 @@ def test_claim_finds_the_last_complete_checkpoint(run):
 
 
 def test_claim_passes_over_a_checkpoint_that_one_of_two_processes_has_not_written(run, monkeypatch):
-    monkeypatch.setattr("pyterrier_selfdistill.training.checkpoints.get_world_size", lambda: 2)
+    monkeypatch.setattr("pyterrier_selfdistill.training.run_folder.get_world_size", lambda: 2)
     for name in ("checkpoint-9/rng_state_0.pth", "checkpoint-9/rng_state_1.pth", "checkpoint-10/rng_state_0.pth"):
         (run.checkpoints / name).touch()
     assert run.claim({"seed": 1}, resume=True, overwrite=False) == run.checkpoints / "checkpoint-9"
@@ -327,7 +327,7 @@ def test_what_is_harmless_may_change_when_a_run_is_resumed(make, collection, int
 def test_a_second_fit_in_one_folder_is_told_who_has_it(make, collection, tmp_path):
     results, qrels = collection.results, collection.qrels
     code = (
-        "from pyterrier_selfdistill.io import folder_lock\n"
+        "from pyterrier_selfdistill.utils.folders import folder_lock\n"
         f"with folder_lock({str(tmp_path / 'run')!r}, 'training an encoder'):\n"
         "    print('training', flush=True)\n"
         "    input()\n"

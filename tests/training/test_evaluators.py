@@ -6,7 +6,7 @@ import pytest
 from pyterrier.measures import RR, nDCG
 
 from pyterrier_selfdistill import RetrievalEvaluator, SelfDistillIndex
-from pyterrier_selfdistill.training.evaluators import CollectionsEvaluator, make_evaluator
+from pyterrier_selfdistill.training.evaluation import CollectionsEvaluator, make_evaluator
 
 PASSAGES = pt.text.sliding("text", length=2, stride=1, prepend_attr=None)
 MEASURES = [nDCG @ 10, RR]

@@ -14,7 +14,7 @@ from torch.utils.data import RandomSampler
 
 from pyterrier_selfdistill import SelfDistillationLoss, SelfDistillBiEncoder
 from pyterrier_selfdistill.data.triples import from_texts
-from pyterrier_selfdistill.training.processes import (
+from pyterrier_selfdistill.training.loop import (
     PartBatchSampler,
     leaves_too_few,
     read_in_turn,

@@ -1,6 +1,6 @@
 """Settings of a run: what decides on its result, and what may change when it is resumed."""
 
-from pyterrier_selfdistill.training.settings import decisive
+from pyterrier_selfdistill.training.arguments import decisive
 
 SETTINGS = {
     "data": {"source": "triples.tsv", "fingerprint": "01", "triples": 7},

@@ -7,8 +7,7 @@ import torch
 from pyterrier.measures import nDCG
 
 from pyterrier_selfdistill import SelfDistillationLoss
-from pyterrier_selfdistill.data.several import read_collections
-from pyterrier_selfdistill.data.triples import from_texts
+from pyterrier_selfdistill.data.triples import from_texts, read_collections
 from pyterrier_selfdistill.training import callbacks
 from pyterrier_selfdistill.training.callbacks import _first_documents
 from tests.together import PAIRS, QRELS, ROWS

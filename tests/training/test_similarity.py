@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from pyterrier_selfdistill.training.similarity import (
+from pyterrier_selfdistill.training.callbacks import (
     has_collapsed,
     has_forgotten,
     mean_cosine,

@@ -6,7 +6,7 @@ import pytest
 
 from pyterrier_selfdistill import Negatives
 from pyterrier_selfdistill.data.triples import PairOptions
-from pyterrier_selfdistill.training.sources import JudgedQueries, read_triples, with_passages
+from pyterrier_selfdistill.training.mining import JudgedQueries, read_triples, with_passages
 from tests.together import ROWS
 
 TEXTS = [("sort", "sort the rows", "plot a matrix")]

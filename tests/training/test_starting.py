@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from pyterrier_selfdistill import SelfDistillTrainer
-from pyterrier_selfdistill.adapters import adapters_of
-from pyterrier_selfdistill.training.starting import make_start
+from pyterrier_selfdistill.encoder.adapters import adapters_of
+from pyterrier_selfdistill.training.trainer import make_start
 
 LORA = {"adapter": peft.LoraConfig(r=2, lora_dropout=0.1), "learning_rate": 1e-2, "num_train_epochs": 2}
 

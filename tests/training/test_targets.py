@@ -2,7 +2,7 @@ import pytest
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
 from pyterrier_selfdistill import AdaptiveMarginLoss, CalibratedLoss, NestedDimensionsLoss
-from pyterrier_selfdistill.training.targets import loss_maker, loss_of
+from pyterrier_selfdistill.training.arguments import loss_maker, loss_of
 
 
 def test_mini_batches_are_for_the_losses_of_this_package(encoder):

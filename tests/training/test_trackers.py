@@ -9,7 +9,7 @@ from ir_measures import AP, nDCG
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers.integrations import integration_utils
 
-from pyterrier_selfdistill.training.trackers import TrackedArguments, require_trackers
+from pyterrier_selfdistill.training.arguments import TrackedArguments, require_trackers
 
 SHOWN = {
     "train/loss": "loss",

@@ -18,7 +18,7 @@ from pyterrier_selfdistill import (
     SelfDistillTrainer,
 )
 from pyterrier_selfdistill.training.history import PROGRESS
-from pyterrier_selfdistill.training.sources import JudgedQueries
+from pyterrier_selfdistill.training.mining import JudgedQueries
 
 
 def test_fit_learns_in_a_pipeline(make, encoder, collection):

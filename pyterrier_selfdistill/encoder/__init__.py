@@ -1,0 +1,1 @@
+"""The bi-encoder: encoding, saving and loading, precision, adapters."""

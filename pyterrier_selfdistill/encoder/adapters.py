@@ -1,0 +1,402 @@
+"""Adapters: few weights that are trained beside those of a language model, which stay as they are (PEFT, such as LoRA).
+
+sentence-transformers and transformers add, save and load adapters; what is here is what they do not do. An adapter
+computes nothing without its base, so :func:`base_checksum` says which one it is of, and :func:`require_base` and
+:func:`saved_base` that it is where it can be loaded again. :func:`merged` makes plain weights of both.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import importlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import AfterValidator
+from sentence_transformers import SentenceTransformer
+from transformers import AutoConfig, PreTrainedModel
+
+from ..index.identity import tensor_bytes
+from ..utils.checks import Expected, load_extra
+
+CONFIG_FILE = "adapter_config.json"
+"""Where PEFT says what an adapter is, and of which base."""
+
+WRAPPERS = {"base_layer", "original_module"}
+"""How PEFT names, inside of a layer that it wraps, the layer that was there."""
+
+NOT_OF_THE_ADAPTER = {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision"}
+"""What PEFT notes in a configuration besides the adapter itself."""
+
+
+def _adapter_config(value: Any) -> Any:
+    if value is not None and not isinstance(value, load_extra("peft").PeftConfig):
+        raise ValueError
+    return value
+
+
+AdapterConfig = Annotated[
+    Any, AfterValidator(_adapter_config), Expected("a configuration of PEFT, such as peft.LoraConfig(r=16)")
+]
+"""What to train in place of the weights of a language model; None for these themselves."""
+
+
+def adapters_of(model: SentenceTransformer) -> Mapping[str, Any]:
+    """List the adapters of a model.
+
+    Args:
+        model: The model.
+
+    Returns:
+        The configurations of PEFT, by name; none for a model of plain weights.
+
+    Example:
+        >>> adapters_of(encoder.model)
+        {}
+    """
+    return getattr(model.transformers_model, "peft_config", {})
+
+
+def require_plain(model: SentenceTransformer, doing: str) -> None:
+    """Check that a model has no adapter.
+
+    Args:
+        model: The model.
+        doing: What needs plain weights, for the error.
+
+    Raises:
+        ValueError: If it has one.
+    """
+    if adapters_of(model):
+        raise ValueError(
+            f"{doing} needs plain weights, and the encoder has an adapter, which refers to its base by a path or a "
+            "name; take encoder.merge_adapter() for it, or write the adapter alone with encoder.save_adapter(path)"
+        )
+
+
+def require_adaptable(model: SentenceTransformer, config: Any) -> None:
+    """Check that a model can get an adapter.
+
+    Args:
+        model: The model.
+        config: The configuration of the adapter; None for no adapter, where the weights themselves are trained.
+
+    Raises:
+        ValueError: If the model has an adapter, no language model, or the adapter is a prompt.
+    """
+    require_plain(model, "training")
+    if config is None:
+        return
+    if not model.has_peft_compatible_model():
+        raise ValueError(f"adapter={config.peft_type.value} was given, but the model has no language model to adapt")
+    if config.is_prompt_learning:
+        raise ValueError(
+            f"adapter={config.peft_type.value} learns a prompt, which sentence-transformers cannot add to its models; "
+            "give one that adapts layers, such as peft.LoraConfig(r=16)"
+        )
+
+
+def add_adapter(model: SentenceTransformer, config: Any, *, base: str, seed: int) -> None:
+    """Add an adapter to a model, and freeze all other weights.
+
+    Args:
+        model: The model, which is changed.
+        config: The configuration of PEFT; a copy is used.
+        base: From where the base can be loaded again, as :func:`saved_base` says.
+        seed: The seed of the first weights of the adapter.
+
+    Raises:
+        ValueError: If PEFT cannot adapt the model so, or would change or train weights of the base.
+    """
+    before = base_checksum(model)
+    model.requires_grad_(False)
+    language_model = _language_model(model)
+    # what PEFT writes into the configuration
+    language_model.name_or_path = base
+    # the same weights in a run that is resumed, whatever else draws random numbers
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        model.add_adapter(copy.deepcopy(config))
+    names = dict(_base_names(language_model))
+    trained = [name for name, weights in language_model.named_parameters() if weights.requires_grad and name in names]
+    if trained or base_checksum(model) != before:
+        raise ValueError(
+            f"adapter={describe_adapter(config)} changes weights of the base itself, which would no longer be the one "
+            "that is saved; leave out bias=, or choose another init_lora_weights="
+        )
+
+
+def describe_adapter(config: Any) -> dict[str, Any]:
+    """Describe an adapter, by what its configuration has that PEFT would not choose itself.
+
+    Args:
+        config: The configuration of PEFT.
+
+    Returns:
+        The type, and the options that are not the default ones, as JSON has them.
+
+    Example:
+        >>> import peft
+        >>> describe_adapter(peft.LoraConfig(r=16, target_modules=["value", "query"]))
+        {'type': 'LORA', 'r': 16, 'target_modules': ['query', 'value']}
+    """
+    described: dict[str, Any] = {"type": config.peft_type.value}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name not in NOT_OF_THE_ADAPTER | {"peft_type"} and value not in _defaults(field):
+            described[field.name] = _plain(value)
+    return described
+
+
+def adapter_settings(model: SentenceTransformer) -> tuple[Any, ...]:
+    """Collect what decides on vectors besides weights and layers, such as the scale of an adapter.
+
+    Args:
+        model: The model.
+
+    Returns:
+        The settings; none for a model of plain weights.
+
+    Example:
+        >>> adapter_settings(encoder.model)
+        ()
+    """
+    adapters = adapters_of(model)
+    if not adapters:
+        return ()
+    described = {name: describe_adapter(config) for name, config in adapters.items()}
+    disabled = {layer.disable_adapters for layer in _wrapped_layers(_language_model(model)).values()}
+    return json.dumps(described), tuple(model.active_adapters()), tuple(sorted(disabled))
+
+
+def base_checksum(model: SentenceTransformer) -> str:
+    """Compute the checksum of the weights of a language model without its adapters.
+
+    Args:
+        model: The model, with or without an adapter.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    language_model = _language_model(model)
+    return _checksum(language_model)
+
+
+def saved_base(model: SentenceTransformer, name: str | None) -> str:
+    """Find from where a language model can be loaded again as it is.
+
+    Args:
+        model: The model, without an adapter.
+        name: Where it may be saved, if that is known.
+
+    Returns:
+        The absolute path of a folder, or a name on the hub.
+
+    Raises:
+        ValueError: If there is no such folder and no such name, or what is there has other weights.
+    """
+    language_model = _language_model(model)
+    checksum = _checksum(language_model)
+    for candidate in dict.fromkeys([name, language_model.name_or_path]):
+        if candidate and _loaded_checksum(type(language_model), candidate) == checksum:
+            if Path(candidate).is_dir():
+                return str(Path(candidate).resolve())
+            return candidate
+    raise ValueError(
+        f"an adapter is saved without its base, and the weights of this encoder are not those in {name!r}; save it, "
+        "load it again with SelfDistillBiEncoder.from_pretrained(path), and train that one"
+    )
+
+
+def saved_base_of_adapter(model: SentenceTransformer) -> str:
+    """Check that the base of an adapter can be loaded again from where the adapter says.
+
+    Args:
+        model: The model, with one adapter.
+
+    Returns:
+        The path of a folder, or a name on the hub.
+
+    Raises:
+        ValueError: If there is no adapter, or more than one, or other weights are where the base was.
+    """
+    adapters = adapters_of(model)
+    if len(adapters) != 1:
+        raise ValueError(f"expected an encoder with one adapter, got one with {len(adapters)}")
+    (config,) = adapters.values()
+    base = config.base_model_name_or_path
+    language_model = _language_model(model)
+    if _loaded_checksum(type(language_model), base) != _checksum(language_model):
+        raise ValueError(
+            f"an adapter is saved without its base, and {base!r} does not hold the base of this one any more; put it "
+            "there again, or save encoder.merge_adapter()"
+        )
+    return base
+
+
+def require_base(folder: Path) -> None:
+    """Check that the base of a saved adapter is there.
+
+    Args:
+        folder: The folder of a model, with or without an adapter.
+
+    Raises:
+        ImportError: If the folder holds an adapter, and PEFT is not installed.
+        FileNotFoundError: If it holds an adapter, and its base is not where it was.
+    """
+    file = folder / CONFIG_FILE
+    if not file.is_file():
+        return
+    load_extra("peft")
+    base = base_name(folder)
+    try:
+        AutoConfig.from_pretrained(base)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"{str(folder)!r} holds an adapter of {base!r}, which cannot be loaded: {error}. Put the base there again, "
+            f"or write where it is as base_model_name_or_path into {CONFIG_FILE}"
+        ) from error
+
+
+def base_name(folder: Path) -> str:
+    """Read of which base a saved adapter is.
+
+    Args:
+        folder: The folder of the adapter.
+
+    Returns:
+        The path of a folder, or a name on the hub.
+
+    Raises:
+        ValueError: If the configuration of the adapter is damaged.
+    """
+    file = folder / CONFIG_FILE
+    try:
+        return str(json.loads(file.read_text())["base_model_name_or_path"])
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"{str(file)!r} is not what PEFT wrote; save or copy the adapter again") from error
+
+
+def require_same_base(model: SentenceTransformer, folder: Path, checksum: str) -> None:
+    """Check that a loaded adapter has the base that it was trained with.
+
+    Args:
+        model: The model as it was loaded.
+        folder: The folder of the adapter.
+        checksum: The checksum of the base that it is to have.
+
+    Raises:
+        ValueError: If the base has other weights.
+    """
+    found = base_checksum(model)
+    if found != checksum:
+        raise ValueError(
+            f"{str(folder)!r} holds an adapter of a base with the checksum {checksum[:12]}, and that in "
+            f"{base_name(folder)!r} has {found[:12]}: it is another model by now. Put the base there as it was, or "
+            f"write where it is as base_model_name_or_path into {CONFIG_FILE}"
+        )
+
+
+def merged(model: SentenceTransformer) -> SentenceTransformer:
+    """Make a model of plain weights that computes what a base and its adapter do, but for rounding.
+
+    Args:
+        model: The model, which stays as it is.
+
+    Returns:
+        A model with weights of its own; a copy, if there is no adapter.
+
+    Raises:
+        ValueError: If PEFT cannot merge an adapter of this kind, or weights would no longer be finite.
+    """
+    plain = copy.deepcopy(model)
+    adapters = list(adapters_of(plain))
+    if not adapters:
+        return plain
+    language_model = _language_model(plain)
+    # left by a training that computes activations again
+    language_model.disable_input_require_grads()
+    for name, layer in _wrapped_layers(language_model).items():
+        language_model.set_submodule(name, _unwrapped(layer))
+    plain.delete_adapter(adapters)
+    # transformers 5.23 renames weights when it loads an adapter, and would save these under the names of PEFT
+    vars(language_model).pop("_weight_conversions", None)
+    return plain.requires_grad_(True).eval()
+
+
+def _unwrapped(layer: Any) -> torch.nn.Module:
+    """Merge an adapted layer into the one that it wraps."""
+    # layers that are trained in full, beside an adapter, have a copy to take
+    if hasattr(layer, "unload_and_optionally_merge_module"):
+        return layer.unload_and_optionally_merge_module(merge=True, safe_merge=True, adapter_names=None)
+    layer.merge(safe_merge=True)
+    return layer.get_base_layer()
+
+
+def _language_model(model: SentenceTransformer) -> PreTrainedModel:
+    language_model = model.transformers_model
+    if not isinstance(language_model, PreTrainedModel):
+        raise ValueError(f"adapters need a language model of transformers, and the model begins with {model[0]}")
+    return language_model
+
+
+def _wrapped_layers(language_model: PreTrainedModel) -> dict[str, Any]:
+    """Find the layers that PEFT has wrapped, outermost ones only."""
+    tuners = importlib.import_module("peft.tuners.tuners_utils")
+    utils = importlib.import_module("peft.utils.other")
+    kinds = tuners.BaseTunerLayer, utils.AuxiliaryTrainingWrapper
+    wrapped: dict[str, Any] = {}
+    for name, module in language_model.named_modules():
+        is_inside = any(name.startswith(f"{outer}.") for outer in wrapped)
+        if isinstance(module, kinds) and not is_inside:
+            wrapped[name] = module
+    return wrapped
+
+
+def _base_names(language_model: PreTrainedModel) -> Iterator[tuple[str, str]]:
+    """Iterate over the names of weights that are not of an adapter, and those that they had before there was one."""
+    adapters = set(getattr(language_model, "peft_config", {}))
+    for name in language_model.state_dict():
+        parts = name.split(".")
+        # PEFT names each weight of an adapter after it
+        if adapters.isdisjoint(parts):
+            yield name, ".".join(part for part in parts if part not in WRAPPERS)
+
+
+def _checksum(language_model: PreTrainedModel) -> str:
+    checksum = hashlib.sha256()
+    weights = language_model.state_dict()
+    for name, first_name in sorted(_base_names(language_model), key=lambda names: names[1]):
+        checksum.update(first_name.encode())
+        checksum.update(tensor_bytes(weights[name]))
+    return checksum.hexdigest()
+
+
+def _loaded_checksum(kind: type[PreTrainedModel], name: str) -> str | None:
+    """Compute the checksum of a language model that is saved; None if it cannot be loaded."""
+    try:
+        return _checksum(kind.from_pretrained(name, dtype=torch.float32))
+    except (OSError, ValueError):
+        return None
+
+
+def _defaults(field: dataclasses.Field[Any]) -> list[Any]:
+    """List what an option is if nobody sets it."""
+    defaults: list[Any] = [None]
+    if field.default is not dataclasses.MISSING:
+        defaults.append(field.default)
+    if field.default_factory is not dataclasses.MISSING:
+        defaults.append(field.default_factory())
+    return defaults
+
+
+def _plain(value: Any) -> Any:
+    """Reduce an option to what JSON has, the same whenever it is the same."""
+    if isinstance(value, set):
+        return sorted(value)
+    return json.loads(json.dumps(value, default=str))

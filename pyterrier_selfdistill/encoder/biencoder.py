@@ -1,0 +1,643 @@
+"""The bi-encoder: a sentence-transformers model as PyTerrier encodes, scores, saves and loads it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Self
+
+import numpy as np
+import pyterrier as pt
+import torch
+from pydantic import Field
+from pyterrier_dr import BiEncoder, SimFn
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense
+from torch import nn
+
+from ..data.corpus import Corpus, Documents
+from ..index.identity import ComparedByKey, EncodedVector, EncoderIdentity, EncoderMismatchError, ModelChecksum
+from ..index.index import SelfDistillIndex
+from ..losses import normalize
+from ..utils.checks import Expected, FieldNames, FolderPath, PositiveInteger, checked, load_extra
+from ..utils.compat import remove_autocast, schematic
+from . import storage
+from .adapters import adapters_of, merged, require_plain, saved_base_of_adapter
+from .card import artifact_card
+from .precision import EncodingCopy, Precision, copied, write_graph
+from .steps import DocumentEncoder, EncoderPipeline, EncodesTexts, QueryEncoder, Scorer
+from .storage import Device, PoolingMode, set_prompts
+
+
+class HasVariants(pt.Artifact):
+    """An encoder that others are made of."""
+
+    model: SentenceTransformer
+    name: str | None
+    training_summary: dict[str, Any]
+
+    def apply_attributes(self, **attributes: Any) -> Self:
+        """Make an encoder with the same model and other arguments, for :mod:`pyterrier.inspect`.
+
+        Args:
+            **attributes: The arguments that are other ones.
+
+        Returns:
+            The encoder. One with another model begins without a history.
+        """
+        given = {name: getattr(self, name) for name in ("model", "batch_size", "text_field", "verbose", "dtype")}
+        changed = type(self)(**{**given, **attributes})
+        if changed.model is self.model:
+            changed.name = self.name
+            changed.path = self.path
+            changed.training_summary = self.training_summary
+        return changed
+
+    def _variant(self, model: SentenceTransformer) -> Self:
+        """Make an encoder with a model that was made of this one's."""
+        variant = self.apply_attributes(model=model)
+        variant.name = self.name
+        variant.training_summary = self.training_summary
+        return variant
+
+
+CHUNK = 4096
+"""How many vectors of an index are cut at once."""
+
+
+class Truncates(HasVariants):
+    """An encoder that is cut to shorter vectors."""
+
+    @property
+    def identity(self) -> EncoderIdentity:
+        """The identity of the encoder."""
+        raise NotImplementedError
+
+    @checked
+    def truncate(self, dimension: PositiveInteger) -> Self:
+        """Make an encoder whose vectors are the first dimensions of these, scaled to unit length again.
+
+        Training with ``matryoshka_dims`` of :class:`SelfDistillTrainer` is for them to lose little.
+
+        The encoder has an identity of its own: it searches an index that it has built, or that
+        :meth:`truncate_index` has cut. What cuts is a layer like others, which is saved, and which training changes.
+
+        Args:
+            dimension: How many dimensions to keep.
+
+        Returns:
+            The encoder, with weights of its own.
+
+        Raises:
+            ValueError: If the vectors do not have more dimensions.
+
+        Example:
+            >>> encoder.truncate(8).encode_queries(["sort the rows"]).shape
+            (1, 8)
+        """
+        shorter = self._variant(truncated(self.model, dimension))
+        if self.training_summary:
+            before = self.model.get_embedding_dimension()
+            shorter.training_summary = {**self.training_summary, "truncated_from": before}
+        return shorter
+
+    @checked
+    def truncate_index(
+        self, index: SelfDistillIndex, path: FolderPath, dimension: PositiveInteger, *, overwrite: bool = False
+    ) -> SelfDistillIndex:
+        """Cut the vectors of an index that this encoder built, without encoding anew.
+
+        Args:
+            index: The index.
+            path: The folder of the new index.
+            dimension: How many dimensions to keep.
+            overwrite: Whether to replace an index that is there.
+
+        Returns:
+            The index that ``encoder.truncate(dimension)`` would have built.
+
+        Raises:
+            EncoderMismatchError: If another encoder built the index.
+            ValueError: If its vectors do not have more dimensions.
+            FileExistsError: If there is an index at the path and ``overwrite`` is not set, or something else.
+
+        Example:
+            >>> import tempfile
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     index = SelfDistillIndex(f"{folder}/index.flex", verbose=False)
+            ...     _ = (encoder >> index).index([{"docno": "d1", "text": "sort the rows"}])
+            ...     shorter = encoder.truncate_index(index, f"{folder}/shorter.flex", 8)
+            ...     (encoder.truncate(8) >> shorter).search("sort rows")["docno"].tolist()
+            ['d1']
+        """
+        built_by = index.encoder
+        if built_by is not None and built_by.checksum != self.identity.checksum:
+            raise EncoderMismatchError(
+                f"{index!r} was built by the encoder {built_by}, and this one is {self.identity}; cut it with its own"
+            )
+        shorter = SelfDistillIndex(path, sim_fn=index.sim_fn, verbose=index.verbose)
+        mode = "overwrite" if overwrite else "create"
+        shorter.indexer(mode=mode).index(_prefixes(index, dimension, self.truncate(dimension).identity))
+        return shorter
+
+
+def truncated(model: SentenceTransformer, dimension: int) -> SentenceTransformer:
+    """Copy a model with a layer before its last that keeps the first dimensions.
+
+    Args:
+        model: The model, whose last layer normalizes.
+        dimension: How many to keep.
+
+    Returns:
+        The copy.
+
+    Raises:
+        ValueError: If its vectors do not have more dimensions.
+
+    Example:
+        >>> truncated(encoder.model, 8).get_embedding_dimension()
+        8
+    """
+    before = model.get_embedding_dimension()
+    if before is None or dimension >= before:
+        raise ValueError(f"dimension must be smaller than the {before} dimensions of the vectors, got {dimension}")
+    first_dimensions = torch.eye(dimension, before)
+    layer = Dense(before, dimension, bias=False, activation_function=nn.Identity(), init_weight=first_dimensions)
+    shorter = copy.deepcopy(model)
+    shorter.insert(len(shorter) - 1, layer.to(model.device))
+    return shorter.eval()
+
+
+def _prefixes(index: SelfDistillIndex, dimension: int, encoder: EncoderIdentity) -> Iterator[dict[str, Any]]:
+    """Iterate over the documents of an index with the prefixes of their vectors."""
+    docnos, vectors, _ = index.payload()
+    for start in range(0, len(vectors), CHUNK):
+        prefixes = torch.from_numpy(np.array(vectors[start : start + CHUNK, :dimension]))
+        rows = EncodedVector.rows(normalize(prefixes).numpy(), encoder)
+        names = docnos.fwd[np.arange(start, start + len(rows))]
+        for docno, vector in zip(names, rows, strict=True):
+            yield {"docno": docno, "doc_vec": vector}
+
+
+RoleName = Annotated[str, Field(pattern="^(query|document)$")]
+
+PromptsByCollection = Annotated[
+    Mapping[str, Mapping[RoleName, str]],
+    Expected("prompts by collection and role, such as {'a': {'query': 'question: ', 'document': 'answer: '}}"),
+]
+
+NO_PROMPTS: PromptsByCollection = {}
+"""No collection has prompts of its own."""
+
+
+class TakesPrompts(HasVariants):
+    """An encoder that is used with other prompts."""
+
+    @checked
+    def with_prompts(self, *, query: str | None = None, document: str | None = None) -> Self:
+        """Make an encoder with other prompts that shares the weights of this one.
+
+        Its checksum is another one, so that an index remembers with which prompts it was built; :meth:`save` writes it
+        with its prompts.
+
+        Args:
+            query: What to put before each query, ``""`` for nothing; None leaves the prompt as it is.
+            document: What to put before each document, likewise.
+
+        Returns:
+            The encoder.
+
+        Example:
+            >>> questions = encoder.with_prompts(query="query: ")
+            >>> questions.model.prompts["query"], encoder.model.prompts["query"]
+            ('query: ', '')
+            >>> questions == encoder, questions.model[0] is encoder.model[0]
+            (False, True)
+        """
+        return self._variant(prompted(self.model, {"query": query, "document": document}))
+
+
+def prompted(model: SentenceTransformer, prompts: Mapping[str, str | None]) -> SentenceTransformer:
+    """Make a model with other prompts that shares the layers of this one.
+
+    Args:
+        model: The model.
+        prompts: The prompts of ``query`` and ``document``; those that are None or missing stay as they are.
+
+    Returns:
+        The model; what becomes of the weights of one becomes of those of the other.
+    """
+    changed = copy.copy(model)
+    # in training it would compute as the model it is a copy of does in its steps
+    remove_autocast(changed)
+    changed.prompts = dict(model.prompts)
+    set_prompts(changed, prompts)
+    return changed
+
+
+class WithAdapter(HasVariants):
+    """An encoder whose model may have an adapter."""
+
+    def merge_adapter(self) -> Self:
+        """Make an encoder of plain weights, into which the adapter is merged.
+
+        It encodes faster, and can be saved, exported and shared as any other. Its vectors are the same but for
+        rounding, and its checksum is another: search with the one that you index with.
+
+        Returns:
+            An encoder with weights of its own; this one stays as it is.
+
+        Raises:
+            ValueError: If the encoder has no adapter, or PEFT cannot merge one of this kind.
+        """
+        if not adapters_of(self.model):
+            raise ValueError(f"{self!r} has no adapter to merge: its weights are plain already")
+        return self._variant(merged(self.model))
+
+    @checked
+    def save_adapter(self, path: FolderPath, *, overwrite: bool = False) -> Path:
+        """Write the adapter without its base to a folder, atomically.
+
+        ``pt.Artifact.load(path)`` and ``SentenceTransformer(path)`` read it, as long as the base is where it was:
+        ``adapter_config.json`` says where, and the metadata which checksum it has. ``pyterrier_dr.SBertBiEncoder`` 0.8
+        reads no folder without a base; save :meth:`merge_adapter` for that. What is loaded has the checksum of this
+        encoder.
+
+        Args:
+            path: The folder to write.
+            overwrite: Whether to replace an encoder that is there.
+
+        Returns:
+            The folder.
+
+        Raises:
+            ValueError: If the encoder has no adapter, or several, or its base is not where it was loaded from.
+            FileExistsError: If the folder is there and ``overwrite`` is not set, or holds something else than an
+                encoder.
+            FolderInUseError: If another process writes it.
+            OSError: If it may not be written, or the disk is full.
+        """
+        saved_base_of_adapter(self.model)
+        path = Path(path).expanduser()
+        storage.save(self.model, self._metadata(), path, overwrite=overwrite)
+        self.path = path
+        self.name = str(path)
+        return path
+
+    def build_package(self, *arguments: Any, **options: Any) -> str:
+        """Write the folder of the encoder to one file, as PyTerrier's artifacts do; an adapter is merged first."""
+        require_plain(self.model, "a package")
+        return super().build_package(*arguments, **options)
+
+    def to_hf(self, *arguments: Any, **options: Any) -> None:
+        """Upload the folder of the encoder, as PyTerrier's artifacts do; an adapter is merged first."""
+        require_plain(self.model, "an upload")
+        super().to_hf(*arguments, **options)
+
+    def _metadata(self) -> Mapping[str, Any]:
+        """Describe the model."""
+        raise NotImplementedError
+
+
+class Exports:
+    """An encoder that is exported."""
+
+    model: SentenceTransformer
+    precision: str
+
+    @checked
+    def export(self, path: FolderPath, *, overwrite: bool = False) -> Path:
+        """Write the model to a folder as :meth:`save` does, with its graph in OpenVINO's format, atomically.
+
+        The graph is ``openvino/openvino_model.xml``, or ``openvino/openvino_model_qint8_quantized.xml`` if the encoder
+        encodes in int8, where sentence-transformers' own backend looks for it. It takes ``input_ids``,
+        ``attention_mask`` and what else the tokenizer of the folder gives for texts, prompts put before them, and gives
+        ``last_hidden_state`` and ``sentence_embedding``, which is the unit vector. This package reads the folder too,
+        from its float32 weights; the encoder itself stays where it is.
+
+        Args:
+            path: The folder to write.
+            overwrite: Whether to replace an encoder that is there.
+
+        Returns:
+            The folder.
+
+        Raises:
+            ImportError: If OpenVINO is not installed: ``pip install pyterrier-selfdistill[int8]``.
+            ValueError: If OpenVINO cannot convert the model, or it has an adapter.
+            FileExistsError: If the folder is there and ``overwrite`` is not set, or holds something else than an
+                encoder.
+            FolderInUseError: If another process writes it.
+            OSError: If it may not be written, or the disk is full.
+        """
+        load_extra("openvino")
+        require_plain(self.model, "a graph")
+        path = Path(path).expanduser()
+        model = copied(self.model, torch.float32).to("cpu")
+        write = partial(write_graph, model, int8=self.precision == "int8")
+        storage.save(self.model, self._metadata(), path, overwrite=overwrite, write_more=write)
+        return path
+
+    def _metadata(self) -> Mapping[str, Any]:
+        """Describe the model."""
+        raise NotImplementedError
+
+
+ModelName = Annotated[
+    Annotated[str, Field(min_length=1)] | Path, Expected("a name on the Hugging Face hub, or the path of a folder")
+]
+FieldName = Annotated[str, Field(min_length=1), Expected("the name of a field such as 'text'")]
+
+
+class SelfDistillBiEncoder(ComparedByKey, WithAdapter, Truncates, TakesPrompts, Exports, EncodesTexts, BiEncoder):
+    """A single-vector biencoder whose vectors are L2-normalized, so that dot products are cosines.
+
+    By the columns of its input it encodes queries (``query`` to ``query_vec``), encodes documents (``text`` to
+    ``doc_vec``), or scores results (both, to ``score`` and ``rank``). Vectors are float32 arrays of shape
+    ``(dimension,)``.
+
+    Args:
+        model: A sentence-transformers model (which gets a normalization layer at its end if it has none), or a folder
+            that :meth:`save` wrote. Other models are loaded with :meth:`from_pretrained`.
+        batch_size: How many texts to encode at once.
+        text_field: The column with the text of documents.
+        verbose: Whether to show a progress bar.
+        device: Where to encode, such as ``"cpu"`` or ``"cuda:0"``; by default a GPU if there is one.
+        dtype: The precision of encoding; see :meth:`from_pretrained`.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If the folder does not hold a sentence-transformers model, ``batch_size`` is not positive, or
+            ``dtype`` is unknown.
+
+    Attributes:
+        dtype: The precision of encoding as it was given; :attr:`precision` is what it comes to.
+        model: The sentence-transformers model.
+        name: The folder or the hub name that the model comes from, if it is known.
+        training_summary: How the model was trained: data, loss, arguments, measures. Empty if not by this package.
+
+    Example:
+        >>> results = encoder([{"qid": "1", "query": "sort rows", "docno": "d1", "text": "sort the rows of a table"}])
+        >>> sorted(results[0])
+        ['docno', 'qid', 'query', 'rank', 'score', 'text']
+    """
+
+    schematic: ClassVar = schematic("SelfDistillBiEncoder")
+    ARTIFACT_TYPE = storage.ARTIFACT["type"]
+    ARTIFACT_FORMAT = storage.ARTIFACT["format"]
+    ARTIFACT_PACKAGE_HINT = storage.ARTIFACT["package_hint"]
+
+    @checked
+    def __init__(
+        self,
+        model: SentenceTransformer | FolderPath,
+        *,
+        batch_size: PositiveInteger = 32,
+        text_field: FieldName = "text",
+        verbose: bool = False,
+        device: Device = None,
+        dtype: Precision = "auto",
+    ) -> None:
+        BiEncoder.__init__(self, batch_size=batch_size, text_field=text_field, verbose=verbose)
+        if isinstance(model, SentenceTransformer):
+            pt.Artifact.__init__(self, pt.Artifact.NO_PATH)
+            self.model = model
+            self.name: str | None = model.model_card_data.base_model
+            self.training_summary: dict[str, Any] = {}
+        else:
+            folder = Path(model).expanduser()
+            pt.Artifact.__init__(self, folder)
+            self.model = storage.load(folder, device)
+            self.name = str(folder)
+            self.training_summary = storage.read_training_summary(folder)
+        storage.prepare(self.model, device)
+        self.dtype = str(dtype)
+        self._checksum = ModelChecksum()
+        self._encoding_copy = EncodingCopy()
+
+    @classmethod
+    @checked
+    def from_pretrained(
+        cls,
+        name_or_path: ModelName,
+        *,
+        pooling: PoolingMode | None = None,
+        query_length: PositiveInteger | None = None,
+        document_length: PositiveInteger | None = None,
+        query_prompt: str | None = None,
+        document_prompt: str | None = None,
+        batch_size: PositiveInteger = 32,
+        text_field: FieldName = "text",
+        verbose: bool = False,
+        device: Device = None,
+        dtype: Precision = "auto",
+    ) -> SelfDistillBiEncoder:
+        """Load a model to train or to use.
+
+        A plain language model gets a pooling layer, over its [CLS] token unless ``pooling`` says otherwise; a
+        sentence-transformers model keeps its own. Lengths and prompts that are not given stay as the model has them.
+
+        Args:
+            name_or_path: The name of a model on the Hugging Face hub, or a folder.
+            pooling: How a plain language model makes one vector of many.
+            query_length: The number of tokens after which queries are cut.
+            document_length: The number of tokens after which documents are cut.
+            query_prompt: What to put before each query.
+            document_prompt: What to put before each document.
+            batch_size: How many texts to encode at once.
+            text_field: The column with the text of documents.
+            verbose: Whether to show a progress bar.
+            device: Where to encode; by default a GPU if there is one.
+            dtype: The precision of encoding: ``"float32"``, ``"bfloat16"``, ``"float16"``, or ``"int8"`` with ``pip
+                install pyterrier-selfdistill[int8]``; by default bfloat16 where the hardware has it, and float32
+                elsewhere. Weights and vectors are float32 in any case: the copy of the model that encodes takes memory
+                beside it, half as much in 16 bits.
+
+        Returns:
+            The encoder.
+
+        Raises:
+            ValueError: If ``pooling`` is given for a model that has its own, a length does not fit the model, ``dtype``
+                is unknown, or a file of a folder is missing or damaged.
+            FileNotFoundError: If there is no such folder.
+            OSError: If the hub has no such model, or there is no network.
+        """
+        name = storage.find(name_or_path)
+        model = storage.load_pretrained(name, pooling=pooling, device=device)
+        storage.set_lengths(model, {"query_length": query_length, "document_length": document_length})
+        storage.set_prompts(model, {"query": query_prompt, "document": document_prompt})
+        encoder = cls(model, batch_size=batch_size, text_field=text_field, verbose=verbose, dtype=dtype)
+        encoder.name = name
+        encoder.training_summary = storage.read_training_summary(Path(name))
+        return encoder
+
+    @checked
+    def save(self, path: FolderPath, *, overwrite: bool = False) -> Path:
+        """Write the model to a folder, atomically.
+
+        ``pt.Artifact.load(path)`` and ``SentenceTransformer(path)`` read it, and so does
+        ``pyterrier_dr.SBertBiEncoder(path)``, which knows no prompts and cuts queries where documents are cut.
+
+        Args:
+            path: The folder to write.
+            overwrite: Whether to replace an encoder that is there.
+
+        Returns:
+            The folder.
+
+        Raises:
+            FileExistsError: If the folder is there and ``overwrite`` is not set, or holds something else than an
+                encoder.
+            FolderInUseError: If another process writes it.
+            ValueError: If the encoder has an adapter: see :meth:`merge_adapter` and :meth:`save_adapter`.
+            OSError: If it may not be written, or the disk is full.
+
+        Example:
+            >>> import tempfile
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     path = encoder.copy().save(f"{folder}/model")
+            ...     pt.Artifact.load(path)
+            SelfDistillBiEncoder('...model')
+        """
+        require_plain(self.model, "a folder that is read without its base")
+        path = Path(path).expanduser()
+        storage.save(self.model, self._metadata(), path, overwrite=overwrite)
+        self.path = path
+        self.name = str(path)
+        return path
+
+    def copy(self) -> SelfDistillBiEncoder:
+        """Make an encoder with weights of its own, equal to these."""
+        return copy.deepcopy(self)
+
+    @checked
+    def build_retriever(
+        self,
+        corpus: Corpus,
+        path: FolderPath,
+        *,
+        fields: FieldNames | None = None,
+        num_results: PositiveInteger = 1000,
+        overwrite: bool = False,
+    ) -> pt.Transformer:
+        """Index a corpus and return its retriever, in one call.
+
+        Args:
+            corpus: A PyTerrier dataset, a frame or an iterable of records with ``docno`` and text.
+            path: The folder of the index.
+            fields: The fields of documents that make a text, such as ``["title", "text"]``, if not the text field.
+            num_results: How many documents to find for a query.
+            overwrite: Whether to replace an index that is there.
+
+        Returns:
+            The retriever; later, ``encoder >> SelfDistillIndex(path)`` searches the same index.
+
+        Raises:
+            FileExistsError: If there is an index already and ``overwrite`` is not set, or something else.
+            FolderInUseError: If another process is building it.
+            ValueError: If a document has no identifier of its own or lacks a field, or there are no documents.
+            TypeError: If a document has no text, or its identifier is not a string.
+
+        Example:
+            >>> import tempfile
+            >>> corpus = [{"docno": "d1", "text": "sort the rows"}, {"docno": "d2", "text": "plot a matrix"}]
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     retriever = encoder.build_retriever(corpus, f"{folder}/index.flex")
+            ...     (retriever % 1).search("plot a matrix")["docno"].tolist()
+            ['d2']
+        """
+        index = SelfDistillIndex(path, verbose=self.verbose)
+        mode = "overwrite" if overwrite else "create"
+        indexer = index.indexer(mode=mode)
+        documents = Documents(corpus, fields or [self.text_field])
+        records = ({"docno": docno, self.text_field: text} for docno, text in documents)
+        (self.doc_encoder(verbose=False) >> indexer).index(records)
+        return self.query_encoder() >> index.retriever(num_results=num_results, drop_query_vec=True)
+
+    @checked
+    def cache_path(self, path: FolderPath) -> Path:
+        """Make a path for what is computed with this encoder, so that a changed encoder has a cache of its own.
+
+        Args:
+            path: Where caches of this kind are, whatever the encoder.
+
+        Returns:
+            The path, with a part of the encoder's checksum in its last name.
+
+        Example:
+            >>> str(encoder.cache_path("caches/scores.cache"))
+            'caches/scores-...cache'
+        """
+        path = Path(path)
+        return path.with_name(f"{path.stem}-{self.model_name[:12]}{path.suffix}")
+
+    @checked
+    def query_encoder(self, verbose: bool | None = None, batch_size: PositiveInteger | None = None) -> pt.Transformer:
+        """Make a transformer that adds ``query_vec`` to frames with ``query``."""
+        return QueryEncoder(self, verbose=verbose, batch_size=batch_size)
+
+    @checked
+    def doc_encoder(self, verbose: bool | None = None, batch_size: PositiveInteger | None = None) -> pt.Transformer:
+        """Make a transformer that adds ``doc_vec`` to frames with the text field."""
+        return DocumentEncoder(self, verbose=verbose, batch_size=batch_size)
+
+    @checked
+    def text_scorer(
+        self, verbose: bool | None = None, batch_size: PositiveInteger | None = None, sim_fn: SimFn | None = None
+    ) -> pt.Transformer:
+        """Make a transformer that adds ``score`` and ``rank`` to frames with queries and documents.
+
+        Vectors that the frame has already are taken, if this encoder made them or nobody knows who did; those of
+        another encoder are not, and the texts are encoded instead.
+        """
+        return Scorer(self, verbose=verbose, batch_size=batch_size, sim_fn=sim_fn)
+
+    @property
+    def query_length(self) -> int | None:
+        """The number of tokens after which queries are cut."""
+        return storage.query_length(self.model)
+
+    @property
+    def document_length(self) -> int | None:
+        """The number of tokens after which documents are cut."""
+        return storage.document_length(self.model)
+
+    @property
+    def model_name(self) -> str:
+        """The checksum of weights, layers, lengths and prompts, by which pyterrier-dr compares encoders."""
+        return self._checksum.of(self.model, self._settings)
+
+    @property
+    def identity(self) -> EncoderIdentity:
+        """The name and the checksum, which vectors and indexes remember."""
+        return EncoderIdentity(self.name, self.model_name)
+
+    @property
+    def _settings(self) -> tuple[Any, ...]:
+        """What decides on vectors besides layers and weights."""
+        return storage.encoding_settings(self.model)
+
+    def _metadata(self) -> dict[str, Any]:
+        return storage.metadata(self.model, self.model_name, self.training_summary)
+
+    def _hf_readme(self, *, metadata: Any = None, **options: Any) -> str:
+        """Write the model card for :meth:`to_hf`."""
+        # the metadata of a folder that this package did not write says less
+        known = self._metadata() | (metadata or {})
+        return artifact_card(known, **options)
+
+    def __rshift__(self, right: pt.Transformer) -> pt.Transformer:
+        return EncoderPipeline(self, right)
+
+    def _key(self) -> tuple[Any, ...]:
+        return self.model_name, self.precision, self.batch_size, self.text_field, self.verbose, self.device
+
+    def __repr__(self) -> str:
+        arguments = []
+        if self.name is not None:
+            arguments.append(repr(self.name))
+        if self.dtype != "auto":
+            arguments.append(f"dtype={self.dtype!r}")
+        return f"SelfDistillBiEncoder({', '.join(arguments)})"

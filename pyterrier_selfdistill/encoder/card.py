@@ -1,0 +1,250 @@
+"""Model cards: what an encoder is, how it was trained, what it reached, and what to cite.
+
+A card is a page for people below front matter that the Hugging Face hub reads. It is made of the metadata of a saved
+encoder alone, so that it can be written without loading one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..losses import CITATION
+
+PROGRESS = {"step": "step", "loss": "loss", "margin": "mean margin", "target": "mean target", "scale": "mean scale"}
+"""The columns of the training history that are not measures, and their titles."""
+
+PYTERRIER = "[PyTerrier](https://pyterrier.readthedocs.io)"
+
+USAGE = """```python
+# pip install pyterrier-selfdistill
+import pyterrier as pt
+from pyterrier_selfdistill import SelfDistillIndex
+
+encoder = {load}
+index = SelfDistillIndex("corpus.flex")
+(encoder >> index).index([{{"docno": "d1", "text": "a document"}}, {{"docno": "d2", "text": "another one"}}])
+retriever = encoder >> index
+reranker = first_stage >> pt.text.get_text(dataset) >> encoder
+```"""
+
+
+def saved_card(metadata: Mapping[str, Any], *, title: str, load: str) -> str:
+    """Write the page about a saved encoder, as the Hugging Face hub reads it of a sentence-transformers model.
+
+    Args:
+        metadata: What the encoder is and how it was trained, as :func:`.persistence.metadata` says.
+        title: The title of the page.
+        load: The expression that loads the encoder.
+
+    Returns:
+        Markdown.
+
+    Example:
+        >>> from pyterrier_selfdistill.encoder.storage import metadata
+        >>> described = metadata(encoder.model, encoder.model_name, training={})
+        >>> print(saved_card(described, title="Tiny", load='pt.Artifact.load("tiny")'))
+        ---
+        library_name: "sentence-transformers"
+        ...
+        # Tiny
+        ...
+    """
+    matter: dict[str, Any] = {
+        "library_name": "sentence-transformers",
+        "pipeline_tag": "sentence-similarity",
+        "tags": ["sentence-transformers", "pyterrier", "dense-retrieval", "pyterrier-selfdistill"],
+    }
+    base = metadata["training"].get("base_model", {}).get("name") or ""
+    is_name_on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", base)
+    if is_name_on_hub:
+        matter["base_model"] = base
+    return _card(matter, metadata, title=title, load=load)
+
+
+def artifact_card(metadata: Mapping[str, Any], *, repo: str, branch: str | None, pretty_name: str | None) -> str:
+    """Write the page about an encoder in a PyTerrier artifact, which the Hugging Face hub keeps among data sets.
+
+    Args:
+        metadata: What the encoder is and how it was trained, as :func:`.persistence.metadata` says.
+        repo: The name of the repository on the hub.
+        branch: The branch of the repository, if not the main one.
+        pretty_name: The name that the hub shows, if not that of the repository.
+
+    Returns:
+        Markdown.
+    """
+    kind = f"pyterrier-artifact.{metadata['type']}"
+    matter: dict[str, Any] = {}
+    if pretty_name is not None:
+        matter["pretty_name"] = pretty_name
+    matter["tags"] = ["pyterrier", "pyterrier-artifact", kind, f"{kind}.{metadata['format']}"]
+    matter["task_categories"] = ["text-retrieval"]
+    matter["viewer"] = False
+    title = pretty_name or repo.rpartition("/")[2]
+    if branch not in (None, "main"):
+        repo = f"{repo}@{branch}"
+    return _card(matter, metadata, title=title, load=f"pt.Artifact.from_hf({repo!r})")
+
+
+def _card(front_matter: Mapping[str, Any], metadata: Mapping[str, Any], *, title: str, load: str) -> str:
+    """Write the page below its front matter, which is what the hub reads."""
+    description, training = metadata["model"], metadata["training"]
+    sections = [
+        f"# {title}",
+        f"A single-vector biencoder for dense retrieval with {PYTERRIER}{_how_trained(training)}.",
+        _table(["", ""], description_rows(description)),
+        "## Usage",
+        USAGE.format(load=load),
+    ]
+    if training:
+        sections += ["## Training", _table(["", ""], training_rows(training))]
+        sections += _measure_sections(training)
+    sections += ["## Citation", f"```bibtex{CITATION}```"]
+    return f"---\n{_yaml(front_matter)}---\n" + "\n\n".join(sections) + "\n"
+
+
+def _how_trained(training: Mapping[str, Any]) -> str:
+    """Say in some words what made the model, after what it is."""
+    if not training:
+        return ""
+    if training.get("best_step") == 0:
+        return ": the base model as it was, since training did not improve it"
+    if training.get("loss", {}).get("target") == "calibrated":
+        return ", trained with a softmax that each batch calibrates"
+    return ", trained by self-distillation with adaptive relevance margins"
+
+
+def description_rows(description: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Say what an encoder is, in titles and texts with names between backticks."""
+    prompts = ", ".join(f"{name} `{prompt}`" for name, prompt in description["prompts"].items())
+    adapter = description.get("adapter")
+    base = []
+    if adapter:
+        refers = f"`{adapter['base']}` `{adapter['base_checksum'][:12]}`, which is not in the folder"
+        base.append(("Adapter of", refers))
+    lengths = f"cut at {description['query_length']} and {description['document_length']} tokens"
+    return [
+        *base,
+        ("Architecture", f"{description['architecture']}, {description['parameters']:,} parameters"),
+        ("Vectors", f"{description['dimension']} dimensions, unit length; pooling: {description['pooling']}"),
+        ("Queries and documents", lengths),
+        ("Prompts", prompts or "none"),
+        ("Checksum", f"`{description['checksum'][:12]}`"),
+    ]
+
+
+def training_rows(training: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Say how the encoder was trained; what the summary lacks has no row."""
+    rows = []
+    base = training.get("base_model")
+    if base:
+        rows.append(("Base model", f"`{base.get('name')}` `{base.get('checksum', '')[:12]}`"))
+    adapter = training.get("adapter")
+    if adapter:
+        rows.append(("Adapter", f"trained in place of all weights, with PEFT: {_assignments(adapter)}"))
+    data = training.get("data")
+    if data:
+        rows += _data_rows(data)
+    loss = training.get("loss")
+    if loss:
+        options = {name: value for name, value in loss.items() if name != "name"}
+        rows.append(("Loss", f"`{loss['name']}` {_assignments(options)}"))
+        rows += _dimension_rows(loss, training.get("truncated_from"))
+    arguments = _assignments(training.get("arguments", {}))
+    rows.append(("Arguments", f"preset `{training.get('preset')}`, {arguments}"))
+    if training.get("seed") is not None:
+        rows.append(("Seed", str(training["seed"])))
+    rows.append(("Steps", f"{training.get('steps')}, in {training.get('seconds')} seconds"))
+    if training.get("best_measure"):
+        rows.append(("Best", _describe_best(training)))
+    versions = training.get("versions", {})
+    rows.append(("Versions", ", ".join(f"{name} {version}" for name, version in versions.items())))
+    return rows
+
+
+def _dimension_rows(loss: Mapping[str, Any], truncated_from: int | None) -> list[tuple[str, str]]:
+    """Say which prefixes of vectors were trained, and whether the encoder was cut to one."""
+    rows = []
+    shorter = ", ".join(map(str, loss.get("matryoshka_dims", [])[1:]))
+    if shorter:
+        rows.append(("Shorter vectors", f"the first {shorter} dimensions were trained too: `encoder.truncate(...)`"))
+    if truncated_from is not None:
+        rows.append(("Truncated", f"after training; measures are of vectors of {truncated_from} dimensions"))
+    return rows
+
+
+def _describe_best(training: Mapping[str, Any]) -> str:
+    """Say what the best step reached, and in what."""
+    best = training["best_measure"]
+    remark = ""
+    if training.get("best_step") == 0:
+        remark = ", before training: no later step was better"
+    if "collections" in (training.get("evaluation") or {}):
+        remark = f" (mean over collections){remark}"
+    return f"{best['name']} {best['value']:.4f} at step {training.get('best_step')}{remark}"
+
+
+def _data_rows(data: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Say what the encoder was trained on, collection by collection, and what was left out."""
+    rows = []
+    for name, part in data.get("collections", {}).items():
+        rows += [(f"{title}, {name}", text) for title, text in _data_rows(part)]
+    if rows:
+        return rows
+    triples = f"{data.get('triples', 0):,} triples of {data.get('queries', 0):,} queries"
+    origin = f"from {data.get('source')}, {data.get('negatives')} negatives each"
+    rows = [("Data", f"{triples}, {origin}; fingerprint `{data.get('fingerprint')}`")]
+    dropped = data.get("dropped")
+    if dropped:
+        rows.append(("Left out", "; ".join(f"{count:,} x {reason}" for reason, count in dropped.items())))
+    return rows
+
+
+def _measure_sections(training: Mapping[str, Any]) -> list[str]:
+    """Show what was measured while training, a row for each time."""
+    history = training.get("history")
+    if not history:
+        return []
+    measures = [name for name in history[-1] if name not in PROGRESS]
+    # losses have a target or a scale, or neither
+    progress = {name: title for name, title in PROGRESS.items() if name in history[-1]}
+    titles = [*progress.values(), *measures, ""]
+    rows = []
+    for measured in history:
+        row = [_figure(measured.get(column)) for column in [*progress, *measures]]
+        remark = "best" if measured["step"] == training.get("best_step") else ""
+        rows.append([*row, remark])
+    if measures:
+        remark = "Measured on the validation queries, which chose the best step: they say less about other queries."
+    else:
+        remark = "There were no validation queries."
+    return ["## Measures while training", _table(titles, rows), remark]
+
+
+def _assignments(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in options.items())
+
+
+def _figure(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return str(value)
+
+
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = []
+    for cells in [titles, ["---"] * len(titles), *rows]:
+        # a bar would end the cell
+        escaped = [cell.replace("|", "\\|") for cell in cells]
+        lines.append("| " + " | ".join(escaped) + " |")
+    return "\n".join(lines)
+
+
+def _yaml(values: Mapping[str, Any]) -> str:
+    # JSON is YAML, and quotes what needs it
+    return "".join(f"{name}: {json.dumps(value)}\n" for name, value in values.items())

@@ -1,0 +1,412 @@
+"""The precision of encoding: a copy of the model in 16 bits or int8."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias, get_args
+
+import numpy as np
+import torch
+from pydantic import AfterValidator
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
+from torch import nn
+from transformers.modeling_outputs import BaseModelOutput
+
+from ..index.identity import model_state
+from ..utils.checks import Expected, load_extra
+from ..utils.compat import remove_autocast
+from .adapters import adapters_of, merged
+
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+"""What a language model may be given for each token."""
+
+GROUP = 128
+"""How many inputs of a linear layer are quantized together; common models have layers of a multiple of it."""
+
+LARGEST = 127
+"""The largest number of a row of weights, in magnitude."""
+
+GRAPH_FOLDER = "openvino"
+"""Where sentence-transformers looks for graphs in the folder of a model."""
+
+
+class GraphModel(nn.Module):
+    """A language model that OpenVINO computes.
+
+    Args:
+        graph: Its graph.
+        config: Its configuration.
+    """
+
+    def __init__(self, graph: Any, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.names = [port.get_any_name() for port in graph.inputs]
+        options = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUP,
+        }
+        self.request = load_extra("openvino").Core().compile_model(graph, "CPU", options).create_infer_request()
+
+    def forward(self, **tokens: Any) -> BaseModelOutput:
+        """Compute the last layer.
+
+        Args:
+            **tokens: Tensors of shape ``(texts, tokens)``, and what is ignored.
+
+        Returns:
+            Its output, of shape ``(texts, tokens, width)``, which the next call overwrites.
+        """
+        inputs = {name: tokens[name].numpy() for name in self.names}
+        outputs = self.request.infer(inputs, share_inputs=True, share_outputs=True)
+        return BaseModelOutput(last_hidden_state=torch.from_numpy(outputs["last_hidden_state"]))
+
+
+def quantize(model: SentenceTransformer) -> SentenceTransformer:
+    """Have OpenVINO compute the language model of a sentence-transformers model in int8.
+
+    Args:
+        model: The model, which is changed.
+
+    Returns:
+        The model.
+
+    Raises:
+        ImportError: If OpenVINO is not installed.
+        ValueError: If the model is not on a CPU, or is not one that OpenVINO can convert.
+    """
+    first = _language_model(model)
+    if model.device.type != "cpu":
+        raise ValueError(f"dtype='int8' encodes on a CPU, and the model is on {model.device}; give device='cpu'")
+    graph = _convert(_LastLayer(first.model), _inputs_of(first))
+    compress(graph)
+    first.register_module("model", GraphModel(graph, first.model.config))
+    return model
+
+
+def write_graph(model: SentenceTransformer, folder: Path, *, int8: bool) -> Path:
+    """Write the graph of a model in OpenVINO's format.
+
+    Its inputs are the tokens of texts, and its outputs ``last_hidden_state`` and ``sentence_embedding``. It is where
+    sentence-transformers looks for it.
+
+    Args:
+        model: The model, on a CPU, in float32.
+        folder: The folder of the model.
+        int8: Whether to write int8 weights, rather than those of the model.
+
+    Returns:
+        The file.
+
+    Raises:
+        ImportError: If OpenVINO is not installed.
+        ValueError: If it cannot convert the model.
+    """
+    graph = _convert(_AllLayers(model), _inputs_of(_language_model(model)))
+    name = "openvino_model.xml"
+    if int8:
+        compress(graph)
+        name = "openvino_model_qint8_quantized.xml"
+    file = folder / GRAPH_FOLDER / name
+    load_extra("openvino").save_model(graph, file, compress_to_fp16=False)
+    return file
+
+
+def compress(graph: Any) -> int:
+    """Replace the weights of linear layers in a graph by int8 numbers and scales.
+
+    Args:
+        graph: The graph, which is changed.
+
+    Returns:
+        How many layers it has.
+    """
+    operations = importlib.import_module("openvino.opset13")
+    layers = 0
+    for layer in graph.get_ordered_ops():
+        if layer.get_type_name() != "MatMul":
+            continue
+        weights = layer.input_value(1).get_node()
+        if weights.get_type_name() != "Constant" or len(weights.get_output_shape(0)) != 2:
+            continue
+        summed = 1 if layer.get_attributes()["transpose_b"] else 0
+        numbers, scales = to_int8(weights.data, summed)
+        restored = operations.multiply(
+            operations.convert(operations.constant(numbers), "f32"), operations.constant(scales)
+        )
+        layer.input(1).replace_source_output(restored.output(0))
+        layers += 1
+    return layers
+
+
+def to_int8(weights: np.ndarray, summed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Round a matrix to int8, with scales that make the largest magnitude for each output 127.
+
+    Args:
+        weights: The matrix, of shape ``(outputs, inputs)`` or its transpose.
+        summed: The axis of the inputs.
+
+    Returns:
+        The numbers, of the shape of the matrix, and the scales, float32, with the inputs' axis of length 1.
+
+    Example:
+        >>> numbers, scales = to_int8(np.array([[1.0, -2.0], [0.0, 0.0]]), summed=1)
+        >>> numbers.tolist(), scales.shape
+        ([[64, -127], [0, 0]], (2, 1))
+    """
+    scales = np.abs(weights).max(axis=summed, keepdims=True) / LARGEST
+    # a row of zeros stays one
+    scales[scales == 0] = 1
+    return np.rint(weights / scales).astype(np.int8), scales.astype(np.float32)
+
+
+class _LastLayer(nn.Module):
+    """A language model with its last layer as the only output, for the tracer."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        return (self.model(**tokens).last_hidden_state,)
+
+
+class _AllLayers(nn.Module):
+    """A sentence-transformers model with tensors as outputs, for the tracer."""
+
+    def __init__(self, model: SentenceTransformer) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(model)
+
+    def forward(self, tokens: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        features = dict(tokens)
+        for layer in self.layers:
+            features = layer(features)
+        return features["token_embeddings"], features["sentence_embedding"]
+
+
+class _Positional(nn.Module):
+    """A module of named tensors as one of tensors in order, which is what the tracer knows."""
+
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        self.model = model
+        self.names = names
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return self.model(dict(zip(self.names, tensors, strict=True)))
+
+
+def _language_model(model: SentenceTransformer) -> Transformer:
+    if not isinstance(model[0], Transformer):
+        raise ValueError(
+            f"OpenVINO converts language models, and the model starts with {model[0]}; choose another dtype"
+        )
+    return model[0]
+
+
+def _inputs_of(transformer: Transformer) -> list[str]:
+    """List what the tokenizer of a language model gives it."""
+    given = getattr(transformer.tokenizer, "model_input_names", INPUTS)
+    return [name for name in INPUTS if name in given]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide what the tracer makes others say, which it asks for all that they have."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+def _convert(model: nn.Module, names: Sequence[str]) -> Any:
+    """Convert a module to a graph for any number of texts and tokens."""
+    openvino = load_extra("openvino")
+    frontends = importlib.import_module("openvino.frontend")
+    decoders = importlib.import_module("openvino.frontend.pytorch.ts_decoder")
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    # with padding, since masks of ones are left out
+    examples = {"input_ids": mask, "attention_mask": mask, "token_type_ids": torch.zeros_like(mask)}
+    inputs = tuple(examples[name] for name in names)
+    try:
+        with _quiet(), torch.no_grad():
+            traced = torch.jit.trace(_Positional(model, names), inputs, strict=False, check_trace=False)
+            # with weights of its own: those of the traced model go with it
+            frozen = torch.jit.freeze(traced.eval())
+            decoder = decoders.TorchScriptPythonDecoder(frozen, shared_memory=False)
+            frontend = frontends.FrontEndManager().load_by_framework("pytorch")
+            loaded = frontend.load(decoder)
+            for place in loaded.get_inputs():
+                loaded.set_partial_shape(place, openvino.PartialShape([-1, -1]))
+                loaded.set_element_type(place, openvino.Type.i64)
+            graph = frontend.convert(loaded)
+    except Exception as error:
+        raise ValueError(
+            f"OpenVINO {openvino.__version__} cannot convert the model: {error}; choose another dtype"
+        ) from error
+    for port, name in zip(graph.inputs, names, strict=True):
+        port.get_tensor().set_names({name})
+    for port, name in zip(graph.outputs, ("last_hidden_state", "sentence_embedding"), strict=False):
+        port.get_tensor().set_names({name})
+    return graph
+
+
+PrecisionName = Literal["auto", "float32", "bfloat16", "float16", "int8"]
+
+
+def _precision_name(dtype: str | torch.dtype) -> str:
+    name = str(dtype).removeprefix("torch.")
+    if name not in get_args(PrecisionName):
+        raise ValueError
+    return name
+
+
+Precision: TypeAlias = Annotated[
+    str | torch.dtype,
+    AfterValidator(_precision_name),
+    Expected("'auto', 'float32', 'bfloat16', 'float16' or 'int8'"),
+]
+"""How to encode; ``auto`` is what :func:`fastest_precision` says."""
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Tell whether a device has instructions for bfloat16; emulated, it is many times slower than float32.
+
+    Args:
+        device: The device.
+
+    Returns:
+        Whether it is a GPU that has them, or a CPU with AVX512-BF16 or AMX, as far as this version of torch knows.
+
+    Example:
+        >>> has_bfloat16(torch.device("meta"))
+        False
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # the older of the versions that are supported have no public way to ask
+    if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
+        return False
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+
+
+def fastest_precision(device: torch.device) -> str:
+    """Choose the fastest precision that is safe for any model.
+
+    float16 is not chosen: the activations of some models overflow in it.
+
+    Args:
+        device: Where to encode.
+
+    Returns:
+        ``bfloat16`` where the device has it, ``float32`` elsewhere.
+
+    Example:
+        >>> fastest_precision(torch.device("meta"))
+        'float32'
+    """
+    if has_bfloat16(device):
+        return "bfloat16"
+    return "float32"
+
+
+class EncodingCopy:
+    """A copy of a model that encodes in a precision, made again only after the model has changed.
+
+    It is left behind when its owner is copied or pickled.
+
+    Example:
+        >>> model = EncodingCopy().of(encoder.model, "bfloat16", settings=(20, 200))
+        >>> next(model.parameters()).dtype, next(encoder.model.parameters()).dtype
+        (torch.bfloat16, torch.float32)
+    """
+
+    def __init__(self) -> None:
+        self._state: tuple[Any, ...] | None = None
+        self._copy: SentenceTransformer | None = None
+
+    def of(self, model: SentenceTransformer, precision: str, settings: tuple[Any, ...]) -> SentenceTransformer:
+        """Give what encodes for a model.
+
+        Args:
+            model: The model.
+            precision: ``float32``, ``bfloat16``, ``float16`` or ``int8``.
+            settings: What decides on vectors besides layers and weights, such as lengths and prompts.
+
+        Returns:
+            The copy; or the model itself, if its weights are of that precision.
+
+        Raises:
+            ImportError: If ``int8`` needs a package that is not installed.
+            ValueError: If ``int8`` is to encode on a GPU, or a model that it cannot.
+        """
+        if _is_of(model, precision):
+            self._state = self._copy = None
+            return model
+        state = precision, model_state(model, settings)
+        if self._copy is None or state != self._state:
+            # the old one goes first: two would be in memory
+            self._copy = None
+            self._copy = _converted(model, precision)
+            self._state = state
+        return self._copy
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return EncodingCopy, ()
+
+
+def _is_of(model: SentenceTransformer, precision: str) -> bool:
+    """Tell whether all weights of a model are of a precision."""
+    if precision == "int8":
+        return False
+    dtype = getattr(torch, precision)
+    return all(weights.dtype == dtype for weights in model.parameters())
+
+
+def _converted(model: SentenceTransformer, precision: str) -> SentenceTransformer:
+    """Copy a model in a precision, without gradients."""
+    if adapters_of(model):
+        # rounded once, and as fast as plain weights
+        model = merged(model)
+    if precision == "int8":
+        return quantize(copied(model, torch.float32))
+    return copied(model, getattr(torch, precision))
+
+
+def copied(model: SentenceTransformer, dtype: torch.dtype) -> SentenceTransformer:
+    """Copy a model with weights of another type, never holding more than both.
+
+    Args:
+        model: The model, perhaps in training.
+        dtype: The type of the weights.
+
+    Returns:
+        A model that evaluates, without gradients and autocast.
+    """
+    # what a deep copy finds in its memory it does not copy
+    memory: dict[int, Any] = {}
+    # buffers that are not saved, such as the frequencies of rotary embeddings, are float32 in any precision
+    for tensor in model.state_dict(keep_vars=True).values():
+        values = tensor.detach()
+        if values.is_floating_point():
+            values = values.to(dtype)
+        if isinstance(tensor, torch.nn.Parameter):
+            values = torch.nn.Parameter(values, requires_grad=False)
+        memory[id(tensor)] = values
+    duplicate = copy.deepcopy(model, memory)
+    remove_autocast(duplicate)
+    return duplicate.eval()

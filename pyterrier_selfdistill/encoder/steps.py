@@ -1,0 +1,445 @@
+"""Encoding texts, and the pipeline steps of an encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias, cast
+
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+import torch
+from pydantic import SkipValidation
+from pyterrier_dr import BiDocEncoder, BiQueryEncoder, BiScorer
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import batch_to_device
+
+from ..index.identity import ComparedByKey, EncodedVector, EncoderIdentity, EncoderMismatchError, encoders_of
+from ..losses import normalize
+from ..utils.checks import (
+    PositiveInteger,
+    checked,
+    require_distinct_columns,
+    require_identifiers,
+    require_strings,
+    require_texts,
+    require_vectors,
+    without_rows,
+)
+from ..utils.compat import schematic
+from .precision import EncodingCopy, fastest_precision
+
+WINDOW = 1024
+"""How many texts are tokenized together; of 8,192 tokens each, that takes 200 MB."""
+
+TOKENS = {"input_ids", "attention_mask", "token_type_ids"}
+"""What a tokenizer gives for each token of a text."""
+
+PROMPTS = {"query": ["query"], "document": ["document", "passage", "corpus"]}
+"""The names of prompts for what texts are; the first that a model has is taken, as sentence-transformers does."""
+
+Role = Literal["query", "document"]
+
+
+class Batch(NamedTuple):
+    """Texts that are encoded together.
+
+    Attributes:
+        texts: The texts.
+        features: What a sentence-transformers model takes for them.
+    """
+
+    texts: list[str]
+    features: dict[str, Any]
+
+
+def tokenize(model: SentenceTransformer, texts: list[str], role: Role) -> dict[str, Any]:
+    """Tokenize texts, with the prompt and the length for what they are.
+
+    Args:
+        model: The model.
+        texts: The texts.
+        role: What they are.
+
+    Returns:
+        What the model takes.
+
+    Example:
+        >>> tokenize(encoder.model, ["sort the rows", "plot"], "query")["input_ids"].shape
+        torch.Size([2, 5])
+    """
+    names = [*PROMPTS[role], model.default_prompt_name]
+    prompts = [model.prompts[name] for name in names if name in model.prompts]
+    return model.preprocess(texts, prompt=next(iter(prompts), None), task=role)
+
+
+def batches_of_like_length(model: SentenceTransformer, texts: list[str], role: Role, size: int) -> Iterator[Batch]:
+    """Iterate over batches, the longest texts first, so that what does not fit into memory fails at once.
+
+    Args:
+        model: The model.
+        texts: The texts.
+        role: What they are.
+        size: How many texts a batch has.
+
+    Yields:
+        The batches.
+
+    Example:
+        >>> texts = ["plot", "sort the rows of a table", "sort", "sort the columns"]
+        >>> [batch.texts for batch in batches_of_like_length(encoder.model, texts, "document", size=2)]
+        [['sort the rows of a table', 'sort the columns'], ['plot', 'sort']]
+    """
+    texts = sorted(texts, key=len, reverse=True)
+    for start in range(0, len(texts), WINDOW):
+        window = texts[start : start + WINDOW]
+        features = tokenize(model, window, role)
+        if _is_plain(features, len(window)):
+            yield from _cut(window, features, size)
+            continue
+        # of other models' features nobody knows what can be cut
+        for first in range(0, len(window), size):
+            batch = window[first : first + size]
+            yield Batch(batch, tokenize(model, batch, role))
+
+
+def _cut(texts: list[str], features: dict[str, Any], size: int) -> Iterator[Batch]:
+    """Cut tokenized texts into batches, without columns that are only padding."""
+    mask = features["attention_mask"]
+    longest_first = torch.argsort(mask.sum(dim=1), descending=True, stable=True)
+    for rows in longest_first.split(size):
+        # padding may be on either side
+        is_used = mask[rows].any(dim=0)
+        # tokenizers that add no token of their own leave nothing of empty texts
+        is_used[0] = True
+        batch = dict(features)
+        for name in TOKENS & features.keys():
+            batch[name] = features[name][rows][:, is_used]
+        yield Batch([texts[row] for row in rows.tolist()], batch)
+
+
+def _is_plain(features: dict[str, Any], count: int) -> bool:
+    """Tell whether features are a row of tokens for each text, and nothing else that has a shape."""
+    tensors = {name for name, value in features.items() if isinstance(value, torch.Tensor)}
+    if not {"input_ids", "attention_mask"} <= tensors <= TOKENS:
+        return False
+    shape = features["attention_mask"].shape
+    if len(shape) != 2 or shape[0] != count or shape[1] == 0:
+        return False
+    return all(features[name].shape == shape for name in tensors)
+
+
+READ_AHEAD = 2048
+"""How many documents an indexing pipeline reads at once, to encode those of like length together."""
+
+
+Texts: TypeAlias = SkipValidation[Sequence[str]]
+"""Strings, which are checked where they are encoded; pyterrier-dr hands over a progress bar."""
+
+
+class QueryEncoder(ComparedByKey, BiQueryEncoder):
+    """Add ``query_vec`` to frames with ``query``."""
+
+    schematic: ClassVar = schematic("QueryEncoder")
+
+    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
+        """Encode the queries.
+
+        Args:
+            inp: A frame with ``query``.
+
+        Returns:
+            The frame with ``query_vec``.
+
+        Raises:
+            TypeError: If a query is not a string.
+        """
+        _require_texts_of(inp, "query", "qid")
+        return _mark(super().transform(inp), "query_vec", self.bi_encoder_model.identity)
+
+    def _key(self) -> tuple[Any, ...]:
+        return self.bi_encoder_model, self.verbose, self.batch_size
+
+
+class DocumentEncoder(ComparedByKey, BiDocEncoder):
+    """Add ``doc_vec`` to frames with the text field."""
+
+    schematic: ClassVar = schematic("DocEncoder")
+
+    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
+        """Encode the documents.
+
+        Args:
+            inp: A frame with the text field.
+
+        Returns:
+            The frame with ``doc_vec``.
+
+        Raises:
+            TypeError: If a text is not a string.
+        """
+        _require_texts_of(inp, self.text_field, "docno")
+        return _mark(super().transform(inp), "doc_vec", self.bi_encoder_model.identity)
+
+    def __rshift__(self, right: pt.Transformer) -> pt.Transformer:
+        return EncoderPipeline(self, right)
+
+    def _key(self) -> tuple[Any, ...]:
+        return self.bi_encoder_model, self.verbose, self.batch_size, self.text_field
+
+
+class Scorer(ComparedByKey, BiScorer):
+    """Add ``score`` and ``rank`` to frames with queries and documents."""
+
+    schematic: ClassVar = schematic("Scorer")
+
+    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
+        """Score the results, with the vectors that they have if this encoder may have made them.
+
+        Args:
+            inp: A frame with queries and documents, each as texts or as vectors.
+
+        Returns:
+            The frame with ``score`` and ``rank``.
+
+        Raises:
+            EncoderMismatchError: If another encoder made the vectors, and there are no texts.
+            TypeError: If a text or a ``qid`` is not a string.
+            ValueError: If a vector is none, or has another length than those of this encoder.
+        """
+        require_distinct_columns(inp, "the results")
+        if "qid" in inp:
+            require_identifiers(inp, "qid", "the results")
+        # PyTerrier groups by qid, which the index may be named too
+        labels = inp.index
+        inp = inp.reset_index(drop=True)
+        foreign = self._foreign_vectors(inp)
+        own = inp.drop(columns=foreign)
+        for column in {"query_vec", "doc_vec"} & set(own.columns):
+            require_vectors(own, column, self.bi_encoder_model.dimension, "the vectors of this encoder")
+        scored = super().transform(own)
+        if scored.empty:
+            scored = without_rows(scored, own)
+        if foreign:
+            # what it was given, it gives on
+            scored = inp.assign(score=scored["score"], rank=scored["rank"])
+        return scored.set_axis(labels[scored.index])
+
+    def _foreign_vectors(self, frame: pd.DataFrame) -> list[str]:
+        """List the columns with vectors of another encoder, whose texts are to be encoded instead."""
+        own = self.bi_encoder_model.identity
+        foreign = []
+        for vectors, texts in {"query_vec": "query", "doc_vec": self.text_field}.items():
+            if vectors not in frame:
+                continue
+            others = [encoder for encoder in encoders_of(frame[vectors]) if encoder.checksum != own.checksum]
+            if not others:
+                continue
+            if texts not in frame:
+                raise EncoderMismatchError(
+                    f"{vectors} was made by {others[0]}, this encoder is {own}, and there is no {texts!r} to encode "
+                    f"again; score with the encoder of the vectors, or keep {texts!r}"
+                )
+            foreign.append(vectors)
+        return foreign
+
+    def _key(self) -> tuple[Any, ...]:
+        return self.bi_encoder_model, self.verbose, self.batch_size, self.text_field, self.sim_fn
+
+
+class EncoderPipeline(pt.Compose):
+    """An encoder and what follows it.
+
+    It is what PyTerrier's ``>>`` makes, without levels in between however it is put together, but reads
+    :data:`READ_AHEAD` documents at once when it indexes. Where something else stands first, PyTerrier makes a pipeline
+    of its own, which reads 100.
+
+    Args:
+        *transformers: The steps; those of a pipeline stand for themselves.
+    """
+
+    def __init__(self, *transformers: pt.Transformer) -> None:
+        # by itself a pipeline takes in those of its own class only
+        super().__init__(*pt.Compose(*transformers))
+
+    def __rshift__(self, right: pt.Transformer) -> pt.Transformer:
+        return EncoderPipeline(self, right)
+
+    def index(self, iter: Any, batch_size: int | None = None) -> Any:
+        """Encode documents and index them.
+
+        Args:
+            iter: Records of documents.
+            batch_size: How many to read at once.
+
+        Returns:
+            What the last step returns, which is the index.
+        """
+        # PyTerrier would read 100, or as many as the encoder takes at once
+        if batch_size is None:
+            batch_size = READ_AHEAD
+        return super().index(iter, batch_size)
+
+    def transform_inputs(self) -> list[list[str]]:
+        """List the columns that the pipeline takes, for :mod:`pyterrier.inspect`."""
+        # PyTerrier lists all that the encoder takes, but an index after it finds nothing for documents
+        inputs = super().transform_inputs()
+        fitting = [columns for columns in inputs if pt.inspect.transformer_outputs(self, columns, strict=False)]
+        return fitting or inputs
+
+
+class EncodesTexts:
+    """Encodes texts with a sentence-transformers model, or with a copy of it in the precision of encoding.
+
+    Attributes:
+        model: The model.
+        dtype: The precision of encoding as it was given; :attr:`precision` is what it comes to.
+        batch_size: How many texts to encode at once, if not told otherwise.
+    """
+
+    model: SentenceTransformer
+    dtype: str
+    batch_size: int
+    _encoding_copy: EncodingCopy
+
+    @checked
+    def encode_queries(self, texts: Texts, batch_size: PositiveInteger | None = None) -> np.ndarray:
+        """Encode queries.
+
+        Args:
+            texts: The queries.
+            batch_size: How many to encode at once, if not as many as the encoder is set to.
+
+        Returns:
+            Unit vectors, float32, of shape ``(len(texts), dimension)``.
+
+        Raises:
+            TypeError: If a text is not a string.
+        """
+        return encode(self.encoding_model, texts, "query", batch_size or self.batch_size)
+
+    @checked
+    def encode_docs(self, texts: Texts, batch_size: PositiveInteger | None = None) -> np.ndarray:
+        """Encode documents; see :meth:`encode_queries`."""
+        return encode(self.encoding_model, texts, "document", batch_size or self.batch_size)
+
+    @checked
+    def encode_queries_torch(self, texts: Texts, batch_size: PositiveInteger | None = None) -> torch.Tensor:
+        """Encode queries with gradients, on the model's device, in float32; see :meth:`encode_queries`."""
+        return encode_with_gradients(self.model, texts, batch_size or self.batch_size)
+
+    @property
+    def precision(self) -> str:
+        """The precision of encoding: ``float32``, ``bfloat16``, ``float16`` or ``int8``.
+
+        It is no part of the identity: vectors of all but ``int8`` agree to 1e-3, and those of ``int8`` rank alike.
+        """
+        if self.dtype == "auto":
+            return fastest_precision(self.device)
+        return self.dtype
+
+    @property
+    def encoding_model(self) -> SentenceTransformer:
+        """What encodes: the model, or a copy of it in the precision of encoding, made again when the model changes."""
+        return self._encoding_copy.of(self.model, self.precision, self._settings)
+
+    @property
+    def _settings(self) -> tuple[Any, ...]:
+        """What decides on vectors besides layers and weights."""
+        raise NotImplementedError
+
+    @property
+    def dimension(self) -> int:
+        """The length of the vectors."""
+        return cast(int, self.model.get_embedding_dimension())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.device
+
+
+def encode(
+    model: SentenceTransformer, texts: Sequence[str], role: Literal["query", "document"], batch_size: int
+) -> np.ndarray:
+    """Encode each distinct text once, those of like length together, so that little is padding.
+
+    Args:
+        model: The model.
+        texts: The texts, in a progress bar or without.
+        role: What the texts are, which decides on prompts and lengths.
+        batch_size: How many to encode at once.
+
+    Returns:
+        Unit vectors, float32, of shape ``(len(texts), dimension)``.
+
+    Raises:
+        TypeError: If a text is not a string.
+
+    Example:
+        >>> encode(encoder.model, ["sort rows", "plot", "sort rows"], "query", batch_size=2).shape
+        (3, 32)
+    """
+    # pyterrier-dr asks for a progress bar by wrapping the texts in one
+    bar = None
+    if isinstance(texts, pt.tqdm):
+        bar = texts
+        texts = bar.iterable
+    texts = require_strings(texts, "texts")
+    positions: dict[str, list[int]] = {}
+    for position, text in enumerate(texts):
+        positions.setdefault(text, []).append(position)
+    vectors = np.empty((len(texts), cast(int, model.get_embedding_dimension())), dtype=np.float32)
+    model.eval()
+    for batch in batches_of_like_length(model, list(positions), role, batch_size):
+        with torch.inference_mode():
+            features = batch_to_device(batch.features, model.device)
+            encoded = model(features, task=role)["sentence_embedding"]
+            # models may be told to give the first dimensions only
+            encoded = normalize(encoded[:, : model.truncate_dim]).cpu().numpy()
+        for text, vector in zip(batch.texts, encoded, strict=True):
+            vectors[positions[text]] = vector
+            if bar is not None:
+                bar.update(len(positions[text]))
+    if bar is not None:
+        bar.close()
+    return vectors
+
+
+def encode_with_gradients(model: SentenceTransformer, queries: Sequence[str], batch_size: int) -> torch.Tensor:
+    """Encode queries as a step of training does.
+
+    Args:
+        model: The model.
+        queries: The queries.
+        batch_size: How many to encode at once.
+
+    Returns:
+        Unit vectors on the model's device, of shape ``(len(queries), dimension)``.
+
+    Raises:
+        TypeError: If a query is not a string.
+    """
+    queries = require_strings(queries, "texts")
+    dimension = cast(int, model.get_embedding_dimension())
+    vectors = [torch.empty((0, dimension), device=model.device)]
+    for start in range(0, len(queries), batch_size):
+        features = tokenize(model, queries[start : start + batch_size], "query")
+        features = batch_to_device(features, model.device)
+        vectors.append(normalize(model(features, task="query")["sentence_embedding"]))
+    return torch.cat(vectors)
+
+
+def _require_texts_of(frame: pd.DataFrame, column: str, identifier: str) -> None:
+    """Check the texts of a frame; PyTerrier's own validation says which columns are missing."""
+    require_distinct_columns(frame, "the input frame")
+    if column in frame:
+        require_texts(frame, column, identifier, empty=True)
+
+
+def _mark(frame: pd.DataFrame, column: str, identity: EncoderIdentity) -> pd.DataFrame:
+    """Have the vectors of a column remember their encoder."""
+    if frame.empty:
+        return without_rows(frame, frame)
+    vectors = EncodedVector.rows(np.stack(frame[column]), identity)
+    return frame.assign(**{column: vectors})

@@ -1,0 +1,731 @@
+"""FlexIndex bound to the encoder that built it, and its retrievers."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, cast
+
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+import torch
+from pydantic import Field
+from pyterrier_dr import FlexIndex, SimFn
+from pyterrier_dr.flex import IndexingMode
+from pyterrier_dr.flex.core import FlexIndexer
+from pyterrier_dr.flex.np_retr import NumpyVectorLoader
+
+from ..utils import compat
+from ..utils.checks import (
+    Count,
+    Expected,
+    FolderPath,
+    PositiveInteger,
+    Seed,
+    checked,
+    require_column_names,
+    require_identifiers,
+    require_strings,
+    require_vectors,
+    without_rows,
+)
+from ..utils.folders import METADATA_FILE, artifact_kind, folder_lock, portable_name
+from . import small_vectors
+from .files import Indexer, Signature, open_index, read_unchanged, signature_of
+from .identity import ComparedByKey, EncodedVector, EncoderIdentity, EncoderMismatchError, encoders_of
+
+SCORERS = ("np_scorer", "torch_scorer")
+
+SMALL_VECTORS: dict[str, small_vectors.Kind] = {"int8_retriever": "int8", "binary_retriever": "binary"}
+"""The methods that search small vectors, and the kinds of these."""
+
+WITH_GRAPHS = (
+    *("faiss_hnsw_retriever", "faiss_ivf_retriever", "voyager_retriever"),
+    *("gar", "ladr_proactive", "ladr_adaptive"),
+    *SMALL_VECTORS,
+)
+"""The methods that keep what they compute in the folder of the index."""
+
+CORPUS_GRAPH = ("corpus_graph", "np_topk")
+"""The kind of artifact that pyterrier-dr makes of neighbours."""
+
+SCORES = 2**26
+"""How many scores of documents the fastest retriever computes at once, of 4 bytes each."""
+
+LARGEST_QBATCH = 64
+"""How many queries it searches for at once, at most."""
+
+FEWEST_CLUSTERS = 4
+"""How many clusters pyterrier-dr makes, at least, if it is not told how many."""
+
+
+class IndexTransformer(ComparedByKey, pt.Transformer):
+    """A retriever or a re-ranker of a :class:`~.SelfDistillIndex`.
+
+    It is made by the index's methods, such as :meth:`~.SelfDistillIndex.retriever`. What pyterrier-dr's transformer has
+    beside ``transform``, it has too.
+
+    Args:
+        index: The index, a :class:`~.SelfDistillIndex`.
+        method: The name of FlexIndex's method that makes the transformer.
+        options: The arguments of the method, all of them.
+
+    Attributes:
+        inner: The transformer of pyterrier-dr.
+    """
+
+    def __init__(self, index: Any, method: str, options: dict[str, Any]) -> None:
+        self.index = index
+        self.method = method
+        self.options = options
+        self.inner = self._make()
+
+    @classmethod
+    def make(cls, method: str, self: FlexIndex, **options: Any) -> IndexTransformer:
+        """Make a transformer in a method of the index, of its ``**locals()``."""
+        return cls(self, method, options)
+
+    def _make(self) -> Any:
+        """Have pyterrier-dr make the transformer, of the files of one index, also if that is replaced meanwhile."""
+        return read_unchanged(self.index.index_path, self._make_of)
+
+    def _make_of(self, signature: Signature) -> Any:
+        """Have pyterrier-dr make the transformer, of the files of the index that has a signature."""
+        self._signature = signature
+        self.index.refresh()
+        with self._graphs_alone(), compat.no_warning_of_mapped_vectors():
+            try:
+                return self._make_inner()
+            finally:
+                # a graph of the old index may lie in the folder of the new one
+                if signature_of(self.index.index_path) != signature:
+                    compat.remove_files_of_retrievers(self.index.index_path)
+
+    @contextmanager
+    def _graphs_alone(self) -> Iterator[None]:
+        """Let one process at a time compute what is kept in the folder of the index; others wait and read it."""
+        folder = self.index.index_path.resolve()
+        with ExitStack() as stack:
+            if self.method in WITH_GRAPHS:
+                # who may not write there can only read
+                with suppress(PermissionError):
+                    # beside the folder, so that it is the lock of the index that replaces this one too
+                    graphs = folder.with_name(f"{folder.name}.graphs")
+                    stack.enter_context(folder_lock(graphs, "computing a graph of an index", wait=True))
+            yield
+
+    def _make_inner(self) -> Any:
+        """Have pyterrier-dr make the transformer, without its faults."""
+        options = self._fitting_options()
+        mask = options.get("mask")
+        if mask is not None:
+            self._check_mask(mask)
+        if self.method == "retriever":
+            return self._make_fastest(options)
+        if mask is not None and self.method == "np_retriever":
+            common = {name: options[name] for name in ("num_results", "mask", "drop_query_vec")}
+            return compat.masked_retriever(self.index, **common)
+        if self.method in SMALL_VECTORS:
+            return small_vectors.make_retriever(self.index, SMALL_VECTORS[self.method], **options)
+        if self.method == "voyager_retriever":
+            compat.make_voyager_graph(self.index, options)
+        inner = getattr(FlexIndex, self.method)(self.index, **options)
+        if self.method == "voyager_retriever":
+            compat.mend_voyager_query(inner, options["num_results"])
+            compat.mend_voyager_scores(inner)
+        return inner
+
+    def _make_fastest(self, options: dict[str, Any]) -> Any:
+        """Have pyterrier-dr make the exact retriever that is the fastest for the index on this machine."""
+        device = None
+        # one that is built later is made again then
+        if self.index.built() and self.index.sim_fn is SimFn.dot:
+            device = fastest_device(self.index.np_vecs().nbytes)
+        if options["batch_size"] is not None or device is None:
+            return IndexTransformer(self.index, "np_retriever", options).inner
+        del options["batch_size"]
+        qbatch = min(max(SCORES // len(self.index), 1), LARGEST_QBATCH)
+        return FlexIndex.torch_retriever(self.index, device=device, qbatch=qbatch, **options)
+
+    def _fitting_options(self) -> dict[str, Any]:
+        """Fit the options to pyterrier-dr, and to the number of documents."""
+        options = dict(self.options)
+        if self.method in SCORERS:
+            # see compat.first_results
+            options["num_results"] = None
+        if isinstance(options.get("k"), int):
+            if len(self.index) == 1:
+                raise ValueError(f"{self.index!r} has one document, which has no neighbours; use scorer()")
+            self._check_graphs()
+            options["k"] = compat.make_corpus_graph(self.index, options["k"])
+        if "n_list" in options:
+            options["n_list"] = self._fitting_clusters(options["n_list"], options["train_sample"])
+        return options
+
+    def _check_graphs(self) -> None:
+        """Check that what is kept as a graph is one, since PyTerrier would load any artifact that is installed."""
+        for metadata in self.index.index_path.glob(f"corpusgraph_k*/{METADATA_FILE}"):
+            kind = artifact_kind(metadata.parent)
+            if kind != CORPUS_GRAPH:
+                raise ValueError(f"{str(metadata.parent)!r} is no corpus graph, but has the kind {kind}; remove it")
+
+    def _fitting_clusters(self, clusters: int | None, sample: int | None) -> int | None:
+        """Make no more clusters than there are documents to learn them from."""
+        documents = len(self.index)
+        if sample is not None:
+            documents = min(sample, documents)
+        if clusters is None and documents < FEWEST_CLUSTERS:
+            return documents
+        if clusters is not None and clusters > documents:
+            raise ValueError(f"n_list={clusters} clusters cannot be learned from {documents} documents; take fewer")
+        return clusters
+
+    def _check_mask(self, mask: np.ndarray) -> None:
+        if np.shape(mask) != (len(self.index),):
+            raise ValueError(
+                f"the mask has the shape {np.shape(mask)}, and {self.index!r} has {len(self.index)} documents; "
+                "index.mask(docnos) makes one"
+            )
+        if not np.isin(mask, [0, 1]).all():
+            raise ValueError(f"the mask must hold zeros and ones, got {mask!r}; index.mask(docnos) makes one")
+
+    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
+        """Retrieve or score.
+
+        Args:
+            inp: A frame with ``query_vec``, and ``docno`` for scorers and re-rankers.
+
+        Returns:
+            Results with ``score`` and ``rank``.
+
+        Raises:
+            EncoderMismatchError: If another encoder than the index's made the query vectors.
+            ValueError: If they are no vectors, or have another dimension.
+            TypeError: If a ``qid`` is not a string.
+            LookupError: If a document is not in the index.
+        """
+        self.index.refresh()
+        if self.index.signature != self._signature:
+            self.inner = self._make()
+        require_column_names(inp, "the queries")
+        if inp.empty:
+            return without_rows(self._transform_nothing(inp), inp)
+        if "qid" in inp:
+            require_identifiers(inp, "qid", "the queries")
+        inp = with_own_docids(self.index, inp)
+        if "query_vec" in inp:
+            require_comparable(self.index, inp)
+        # under autocast, pyterrier-dr 0.8 multiplies vectors in 16 bits, and cannot make arrays of bfloat16
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            return self._transform_some(inp)
+
+    def _transform_some(self, inp: pd.DataFrame) -> pd.DataFrame:
+        """Transform a frame that was checked."""
+        if self.method in SCORERS:
+            compat.require_scorable(inp)
+            return compat.first_results(self.inner.transform(inp), self.options["num_results"])
+        return compat.transform_queries(self.inner, inp)
+
+    def _transform_nothing(self, inp: pd.DataFrame) -> pd.DataFrame:
+        """Transform an empty frame."""
+        if self.method in SCORERS:
+            return compat.score_nothing(inp)
+        if self.method == "voyager_retriever":
+            # pyterrier-dr 0.8.1 stacks the vectors of all queries and fails where there is none; numpy finds the same
+            numpy = FlexIndex.np_retriever(self.index, drop_query_vec=self.options["drop_query_vec"])
+            return numpy.transform(inp)
+        return self.inner.transform(inp)
+
+    def fuse_rank_cutoff(self, k: int) -> pt.Transformer | None:
+        """Ask the index for ``k`` documents, where the backend then finds the same."""
+        # approximate retrievers refuse, since they would find others
+        fuse = getattr(self.inner, "fuse_rank_cutoff", None)
+        if fuse is None or fuse(k) is None:
+            return None
+        return IndexTransformer(self.index, self.method, {**self.options, "num_results": k})
+
+    def get_parameter(self, name: str) -> Any:
+        """Return an option."""
+        if name in self.options:
+            return self.options[name]
+        return super().get_parameter(name)
+
+    def set_parameter(self, name: str, value: Any) -> None:
+        """Change an option, as a grid search does.
+
+        Args:
+            name: The option.
+            value: Its new value.
+
+        Raises:
+            ValueError: If there is no such option.
+        """
+        if name not in self.options:
+            raise ValueError(f"{self.method} has no option {name!r}, only {', '.join(self.options)}")
+        # the method of the index checks it
+        changed = getattr(self.index, self.method)(**{**self.options, name: value})
+        self.options, self.inner = changed.options, changed.inner
+
+    @property
+    def schematic(self) -> dict[str, Any]:
+        """The label, which is pyterrier-dr's."""
+        return compat.schematic(type(self.inner).__name__)
+
+    def subtransformers(self) -> dict[str, pt.Transformer]:
+        """Return no parts: what does the work is not a pipeline."""
+        return {}
+
+    def __getattr__(self, name: str) -> Any:
+        # only asked for what is not here; while unpickling, nothing is
+        if name.startswith("__") or name == "inner":
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # another process makes the transformer itself, over files that it opens itself
+        return IndexTransformer, (self.index, self.method, self.options)
+
+    def _key(self) -> tuple[Any, ...]:
+        options = dict(self.options)
+        # arrays do not compare as one value
+        if options.get("mask") is not None:
+            options["mask"] = np.asarray(options["mask"], dtype=np.int8).tobytes()
+        return self.index, self.method, tuple(sorted(options.items()))
+
+    def __hash__(self) -> int:
+        # without the options, which change while a grid search holds the transformer as a key
+        return hash((self.index, self.method))
+
+    def __repr__(self) -> str:
+        parameters = inspect.signature(getattr(type(self.index), self.method)).parameters
+        given = []
+        for name, value in self.options.items():
+            if value is not parameters[name].default:
+                given.append(f"{name}={value!r}")
+        return f"{self.index!r}.{self.method}({', '.join(given)})"
+
+
+def fastest_device(size: int) -> str | None:
+    """Choose where to search vectors all at once.
+
+    Args:
+        size: The size of the vectors in bytes.
+
+    Returns:
+        A GPU, if the vectors take less than half of its free memory; the CPU, if they take less than half of the
+        machine's, which can then keep the file that they are mapped from; or None.
+    """
+    if torch.cuda.is_available() and size < torch.cuda.mem_get_info()[0] / 2:
+        return "cuda"
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return "cpu" if size < memory / 2 else None
+
+
+class VectorLoader(NumpyVectorLoader):
+    """Add ``doc_vec``, as the index has it, to frames with ``docno``."""
+
+    schematic: ClassVar = compat.schematic("VecLoader")
+
+    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
+        """Load the vectors, which remember the encoder of the index."""
+        self.flex_index.refresh()
+        with pt.validate.any(inp) as validation:
+            validation.columns(includes=["docno"])
+            validation.columns(includes=["docid"])
+        if inp.empty:
+            return without_rows(inp.assign(doc_vec=None), inp)
+        loaded = super().transform(with_own_docids(self.flex_index, inp))
+        encoder = self.flex_index.encoder
+        if encoder is None:
+            return loaded
+        return loaded.assign(doc_vec=EncodedVector.rows(np.stack(loaded["doc_vec"]), encoder))
+
+    def __repr__(self) -> str:
+        return f"{self.flex_index!r}.vec_loader()"
+
+
+def with_own_docids(index: FlexIndex, frame: pd.DataFrame) -> pd.DataFrame:
+    """Have the ``docid`` of documents be that of the index, where a first stage has put its own.
+
+    Args:
+        index: The index, a :class:`~.SelfDistillIndex`.
+        frame: A frame, perhaps with ``docno`` and ``docid``.
+
+    Returns:
+        The frame.
+
+    Raises:
+        LookupError: If a document is not in the index.
+        TypeError: If a ``docno`` is not a string.
+    """
+    if "docno" not in frame:
+        return frame
+    require_identifiers(frame, "docno", "the documents")
+    # pyterrier-dr would take the vectors at these positions, whatever is there
+    if "docid" not in frame:
+        return frame
+    return frame.assign(docid=index.docnos().inv[frame["docno"]])
+
+
+def require_comparable(index: FlexIndex, queries: pd.DataFrame) -> None:
+    """Check that vectors of queries compare with those of an index.
+
+    Args:
+        index: The index, a :class:`~.SelfDistillIndex`.
+        queries: A frame with ``query_vec``.
+
+    Raises:
+        EncoderMismatchError: If another encoder made one, and the index does not take any encoder.
+        ValueError: If one is none, or has another dimension.
+    """
+    dimension = index.payload(return_dvecs=False, return_docnos=False)[0]["vec_size"]
+    require_vectors(queries, "query_vec", dimension, f"the vectors of {index!r}")
+    own = index.encoder
+    if own is None or index.any_encoder:
+        return
+    for other in encoders_of(queries["query_vec"]):
+        if other.checksum == own.checksum:
+            continue
+        remark = ""
+        if portable_name(other.name) == own.name:
+            remark = "; they have the same name, but not the same weights or settings"
+        raise EncoderMismatchError(
+            f"{index!r} was built by the encoder {own}, and the queries were encoded by {other}{remark}. Search with "
+            "the encoder of the index, or build it again with this one and index.indexer(mode='overwrite'). If you "
+            "mean it, SelfDistillIndex(path, any_encoder=True) goes ahead"
+        )
+
+
+Mode = Annotated[IndexingMode | Literal["create", "overwrite"], Expected("'create' or 'overwrite'")]
+Neighbours = Annotated[int, Field(ge=2), Expected("2 or a greater integer")]
+
+
+class SearchesSmallVectors:
+    """An index that is searched by small copies of its vectors, with the scores of the full ones.
+
+    What the retrievers of :class:`SelfDistillIndex` have in common, these have too.
+    """
+
+    @checked
+    def int8_retriever(
+        self,
+        *,
+        num_results: PositiveInteger = 1000,
+        rescore: PositiveInteger = 2,
+        qbatch: PositiveInteger = 64,
+        drop_query_vec: bool = False,
+    ) -> IndexTransformer:
+        """Search vectors of 8 bits a number with FAISS, and score ``rescore`` times as many by the full ones."""
+        return IndexTransformer.make("int8_retriever", **locals())
+
+    @checked
+    def binary_retriever(
+        self,
+        *,
+        num_results: PositiveInteger = 1000,
+        rescore: PositiveInteger = 10,
+        qbatch: PositiveInteger = 64,
+        drop_query_vec: bool = False,
+    ) -> IndexTransformer:
+        """Search vectors of a bit a number with FAISS, and score ``rescore`` times as many by the full ones.
+
+        The shorter the vectors, the less do bits say, and the more is to be scored again.
+        """
+        return IndexTransformer.make("binary_retriever", **locals())
+
+
+class SelfDistillIndex(ComparedByKey, SearchesSmallVectors, FlexIndex):
+    """A dense index that knows which encoder built it.
+
+    Used as :class:`pyterrier_dr.FlexIndex` is. What it adds: while it is built, another name holds what there is; a
+    document without identifier or vector, and a duplicate one, is an error; an incomplete index is never opened; and
+    queries of another encoder than its own are refused. Vectors that do not say which encoder made them (those of other
+    packages) are trusted.
+
+    Retrievers find ``num_results`` documents for frames with ``qid`` and ``query_vec``; scorers and re-rankers take
+    ``docno`` too. With ``drop_query_vec`` the vectors of queries are not in the results. What pyterrier-dr builds for
+    the approximate ones is kept in the folder of the index.
+
+    Args:
+        path: The folder of the index.
+        sim_fn: The similarity of vectors; :class:`SelfDistillBiEncoder` makes unit vectors, whose dot product is their
+            cosine.
+        verbose: Whether to show progress bars.
+        any_encoder: Whether to go ahead with queries of an encoder that did not build the index.
+
+    Example:
+        >>> import tempfile
+        >>> corpus = [{"docno": "d1", "text": "sort the rows"}, {"docno": "d2", "text": "plot a matrix"}]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     index = SelfDistillIndex(f"{folder}/index.flex", verbose=False)
+        ...     _ = (encoder >> index).index(corpus)
+        ...     (encoder >> index.retriever(num_results=1)).search("plot a matrix")["docno"].tolist()
+        ['d2']
+    """
+
+    schematic: ClassVar = compat.schematic("SelfDistillIndex")
+
+    @checked
+    def __init__(
+        self, path: FolderPath, *, sim_fn: SimFn | str = SimFn.dot, verbose: bool = True, any_encoder: bool = False
+    ) -> None:
+        FlexIndex.__init__(self, str(Path(path).expanduser()), sim_fn=sim_fn, verbose=verbose)
+        self.any_encoder = any_encoder
+        self._signature: Signature | None = None
+
+    @property
+    def signature(self) -> Signature:
+        """What tells the files that are open from those of an index that replaced them."""
+        self.payload()
+        return cast(Signature, self._signature)
+
+    @property
+    def encoder(self) -> EncoderIdentity | None:
+        """The encoder that built the index, if its vectors say so.
+
+        Raises:
+            FileNotFoundError: If there is no index.
+            ValueError: If it is damaged.
+        """
+        stored = self.payload(return_dvecs=False, return_docnos=False)[0].get("encoder")
+        return None if stored is None else EncoderIdentity(**stored)
+
+    def built(self) -> bool:
+        """Tell whether there is a complete index, which can be opened."""
+        if self._signature == signature_of(self.index_path):
+            return True
+        try:
+            open_index(self.index_path)
+        except (OSError, ValueError):
+            return False
+        return True
+
+    def payload(self, return_dvecs: bool = True, return_docnos: bool = True) -> list[Any]:
+        """Open the index, if it is complete, as :meth:`pyterrier_dr.FlexIndex.payload` does."""
+        if self._signature is None:
+            files = open_index(self.index_path)
+            self.__dict__.update(compat.opened_files(files.metadata, files.vectors, files.docnos))
+            self._signature = files.signature
+        return super().payload(return_dvecs, return_docnos)
+
+    @checked
+    def indexer(self, *, mode: Mode = IndexingMode.create) -> FlexIndexer:
+        """Make an indexer: ``mode="overwrite"`` replaces an index that is there, once the new one is complete."""
+        return Indexer(self, mode)
+
+    def mask(self, docnos: Iterable[str]) -> np.ndarray:
+        """Make the mask with which retrievers find the given documents only.
+
+        Args:
+            docnos: The identifiers of documents.
+
+        Returns:
+            Zeros and ones, of shape ``(len(index),)``, for the option ``mask`` of :meth:`retriever` and
+            :meth:`torch_retriever`.
+
+        Raises:
+            KeyError: If a document is not in the index.
+            TypeError: If an identifier is not a string.
+
+        Example:
+            ``encoder >> index.retriever(mask=index.mask(docs_of_2024))``
+        """
+        mask = np.zeros(len(self), dtype=np.int8)
+        lookup = self.docnos()
+        for docno in require_strings(docnos, "docnos"):
+            try:
+                mask[lookup.inv[docno]] = 1
+            except LookupError:
+                raise KeyError(f"document {docno!r} is not in {self!r}") from None
+        return mask
+
+    def vec_loader(self) -> pt.Transformer:
+        """Make a transformer that adds ``doc_vec``, of the index, to frames with ``docno``."""
+        return VectorLoader(self)
+
+    @checked
+    def retriever(
+        self,
+        *,
+        num_results: PositiveInteger = 1000,
+        batch_size: PositiveInteger | None = None,
+        drop_query_vec: bool = False,
+        mask: np.ndarray | None = None,
+    ) -> IndexTransformer:
+        """Search all vectors, or those of a :meth:`mask`, with the fastest exact backend.
+
+        That is :meth:`torch_retriever`: on a GPU if there is one with room for the vectors, and else on the CPU, which
+        maps them from disk, if they take less than half of the machine's memory. Larger indexes, those of another
+        similarity than the dot product, and a ``batch_size`` have :meth:`np_retriever` search them.
+        """
+        return IndexTransformer.make("retriever", **locals())
+
+    @checked
+    def np_retriever(
+        self,
+        *,
+        num_results: PositiveInteger = 1000,
+        batch_size: PositiveInteger | None = None,
+        drop_query_vec: bool = False,
+        mask: np.ndarray | None = None,
+    ) -> IndexTransformer:
+        """Search all vectors, or those of a :meth:`mask`, reading ``batch_size`` at once from disk."""
+        return IndexTransformer.make("np_retriever", **locals())
+
+    @checked
+    def torch_retriever(
+        self,
+        *,
+        num_results: PositiveInteger = 1000,
+        device: str | None = None,
+        fp16: bool = False,
+        qbatch: PositiveInteger = 64,
+        drop_query_vec: bool = False,
+        mask: np.ndarray | None = None,
+    ) -> IndexTransformer:
+        """Search all vectors, or those of a :meth:`mask`, in the memory of ``device``; with ``fp16`` in half of it."""
+        return IndexTransformer.make("torch_retriever", **locals())
+
+    @checked
+    def faiss_flat_retriever(
+        self, *, gpu: bool = False, qbatch: PositiveInteger = 64, drop_query_vec: bool = False
+    ) -> IndexTransformer:
+        """Search all vectors in memory with FAISS, on all GPUs if ``gpu``, for 1,000 results."""
+        return IndexTransformer.make("faiss_flat_retriever", **locals())
+
+    @checked
+    def faiss_hnsw_retriever(
+        self,
+        neighbours: Neighbours = 32,
+        *,
+        num_results: PositiveInteger = 1000,
+        ef_construction: PositiveInteger = 40,
+        ef_search: PositiveInteger = 16,
+        cache: bool = True,
+        search_bounded_queue: bool = True,
+        qbatch: PositiveInteger = 64,
+        drop_query_vec: bool = False,
+    ) -> IndexTransformer:
+        """Search a graph of FAISS in which each document has ``neighbours``.
+
+        The higher ``ef_construction`` and ``ef_search``, the better and the slower are building and searching.
+        """
+        return IndexTransformer.make("faiss_hnsw_retriever", **locals())
+
+    @checked
+    def faiss_ivf_retriever(
+        self,
+        *,
+        num_results: PositiveInteger = 1000,
+        train_sample: PositiveInteger | None = None,
+        n_list: PositiveInteger | None = None,
+        cache: bool = True,
+        n_probe: PositiveInteger = 1,
+        drop_query_vec: bool = False,
+    ) -> IndexTransformer:
+        """Search the ``n_probe`` nearest of ``n_list`` clusters with FAISS.
+
+        Clusters are learned from ``train_sample`` vectors. The more are searched, the better and the slower it is.
+        """
+        return IndexTransformer.make("faiss_ivf_retriever", **locals())
+
+    @checked
+    def voyager_retriever(
+        self,
+        neighbours: Neighbours = 12,
+        *,
+        num_results: PositiveInteger = 1000,
+        ef_construction: PositiveInteger = 200,
+        random_seed: Seed = 1,
+        storage_data_type: Literal["float32", "float8", "e4m3"] = "float32",
+        query_ef: PositiveInteger = 10,
+        drop_query_vec: bool = False,
+    ) -> IndexTransformer:
+        """Search a graph of Voyager in which each document has ``neighbours``.
+
+        The higher ``ef_construction`` and ``query_ef``, the better and the slower are building and searching. Vectors
+        are stored as ``"float32"``, ``"float8"`` or ``"e4m3"``.
+        """
+        return IndexTransformer.make("voyager_retriever", **locals())
+
+    @checked
+    def scorer(self, *, num_results: PositiveInteger | None = None) -> IndexTransformer:
+        """Score the documents of results with their vectors, read from disk, and keep ``num_results``, or all."""
+        return IndexTransformer.make("np_scorer", **locals())
+
+    @checked
+    def torch_scorer(
+        self, *, num_results: PositiveInteger | None = None, device: str | None = None, fp16: bool = False
+    ) -> IndexTransformer:
+        """Score the documents of results as :meth:`scorer` does, with all vectors in the memory of ``device``."""
+        return IndexTransformer.make("torch_scorer", **locals())
+
+    @checked
+    def gar(
+        self, k: PositiveInteger = 16, *, batch_size: PositiveInteger = 128, num_results: PositiveInteger = 1000
+    ) -> IndexTransformer:
+        """Re-rank results and, in turns, the ``k`` nearest neighbours of the best so far, ``batch_size`` at once."""
+        return IndexTransformer.make("gar", **locals())
+
+    @checked
+    def ladr_proactive(
+        self,
+        k: PositiveInteger | pt.Artifact = 16,
+        *,
+        hops: Count = 1,
+        num_results: PositiveInteger = 1000,
+        dense_scorer: pt.Transformer | None = None,
+        drop_query_vec: bool = False,
+        budget: bool | PositiveInteger = False,
+    ) -> IndexTransformer:
+        """Re-rank results and their ``k`` neighbours, ``hops`` far, until ``budget`` documents are scored.
+
+        A corpus graph may stand for ``k``, and True for a budget of ``num_results``.
+        """
+        return IndexTransformer.make("ladr_proactive", **locals())
+
+    @checked
+    def ladr_adaptive(
+        self,
+        k: PositiveInteger | pt.Artifact = 16,
+        *,
+        depth: PositiveInteger = 100,
+        num_results: PositiveInteger = 1000,
+        dense_scorer: pt.Transformer | None = None,
+        max_hops: Count | None = None,
+        drop_query_vec: bool = False,
+        budget: bool | PositiveInteger = False,
+    ) -> IndexTransformer:
+        """Re-rank as :meth:`ladr_proactive`, going on from the best ``depth`` until they stay, or for ``max_hops``."""
+        return IndexTransformer.make("ladr_adaptive", **locals())
+
+    # the other names that FlexIndex has for the same
+    np_scorer = scorer
+    np_vec_loader = vec_loader
+    ladr = pre_ladr = ladr_proactive
+    ada_ladr = ladr_adaptive
+
+    def close(self) -> None:
+        """Close the files; they are opened again when they are needed."""
+        self.__dict__.update(self.__getstate__())
+
+    def refresh(self) -> None:
+        """Close the files, if others are there by now."""
+        if self._signature != signature_of(self.index_path):
+            self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # another process opens the files itself
+        return {**vars(self), **compat.closed_files(), "_signature": None}
+
+    def _key(self) -> tuple[Any, ...]:
+        self.refresh()
+        encoder = self.encoder if self.built() else None
+        return self.index_path, encoder, self.sim_fn, self.any_encoder
+
+    def __repr__(self) -> str:
+        return f"SelfDistillIndex({str(self.index_path)!r})"

@@ -1,0 +1,352 @@
+"""Indexing on Ray: a corpus is encoded in shards, on one machine or many, and the shards are joined to one index.
+
+Ray Data reads the corpus in blocks, in its order, and gives each to a worker that keeps the encoder. A block becomes a
+shard, written atomically by the indexing pipeline of any other index. A shard is named by its documents and its
+encoder: one that is there already is taken, whoever wrote it, and no other one can be taken for it.
+"""
+
+from __future__ import annotations
+
+import glob
+import shutil
+import socket
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.json
+import pyterrier as pt
+import torch
+from more_itertools import chunked
+from pydantic import Field
+
+from ..data.corpus import Corpus, Documents
+from ..data.triples import string_table
+from ..encoder.biencoder import SelfDistillBiEncoder
+from ..utils.checks import Expected, FieldNames, PositiveInteger, checked
+from ..utils.compat import schematic
+from ..utils.folders import folder_lock
+from .index import SelfDistillIndex
+from .shards import ShardedIndex, load_ray, write_manifest
+
+SHARD_SIZE = 1 << 16
+"""How many documents a shard has: a multiple of those that are encoded together, and of those that are scored so."""
+
+NO_DOCUMENTS = "there are no documents to index; the corpus is empty, or was read before"
+
+GpuNumber = Annotated[float, Field(ge=0, allow_inf_nan=False), Expected("0 or a positive number")]
+
+
+class RayIndexer(pt.Indexer):
+    """Encodes a corpus on Ray, and makes one index of it.
+
+    It stands where ``encoder >> index`` does, and makes the same index: with the same documents at the same positions,
+    and with vectors that are equal up to the rounding of the hardware. Workers write shards to a folder beside that of
+    the index, ``corpus.flex.shards`` for ``corpus.flex``, which all machines must see at the same path. What was
+    encoded is not encoded again: where a worker is killed, its shard is given to another one; where all of it is, the
+    same call goes on with the shards that are missing.
+
+    Args:
+        encoder: The encoder, which workers get from Ray's object store.
+        index: The index to build.
+        workers: How many workers encode at once.
+        num_cpus: How many cores, and threads, a worker has.
+        num_gpus: How many GPUs a worker has; with one, or a part of one, it encodes there.
+        shard_size: How many documents a shard has. A worker holds the texts of one in memory. With multiples of 16,384
+            on equal hardware, vectors are those of ``encoder >> index``, byte by byte.
+        fields: The fields of documents that make a text, such as ``["title", "text"]``, if not the text field.
+        overwrite: Whether to replace an index that is there, once the new one is complete.
+        verbose: Whether to show Ray Data's progress bars.
+
+    Raises:
+        ImportError: If Ray is not installed.
+        ValueError: If an option has a value that it cannot have.
+
+    Example:
+        ``RayIndexer(encoder, SelfDistillIndex("corpus.flex"), workers=8, num_gpus=1).index("corpus/*.jsonl.gz")``
+    """
+
+    schematic: ClassVar = schematic("RayIndexer")
+
+    @checked
+    def __init__(
+        self,
+        encoder: SelfDistillBiEncoder,
+        index: SelfDistillIndex,
+        *,
+        workers: PositiveInteger,
+        num_cpus: PositiveInteger = 1,
+        num_gpus: GpuNumber = 0,
+        shard_size: PositiveInteger = SHARD_SIZE,
+        fields: FieldNames | None = None,
+        overwrite: bool = False,
+        verbose: bool = False,
+    ) -> None:
+        load_ray()
+        self.encoder = encoder
+        self.target = index
+        self.workers = workers
+        self.num_cpus = num_cpus
+        self.num_gpus = num_gpus
+        self.shard_size = shard_size
+        self.fields = list(fields or [encoder.text_field])
+        self.overwrite = overwrite
+        self.verbose = verbose
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the shards."""
+        path = self.target.index_path.resolve()
+        return path.with_name(f"{path.name}.shards")
+
+    def index_inputs(self) -> list[list[str]]:
+        """List the columns that documents need, for :mod:`pyterrier.inspect`."""
+        return [["docno", *self.fields]]
+
+    def index(self, iter: Any) -> SelfDistillIndex:  # type: ignore[override]
+        """Encode a corpus, join its shards to one index, and remove them.
+
+        Args:
+            iter: The corpus; see :meth:`encode`.
+
+        Returns:
+            The index.
+
+        Raises:
+            FileExistsError: If there is an index already, and it is not to be replaced, or something else.
+            ValueError: If two documents have the same identifier, or as :meth:`encode` does.
+        """
+        path = self.target.index_path
+        if path.exists() and not self.overwrite:
+            raise FileExistsError(
+                f"there is an index at {str(path)!r} already; search it, choose another path, or replace it with "
+                "overwrite=True"
+            )
+        self.encode(iter).join(path, overwrite=self.overwrite)
+        self.target.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        return self.target
+
+    def encode(self, corpus: Any) -> ShardedIndex:
+        """Encode a corpus in shards, those that are not there already, and keep them.
+
+        Args:
+            corpus: A PyTerrier dataset, a frame, or an iterable of records with ``docno`` and text, which this process
+                reads and copies to Ray's object store; paths of files, which workers read, or a pattern of paths; or a
+                ``ray.data.Dataset``. Files are JSON lines or Parquet with these names, or TSV without a header:
+                ``docno``, then the fields (``.gz`` may follow, but for Parquet).
+
+        Returns:
+            The shards, which :class:`ShardedIndex` also finds by :attr:`folder`.
+
+        Raises:
+            FileNotFoundError: If there is no such file, or the folder of shards is not one that all machines see.
+            FolderInUseError: If another process encodes the same.
+            ValueError: If a document lacks an identifier or a field, or has the identifier of another one of its shard,
+                or there are no documents.
+            TypeError: If a document has no text, or its identifier is not a string.
+        """
+        ray = load_ray()
+        folder = self.folder
+        # as it is read where there is no GPU
+        encoder = self.encoder.copy()
+        encoder.model.to("cpu")
+        device = "cpu"
+        if self.num_gpus:
+            device = "cuda"
+        with folder_lock(folder, "encoding shards"):
+            blocks, fields = self._blocks(corpus)
+            encoded = blocks.map_batches(
+                ShardEncoder,
+                batch_size=None,
+                batch_format="pyarrow",
+                compute=ray.data.ActorPoolStrategy(size=self.workers, max_tasks_in_flight_per_actor=2),
+                fn_constructor_args=(ray.put(encoder), str(folder), fields, device, self.num_cpus),
+                num_cpus=self.num_cpus,
+                num_gpus=self.num_gpus,
+            )
+            shards = [(row["shard"], row["host"]) for row in _run(encoded.take_all)]
+            if not shards:
+                raise ValueError(NO_DOCUMENTS)
+            _require_shared(folder, shards)
+            write_manifest(folder, [name for name, _ in shards])
+        return ShardedIndex(folder)
+
+    def _blocks(self, corpus: Any) -> tuple[Any, list[str]]:
+        """Have Ray Data read a corpus in blocks of the size of shards; and say which columns make a text."""
+        ray = load_ray()
+        if _is_path(corpus):
+            corpus = [corpus]
+        if isinstance(corpus, list) and corpus and all(map(_is_path, corpus)):
+            corpus = read_files(corpus, self.fields)
+        if not isinstance(corpus, ray.data.Dataset):
+            references = [ray.put(table) for table in read_corpus(corpus, self.fields, self.shard_size)]
+            if not references:
+                raise ValueError(NO_DOCUMENTS)
+            blocks = ray.data.from_arrow_refs(references)
+            self._set_up(blocks.context)
+            return blocks, ["text"]
+        self._set_up(corpus.context)
+        blocks = corpus.repartition(target_num_rows_per_block=self.shard_size, strict=True)
+        if ray.available_resources().get("CPU", 0) < self.workers * self.num_cpus + 1:
+            # workers would take all cores, and wait for those who read
+            blocks = _run(blocks.materialize)
+        return blocks, self.fields
+
+    def _set_up(self, context: Any) -> None:
+        """Set how Ray Data works."""
+        # documents keep their positions
+        context.execution_options.preserve_order = True
+        context.raise_original_map_exception = True
+        context.enable_progress_bars = self.verbose
+        context.print_on_execution_start = self.verbose
+
+
+class ShardEncoder:
+    """Encodes blocks of documents, each to the folder of a shard; every worker has one, with the model.
+
+    Args:
+        encoder: The reference of the encoder in Ray's object store.
+        folder: The folder of the shards.
+        fields: The fields of documents that make a text.
+        device: Where to encode: ``"cpu"``, or ``"cuda"``, which is the first of the GPUs that Ray gave to the worker.
+        threads: How many threads to compute with, but on a GPU.
+    """
+
+    def __init__(self, encoder: Any, folder: str, fields: Sequence[str], device: str, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.encoder: SelfDistillBiEncoder = load_ray().get(encoder)
+        self.encoder.model.to(device)
+        self.folder = Path(folder)
+        self.fields = fields
+
+    def __call__(self, block: pa.Table) -> dict[str, list[Any]]:
+        """Encode a block, if its shard is not there.
+
+        Args:
+            block: The documents.
+
+        Returns:
+            One row, if there are documents: the name of the shard, and the machine that has it.
+        """
+        if not len(block):
+            return {"shard": [], "host": []}
+        needed = [name for name in block.column_names if name in ("docno", *self.fields)]
+        documents = Documents(block.select(needed).to_pylist(), self.fields)
+        identity = self.encoder.identity
+        name = f"{documents.fingerprint()}-{identity.checksum[:16]}"
+        shard = SelfDistillIndex(self.folder / name, verbose=False)
+        is_there = shard.built() and shard.encoder is not None and shard.encoder.checksum == identity.checksum
+        if not is_there:
+            field = self.encoder.text_field
+            records = ({"docno": docno, field: text} for docno, text in documents)
+            (self.encoder.doc_encoder(verbose=False) >> shard.indexer(mode="overwrite")).index(records)
+        return {"shard": [name], "host": [socket.gethostname()]}
+
+
+def read_corpus(corpus: Corpus, fields: Sequence[str], size: int) -> Iterator[pa.Table]:
+    """Read a corpus as tables of documents.
+
+    Args:
+        corpus: The documents.
+        fields: The fields that make the text of a document.
+        size: How many documents a table has.
+
+    Yields:
+        Tables with ``docno`` and ``text``.
+
+    Raises:
+        ValueError: If a document lacks ``docno`` or a field.
+        TypeError: If it is no corpus, or a ``docno`` or text is not a string.
+
+    Example:
+        >>> corpus = ({"docno": f"d{number}", "text": "sort rows"} for number in range(5))
+        >>> [len(table) for table in read_corpus(corpus, ["text"], 2)]
+        [2, 2, 1]
+    """
+    parts: Iterable[Any] = [corpus]
+    if not isinstance(corpus, pt.datasets.Dataset | pd.DataFrame):
+        # an iterator would be read into memory, as a corpus that is read more than once is
+        parts = chunked(corpus, size)
+    documents = chain.from_iterable(Documents(part, fields) for part in parts)
+    for chunk in chunked(documents, size):
+        docnos, texts = zip(*chunk, strict=True)
+        yield string_table({"docno": docnos, "text": texts})
+
+
+def read_files(paths: Sequence[str | Path], fields: Sequence[str]) -> Any:
+    """Have the workers of Ray Data read the documents of files, in the order of the files.
+
+    Args:
+        paths: The files, all of one kind, or patterns of their paths, which stand for them in the order of names.
+        fields: The fields of documents.
+
+    Returns:
+        A ``ray.data.Dataset`` with ``docno`` and the fields, all of them strings.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the files are of another kind, or of several.
+    """
+    ray = load_ray()
+    files = list(chain.from_iterable(map(_files, paths)))
+    columns = ["docno", *fields]
+    strings = pa.schema([(name, pa.string()) for name in columns])
+    kinds = {Path(file.removesuffix(".gz")).suffix for file in files}
+    if kinds == {".parquet"}:
+        return ray.data.read_parquet(files, partitioning=None).select_columns(columns)
+    if kinds <= {".jsonl", ".json"}:
+        # as strings, where Arrow would take some for times
+        json = pa.json.ParseOptions(explicit_schema=strings, unexpected_field_behavior="ignore")
+        return ray.data.read_json(files, parse_options=json, partitioning=None)
+    if kinds == {".tsv"}:
+        return ray.data.read_csv(
+            files,
+            read_options=pa.csv.ReadOptions(column_names=columns),
+            parse_options=pa.csv.ParseOptions(delimiter="\t", quote_char=False),
+            convert_options=pa.csv.ConvertOptions(column_types=strings),
+            partitioning=None,
+        )
+    raise ValueError(
+        f"expected files named .jsonl, .tsv (.gz may follow) or .parquet, all of one kind, got {sorted(kinds)}; read "
+        "others with ray.data, and give the dataset"
+    )
+
+
+def _files(path: str | Path) -> list[str]:
+    """List the files of a pattern; other places than folders are left to Ray Data."""
+    if "://" in str(path):
+        return [str(path)]
+    absolute = Path(path).expanduser().absolute()
+    if absolute.is_file():
+        return [str(absolute)]
+    files = sorted(glob.glob(str(absolute)))
+    if not files:
+        raise FileNotFoundError(f"there is no file {str(path)!r} to read documents from")
+    return files
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str | Path)
+
+
+def _run(work: Callable[[], Any]) -> Any:
+    """Run what Ray Data is to do, and raise the errors of workers as if they were of this process."""
+    try:
+        return work()
+    except load_ray().exceptions.RayTaskError as error:
+        raise error.cause from None
+
+
+def _require_shared(folder: Path, shards: Sequence[tuple[str, str]]) -> None:
+    """Check that this process sees all shards."""
+    for name, host in shards:
+        if not (folder / name).is_dir():
+            raise FileNotFoundError(
+                f"the machine {host!r} wrote the shard {name} to {str(folder)!r}, and {socket.gethostname()!r} does "
+                "not see it there; choose a path of the index on storage that all machines share"
+            )

@@ -1,0 +1,523 @@
+"""An index in shards: searching them together, and joining them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, NamedTuple, cast
+
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+from pydantic import Field
+
+from ..utils.checks import (
+    Expected,
+    FolderPath,
+    PositiveInteger,
+    checked,
+    load_extra,
+    require_column_names,
+    require_identifiers,
+    without_rows,
+)
+from ..utils.compat import schematic
+from ..utils.folders import atomic_folder
+from .files import DOCNOS_FILE, VECTORS_FILE, is_index, write_docnos, write_encoder, write_metadata
+from .identity import ComparedByKey, EncoderIdentity, EncoderMismatchError
+from .index import SelfDistillIndex, require_comparable
+
+MANIFEST_FILE = "shards.json"
+"""The file in a folder of shards that lists them in the order of their documents."""
+
+COPY_BYTES = 1 << 20
+"""How many bytes are copied at once."""
+
+
+def load_ray() -> Any:
+    """Import Ray, with Ray Data.
+
+    Returns:
+        The module.
+
+    Raises:
+        ImportError: If it is not installed.
+    """
+    load_extra("ray.data")
+    return load_extra("ray")
+
+
+def join_shards(shards: Sequence[SelfDistillIndex], path: Path, *, overwrite: bool = False) -> None:
+    """Write one index of the documents of several, in their order; atomically, and in memory for one part at a time.
+
+    The system copies the vectors from file to file. The shards stay as they are.
+
+    Args:
+        shards: The shards.
+        path: The folder of the index.
+        overwrite: Whether to replace an index that is there.
+
+    Raises:
+        FileExistsError: If there is an index already, and it is not to be replaced, or something else.
+        EncoderMismatchError: If several encoders made the shards.
+        ValueError: If two documents have the same identifier, or a shard is damaged.
+    """
+    parts = [describe(shard) for shard in shards]
+    require_same_encoder(parts)
+    with atomic_folder(path, overwrite=overwrite, recognize=is_index, doing="joining shards") as folder:
+        with (folder / VECTORS_FILE).open("wb", buffering=0) as file:
+            for shard in shards:
+                append_file(shard.index_path / VECTORS_FILE, file)
+        number = write_docnos(folder / DOCNOS_FILE, _docnos_of(shards))
+        write_metadata(folder, parts[0].dimension, number)
+        if parts[0].encoder is not None:
+            write_encoder(folder, parts[0].encoder)
+
+
+def _docnos_of(shards: Sequence[SelfDistillIndex]) -> Iterator[str]:
+    for shard in shards:
+        yield from map(str, shard.docnos())
+
+
+def append_file(source: Path, target: Any) -> None:
+    """Append a file to another one, without its bytes passing through this process where the system can do so.
+
+    Args:
+        source: The file.
+        target: The other one, open for writing without a buffer.
+    """
+    with source.open("rb", buffering=0) as file:
+        # not on every system, nor between any two file systems
+        with suppress(AttributeError, OSError):
+            while os.copy_file_range(file.fileno(), target.fileno(), COPY_BYTES):
+                pass
+        # what is left: both files are where the system has stopped
+        shutil.copyfileobj(file, target, COPY_BYTES)
+
+
+# --- what shards are ------------------------------------------------------------------------------------------------
+
+
+class Part(NamedTuple):
+    """What a shard says of itself.
+
+    Attributes:
+        name: What to call it in errors.
+        documents: The number of its documents.
+        dimension: The length of its vectors.
+        encoder: The encoder that built it, if it is known.
+    """
+
+    name: str
+    documents: int
+    dimension: int
+    encoder: EncoderIdentity | None
+
+
+def describe(shard: SelfDistillIndex) -> Part:
+    """Read what a shard says of itself."""
+    metadata = shard.payload(return_dvecs=False, return_docnos=False)[0]
+    return Part(str(shard.index_path), metadata["doc_count"], metadata["vec_size"], shard.encoder)
+
+
+def require_same_encoder(parts: Sequence[Part]) -> None:
+    """Check that the vectors of shards compare.
+
+    Args:
+        parts: What the shards say of themselves.
+
+    Raises:
+        EncoderMismatchError: If different encoders built two of them.
+        ValueError: If their vectors have different lengths.
+    """
+    first = parts[0]
+    for part in parts[1:]:
+        if getattr(part.encoder, "checksum", None) != getattr(first.encoder, "checksum", None):
+            raise EncoderMismatchError(
+                f"the shard {first.name!r} was built by {first.encoder}, and {part.name!r} by {part.encoder}; encode "
+                "all documents with one encoder"
+            )
+        if part.dimension != first.dimension:
+            raise ValueError(
+                f"the vectors of the shard {part.name!r} have {part.dimension} dimensions, and those of {first.name!r} "
+                f"have {first.dimension}; encode all documents with one encoder"
+            )
+
+
+def write_manifest(folder: Path, names: Sequence[str]) -> None:
+    """List the shards of a folder once all of them are complete, and remove other shards.
+
+    Args:
+        folder: The folder.
+        names: The names of the shards, in the order of their documents.
+    """
+    unfinished = folder / f".{MANIFEST_FILE}.unfinished"
+    unfinished.write_text(json.dumps({"shards": list(names)}) + "\n")
+    unfinished.replace(folder / MANIFEST_FILE)
+    for path in folder.iterdir():
+        if path.is_dir() and path.name not in names and is_index(path):
+            shutil.rmtree(path)
+
+
+def read_manifest(folder: Path) -> list[Path]:
+    """List the paths of the shards of a folder.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        The paths, in the order of their documents.
+
+    Raises:
+        FileNotFoundError: If the folder lists none.
+        ValueError: If the list is damaged.
+    """
+    path = folder / MANIFEST_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{str(folder)!r} has no {MANIFEST_FILE}; give the folder of complete shards, or a list of the paths of "
+            "shards"
+        )
+    try:
+        return [folder / name for name in json.loads(path.read_text())["shards"]]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise ValueError(
+            f"{str(path)!r} is damaged; encode the corpus again, which takes the shards that are there"
+        ) from None
+
+
+DOCUMENTS = 1 << 14
+"""How many documents are scored at once. With shards of a multiple, scores are the same to the last bit."""
+
+QUERIES = 128
+"""For how many queries documents are scored at once."""
+
+RESTARTS = {"max_restarts": -1, "max_task_retries": 3}
+"""What Ray does for an actor that dies: it starts another one, which opens the shard again."""
+
+ActorOptions = dict[str, Any]
+Folders = Annotated[
+    FolderPath | Annotated[Sequence[FolderPath], Field(min_length=1)],
+    Expected("the path of a folder of shards, or a list of the paths of shards"),
+]
+
+
+class Found(NamedTuple):
+    """The best documents of a shard, the best first.
+
+    Attributes:
+        scores: Their scores, float32, of shape ``(queries, documents)``.
+        positions: Their positions in the shard, of the same shape.
+        docnos: Their identifiers, of the same shape.
+    """
+
+    scores: np.ndarray
+    positions: np.ndarray
+    docnos: np.ndarray
+
+
+class ShardSearcher:
+    """Searches one shard: in this process, or in a Ray actor on the machine that has it.
+
+    Args:
+        path: The folder of the shard.
+        any_encoder: Whether to go ahead with queries of an encoder that did not build it.
+    """
+
+    def __init__(self, path: str, any_encoder: bool) -> None:
+        self.shard = SelfDistillIndex(path, verbose=False, any_encoder=any_encoder)
+
+    def describe(self) -> Part:
+        """Read what the shard says of itself."""
+        return describe(self.shard)
+
+    def search(self, queries: pd.DataFrame, num_results: int) -> Found:
+        """Find the best documents.
+
+        Args:
+            queries: A frame with ``query_vec``.
+            num_results: How many documents to find for a query.
+
+        Returns:
+            The documents.
+
+        Raises:
+            EncoderMismatchError: If another encoder than the shard's made the vectors.
+            ValueError: If they are no vectors, or have another dimension.
+        """
+        require_comparable(self.shard, queries)
+        vectors = np.stack(queries["query_vec"]).astype(np.float32)
+        scores, positions = search_vectors(self.shard.np_vecs(), vectors, num_results)
+        return Found(scores, positions, self.shard.docnos().fwd[positions].astype(object))
+
+
+def search_vectors(documents: np.ndarray, queries: np.ndarray, num_results: int) -> tuple[np.ndarray, np.ndarray]:
+    """Find the best documents for each query by the dot product, of equal ones those that come first.
+
+    Args:
+        documents: Vectors, float32, of shape ``(documents, dimension)``, which may be mapped from disk.
+        queries: Vectors, float32, of shape ``(queries, dimension)``.
+        num_results: How many documents to find for a query.
+
+    Returns:
+        Scores and positions of ``num_results`` documents, or of all, the best first.
+
+    Example:
+        >>> search_vectors(np.eye(3, dtype=np.float32), np.ones((1, 3), dtype=np.float32), 2)
+        (array([[1., 1.]], dtype=float32), array([[0, 1]]))
+    """
+    found = []
+    for first_query in range(0, len(queries), QUERIES):
+        some_queries = queries[first_query : first_query + QUERIES]
+        scores = np.empty((len(some_queries), 0), dtype=np.float32)
+        positions = np.empty((len(some_queries), 0), dtype=np.int64)
+        for start in range(0, len(documents), DOCUMENTS):
+            more = some_queries @ documents[start : start + DOCUMENTS].T
+            there = np.broadcast_to(np.arange(start, start + more.shape[1]), more.shape)
+            scores = np.hstack([scores, more])
+            positions = np.hstack([positions, there])
+            best = best_columns(scores, positions, num_results)
+            scores = np.take_along_axis(scores, best, axis=1)
+            positions = np.take_along_axis(positions, best, axis=1)
+        found.append((scores, positions))
+    return np.vstack([scores for scores, _ in found]), np.vstack([positions for _, positions in found])
+
+
+def best_columns(scores: np.ndarray, positions: np.ndarray, number: int) -> np.ndarray:
+    """Choose the columns of the highest scores of each row, of equal scores those of the lowest positions.
+
+    Args:
+        scores: Scores, float32, of shape ``(rows, columns)``.
+        positions: Positions from 0 to 2**31, of the same shape, each once in a row.
+        number: How many to choose.
+
+    Returns:
+        ``number`` columns, or all, of each row, the best first.
+
+    Example:
+        >>> best_columns(np.array([[0.5, -1, 0.5]], dtype=np.float32), np.array([[7, 8, 3]]), 2)
+        array([[2, 0]])
+    """
+    # the bits of floats are ordered as the floats are, and backwards below zero; adding zero makes one of both zeros
+    bits = (scores + np.float32(0)).view(np.int32)
+    ordered = bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
+    # one number for both, so that no two are equal, and any way to choose the lowest gives the same
+    keys = positions - (ordered.astype(np.int64) << 32)
+    if number < keys.shape[1]:
+        chosen = np.argpartition(keys, number - 1, axis=1)[:, :number]
+        order = np.argsort(np.take_along_axis(keys, chosen, axis=1), axis=1)
+        return np.take_along_axis(chosen, order, axis=1)
+    return np.argsort(keys, axis=1)
+
+
+class ShardedIndex(ComparedByKey):
+    """An index in shards, searched as one.
+
+    Documents have the scores, but for rounding, and the ranks that one index of all shards gives them, and ``docid`` is
+    their position in it. Where scores are equal, the document that comes first in the shards has the better rank.
+
+    Args:
+        shards: The folder of shards that :meth:`RayIndexer.encode` wrote, or the paths of shards in their order.
+        actors: If shards are to be searched by Ray actors, one each, rather than in this process: their options, such
+            as ``{"num_cpus": 4}``, for all of them or a list with those of each, such as
+            ``{"resources": {"node:10.0.0.7": 0.01}}`` for a shard on the disk of that machine.
+        any_encoder: Whether to go ahead with queries of an encoder that did not build the shards.
+
+    Raises:
+        FileNotFoundError: If there is no such shard.
+        EncoderMismatchError: If several encoders built the shards.
+        ValueError: If a shard is damaged, or the options of actors are not as many as shards.
+        ImportError: If there are to be actors, and Ray is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> documents = [{"docno": "d1", "text": "sort the rows"}, {"docno": "d2", "text": "plot a matrix"}]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     paths = [f"{folder}/first.flex", f"{folder}/second.flex"]
+        ...     for path, document in zip(paths, documents):
+        ...         _ = (encoder >> SelfDistillIndex(path, verbose=False)).index([document])
+        ...     (encoder >> ShardedIndex(paths).retriever(num_results=1)).search("plot a matrix")["docno"].tolist()
+        ['d2']
+    """
+
+    @checked
+    def __init__(
+        self,
+        shards: Folders,
+        *,
+        actors: ActorOptions | Sequence[ActorOptions] | None = None,
+        any_encoder: bool = False,
+    ) -> None:
+        if isinstance(shards, str | Path):
+            self.paths = read_manifest(Path(shards).expanduser())
+        else:
+            self.paths = [Path(path).expanduser() for path in shards]
+        self.actors = actors
+        self.any_encoder = any_encoder
+        self._searchers = self._make_searchers()
+        self.parts: list[Part] = self._ask("describe")
+        require_same_encoder(self.parts)
+
+    def _make_searchers(self) -> list[Any]:
+        if self.actors is None:
+            return [ShardSearcher(str(path), self.any_encoder) for path in self.paths]
+        options = self.actors
+        if isinstance(options, Mapping):
+            options = [options] * len(self.paths)
+        if len(options) != len(self.paths):
+            raise ValueError(
+                f"actors must be the options of all actors, or a list with those of each of {len(self.paths)} shards, "
+                f"got {len(options)}"
+            )
+        remote = load_ray().remote(ShardSearcher)
+        searchers = []
+        for path, own in zip(self.paths, options, strict=True):
+            actor = remote.options(**{**RESTARTS, **own})
+            searchers.append(actor.remote(str(path), self.any_encoder))
+        return searchers
+
+    def _ask(self, method: str, *arguments: Any) -> list[Any]:
+        """Call a method of all searchers: one after another in this process, or at once on Ray."""
+        if self.actors is None:
+            return [getattr(searcher, method)(*arguments) for searcher in self._searchers]
+        ray = load_ray()
+        shared = [ray.put(argument) for argument in arguments]
+        return cast(list[Any], ray.get([getattr(searcher, method).remote(*shared) for searcher in self._searchers]))
+
+    @property
+    def encoder(self) -> EncoderIdentity | None:
+        """The encoder that built the shards, if their vectors say so."""
+        return self.parts[0].encoder
+
+    def __len__(self) -> int:
+        return sum(part.documents for part in self.parts)
+
+    def search(self, queries: pd.DataFrame, num_results: int) -> Found:
+        """Find the best documents of all shards.
+
+        Args:
+            queries: A frame with ``query_vec``.
+            num_results: How many documents to find for a query.
+
+        Returns:
+            The documents, and their positions in one index of all shards.
+        """
+        of_shards: list[Found] = self._ask("search", queries, num_results)
+        starts = np.cumsum([0, *(part.documents for part in self.parts)])
+        of_all = []
+        for found, start in zip(of_shards, starts, strict=False):
+            of_all.append(found._replace(positions=found.positions + start))
+        merged = Found(*map(np.hstack, zip(*of_all, strict=True)))
+        best = best_columns(merged.scores, merged.positions, num_results)
+        return Found(*(np.take_along_axis(values, best, axis=1) for values in merged))
+
+    @checked
+    def retriever(self, *, num_results: PositiveInteger = 1000, drop_query_vec: bool = False) -> ShardedRetriever:
+        """Search all vectors of all shards.
+
+        Args:
+            num_results: How many documents to find for a query.
+            drop_query_vec: Whether the results are without the vectors of queries.
+
+        Returns:
+            A transformer for frames with ``qid`` and ``query_vec``.
+        """
+        return ShardedRetriever(self, num_results=num_results, drop_query_vec=drop_query_vec)
+
+    @checked
+    def join(self, path: FolderPath, *, overwrite: bool = False) -> SelfDistillIndex:
+        """Write one index of all shards, which stay as they are; this process must see their folders.
+
+        Args:
+            path: The folder of the index.
+            overwrite: Whether to replace an index that is there.
+
+        Returns:
+            The index.
+
+        Raises:
+            FileExistsError: If there is an index already and ``overwrite`` is not set, or something else.
+            ValueError: If two documents have the same identifier.
+        """
+        index = SelfDistillIndex(path, verbose=False)
+        shards = [SelfDistillIndex(shard, verbose=False) for shard in self.paths]
+        join_shards(shards, index.index_path, overwrite=overwrite)
+        return index
+
+    def _key(self) -> tuple[Any, ...]:
+        return tuple(self.paths), tuple(self.parts), self.any_encoder
+
+    def __repr__(self) -> str:
+        return f"ShardedIndex({[str(path) for path in self.paths]})"
+
+
+class ShardedRetriever(ComparedByKey, pt.Transformer):
+    """Find documents in the shards of an index.
+
+    It is made by :meth:`.ShardedIndex.retriever`.
+
+    Args:
+        index: The index.
+        num_results: How many documents to find for a query.
+        drop_query_vec: Whether the results are without the vectors of queries.
+    """
+
+    schematic: ClassVar = schematic("ShardedRetriever")
+
+    def __init__(self, index: ShardedIndex, *, num_results: int, drop_query_vec: bool) -> None:
+        self.index = index
+        self.num_results = num_results
+        self.drop_query_vec = drop_query_vec
+
+    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
+        """Retrieve.
+
+        Args:
+            inp: A frame with ``qid`` and ``query_vec``.
+
+        Returns:
+            Results with ``docno``, ``docid``, ``score`` and ``rank``.
+
+        Raises:
+            EncoderMismatchError: If another encoder than the shards' made the query vectors.
+            ValueError: If they are no vectors, or have another dimension.
+            TypeError: If a ``qid`` is not a string.
+        """
+        require_column_names(inp, "the queries")
+        pt.validate.query_frame(inp, extra_columns=["query_vec"])
+        kept = inp
+        if self.drop_query_vec:
+            kept = inp.drop(columns="query_vec")
+        if inp.empty:
+            added = dict.fromkeys(["docno", "docid", "score", "rank"])
+            return without_rows(kept.assign(**added), inp)
+        require_identifiers(inp, "qid", "the queries")
+        found = self.index.search(inp[["query_vec"]], self.num_results)
+        each = found.scores.shape[1]
+        results = kept.iloc[np.repeat(np.arange(len(kept)), each)].reset_index(drop=True)
+        return results.assign(
+            docno=found.docnos.ravel(),
+            docid=found.positions.ravel(),
+            score=found.scores.ravel(),
+            rank=np.tile(np.arange(each), len(kept)),
+        )
+
+    def fuse_rank_cutoff(self, k: int) -> pt.Transformer | None:
+        """Ask the shards for ``k`` documents, if that is fewer."""
+        if k >= self.num_results:
+            return None
+        return ShardedRetriever(self.index, num_results=k, drop_query_vec=self.drop_query_vec)
+
+    def _key(self) -> tuple[Any, ...]:
+        return self.index, self.num_results, self.drop_query_vec
+
+    def __hash__(self) -> int:
+        # without the options, which change while a grid search holds the transformer as a key
+        return hash(self.index)
+
+    def __repr__(self) -> str:
+        return f"{self.index!r}.retriever(num_results={self.num_results}, drop_query_vec={self.drop_query_vec})"

@@ -1,0 +1,1 @@
+"""Comparing systems, and the HTML page that shows the result."""

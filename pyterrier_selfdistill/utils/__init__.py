@@ -1,0 +1,1 @@
+"""Checks of input, folders, processes, and workarounds for other libraries."""
