@@ -12,14 +12,14 @@ STUDY := $(BIN)/python -m benchmarks.study
 
 export HF_HUB_OFFLINE ?= 1
 
-# tests and their processes share the cores, and the models of tests are too small for two; the floor of coverage is for
-# all runs together
-test: export OMP_NUM_THREADS ?= 1
+# tests and their processes share the cores, and the models of tests are too small for two
+test coverage fuzz: export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install quickstart notebooks study-small results speed test fuzz chaos docs smoke lint format clean
+.PHONY: help install quickstart notebooks study-small results speed test coverage check-notebooks versions journeys \
+	fuzz chaos docs smoke lint format clean
 
 help: ## Show the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
 
 install: $(INSTALLED) ## Make an environment with the package and all its extras, pinned
 
@@ -45,11 +45,20 @@ results: $(INSTALLED) ## Write benchmarks/RESULTS.md anew from the records of th
 	$(STUDY) report benchmarks/configs/full.yaml --records benchmarks/records --to benchmarks \
 		--template benchmarks/RESULTS.md.j2
 
-test: $(INSTALLED) ## Run the tests and the examples in docstrings, and measure what they cover
-	$(BIN)/python -m pytest --cov --cov-fail-under=0 -m "not ray" $(wildcard tests/*/)
-	$(BIN)/python -m pytest --cov --cov-append --cov-fail-under=0 -m "not ray" $(wildcard tests/test_*.py) \
-		pyterrier_selfdistill benchmarks
-	$(BIN)/python -m pytest --cov --cov-append -m ray
+test: $(INSTALLED) ## Run the tests and the examples in docstrings, in five minutes on two cores
+	$(BIN)/python -m pytest --durations 20
+
+coverage: $(INSTALLED) ## Run the same tests, and fail where they cover too little
+	$(BIN)/python -m pytest --cov
+
+check-notebooks: $(INSTALLED) ## Run the notebooks in examples/ on a small collection, and store nothing
+	$(BIN)/python -m pytest -m notebooks tests/test_notebook.py
+
+versions: ## Compile the code and resolve the pins with each promised version of Python
+	.ci/versions
+
+journeys: $(INSTALLED) ## Count the functions that indexing and training cross, and the lines of the package
+	$(BIN)/python -W ignore -m benchmarks.journeys
 
 fuzz: $(INSTALLED) ## Give malformed input to all entry points, and write what became of it to benchmarks/RELIABILITY.md
 	FUZZ_PAGE=1 FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) FUZZ_SEED=$(FUZZ_SEED) $(BIN)/python -m pytest tests/robustness -s

@@ -44,20 +44,9 @@ def check_contents(repository: Path) -> None:
     missing = [str(path) for path in paths if not (installed / path).exists()]
     assert not missing, f"the wheel lacks {missing}"
     for module in pkgutil.walk_packages(pyterrier_selfdistill.__path__, "pyterrier_selfdistill."):
-        if module.name != "benchmarks.study":
-            importlib.import_module(module.name)
+        importlib.import_module(module.name)
     for entry_point in importlib.metadata.distribution("pyterrier-selfdistill").entry_points:
         entry_point.load()
-
-
-def check_extra() -> None:
-    """Check that studies name what they need and this installation lacks."""
-    message = ""
-    try:
-        importlib.import_module("benchmarks.study")
-    except ImportError as error:
-        message = str(error)
-    assert "pip install pyterrier-selfdistill[study]" in message, message
 
 
 def check_use(folder: Path) -> None:
@@ -77,7 +66,6 @@ def check_use(folder: Path) -> None:
 
 if __name__ == "__main__":
     check_contents(Path(sys.argv[1]).resolve())
-    check_extra()
     with tempfile.TemporaryDirectory() as name:
         check_use(Path(name))
     print(f"pyterrier-selfdistill {pyterrier_selfdistill.__version__} works as it is installed")

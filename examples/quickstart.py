@@ -25,7 +25,6 @@ from pyterrier.measures import RR, R, nDCG
 from pyterrier_alpha.fusion import RRFusion
 
 from pyterrier_selfdistill import SelfDistillBiEncoder, SelfDistillIndex, SelfDistillTrainer, compare, split_queries
-from pyterrier_selfdistill.training.arguments import TRAINING_TARGETS
 
 logger = logging.getLogger("quickstart")
 
@@ -151,7 +150,7 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", default="runs/quickstart", help="the folder to write; an earlier run is replaced")
     parser.add_argument("--triples", type=int, default=1024, help="how many relevant documents to train with, at most")
     parser.add_argument(
-        "--target", default="calibrated", help="'calibrated', 'distributed', 'adaptive', 'trusting' or a number"
+        "--target", type=target, default="calibrated", help="'calibrated', 'distributed', 'adaptive' or a number"
     )
     parser.add_argument("--in-batch", action="store_true", help="use the negatives of other queries too")
     parser.add_argument("--learning-rate", type=float, default=1e-4)
@@ -159,10 +158,15 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--query-length", type=int, default=32, help="tokens of a query")
     parser.add_argument("--document-length", type=int, default=64, help="tokens of a document")
     parser.add_argument("--seed", type=int, default=42)
-    options = parser.parse_args(arguments)
-    if options.target not in TRAINING_TARGETS:
-        options.target = float(options.target)
-    return options
+    return parser.parse_args(arguments)
+
+
+def target(text: str) -> str | float:
+    """Read a target, which is a name or a number."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 if __name__ == "__main__":

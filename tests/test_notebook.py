@@ -51,6 +51,7 @@ def run(language_model, documentation, folder, monkeypatch):
     return run
 
 
+@pytest.mark.notebooks
 def test_quickstart(run):
     of = run("quickstart.ipynb", DATASET="docstrings:numpy", POSITIVES=64)
     assert "pts-transformer-title" in of("bm25 % 20 >> text >> untrained")["text/html"]
@@ -61,6 +62,7 @@ def test_quickstart(run):
     assert "text/markdown" in of("Markdown(page")
 
 
+@pytest.mark.notebooks
 def test_tutorial(run):
     of = run("tutorial.ipynb", DATASET="docstrings:more-itertools", POSITIVES=32, DEV_QUERIES=8, POOL=20)
     assert "image/png" in of("axes.scatter(targets, margins")
