@@ -1,6 +1,6 @@
 """Links to files of the repository, where the site has a page of them.
 
-A link in a Markdown page, such as ``[How it is made](pyterrier_selfdistill/pt_docs/architecture.rst)``, leads where it
+A link in a Markdown page, such as ``[Architecture](pyterrier_selfdistill/pt_docs/architecture.rst)``, leads where it
 does in the repository, and a path in code type, such as ``benchmarks/SPEED.md``, becomes a link. What
 ``guide/index.rst`` lists is found from the index of the site, which includes it.
 """
