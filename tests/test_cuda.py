@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from pyterrier_selfdistill import SelfDistillBiEncoder, SelfDistillIndex, SelfDistillTrainer
-from pyterrier_selfdistill.data.triples import from_texts
+from pyterrier_selfdistill.data.triples import read_triples
 from pyterrier_selfdistill.training.arguments import PRESETS, make_training_arguments, mixed_precision
 
 DEVICE = "cuda"
@@ -65,7 +65,7 @@ def test_an_interrupted_run_goes_on(encoder_on_device, collection, tmp_path):
 
 
 def test_batches_are_pinned_where_they_are_copied_to_a_gpu(encoder_on_cpu, encoder_on_device, tmp_path):
-    triples = from_texts([("sort", "sort the rows", "plot a file")]).dataset
+    triples = read_triples([("sort", "sort the rows", "plot a file")]).dataset
     options = {"preset": PRESETS["default"], "seed": 42, "overrides": {}}
     on_device = make_training_arguments(encoder_on_device, triples, tmp_path, None, **options)
     assert (on_device.dataloader_pin_memory, on_device.device.type) == (True, DEVICE)

@@ -28,7 +28,7 @@ TRAINING = {
         "queries": 678,
         "negatives": 2,
         "fingerprint": "ab12",
-        "dropped": {"no positive": 1200, "duplicate row": 3},
+        "dropped": 1203,
     },
     "loss": {"name": "SelfDistillationLoss", "target": "distributed", "error": "l2"},
     "preset": "paper",
@@ -84,7 +84,7 @@ def test_saved_card_says_how_it_was_trained():
     for row in (
         "| Base model | `microsoft/mpnet-base` `fedcba987654` |",
         "| Data | 12,345 triples of 678 queries, from results, 2 negatives each; fingerprint `ab12` |",
-        "| Left out | 1,200 x no positive; 3 x duplicate row |",
+        "| Left out | 1,203 rows |",
         "| Loss | `SelfDistillationLoss` target=distributed, error=l2 |",
         "| Arguments | preset `paper`, num_train_epochs=2 |",
         "| Seed | 0 |",

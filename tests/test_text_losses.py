@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from pyterrier_selfdistill import AdaptiveMarginLoss, CalibratedLoss, SelfDistillationLoss
-from pyterrier_selfdistill.data.triples import from_texts
+from pyterrier_selfdistill.data.triples import read_triples
 
 
 def test_sentence_loss_equals_the_loss_on_embeddings(tiny_model):
@@ -41,7 +41,7 @@ def test_sentence_loss_trains_in_sentence_transformers_itself(tiny_model, tmp_pa
         dataloader_pin_memory=False,
     )
     trainer = SentenceTransformerTrainer(
-        tiny_model, args=arguments, train_dataset=from_texts(rows).dataset, loss=SelfDistillationLoss(tiny_model)
+        tiny_model, args=arguments, train_dataset=read_triples(rows).dataset, loss=SelfDistillationLoss(tiny_model)
     )
     trainer.train()
     losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]

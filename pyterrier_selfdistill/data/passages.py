@@ -82,8 +82,8 @@ def choose_passages(triples: Triples, passages: pt.Transformer, encoder: Encoder
         ValueError: If the transformer cannot divide documents that have nothing but a text.
 
     Example:
-        >>> from pyterrier_selfdistill.data.triples import from_texts
-        >>> triples = from_texts([("sort", "plot a file or sort rows", "read it")])
+        >>> from pyterrier_selfdistill.data.triples import read_triples
+        >>> triples = read_triples([("sort", "plot a file or sort rows", "read it")])
         >>> passages = pt.text.sliding("text", length=2, stride=2, prepend_attr=None)
         >>> chosen = choose_passages(triples, passages, encoder)
         >>> chosen.dataset[0]["positive"] in ("plot a", "file or", "sort rows"), chosen.dataset[0]["negative"]
@@ -304,8 +304,7 @@ def _write_best(
     bar = pt.tqdm(total=len(triples.dataset), desc="Choosing passages", unit="triple", disable=not verbose)
     with cache.writer() as writer, bar:
         writer.read(triples.summary["read"])
-        for reason, number in triples.summary["dropped"].items():
-            writer.drop(reason, number)
+        writer.drop("before", triples.summary["dropped"])
         for columns in _blocks(triples):
             passages_of = divide(_documents_of(columns), passages, encoder.text_field)
             chosen: dict[str, Sequence[Any]] = dict(best_passages(columns, passages_of, encoder))

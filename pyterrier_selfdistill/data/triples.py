@@ -46,6 +46,7 @@ from ..utils.checks import (
 )
 from ..utils.compat import combine_checksums
 from ..utils.folders import atomic_folder
+from ..utils.processes import is_first
 from .corpus import Corpus, Documents
 
 LABEL = "label"
@@ -413,12 +414,12 @@ class Triples(NamedTuple):
             - ``source`` and the settings;
             - ``read``, how many rows there were, which is the sum of
             - ``triples``, how many became triples, and
-            - ``dropped``, how many did not, by reason;
+            - ``dropped``, how many did not;
             - ``queries``, ``positives`` (of a query) and ``negatives`` (of a triple);
             - ``fingerprint``, a checksum of all texts, and labels, in their order.
     """
 
-    dataset: Dataset
+    dataset: Dataset | DatasetDict
     summary: dict[str, Any]
 
 
@@ -442,7 +443,7 @@ class TripleCache:
         >>> triples.dataset[0]
         {'query': 'sort', 'positive': 'sort rows', 'negative': 'plot a file'}
         >>> triples.summary["dropped"]
-        {'duplicate row': 1}
+        1
     """
 
     def __init__(self, signature: Sequence[Any] | None, origin: Mapping[str, Any]) -> None:
@@ -625,7 +626,7 @@ class TripleWriter:
             **self._origin,
             "read": self._read,
             "triples": self.triples,
-            "dropped": dict(self.dropped),
+            "dropped": self.dropped.total(),
             "queries": self._queries.number,
             "positives": self._positives.number,
             "negatives": self._negatives,
@@ -1502,7 +1503,7 @@ def triples_of_pairs(
         >>> triples.dataset[0]
         {'query': 'sort', 'positive': 'sort rows', 'negative': 'plot a file'}
         >>> triples.summary["dropped"]
-        {"no text in 'negative'": 1}
+        1
     """
     cache = _find_cache(pairs, lookup, options, origin)
     if not cache.exists():
@@ -1685,63 +1686,79 @@ class QuerySample:
         return self._taken[queries]
 
 
-class SeveralTriples(NamedTuple):
-    """Training data of several collections.
-
-    Attributes:
-        dataset: The triples of each collection, by its name. They may differ in how many negatives they have.
-        summary: Where they come from, and what became of every row:
-
-            - ``collections``, the summaries of all by name, as :class:`.cache.Triples` has them;
-            - ``read``, ``triples``, ``dropped`` (by reason), ``queries`` and ``positives``, the sums;
-            - ``fingerprint``, a checksum of names and fingerprints in their order.
-    """
-
-    dataset: DatasetDict
-    summary: dict[str, Any]
-
-
-TrainingData: TypeAlias = Triples | SeveralTriples
-"""Triples of one collection, or of several."""
-
 TrainingSet: TypeAlias = Dataset | DatasetDict
 """The dataset of either."""
 
 
-def read_collections(sources: Mapping[str, Any], read: Callable[[Any], Triples]) -> SeveralTriples:
-    """Read the triples of several collections.
+def read_triples(
+    source: Any,
+    *,
+    topics: pd.DataFrame | None = None,
+    corpus: Corpus | None = None,
+    fields: FieldNames = ("text",),
+    max_pairs_per_query: PositiveInteger | None = None,
+    limit: PositiveInteger | None = None,
+    seed: Seed = 42,
+    store_texts: bool = True,
+    verbose: bool = False,
+) -> Triples:
+    """Read triples that are there already, whatever holds them.
 
     Args:
-        sources: What each collection has, by its name.
-        read: What reads it.
+        source: A PyTerrier dataset with docpairs, identifiers if there are ``topics``, or texts; or several of these,
+            by the names of their collections.
+        topics: The queries of identifiers.
+        corpus: The documents of identifiers.
+        fields: The fields that make the text of a document, joined by a space.
+        max_pairs_per_query: How many pairs of docpairs or identifiers to keep of each query.
+        limit: How many triples to keep, of each collection.
+        seed: Which pairs are kept, and their order.
+        store_texts: Whether to store texts, or to look them up in each batch.
+        verbose: Whether to show progress bars.
 
     Returns:
-        The triples of all.
+        The triples.
 
     Raises:
-        ValueError: If there is no collection, a name is not a string, or only some collections have labels.
+        ValueError: If identifiers come without a corpus, or an option does not fit the source.
 
     Example:
-        >>> from pyterrier_selfdistill.data.triples import from_texts
-        >>> sources = {"a": [("sort", "sort rows", "plot")], "b": [("plot", "plot a file", "sort", "read")]}
-        >>> triples = read_collections(sources, from_texts)
-        >>> triples.dataset.num_rows, triples.summary["triples"]
-        ({'a': 1, 'b': 1}, 2)
+        >>> read_triples([("sort", "sort rows", "plot a file")]).dataset[0]
+        {'query': 'sort', 'positive': 'sort rows', 'negative': 'plot a file'}
     """
-    require_names(sources, "source")
-    if isinstance(sources, DatasetDict):
+    options = PairOptions(max_pairs_per_query, limit, seed, fields, store_texts, verbose and is_first())
+    if not isinstance(source, Mapping):
+        return _read_one(source, topics, corpus, options)
+    require_names(source, "source")
+    if isinstance(source, DatasetDict):
         raise ValueError(
-            f"a DatasetDict may hold splits of one collection, got {list(sources)}: name the split to train with, such "
+            f"a DatasetDict may hold splits of one collection, got {list(source)}: name the split to train with, such "
             "as source['train'], or give dict(source) if these are collections"
         )
     parts = {}
-    for name, source in sources.items():
+    for name, part in source.items():
         with in_collection(name):
-            parts[name] = read(source)
+            parts[name] = _read_one(part, topics, corpus, options)
     return join_collections(parts)
 
 
-def join_collections(parts: Mapping[str, Triples]) -> SeveralTriples:
+def _read_one(source: Any, topics: pd.DataFrame | None, corpus: Corpus | None, options: PairOptions) -> Triples:
+    """Read the triples of one collection."""
+    if isinstance(source, pt.datasets.Dataset):
+        return from_docpairs(source, options)
+    if topics is not None:
+        if corpus is None:
+            raise ValueError("topics= says that the source holds identifiers; give their documents as corpus=")
+        return from_identifiers(source, topics, corpus, options)
+    if options.max_pairs_per_query is not None:
+        raise ValueError(
+            f"max_pairs_per_query={options.max_pairs_per_query} needs a PyTerrier dataset with docpairs, or topics= "
+            f"for identifiers; the source is a {type(source).__name__}, whose triples have no query identifiers"
+        )
+    return from_texts(source, limit=options.limit)
+
+
+def join_collections(parts: Mapping[str, Triples]) -> Triples:
     """Put the triples of collections side by side.
 
     Args:
@@ -1755,7 +1772,7 @@ def join_collections(parts: Mapping[str, Triples]) -> SeveralTriples:
     """
     _require_labels_in_all_or_none(parts)
     dataset = DatasetDict({name: part.dataset for name, part in parts.items()})
-    return SeveralTriples(dataset, _join_summaries({name: part.summary for name, part in parts.items()}))
+    return Triples(dataset, _join_summaries({name: part.summary for name, part in parts.items()}))
 
 
 def require_names(collections: Mapping[Any, Any], option: str) -> None:
@@ -1817,19 +1834,14 @@ def _require_labels_in_all_or_none(parts: Mapping[str, Triples]) -> None:
 
 def _join_summaries(summaries: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """Add up what became of the rows of all collections."""
-    dropped: Counter[str] = Counter()
-    fingerprints = []
-    for name, summary in summaries.items():
-        dropped.update(summary["dropped"])
-        fingerprints.append((name, summary["fingerprint"]))
+    fingerprints = [(name, summary["fingerprint"]) for name, summary in summaries.items()]
     totals = {}
-    for count in ("read", "triples", "queries", "positives"):
+    for count in ("read", "triples", "dropped", "queries", "positives"):
         totals[count] = sum(summary[count] for summary in summaries.values())
     checksum = hashlib.sha256(json.dumps(fingerprints).encode())
     return {
         "collections": dict(summaries),
         **totals,
-        "dropped": dict(dropped),
         "fingerprint": checksum.hexdigest()[:16],
     }
 

@@ -21,7 +21,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import flatten_dict
 
 from ..data.corpus import Corpus
-from ..data.triples import LABEL, TrainingData, TrainingSet, parts_of
+from ..data.triples import LABEL, TrainingSet, Triples, parts_of
 from ..encoder.adapters import describe_adapter
 from ..encoder.biencoder import NO_PROMPTS, PromptsByCollection, SelfDistillBiEncoder
 from ..encoder.precision import has_bfloat16
@@ -655,7 +655,7 @@ HARMLESS_ARGUMENTS = frozenset(
 
 
 def run_settings(
-    data: TrainingData,
+    data: Triples,
     loss: nn.Module,
     base: SelfDistillBiEncoder,
     arguments: SentenceTransformerTrainingArguments,

@@ -21,7 +21,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
-from ..data.triples import TrainingData, TrainingSet
+from ..data.triples import TrainingSet, Triples
 from ..encoder.biencoder import SelfDistillBiEncoder
 from ..losses import SelfDistillationLoss
 from ..utils.compat import no_transformers_progress_bars, no_widget_examples, remove_autocast
@@ -43,7 +43,7 @@ from .history import deciding_measure, training_summary, warn_if_not_improved
 from .run_folder import SETTINGS, TRAINER_STATE, is_over
 
 
-def read_in_turn(read: Callable[[], TrainingData]) -> TrainingData:
+def read_in_turn(read: Callable[[], Triples]) -> Triples:
     """Read triples in all processes, which must be the same ones; the first writes the cache that others find.
 
     Args:

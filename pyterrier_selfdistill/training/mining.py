@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import pandas as pd
 import pyterrier as pt
+from datasets import Dataset
 
 from ..data.corpus import Corpus, Documents
 from ..data.judgements import split_queries
 from ..data.negatives import Negatives, from_results, from_topics
 from ..data.passages import choose_passages
 from ..data.triples import (
-    PairOptions,
-    TrainingData,
     Triples,
-    from_docpairs,
-    from_identifiers,
-    from_texts,
     join_collections,
-    read_collections,
 )
 from ..encoder.biencoder import NO_PROMPTS, PromptsByCollection, SelfDistillBiEncoder
 from ..utils.checks import has_candidates, require_judged
@@ -195,13 +189,13 @@ def _first_qids(topics: pd.DataFrame) -> dict[str, str]:
 
 
 def with_passages(
-    data: TrainingData,
+    data: Triples,
     passages: pt.Transformer,
     encoder: SelfDistillBiEncoder,
     prompts: PromptsByCollection = NO_PROMPTS,
     *,
     verbose: bool = False,
-) -> TrainingData:
+) -> Triples:
     """Replace the documents of triples by their best passages, as :func:`.passages.choose_passages` does.
 
     Args:
@@ -215,7 +209,7 @@ def with_passages(
         The triples.
     """
     verbose = verbose and is_first()
-    if isinstance(data, Triples):
+    if isinstance(data.dataset, Dataset):
         return choose_passages(data, passages, encoder, verbose=verbose)
     chosen = {}
     for name, dataset in data.dataset.items():
@@ -223,44 +217,3 @@ def with_passages(
         of_collection = encoder.with_prompts(**prompts.get(name, {}))
         chosen[name] = choose_passages(part, passages, of_collection, verbose=verbose)
     return join_collections(chosen)
-
-
-def read_triples(source: Any, topics: pd.DataFrame | None, corpus: Corpus | None, options: PairOptions) -> TrainingData:
-    """Read triples that are there already, whatever holds them.
-
-    Args:
-        source: A PyTerrier dataset with docpairs, identifiers if there are ``topics``, or texts; or several of these,
-            by the names of their collections.
-        topics: The queries of identifiers.
-        corpus: The documents of identifiers.
-        options: Which docpairs and identifiers to keep, and how; of texts, the first ones up to the limit. They count
-            for each collection.
-
-    Returns:
-        The triples.
-
-    Raises:
-        ValueError: If identifiers come without a corpus, or an option does not fit the source.
-    """
-    if not is_first():
-        options = replace(options, verbose=False)
-    read = partial(_read_source, topics=topics, corpus=corpus, options=options)
-    if isinstance(source, Mapping):
-        return read_collections(source, read)
-    return read(source)
-
-
-def _read_source(source: Any, topics: pd.DataFrame | None, corpus: Corpus | None, options: PairOptions) -> Triples:
-    """Read the triples of one collection."""
-    if isinstance(source, pt.datasets.Dataset):
-        return from_docpairs(source, options)
-    if topics is not None:
-        if corpus is None:
-            raise ValueError("topics= says that the source holds identifiers; give their documents as corpus=")
-        return from_identifiers(source, topics, corpus, options)
-    if options.max_pairs_per_query is not None:
-        raise ValueError(
-            f"max_pairs_per_query={options.max_pairs_per_query} needs a PyTerrier dataset with docpairs, or topics= "
-            f"for identifiers; the source is a {type(source).__name__}, whose triples have no query identifiers"
-        )
-    return from_texts(source, limit=options.limit)

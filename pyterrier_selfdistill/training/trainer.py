@@ -31,7 +31,7 @@ from torch import nn
 
 from ..data.corpus import Corpus, reusable
 from ..data.negatives import Negatives
-from ..data.triples import PairOptions, TrainingData, TrainingSet, parts_of
+from ..data.triples import TrainingSet, Triples, parts_of, read_triples
 from ..encoder.adapters import AdapterConfig, add_adapter, require_adaptable, saved_base
 from ..encoder.biencoder import PromptsByCollection, SelfDistillBiEncoder
 from ..encoder.precision import copied
@@ -67,7 +67,7 @@ from .callbacks import HardNegativeMiner, make_miner
 from .evaluation import Evaluator, make_evaluator
 from .history import history_frame, plot_history
 from .loop import TrainingLoop, read_in_turn, require_batches, require_whole_models
-from .mining import JudgedQueries, read_triples, with_passages
+from .mining import JudgedQueries, with_passages
 from .run_folder import RunFolder
 
 
@@ -250,7 +250,7 @@ class EncoderFitter(EncoderEstimator):
     _make_loss: LossMaker
 
     def _train(
-        self, read: Callable[[], TrainingData], validation: ValidationData, queries: JudgedQueries | None = None
+        self, read: Callable[[], Triples], validation: ValidationData, queries: JudgedQueries | None = None
     ) -> None:
         """Train a copy of the first encoder, and save it; together with other processes, if they were launched.
 
@@ -290,14 +290,14 @@ class EncoderFitter(EncoderEstimator):
                 encoder.training_summary = agree(lambda: loop.summary(prepared.settings, self.history))
                 self._trained = self._run.save(encoder, self.history, self._logs)
 
-    def _read(self, read: Callable[[], TrainingData]) -> TrainingData:
+    def _read(self, read: Callable[[], Triples]) -> Triples:
         """Read the triples, and have passages in place of their documents if that was asked for."""
         data = read()
         if self.passages is None:
             return data
         return with_passages(data, self.passages, self._encoder, self.prompts, verbose=self.verbose)
 
-    def _prepare(self, data: TrainingData, validation: ValidationData, queries: JudgedQueries | None) -> Preparation:
+    def _prepare(self, data: Triples, validation: ValidationData, queries: JudgedQueries | None) -> Preparation:
         """Make all that a run needs, and check it."""
         start = make_start(self._encoder, self.adapter, self.seed)
         encoder = start.encoder
@@ -549,14 +549,14 @@ class SelfDistillTrainer(EncoderFitter):
 
         Args:
             source: A PyTerrier dataset with docpairs, or texts as
-                :func:`~pyterrier_selfdistill.data.triples.from_texts` takes them: a frame, a ``datasets.Dataset``,
+                :func:`~pyterrier_selfdistill.data.triples.read_triples` takes them: a frame, a ``datasets.Dataset``,
                 an iterable, or a file. Several of these, ``{"a": ..., "b": ...}`` by the names of their collections,
                 train at once: each batch is of one of them.
             valid_topics_or_results: As in :meth:`fit`; or those of several collections by name: the mean of the first
                 measure over them decides which checkpoint is best.
             valid_qrels: As in :meth:`fit`, or by the same names.
             topics: The queries (``qid``, ``query``) of a source that holds identifiers in place of texts; documents are
-                those of the ``corpus``. See :func:`~pyterrier_selfdistill.data.triples.from_identifiers`.
+                those of the ``corpus``. See :func:`~pyterrier_selfdistill.data.triples.read_triples`.
             max_pairs_per_query: For docpairs and identifiers: how many to keep of each query.
             limit: How many triples to keep in all, of each collection: a sample of docpairs and identifiers, the first
                 ones of texts.
@@ -587,15 +587,18 @@ class SelfDistillTrainer(EncoderFitter):
                 "of; give validation topics and qrels to fit_triples, such as a part of split_queries that the triples "
                 "are not of, and leave it out"
             )
-        options = PairOptions(
+        read = partial(
+            read_triples,
+            source,
+            topics=topics,
+            corpus=self.corpus,
+            fields=self.fields or [self._encoder.text_field],
             max_pairs_per_query=max_pairs_per_query,
             limit=limit,
             seed=self.seed,
-            fields=self.fields or [self._encoder.text_field],
             store_texts=store_texts,
             verbose=self.verbose,
         )
-        read = partial(read_triples, source, topics, self.corpus, options)
         self._train(read, ValidationData(valid_topics_or_results, valid_qrels))
         return self
 

@@ -13,7 +13,7 @@ from sentence_transformers.base.sampler import DefaultBatchSampler, NoDuplicates
 from torch.utils.data import RandomSampler
 
 from pyterrier_selfdistill import SelfDistillationLoss, SelfDistillBiEncoder
-from pyterrier_selfdistill.data.triples import from_texts
+from pyterrier_selfdistill.data.triples import read_triples
 from pyterrier_selfdistill.training.loop import (
     PartBatchSampler,
     leaves_too_few,
@@ -118,7 +118,7 @@ def test_a_process_that_dies_ends_the_others(launched):
 def test_one_process_trains_with_one_triple(tiny_model, tmp_path):
     arguments = SentenceTransformerTrainingArguments(str(tmp_path), use_cpu=True, dataloader_drop_last=True)
     require_batches(1, arguments, SelfDistillationLoss(tiny_model))
-    triples = from_texts(together.ROWS)
+    triples = read_triples(together.ROWS)
     assert read_in_turn(lambda: triples) is triples
 
 

@@ -7,7 +7,7 @@ import torch
 from pyterrier.measures import nDCG
 
 from pyterrier_selfdistill import SelfDistillationLoss
-from pyterrier_selfdistill.data.triples import from_texts, read_collections
+from pyterrier_selfdistill.data.triples import read_triples
 from pyterrier_selfdistill.training import callbacks
 from pyterrier_selfdistill.training.callbacks import _first_documents
 from tests.together import PAIRS, QRELS, ROWS
@@ -104,7 +104,7 @@ def test_a_collection_that_makes_no_batch_is_an_error(make):
 
 
 def test_the_monitor_has_documents_of_all_collections():
-    triples = read_collections({"one": ONE, "two": [("plot", "plot a matrix", "query a value")]}, from_texts)
+    triples = read_triples({"one": ONE, "two": [("plot", "plot a matrix", "query a value")]})
     documents = _first_documents(triples.dataset, 8)
     assert len(documents) == 6
     assert {"plot a matrix", "query a value"} < set(documents)

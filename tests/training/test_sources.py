@@ -5,8 +5,8 @@ import pyterrier as pt
 import pytest
 
 from pyterrier_selfdistill import Negatives
-from pyterrier_selfdistill.data.triples import PairOptions
-from pyterrier_selfdistill.training.mining import JudgedQueries, read_triples, with_passages
+from pyterrier_selfdistill.data.triples import read_triples
+from pyterrier_selfdistill.training.mining import JudgedQueries, with_passages
 from tests.together import ROWS
 
 TEXTS = [("sort", "sort the rows", "plot a matrix")]
@@ -129,18 +129,17 @@ def test_hold_out_needs_relevant_documents_on_both_sides(collection):
 def test_read_triples_tells_texts_identifiers_and_docpairs_apart(names, collection):
     topics = collection.topics
     identifiers = [("q0", "sort-table", "plot-file")]
-    options = PairOptions()
-    assert read_triples(TEXTS, None, None, options).summary["kind"] == "texts"
-    assert read_triples(identifiers, topics, collection.corpus, options).summary["kind"] == "identifiers"
-    assert read_triples(names["dataset"], None, None, options).summary["kind"] == "docpairs"
+    assert read_triples(TEXTS).summary["kind"] == "texts"
+    assert read_triples(identifiers, topics=topics, corpus=collection.corpus).summary["kind"] == "identifiers"
+    assert read_triples(names["dataset"]).summary["kind"] == "docpairs"
 
 
 def test_read_triples_says_what_to_give(collection):
     with pytest.raises(ValueError, match="topics= says that the source holds identifiers.*corpus="):
-        read_triples(TEXTS, collection.topics, None, PairOptions())
+        read_triples(TEXTS, topics=collection.topics)
     frame = pd.DataFrame(TEXTS, columns=["query", "positive", "negative"])
     with pytest.raises(ValueError, match="max_pairs_per_query=2 needs .*the source is a DataFrame"):
-        read_triples(frame, None, None, PairOptions(max_pairs_per_query=2))
+        read_triples(frame, max_pairs_per_query=2)
 
 
 SLIDING = pt.text.sliding("text", length=3, stride=2, prepend_attr=None)
@@ -162,7 +161,7 @@ def test_passages_are_trained_with(make, encoder, collection, kind):
 
 
 def test_each_collection_chooses_passages_with_its_prompts(encoder):
-    data = read_triples({"one": ROWS, "two": ROWS}, None, None, PairOptions())
+    data = read_triples({"one": ROWS, "two": ROWS})
     prompts = {"two": {"query": "write: read: plot: "}}
     chosen = with_passages(data, SLIDING, encoder, prompts).dataset
     for name, dataset in chosen.items():
