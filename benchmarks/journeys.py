@@ -19,6 +19,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Static
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
+from torch import nn
 
 import pyterrier_selfdistill
 from pyterrier_selfdistill import SelfDistillBiEncoder, SelfDistillIndex, SelfDistillTrainer
@@ -32,7 +33,7 @@ def make_encoder() -> SelfDistillBiEncoder:
     vocabulary = {"[UNK]": 0, "[PAD]": 1, "sort": 2, "rows": 3, "read": 4, "files": 5, "plot": 6}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()
-    modules = [StaticEmbedding(tokenizer, embedding_dim=8), Normalize()]
+    modules: list[nn.Module] = [StaticEmbedding(tokenizer, embedding_dim=8), Normalize()]
     return SelfDistillBiEncoder(SentenceTransformer(modules=modules, device="cpu"), dtype="float32")
 
 
@@ -40,8 +41,9 @@ def index_and_search(folder: str) -> None:
     """Index three documents and search them."""
     encoder = make_encoder()
     index = SelfDistillIndex(f"{folder}/index.flex", verbose=False)
-    (encoder >> index).index(DOCUMENTS)
-    (encoder >> index).search("sort rows")
+    pipeline: Any = encoder >> index
+    pipeline.index(DOCUMENTS)
+    pipeline.search("sort rows")
 
 
 def train(folder: str) -> None:
