@@ -7,13 +7,12 @@ A page such as ``benchmarks/SPEED.md`` is text with marked sections, each betwee
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 import re
 import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from benchmarks.study.runner import PACKAGES, describe_machine
+from benchmarks.machine import describe_machine, describe_versions
 
 RELIABILITY = Path(__file__).with_name("RELIABILITY.md")
 SPEED = Path(__file__).with_name("SPEED.md")
@@ -67,7 +66,7 @@ def section(command: str, *parts: str) -> str:
         Markdown.
     """
     machine = describe_machine()
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in PACKAGES]
+    versions = [f"{name} {number}" for name, number in describe_versions().items()]
     made = (
         f"`{command}` on {datetime.date.today()}, version {version()} of the repository, {machine['processor']}, "
         f"{machine['cores']} cores, Python {machine['python']}, {', '.join(versions)}."

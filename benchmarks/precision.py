@@ -23,7 +23,7 @@ from ir_measures import nDCG
 
 from benchmarks.materials import LENGTHS, MINILM
 from benchmarks.study.collection import Collection, judged_positives, load_collection
-from benchmarks.study.markdown import to_markdown
+from benchmarks.study.report import to_markdown
 from pyterrier_selfdistill import SelfDistillBiEncoder
 
 PRECISIONS = ("float32", "bfloat16", "int8")

@@ -41,7 +41,7 @@ from benchmarks.materials import MINILM, draw_triples, random_triples
 from benchmarks.pages import table
 from benchmarks.study.collection import Collection, load_collection
 from benchmarks.study.memory import PeakMemory
-from benchmarks.study.teacher import Teacher
+from benchmarks.study.losses import Teacher
 from benchmarks.turns import Rates, in_turns
 from pyterrier_selfdistill import (
     AdaptiveMarginLoss,
@@ -286,7 +286,7 @@ def train_infonce(triples: pd.DataFrame, precision: dict[str, bool] | None = Non
 def train_margin_mse(triples: pd.DataFrame) -> float:
     """Train with sentence-transformers and MarginMSE, and count how long a cross-encoder takes to label the triples."""
     model = _cut_model()
-    teacher = Teacher(MINILM, sum(LENGTHS.values()) - LENGTHS["negative"], seed=0)
+    teacher = Teacher(MINILM, sum(LENGTHS.values()) - LENGTHS["negative"])
     dataset = Dataset.from_pandas(triples, preserve_index=False)
     started = time.perf_counter()
     labelled = teacher.label(dataset, scale=1.0)

@@ -1,6 +1,6 @@
-"""What a study runs: the points of its grids, each of them a :class:`.run.Run`.
+"""The YAML file of a study, and the runs that it describes.
 
-A study is a YAML file::
+A study names collections, and grids of settings::
 
     name: small
     collections:                    # a folder below --data, a PyTerrier dataset, or one for each split
@@ -16,53 +16,142 @@ A study is a YAML file::
           - {loss: untouched}
           - {loss: adaptive, in_batch: [true, false]}
 
-A grid is the product of its lists, and of all lists of alternatives if their names begin with ``any_of``. Several grids
-may share points. A grid may also follow up others: it takes the
-systems that are best on dev there over some settings, a learning rate for each loss and so on, and changes others::
+A grid is the product of its lists, and of all lists of alternatives whose names begin with ``any_of``. A grid with
+``best_of`` follows up earlier grids: of their runs that differ only in the settings ``over``, it takes the one with the
+highest nDCG@10 on dev, and changes its other settings::
 
       tune: {learning_rate: [1.0e-5, 3.0e-5, 1.0e-4], loss: [distributed, infonce], dev_documents: 1500}
       compare: {best_of: tune, over: [learning_rate], seed: [1, 2, 3], dev_documents: null}
-
-Which these are is known when the other grids have their records (:meth:`Study.follow_up`). A study may bring losses of
-its own (:func:`.losses.load_losses`)::
-
-    losses: {margin_ranking: my_losses:margin_ranking}
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, NamedTuple
 
+import pydantic.dataclasses
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from pyterrier_selfdistill.utils.checks import Expected
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
 from .collection import Source
-from .losses import LOSSES
-from .run import SETTINGS, Run, Start, check_settings
 
-FileName = Annotated[str, Field(pattern=r"^[^/\\.][^/\\]*$"), Expected("a name that a file can have")]
-"""The name of a study, a collection or a grid, which files and folders are called after."""
+LOSS_NAMES = {"margin_mse": "MarginMSE", "infonce": "InfoNCE"}
+"""The names of losses in tables, where they differ from those in the file."""
+
+NAMED = ("collection", "seed", "loss", "margin", "scale", "in_batch", "error", "detach_target", "transfer")
+"""The settings that tables show in any case, or never."""
+
+Loss = Literal["untouched", "distributed", "adaptive", "static", "calibrated", "infonce", "triplet", "margin_mse"]
+
+FileName = Annotated[str, Field(pattern=r"^[^/\\.][^/\\]*$")]
 
 
-NAMED = ("collection", "loss", "margin", "scale", "in_batch", "error", "detach_target")
-"""The settings that a run is named after anyhow."""
+class Start(NamedTuple):
+    """The encoder before training; the settings of :class:`Run` with these names."""
+
+    model: str
+    pooling: str
+    reinitialized: int
+    query_length: int
+    document_length: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training and its evaluation.
+
+    The keys of records are checksums of these names and values, so they must never change. A new setting needs a
+    default, which keeps the keys of earlier records.
+
+    Attributes:
+        collection: The collection to train with and to search.
+        loss: The loss, or ``untouched`` for the untrained encoder.
+        margin: The constant of ``static`` and ``triplet``; for ``margin_mse`` the factor of the teacher's margins.
+        in_batch: Whether the negatives of other queries count, in the losses of the paper.
+        triples: The number of judged positives to train with, drawn at random.
+        negatives: ``random``, ``bm25`` (of its first 100 results) or ``re-mined`` (random, then the encoder's own).
+        number: The negatives of a triple.
+        min_label: The lowest label of a positive.
+        learning_rate: The highest rate; it falls linearly after a tenth of the steps.
+        model: ``minilm``, a folder or a hub name.
+        pooling: ``mean`` or ``cls``. MiniLM was trained with mean, so with ``cls`` it starts as a raw language model.
+        transfer: Other collections to search, to see what the encoder forgets.
+        seed: The seed of the sample, the negatives, the order and dropout.
+        scale: The factor of cosines in InfoNCE; 20 by default.
+        reinitialized: The number of upper layers that start with random weights.
+        dev_documents: In a search for settings, measure only dev, on its relevant documents and a sample of others, so
+            many in all.
+    """
+
+    collection: str
+    loss: Loss = "distributed"
+    margin: float | None = None
+    in_batch: bool = False
+    error: Literal["l2", "l1", "soft"] = "l2"
+    detach_target: bool = False
+    triples: PositiveInt = 1024
+    negatives: Literal["random", "bm25", "re-mined"] = "random"
+    number: PositiveInt = 1
+    min_label: int = 1
+    batch_size: PositiveInt = 16
+    batch_sampler: Literal["batch_sampler", "no_duplicates"] = "batch_sampler"
+    learning_rate: PositiveFloat = 1e-4
+    epochs: PositiveFloat = 1
+    model: str = "minilm"
+    pooling: Literal["mean", "cls"] = "mean"
+    query_length: PositiveInt = 32
+    document_length: PositiveInt = 64
+    transfer: tuple[str, ...] = ()
+    seed: NonNegativeInt = 1
+    scale: PositiveFloat | None = None
+    reinitialized: NonNegativeInt = 0
+    dev_documents: NonNegativeInt | None = None
+
+    @property
+    def key(self) -> str:
+        """The checksum that identifies the run, of the settings that differ from the defaults."""
+        changed = {}
+        for setting in dataclasses.fields(self):
+            value = getattr(self, setting.name)
+            if value != setting.default:
+                changed[setting.name] = value
+        return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def start(self) -> Start:
+        """The encoder that training starts from."""
+        return Start(*[getattr(self, name) for name in Start._fields])
+
+    @property
+    def loss_name(self) -> str:
+        """The loss with its options, as tables name it."""
+        name = LOSS_NAMES.get(self.loss, self.loss)
+        for value in (self.margin, self.scale):
+            name += "" if value is None else f" {value:g}"
+        name += ", in-batch" if self.in_batch else ""
+        name += "" if self.error == "l2" else f", {self.error}"
+        return name + (", detached" if self.detach_target else "")
+
+
+SETTINGS = tuple(setting.name for setting in dataclasses.fields(Run))
+
+CheckedRun = pydantic.dataclasses.dataclass(Run, config=ConfigDict(strict=True, extra="forbid"), frozen=True)
 
 
 class StudyFile(BaseModel):
-    """The keys of the YAML file, and what they hold."""
+    """The keys of the YAML file, and their types."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     name: FileName
     collections: dict[FileName, Source]
-    losses: dict[str, Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]] = {}
     defaults: dict[str, Any] = {}
     grids: dict[FileName, dict[str, Any]]
 
@@ -73,139 +162,80 @@ class FollowUp:
 
     Attributes:
         grids: The other grids.
-        over: The settings that are searched there: of the runs that differ in nothing else, the best is taken.
-        changes: What to change in it, one run each.
+        over: The settings that are searched there.
+        changes: The settings to change, one run each.
     """
 
-    grids: tuple[str, ...]
-    over: tuple[str, ...]
+    grids: list[str]
+    over: list[str]
     changes: list[dict[str, Any]]
 
     def choose(self, runs: list[Run], records: Mapping[str, Mapping[str, Any]]) -> list[Run]:
-        """Make the runs, of searches that have all their records.
-
-        Args:
-            runs: Those of the other grids.
-            records: All records, by the key of their run.
-
-        Returns:
-            The runs.
-        """
+        """Return the runs, for those searches whose runs all have records."""
         searches: dict[Run, list[Run]] = {}
         ignored: dict[str, Any] = dict.fromkeys(self.over)
         for run in runs:
             searches.setdefault(dataclasses.replace(run, **ignored), []).append(run)
-        chosen = []
+        chosen: dict[Run, None] = {}
         for candidates in searches.values():
-            if any(run.key not in records for run in candidates):
-                continue
-            quality = {run: _dev_quality(records[run.key], run) for run in candidates}
-            best = max(candidates, key=quality.__getitem__)
-            chosen += [dataclasses.replace(best, **changes) for changes in self.changes]
-        return list(dict.fromkeys(chosen))
+            if all(run.key in records for run in candidates):
+                best = max(candidates, key=lambda run: records[run.key]["means"][f"{run.collection}/dev"]["nDCG@10"])
+                chosen |= dict.fromkeys(dataclasses.replace(best, **changes) for changes in self.changes)
+        return list(chosen)
 
 
 @dataclass(frozen=True)
 class Study:
-    """A study as its file says.
+    """A study: its name, where its collections are, and the runs of its grids.
 
-    Attributes:
-        name: Its name.
-        collections: Where each collection is, by name.
-        grids: The runs of each grid, by name.
-        follow_ups: The grids whose runs depend on the records of others, by name.
-        losses: Where the losses are that the study brings along, ``module:function`` by name.
+    ``grids`` has the runs of follow-up grids only after :meth:`follow_up`.
     """
 
     name: str
     collections: dict[str, Source]
     grids: dict[str, list[Run]]
-    follow_ups: dict[str, FollowUp] = field(default_factory=dict)
-    losses: dict[str, str] = field(default_factory=dict)
+    follow_ups: dict[str, FollowUp] = dataclasses.field(default_factory=dict)
 
     def follow_up(self, records: Mapping[str, Mapping[str, Any]]) -> Study:
-        """Add the grids that follow up others, as far as the searches of these have their records.
-
-        Args:
-            records: All records, by the key of their run.
-
-        Returns:
-            The study with these grids.
-        """
+        """Fill the follow-up grids, as far as their searches have records."""
         grids = dict(self.grids)
         for name, follow_up in self.follow_ups.items():
-            searched: list[Run] = []
-            for grid in follow_up.grids:
-                searched += grids[grid]
-            grids[name] = follow_up.choose(searched, records)
+            grids[name] = follow_up.choose([run for grid in follow_up.grids for run in grids[grid]], records)
         return dataclasses.replace(self, grids=grids)
 
-    @property
-    def runs(self) -> list[Run]:
-        """All runs once, in the order of the file."""
-        return list(self.grid_of)
-
-    @property
+    @cached_property
     def grid_of(self) -> dict[Run, str]:
-        """The grid that each run belongs to: the first one that has it."""
+        """The first grid of each run, in the order of the file."""
         grids: dict[Run, str] = {}
         for name, runs in self.grids.items():
-            for run in runs:
-                grids.setdefault(run, name)
+            grids |= {run: name for run in runs if run not in grids}
         return grids
 
 
 def varying(runs: Sequence[Run]) -> list[str]:
-    """Name the settings in which some runs differ.
-
-    Args:
-        runs: The runs.
-
-    Returns:
-        The names, in the order of the fields of a run.
+    """Name the settings in which runs differ, except those in the name of the loss.
 
     Example:
-        >>> varying([Run("mine", seed=1), Run("mine", seed=2)])
-        ['seed']
+        >>> varying([Run("mine", triples=256), Run("mine", triples=512, loss="infonce")])
+        ['triples']
     """
-    names = []
-    for name in SETTINGS:
-        values = {getattr(run, name) for run in runs}
-        if len(values) > 1:
-            names.append(name)
-    return names
+    return [name for name in SETTINGS if name not in NAMED and len({getattr(run, name) for run in runs}) > 1]
 
 
 def describe(run: Run, among: Sequence[Run]) -> str:
     """Describe a run by its collection, its loss and the settings in which it differs from others.
 
-    Args:
-        run: The run.
-        among: The runs that it is to be told from.
-
-    Returns:
-        The description.
-
     Example:
         >>> describe(Run("mine", seed=2), [Run("mine", seed=1), Run("mine", seed=2)])
         'mine: distributed, seed 2'
     """
-    parts = [run.loss_name]
-    for name in varying(among):
-        if name not in NAMED:
-            parts.append(f"{name.replace('_', ' ')} {getattr(run, name)}")
-    return f"{run.collection}: {', '.join(parts)}"
+    names = varying(among) + (["seed"] if len({run.seed for run in among}) > 1 else [])
+    parts = [f"{name.replace('_', ' ')} {getattr(run, name)}" for name in names]
+    return f"{run.collection}: {', '.join([run.loss_name, *parts])}"
 
 
 def describe_start(run: Run, among: Sequence[Run]) -> str:
-    """Describe the encoder that a run starts from by the settings in which it differs from those of others.
-
-    Args:
-        run: The run.
-        among: The runs that it is to be told from.
-
-    Returns:
-        The description; empty if all start from the same.
+    """Describe the encoder before training by the settings in which it differs from those of others.
 
     Example:
         >>> describe_start(Run("mine", pooling="cls"), [Run("mine"), Run("mine", pooling="cls", document_length=32)])
@@ -213,136 +243,79 @@ def describe_start(run: Run, among: Sequence[Run]) -> str:
     """
     parts = []
     for name in varying(among):
-        value = getattr(run, name)
         if name in ("model", "pooling"):
-            parts.append(Path(value).name)
+            parts.append(Path(getattr(run, name)).name)
         elif name in Start._fields:
-            parts.append(f"{name.replace('_', ' ')} {value}")
+            parts.append(f"{name.replace('_', ' ')} {getattr(run, name)}")
     return ", ".join(parts)
 
 
 def read_study(path: str | Path) -> Study:
     """Read a study from its YAML file.
 
-    Args:
-        path: The file.
-
-    Returns:
-        The study, without the runs of grids that follow up others.
-
     Raises:
-        ValueError: If the file is not YAML, or has a key, a setting, a loss or a collection that is unknown, or a value
-            that is not allowed.
+        ValueError: If the file is not YAML, or has an unknown key, setting or collection, or a value that is not
+            allowed.
     """
-    content = _read_file(Path(path))
-    names = {"loss": ["untouched", *LOSSES, *content.losses], "collection": list(content.collections)}
+    try:
+        content = StudyFile.model_validate(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
+    except ValidationError as error:
+        raise ValueError(f"{path} is not a study: {_faults(error)}") from error
     grids: dict[str, list[Run]] = {}
     follow_ups: dict[str, FollowUp] = {}
     for name, settings in content.grids.items():
         try:
             if "best_of" in settings:
-                follow_ups[name] = _read_follow_up(settings, [*grids, *follow_ups], names)
+                follow_ups[name] = _read_follow_up(settings, list(grids))
+                grids[name] = []
             else:
-                grids[name] = _expand({**content.defaults, **settings}, names)
+                grids[name] = [Run(**point) for point in _points({**content.defaults, **settings})]
+            for run in grids[name]:
+                unknown = {run.collection, *run.transfer} - content.collections.keys()
+                if unknown:
+                    raise ValueError(f"unknown collections {sorted(unknown)}; expected {list(content.collections)}")
         except ValueError as error:
             raise ValueError(f"grid {name!r} of {path}: {error}") from error
-    return Study(content.name, content.collections, grids, follow_ups, content.losses)
+    return Study(content.name, content.collections, grids, follow_ups)
 
 
-def _read_file(path: Path) -> StudyFile:
-    """Read the file, and check all but the settings of its grids."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
-    try:
-        return StudyFile.model_validate(content)
-    except ValidationError as error:
-        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
-    raise ValueError(f"{path} is not a study, whose keys are {list(StudyFile.model_fields)}: {'; '.join(faults)}")
-
-
-def _read_follow_up(settings: Mapping[str, Any], grids: list[str], names: Mapping[str, list[str]]) -> FollowUp:
-    """Read a grid that follows up some of those before it."""
+def _read_follow_up(settings: Mapping[str, Any], grids: list[str]) -> FollowUp:
     changes = dict(settings)
-    searched = _as_list(changes.pop("best_of"))
-    unknown = [grid for grid in searched if grid not in grids]
-    if unknown:
-        raise ValueError(f"best_of names {unknown}; the grids before it are {grids}")
-    if "over" not in changes:
-        raise ValueError("best_of needs over, the settings that were searched, such as over: [learning_rate]")
-    over = tuple(_as_list(changes.pop("over")))
-    unsearched = [name for name in over if name not in SETTINGS]
-    if unsearched:
-        raise ValueError(f"over names {unsearched}; expected some of {sorted(SETTINGS)}")
-    points = list(_points(changes))
-    for point in points:
-        _check_point(point, names)
-    return FollowUp(tuple(searched), over, points)
+    searched, over = _as_list(changes.pop("best_of")), _as_list(changes.pop("over", []))
+    if not set(searched) <= set(grids):
+        raise ValueError(f"best_of names {searched}; the earlier grids are {grids}")
+    if not over or not set(over) <= set(SETTINGS):
+        raise ValueError(f"best_of needs over, the searched settings such as [learning_rate], got {over}")
+    # a default stands in for the collection, which a follow-up takes from the other grids
+    return FollowUp(searched, over, list(_points(changes, collection="any")))
 
 
-def _dev_quality(record: Mapping[str, Any], run: Run) -> float:
-    """Return nDCG@10 on dev, by which settings are chosen."""
-    return record["means"][f"{run.collection}/dev"]["nDCG@10"]
-
-
-def _expand(grid: Mapping[str, Any], names: Mapping[str, list[str]]) -> list[Run]:
-    """Make the runs of a grid."""
-    runs = []
-    for point in _points(grid):
-        _check_point(point, names)
-        if "collection" not in point:
-            raise ValueError(f"no collection; give one of {names['collection']}, here or in defaults")
-        run = Run(**point)
-        if run.loss in LOSSES:
-            LOSSES[run.loss](run)  # which checks what only several settings together make wrong
-        runs.append(run)
-    return runs
-
-
-def _check_point(point: Mapping[str, Any], names: Mapping[str, list[str]]) -> None:
-    """Check the settings of a run, and that the study has the collections and the loss that it names."""
-    check_settings(point)
-    named = {"collection": [*point["transfer"]], "loss": []}
-    for setting, known in names.items():
-        if setting in point:
-            named[setting].append(point[setting])
-        unknown = sorted(set(named[setting]) - set(known))
-        if unknown:
-            raise ValueError(f"unknown {setting} {unknown}; expected some of {known}")
-
-
-def _points(grid: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Multiply the lists of a grid out; ``transfer`` is a list of its own."""
-    alternatives = [_alternatives(name, grid[name]) for name in grid if name.startswith("any_of")]
+def _points(grid: Mapping[str, Any], **missing: Any) -> Iterator[dict[str, Any]]:
+    """Multiply the lists of a grid out, and check each point; ``transfer`` is a list anyhow."""
+    alternatives = [value for name, value in grid.items() if name.startswith("any_of")]
     common = {name: value for name, value in grid.items() if not name.startswith("any_of")}
     for chosen in itertools.product(*alternatives):
         settings = dict(common)
         for alternative in chosen:
             settings |= alternative
-        transfer = tuple(_as_list(settings.pop("transfer", [])))
-        lists = [_as_list(value) for value in settings.values()]
-        for values in itertools.product(*lists):
-            point = dict(zip(settings, values, strict=True))
-            yield _typed({**point, "transfer": transfer})
+        transfer = tuple(settings.pop("transfer", ()))
+        for values in itertools.product(*map(_as_list, settings.values())):
+            point = dict(zip(settings, values, strict=True)) | ({"transfer": transfer} if transfer else {})
+            try:
+                # a number keeps its type, since 10 and 10.0 have different keys
+                CheckedRun(**{**missing, **point})
+            except ValidationError as error:
+                raise ValueError(_faults(error)) from error
+            if point.get("loss") in ("static", "triplet") and point.get("margin") is None:
+                raise ValueError(f"the loss {point['loss']!r} needs a margin, such as 0.3")
+            yield point
 
 
-def _alternatives(name: str, value: Any) -> list[dict[str, Any]]:
-    """Check that there is a list of alternatives."""
-    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        raise ValueError(f"{name} must be a list such as [{{loss: untouched}}, {{loss: infonce}}], got {value!r}")
-    return value
-
-
-def _typed(point: dict[str, Any]) -> dict[str, Any]:
-    """Make numbers of learning rates: YAML 1.1 reads 1e-4, which has no dot, as a string."""
-    rate = point.get("learning_rate")
-    if not isinstance(rate, str):
-        return point
-    try:
-        return {**point, "learning_rate": float(rate)}
-    except ValueError as error:
-        raise ValueError(f"learning_rate must be a positive number, got {rate!r}") from error
+def _faults(error: ValidationError) -> str:
+    faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}, got {fault['input']!r}" for fault in error.errors()]
+    return "; ".join(faults)
 
 
 def _as_list(value: Any) -> list[Any]:

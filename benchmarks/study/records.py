@@ -1,7 +1,6 @@
-"""Records of runs: a folder with one JSON-lines file a grid, to which several processes may append.
+"""Records of runs: a folder with a JSON-lines file for each grid, to which several processes may append.
 
-A record is a line. It is appended under a lock, with one write, and is on disk when :meth:`Records.append` returns. A
-process that is killed while it writes leaves a line without an end: reading ignores it, and the next append cuts it.
+A process that is killed while it writes leaves a line without an end: reading ignores it, the next append cuts it.
 """
 
 from __future__ import annotations
@@ -17,14 +16,11 @@ from filelock import FileLock
 logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
-"""What a run gave: its ``key``, its settings (``run``), measures, costs, and where and with what it was made."""
+"""The result of a run: its ``key``, its settings (``run``), measures, costs, machine and versions."""
 
 
 class Records:
-    """The records in a folder.
-
-    Args:
-        folder: The folder, which is made when the first record is appended.
+    """The records in a folder, which is made with the first one.
 
     Example:
         >>> import tempfile
@@ -39,17 +35,16 @@ class Records:
         self.folder = Path(folder)
 
     def read(self) -> dict[str, Record]:
-        """Read all records.
-
-        Returns:
-            The records of all files by key.
+        """Read the records of all files by key.
 
         Raises:
-            ValueError: If a line that has an end is not a record.
+            ValueError: If a complete line is not a record.
         """
         records = {}
         for path in sorted(self.folder.glob("*.jsonl")):
-            for number, line in enumerate(_complete_lines(path), 1):
+            for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+                if not line.endswith(b"\n"):
+                    continue
                 try:
                     record = json.loads(line)
                 except ValueError as error:
@@ -58,41 +53,16 @@ class Records:
         return records
 
     def append(self, grid: str, record: Record) -> None:
-        """Append a record to the file of a grid, unless there is one of its key already, in whichever file.
-
-        Args:
-            grid: The grid.
-            record: The record.
-        """
+        """Append a record to the file of a grid, unless a file has its key already; it is on disk when this returns."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"{grid}.jsonl"
-        line = json.dumps(record, separators=(",", ":")) + "\n"
         with FileLock(self.folder / ".lock"):
-            # the locks of runs are in the folder --work, which two processes with the same records may not share
+            # runs are locked in the folder --work, which processes with the same records may not share
             if record["key"] in self.read():
                 logger.warning("%s: another process has appended its record", record["key"])
                 return
-            _cut_torn_line(path)
-            with path.open("ab") as file:
-                file.write(line.encode())
+            with (self.folder / f"{grid}.jsonl").open("a+b") as file:
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)  # a torn last line
+                file.write(json.dumps(record, separators=(",", ":")).encode() + b"\n")
                 file.flush()
-                os.fsync(file.fileno())  # a run takes minutes, and must not be lost with the machine
-
-
-def _complete_lines(path: Path) -> list[bytes]:
-    """Read the lines of a file that have an end."""
-    lines = path.read_bytes().splitlines(keepends=True)
-    if lines and not lines[-1].endswith(b"\n"):
-        lines.pop()
-    return lines
-
-
-def _cut_torn_line(path: Path) -> None:
-    """Cut what a killed process has left after the last line that has an end."""
-    if not path.exists():
-        return
-    content = path.read_bytes()
-    complete = content.rfind(b"\n") + 1
-    if complete < len(content):
-        logger.warning("cutting the last line of %s, which a killed process has left torn", path)
-        os.truncate(path, complete)
+                os.fsync(file.fileno())
