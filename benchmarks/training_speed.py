@@ -40,8 +40,8 @@ from sentence_transformers.sentence_transformer.losses import MarginMSELoss, Mul
 from benchmarks.materials import MINILM, draw_triples, random_triples
 from benchmarks.pages import table
 from benchmarks.study.collection import Collection, load_collection
-from benchmarks.study.memory import PeakMemory
 from benchmarks.study.losses import Teacher
+from benchmarks.study.memory import PeakMemory
 from benchmarks.turns import Rates, in_turns
 from pyterrier_selfdistill import (
     AdaptiveMarginLoss,

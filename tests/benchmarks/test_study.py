@@ -1,0 +1,303 @@
+"""A tiny study from its file to its page, statistics against values by hand, and the records of the repository."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from filelock import FileLock
+
+import pyterrier_selfdistill
+from benchmarks.study.__main__ import main
+from benchmarks.study.collection import load_collection, pool_documents
+from benchmarks.study.config import SETTINGS, Loss, Run, Study, read_study
+from benchmarks.study.records import Records
+from benchmarks.study.results import Results
+from benchmarks.study.runner import describe_space
+from benchmarks.study.statistics import Claim, Claims, Difference, compare, holm, pooled_seed_variance
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+SWEEPS = Path(pyterrier_selfdistill.__file__).parent / "pt_docs" / "sweeps.rst"
+VERBS = {"train": ["sort", "read", "write"], "dev": ["return"], "test": ["plot"]}
+THINGS = ["table", "matrix", "file", "array", "row", "column", "value", "data"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """A folder of two equal collections, ``tiny`` and ``other``, with a query for each document."""
+    root = tmp_path_factory.mktemp("data")
+    for name in ("tiny", "other"):
+        (root / name).mkdir()
+        rows = [
+            (f"{verb}-{thing}", f"{verb} the {thing}", 1)
+            for verbs in VERBS.values()
+            for verb in verbs
+            for thing in THINGS
+        ]
+        documents = pd.DataFrame(rows, columns=["docno", "text", "label"])
+        documents[["docno", "text"]].to_json(root / name / "docs.jsonl.gz", orient="records", lines=True)
+        for split, verbs in VERBS.items():
+            part = documents[documents["docno"].str.partition("-")[0].isin(verbs)]
+            topics = part.assign(qid=part["docno"], query='"' + part["text"])[["qid", "query"]]
+            topics.to_csv(root / name / f"{split}.topics.tsv", sep="\t", index=False, quoting=3)
+            qrels = part.assign(qid=part["docno"])[["qid", "docno", "label"]]
+            qrels.to_csv(root / name / f"{split}.qrels.tsv", sep="\t", index=False)
+    return root
+
+
+def write(path: Path, grids: dict[str, Any], **more: Any) -> str:
+    content = {"name": "tiny", "collections": {"tiny": "tiny", "other": "other"}, "grids": grids, **more}
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def defaults(language_model) -> dict[str, Any]:
+    lengths = {"query_length": 8, "document_length": 16}
+    return {"collection": "tiny", "model": language_model, "pooling": "cls", "triples": 8, "batch_size": 4, **lengths}
+
+
+@pytest.fixture(scope="module")
+def finished(data, defaults, tmp_path_factory) -> tuple[str, list[str], Path]:
+    """A study with each kind of run that was stopped after its first grid and continued: its file, options, folder."""
+    root = tmp_path_factory.mktemp("study")
+    losses = [{"loss": ["distributed", "infonce"], "seed": [1, 2]}, {"loss": "static", "margin": 0.5}]
+    kinds = [
+        {"loss": "adaptive", "in_batch": True, "negatives": ["bm25", "re-mined"]},
+        {"loss": "margin_mse", "margin": 0.5},
+        {"loss": "untouched", "transfer": ["other"], "reinitialized": 1},
+    ]
+    search = {"loss": "infonce", "scale": [10, 20], "dev_documents": 12}
+    grids = {
+        "losses": {"any_of": [*losses, {"loss": "untouched"}]},
+        "kinds": {"any_of": kinds},
+        "search": search,
+        "best": {"best_of": "search", "over": ["scale"], "dev_documents": None},
+    }
+    path = write(root / "study.yaml", grids, defaults=defaults)
+    options = ["--records", f"{root}/records", "--data", str(data), "--work", f"{root}/work"]
+    assert main(["run", path, *options, "--grids", "losses"]) == 0
+    first = (root / "records" / "losses.jsonl").read_bytes()
+    assert main(["run", path, *options]) == 0
+    assert (root / "records" / "losses.jsonl").read_bytes() == first
+    return path, options, root
+
+
+def test_every_run_has_one_record_with_settings_measures_and_costs(finished):
+    path, _, root = finished
+    records = Records(root / "records").read()
+    study = read_study(path).follow_up(records)
+    assert {run.key for run in study.grid_of} == records.keys()
+    assert len(study.grid_of) == 6 + 4 + 2 + 1
+    for run in study.grid_of:
+        record = records[run.key]
+        assert record["run"] == dataclasses.asdict(run) | {"transfer": list(run.transfer)}
+        assert record["cost"]["seconds"] > 0 < record["cost"]["peak_memory_mb"]
+        if run.loss != "untouched":
+            assert record["training"]["data"]["triples"] == 8
+            assert len(record["training"]["history"]["loss"]) == record["training"]["steps"]
+        if run.dev_documents is None:
+            values = record["queries"]["tiny/test"]["nDCG@10"]
+            assert len(values) == len(THINGS)
+            assert record["means"]["tiny/test"]["nDCG@10"] == pytest.approx(np.mean(values), abs=1e-3)
+            assert record["means"]["tiny/test"]["R@1000"] == 1
+        else:
+            assert (list(record["means"]), record["queries"]) == (["tiny/dev"], {})
+    by_loss = {run.loss: records[run.key] for run in study.grid_of if run.dev_documents is None}
+    assert by_loss["margin_mse"]["cost"]["teacher_seconds"] > 0
+    assert by_loss["untouched"]["means"]["other/test"] == by_loss["untouched"]["means"]["tiny/test"]
+    assert by_loss["untouched"]["space"]["representational_similarity"] == pytest.approx(1, abs=1e-3)
+    fingerprints = {
+        records[run.key]["training"]["data"]["fingerprint"] for run in study.grid_of if run.loss == "infonce"
+    }
+    assert len(fingerprints) == 2, "each seed draws its own triples"
+
+
+def test_a_finished_study_does_nothing(finished):
+    path, options, root = finished
+    before = {file: file.stat().st_mtime_ns for file in (root / "records").glob("*.jsonl")}
+    assert main(["run", path, *options]) == 0
+    assert {file: file.stat().st_mtime_ns for file in (root / "records").glob("*.jsonl")} == before
+
+
+def test_the_page_has_all_systems_and_a_figure(finished):
+    path, _, root = finished
+    assert main(["report", path, "--records", f"{root}/records", "--to", f"{root}/page"]) == 0
+    page = (root / "page" / "RESULTS.md").read_text()
+    assert "13 of the 13 runs have a record." in page
+    for text in ("| static 0.5 |", "| InfoNCE 10 |", "| MarginMSE 0.5 |", "| adaptive, in-batch |", "| all | 13 |"):
+        assert text in page
+    assert (root / "page" / "figures" / "differences.png").stat().st_size > 10_000
+
+
+def test_a_template_fills_in_tables(finished, tmp_path):
+    path, _, root = finished
+    template = tmp_path / "page.j2"
+    template.write_text(
+        '{{ table("losses", "tiny", ["seed"], against={"loss": "infonce", "margin": None}, costs=True, space=True) }}\n'
+        '{{ transfer_table("kinds", "tiny") }}\n{{ figure("lines", draw_lines(results.grid("losses"), "seconds")) }}\n'
+        "{{ results.alarms() | markdown }}\n"
+        '{{ results.tuned("search").run.scale in [10, 20] }} {{ link("On Costs!") }}\n'
+    )
+    main(["report", path, "--records", f"{root}/records", "--to", str(tmp_path), "--template", str(template)])
+    page = (tmp_path / "RESULTS.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| InfoNCE | 1 | 2 ")]
+    assert len(rows) == 1
+    assert " |  |  | " in rows[0], "a system is not compared with itself"
+    assert "other/test" in page
+    assert page.endswith("True [On Costs!](#on-costs)\n")
+
+
+def test_a_run_that_fails_or_is_taken_stops_no_other(data, defaults, tmp_path):
+    path = write(
+        tmp_path / "a.yaml",
+        {"a": {"any_of": [{"triples": 99}, {"loss": "untouched", "seed": [1, 2]}]}},
+        defaults=defaults,
+    )
+    _, taken, free = read_study(path).grid_of
+    (tmp_path / "work" / "locks").mkdir(parents=True)
+    options = ["--records", f"{tmp_path}/records", "--data", str(data), "--work", f"{tmp_path}/work"]
+    with FileLock(tmp_path / "work" / "locks" / taken.key):
+        assert main(["run", path, *options]) == 1
+    assert list(Records(tmp_path / "records").read()) == [free.key]
+
+
+@pytest.mark.parametrize(
+    ("grid", "error"),
+    [
+        ({"collection": "tiny", "rate": 1}, "rate"),
+        ({"collection": "nowhere"}, "nowhere"),
+        ({"collection": "tiny", "loss": "trusting"}, "trusting"),
+        ({"collection": "tiny", "loss": "static"}, "margin"),
+        ({"collection": "tiny", "learning_rate": "1e-4"}, "learning_rate"),
+        ({"collection": "tiny", "transfer": ["nowhere"]}, "nowhere"),
+        ({"best_of": "later", "over": ["scale"]}, "later"),
+        ({"loss": "infonce"}, "collection"),
+    ],
+)
+def test_a_wrong_study_is_named_before_anything_runs(tmp_path, capsys, grid, error):
+    with pytest.raises(SystemExit):
+        main(["run", write(tmp_path / "a.yaml", {"a": grid})])
+    assert error in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_follow_up_waits_for_all_records_of_its_search(tmp_path):
+    grids = {
+        "search": {"collection": "tiny", "scale": [10, 20], "loss": "infonce"},
+        "best": {"best_of": "search", "over": ["scale"], "seed": [1, 2]},
+    }
+    study = read_study(write(tmp_path / "a.yaml", grids))
+    ten, twenty = study.grids["search"]
+    records = {ten.key: {"means": {"tiny/dev": {"nDCG@10": 0.3}}}}
+    assert study.follow_up(records).grids["best"] == []
+    records[twenty.key] = {"means": {"tiny/dev": {"nDCG@10": 0.4}}}
+    assert study.follow_up(records).grids["best"] == [twenty, dataclasses.replace(twenty, seed=2)]
+
+
+def test_a_torn_line_is_ignored_and_cut(tmp_path):
+    records = Records(tmp_path)
+    records.append("a", {"key": "1"})
+    with (tmp_path / "a.jsonl").open("a") as file:
+        file.write('{"key": "2"')
+    assert list(records.read()) == ["1"]
+    records.append("a", {"key": "3"})
+    records.append("b", {"key": "3", "again": True})
+    assert records.read() == {"1": {"key": "1"}, "3": {"key": "3"}}
+    (tmp_path / "a.jsonl").write_text("nothing\n")
+    with pytest.raises(ValueError, match="line 1 of"):
+        records.read()
+
+
+def test_collections(data):
+    tiny = load_collection("tiny", data)
+    assert tiny.splits["test"][0]["query"].iloc[0] == '"plot the table'
+    pool = pool_documents(tiny.documents, tiny.splits["dev"][1], 10)
+    assert len(pool) == 10
+    assert set(tiny.splits["dev"][1]["docno"]) <= set(pool["docno"])
+    assert pool.equals(pool_documents(tiny.documents, tiny.splits["dev"][1], 10))
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        load_collection("nowhere", data)
+    with pytest.raises(ValueError, match="no split 'train'"):
+        load_collection("irds:vaswani", data)
+
+
+def test_keys_of_the_repository_are_those_of_its_runs():
+    records = Records(BENCHMARKS / "records").read()
+    study = read_study(BENCHMARKS / "configs" / "full.yaml").follow_up(records)
+    keys = {run.key: run for run in study.grid_of}
+    assert records.keys() <= keys.keys()
+    for key, record in records.items():
+        given = {**record["run"], "transfer": tuple(record["run"]["transfer"])}
+        assert Run(**given) == keys[key]
+    assert (
+        Run("docstrings", loss="infonce", scale=10, learning_rate=3e-5).key
+        != Run("docstrings", loss="infonce", scale=10.0).key
+    )
+
+
+def test_sweeps_shows_a_study_that_can_be_read_and_names_all_settings(tmp_path):
+    page = SWEEPS.read_text()
+    whole = re.search(r"code-block:: yaml\n\n((?:    .*\n|\n)+)", page)
+    (tmp_path / "study.yaml").write_text(re.sub("^    ", "", whole[1], flags=re.MULTILINE))
+    results = Results(read_study(tmp_path / "study.yaml"), Records(BENCHMARKS / "records"))
+    assert results.open == {}
+    for system in results.best("docstrings"):
+        assert f" - {system.mean(system.test):.3f}\n" in page
+        if system.is_trained:
+            assert f" - {system.better_than(results.untouched(system.run))}\n" in page
+    assert [name for name in (*SETTINGS, *Loss.__args__) if f"``{name}``" not in page] == []
+
+
+def test_intervals_are_of_queries_and_seeds():
+    generator = np.random.default_rng(0)
+    one, other = generator.normal(0.5, 0.1, size=(2, 1, 400))
+    found = compare(one, other)
+    by_hand = (one - other).std() / np.sqrt(400)
+    assert found.mean == pytest.approx((one - other).mean())
+    assert found.error == pytest.approx(by_hand, rel=0.1)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * by_hand, rel=0.1)
+    seeds = compare(one, other, one_seed_variance=0.03**2, other_seed_variance=0.04**2)
+    assert seeds.error == pytest.approx(np.sqrt(by_hand**2 + 0.05**2), rel=0.1)
+    # two seeds at a distance: resampling draws both, or one of them twice
+    apart = compare(np.array([[0.4] * 9, [0.6] * 9]), np.full((1, 9), 0.5))
+    assert apart.error == pytest.approx(0.1 / np.sqrt(2), rel=0.1)
+    assert compare(one, one).p() == 1
+    with pytest.raises(ValueError, match="400 and 9"):
+        compare(one, np.ones((1, 9)))
+
+
+def test_p_values_and_corrections_by_hand():
+    assert Difference(0.0196, 0, 0, 0.01).p() == pytest.approx(0.05, abs=1e-3)
+    assert Difference(0.0, 0, 0, 0.005).p("equivalence") == pytest.approx(0.0228, abs=1e-3)
+    assert Difference(0.005, 0, 0, 0.01).p("non-inferiority") == pytest.approx(0.1587, abs=1e-3)
+    assert str(Difference(-0.01, -0.021, 0.001, 0.01)) == "-0.010 [-0.021, +0.001]"
+    assert holm([0.03, 0.01, 0.04]) == pytest.approx([0.06, 0.03, 0.06])
+    assert pooled_seed_variance([[0.1, 0.3], [0.2, 0.2, 0.2], [0.9]]) == pytest.approx(0.02 / 3)
+    claims = Claims([Claim("a", Difference(-0.1, 0, 0, 0.01)), Claim("b", Difference(0.001, 0, 0, 0.01))])
+    assert (claims.verdicts("a"), claims.verdicts("b")) == (["worse"], [])
+    with pytest.raises(ValueError, match="twice"):
+        Claims([claims.claims[0]] * 2)
+    with pytest.raises(KeyError):
+        claims.verdicts("c")
+
+
+def test_a_single_seed_borrows_the_variance_of_other_systems(tmp_path):
+    records, runs = Records(tmp_path), [Run("tiny", seed=1), Run("tiny", seed=2), Run("tiny", loss="infonce")]
+    for run, quality in zip(runs, (0.4, 0.5, 0.45), strict=True):
+        values = {"nDCG@10": [quality] * 20}
+        part = {"key": run.key, "run": dataclasses.asdict(run), "means": {"tiny/test": {"nDCG@10": quality}}}
+        records.append("a", {**part, "queries": {"tiny/test": values}})
+    results = Results(Study("made up", {"tiny": "tiny"}, {"a": runs}), records)
+    two, one = results.systems
+    assert results.seed_variance("tiny/test", "nDCG@10") == pytest.approx(2 * 0.05**2)
+    assert one.better_than(two).error == pytest.approx(np.sqrt(2 * 0.05**2 + 0.05**2 / 2), rel=0.1)
+
+
+def test_spread_of_vectors():
+    described = describe_space(np.eye(4)[:3], np.eye(4)[:3] * [[1], [1], [-1]])
+    assert described["similarity"] == 0
+    assert described["dimensions"] == 2
