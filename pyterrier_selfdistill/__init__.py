@@ -7,7 +7,7 @@ from .index.identity import EncoderMismatchError
 from .index.index import SelfDistillIndex
 from .index.ray import RayIndexer
 from .index.shards import ShardedIndex
-from .losses import AdaptiveMarginLoss, CalibratedLoss, NestedDimensionsLoss, SelfDistillationLoss
+from .losses import AdaptiveMarginLoss, CalibratedLoss, SelfDistillationLoss
 from .report.comparison import Comparison, compare
 from .training.evaluation import RetrievalEvaluator
 from .training.trainer import NotFittedError, SelfDistillTrainer
@@ -21,7 +21,6 @@ __all__ = [
     "EncoderMismatchError",
     "FolderInUseError",
     "Negatives",
-    "NestedDimensionsLoss",
     "NotFittedError",
     "RayIndexer",
     "RetrievalEvaluator",

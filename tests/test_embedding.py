@@ -39,7 +39,7 @@ def test_vectors_and_gradients_are_those_of_single_columns(model):
     columns = [draw_texts(12, 4, seed=0), *(draw_texts(12, 40, seed=seed) for seed in (1, 2, 3))]
     features = [model.preprocess(texts) for texts in columns]
     apart = [model(dict(column))["sentence_embedding"] for column in features]
-    together = embed(model, arrange(features))
+    together = embed(model, *arrange(features))
     assert len(together) == 4
     for ours, expected in zip(together, apart, strict=True):
         assert torch.allclose(ours, expected, atol=1e-5)
@@ -57,23 +57,23 @@ def test_passes_are_as_wide_as_their_longest_text(tiny_model, monkeypatch):
 
     monkeypatch.setattr(tiny_model, "forward", record)
     texts = [["sort"] * 8, ["sort"] * 8, [*["read"] * 7, " ".join(["mean"] * 50)]]
-    embed(tiny_model, arrange([tiny_model.preprocess(column) for column in texts]))
+    embed(tiny_model, *arrange([tiny_model.preprocess(column) for column in texts]))
     assert widths == [3, 3, 52]
 
 
 def test_columns_that_differ_are_embedded_one_by_one(tiny_model):
     features = [tiny_model.preprocess(texts) for texts in (["sort"], ["read a file"], ["plot"])]
     features[2]["task"] = "other"
-    arrangement = arrange(features)
-    assert arrangement.batches == features
-    assert arrangement.positions is None
-    assert restore([torch.ones(1, 2)], arrangement.positions)[0].shape == (1, 2)
-    assert len(embed(tiny_model, arrangement)) == 3
+    batches, positions = arrange(features)
+    assert batches == features
+    assert positions is None
+    assert restore([torch.ones(1, 2)], positions)[0].shape == (1, 2)
+    assert len(embed(tiny_model, batches, positions)) == 3
 
 
 def test_flattened_columns_stay_as_they_are():
     features = [{"input_ids": torch.ones(1, 6), "cu_seq_lens_q": torch.tensor([0, 2, 6])} for _ in range(3)]
-    assert arrange(features).batches == features
+    assert arrange(features) == (features, None)
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4])

@@ -15,12 +15,11 @@ from pyterrier_selfdistill.losses import (
     ERRORS,
     AdaptiveMarginLoss,
     normalize,
-    trusting_weights,
 )
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "released_loss.json").read_text())["cases"]
 OPTIONS = {
-    "target": [0.3, "adaptive", "distributed", "trusting"],
+    "target": [0.3, "adaptive", "distributed"],
     "in_batch": [False, True],
     "error": list(ERRORS),
     "detach_target": [False, True],
@@ -29,13 +28,11 @@ OPTIONS = {
 
 
 def is_defined(target, in_batch, error, detach_target, pairing):
-    whole_batch = target in ("distributed", "trusting")
-    return not (whole_batch and in_batch) and (in_batch or pairing == "query")
+    return not (target == "distributed" and in_batch) and (in_batch or pairing == "query")
 
 
 DEFINED = [values for values in itertools.product(*OPTIONS.values()) if is_defined(*values)]
 VARIANTS = [dict(zip(OPTIONS, values, strict=True)) for values in DEFINED]
-PLAIN_VARIANTS = [options for options in VARIANTS if options["target"] != "trusting"]
 
 
 def embeddings(batch=4, dim=5, negatives=1, seed=0, dtype=torch.float64):
@@ -48,14 +45,12 @@ def cosine(x, y):
     return float(x @ y / (x.norm() * y.norm()))
 
 
-PHI = {"l2": lambda x: x * x, "l1": abs, "soft": lambda x: math.log1p(math.exp(-x)), "hinge": lambda x: min(x, 0) ** 2}
+PHI = {"l2": lambda x: x * x, "l1": abs, "soft": lambda x: math.log1p(math.exp(-x))}
 
 
 def definition(query, positive, negative, *, target, in_batch, error, detach_target, pairing):
     """Compute the loss by its definition, pair by pair."""
     phi = PHI[error]
-    if target == "trusting":
-        return trusting_definition(query, positive, negative, phi)
     rows, number = negative.shape[:2]
     errors = []
     for i, owner, k in itertools.product(range(rows), range(rows), range(number)):
@@ -68,24 +63,6 @@ def definition(query, positive, negative, *, target, in_batch, error, detach_tar
         asked = target if isinstance(target, float) else (1 + cosine(positive[i], document)) / 2
         errors.append(phi(margin - asked))
     return statistics.fmean(errors)
-
-
-def trusting_definition(query, positive, negative, phi):
-    """Compute the trusting loss by its definition, query by query."""
-    documents = [*positive, *negative.reshape(-1, negative.shape[-1])]
-    others = [documents[:i] + documents[i + 1 :] for i in range(len(query))]
-    scores = [[cosine(q, document) for document in row] for q, row in zip(query, others, strict=True)]
-    deviation = statistics.pstdev(itertools.chain(*scores))
-    losses = []
-    for i, row in enumerate(scores):
-        margins = [cosine(query[i], positive[i]) - score for score in row]
-        targets = [(1 + cosine(positive[i], document)) / 2 for document in others[i]]
-        somers = statistics.fmean((margin > 0) - (margin < 0) for margin in margins)
-        weights = [math.exp(max(somers, 0) * score / deviation) for score in row]
-        errors = [phi(margin - target) for margin, target in zip(margins, targets, strict=True)]
-        weighted = [weight * error for weight, error in zip(weights, errors, strict=True)]
-        losses.append(sum(weighted) / sum(weights))
-    return statistics.fmean(losses)
 
 
 def test_there_are_81_golden_cases():
@@ -115,51 +92,13 @@ def test_equals_its_definition(options, negatives):
     assert AdaptiveMarginLoss(**options)(*tensors).item() == pytest.approx(expected, abs=1e-12)
 
 
-@pytest.mark.parametrize("options", [o for o in PLAIN_VARIANTS if not o["detach_target"]], ids=str)
+@pytest.mark.parametrize("options", [o for o in VARIANTS if not o["detach_target"]], ids=str)
 @pytest.mark.parametrize("negatives", [1, 2])
 def test_gradcheck(options, negatives):
     assert torch.autograd.gradcheck(AdaptiveMarginLoss(**options), embeddings(3, 4, negatives))
 
 
-@pytest.mark.parametrize("error", ERRORS)
-@pytest.mark.parametrize("detach_target", [False, True])
-def test_weights_get_no_gradient(error, detach_target):
-    """The gradient equals that of the weighted error with the same weights held constant."""
-    tensors = embeddings(negatives=2)
-    loss = AdaptiveMarginLoss("trusting", error=error, detach_target=detach_target)
-    gradients = torch.autograd.grad(loss(*tensors), tensors)
-
-    _, margin, target = AdaptiveMarginLoss("trusting").terms(*tensors)
-    score = torch.cosine_similarity(tensors[0], tensors[1])[:, None] - margin
-    weights = trusting_weights(margin.detach(), score.detach())
-    error_of_pairs = ERRORS[error](margin - (target.detach() if detach_target else target))
-    expected = torch.autograd.grad((weights * error_of_pairs).sum(dim=1).mean(), tensors)
-    torch.testing.assert_close(gradients, expected)
-
-
-@pytest.mark.parametrize("options", [{"target": 0.3}, {"target": "adaptive"}, {"target": "trusting"}], ids=str)
-def test_hinge_never_pulls_a_margin_back(options):
-    """An encoder whose margins all exceed their targets is pulled back by l2, and left as it is by the hinge."""
-    query = torch.eye(3, 4, dtype=torch.float64).requires_grad_()
-    tensors = query, query.detach() + 0.1, -torch.ones(3, 4, dtype=torch.float64)
-    terms = AdaptiveMarginLoss(**options).terms(*tensors)
-    assert (terms.margin > terms.target).all()
-    (pulled,) = torch.autograd.grad(terms.loss, query)
-    (left,) = torch.autograd.grad(AdaptiveMarginLoss(**options, error="hinge")(*tensors), query)
-    assert pulled.abs().sum() > 0
-    assert left.abs().sum() == 0
-
-
-def test_weights_are_equal_where_the_positive_does_not_stand_out():
-    score = torch.tensor([[0.1, 0.2, 0.3, 0.4]] * 3)
-    margin = torch.tensor([[0.9], [0.25], [0.0]]) - score
-    trusted, middle, below = trusting_weights(margin, score)
-    assert trusted.tolist() == sorted(trusted.tolist())
-    assert trusted[-1] > 3 * trusted[0]
-    torch.testing.assert_close(torch.stack([middle, below]), torch.full((2, 4), 0.25))
-
-
-@pytest.mark.parametrize("options", [o for o in PLAIN_VARIANTS if o["detach_target"]], ids=str)
+@pytest.mark.parametrize("options", [o for o in VARIANTS if o["detach_target"]], ids=str)
 def test_detached_target_gets_no_gradient(options):
     """The gradient equals that of the error between the margins and the same targets held constant."""
     tensors = embeddings()
@@ -253,7 +192,6 @@ def test_normalize_keeps_float64():
         ({"target": float("nan")}, ValueError, r"\(0, 2\]"),
         ({"error": "huber"}, ValueError, "'l1'.*got 'huber'"),
         ({"target": "distributed", "in_batch": True}, ValueError, "not defined with in_batch=True"),
-        ({"target": "trusting", "in_batch": True}, ValueError, "not defined with in_batch=True"),
         ({"target": "adaptive", "pairing": "released"}, ValueError, "in_batch=True"),
         ({"target": "adaptive", "in_batch": True, "pairing": "own"}, ValueError, "got 'own'"),
     ],

@@ -55,7 +55,6 @@ LOSSES = [
     AdaptiveMarginLoss("adaptive"),
     AdaptiveMarginLoss("adaptive", in_batch=True),
     AdaptiveMarginLoss("adaptive", in_batch=True, pairing="released"),
-    AdaptiveMarginLoss("trusting"),
     CalibratedLoss(),
 ]
 """Each target, with and without in-batch negatives, and the calibrated loss."""

@@ -15,14 +15,13 @@ from pathlib import Path
 import pandas as pd
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pyterrier_selfdistill import (
     AdaptiveMarginLoss,
     CalibratedLoss,
-    NestedDimensionsLoss,
     SelfDistillationLoss,
     SelfDistillBiEncoder,
     SelfDistillTrainer,
@@ -46,11 +45,9 @@ LOSSES = {
     "released pairing, two negatives": (AdaptiveMarginLoss("adaptive", in_batch=True, pairing="released"), 2),
     "distributed": (AdaptiveMarginLoss(), 1),
     "distributed, two negatives": (AdaptiveMarginLoss(error="l1"), 2),
-    "trusting": (AdaptiveMarginLoss("trusting"), 1),
     "calibrated": (CalibratedLoss(), 1),
     "calibrated, two negatives": (CalibratedLoss(), 2),
-    "calibrated, nested": (NestedDimensionsLoss(CalibratedLoss(), [32, 8], [1.0, 0.5]), 1),
-    "trusting, two negatives": (AdaptiveMarginLoss("trusting", error="soft"), 2),
+    "calibrated, matryoshka": (CalibratedLoss(), 1),
 }
 """Losses, with the number of negatives."""
 
@@ -98,7 +95,12 @@ def losses_and_gradients(model, rank=0, processes=1):
             features = trained.preprocess(list(texts))
             # DDP loses its way where there are others, which no data loader makes
             columns.append({name: value for name, value in features.items() if isinstance(value, torch.Tensor)})
-        value = SelfDistillationLoss(wrapped, loss)(columns)
+        on_texts = SelfDistillationLoss(trained, loss)
+        if name.endswith("matryoshka"):
+            on_texts = MatryoshkaLoss(trained, on_texts, [32, 8], [1.0, 0.5])
+            on_texts.loss.model = wrapped
+        on_texts.model = wrapped
+        value = on_texts(columns, None)
         value.backward()
         gradients = {name: weights.grad for name, weights in trained.named_parameters() if weights.grad is not None}
         results[name] = (value.item(), gradients)

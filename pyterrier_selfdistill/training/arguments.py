@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, cast
@@ -15,6 +15,7 @@ import torch
 from datasets import DatasetDict
 from pydantic import Field
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
+from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
 from sentence_transformers.util import get_world_size
 from torch import nn
 from transformers.integrations import get_reporting_integration_callbacks
@@ -29,13 +30,11 @@ from ..losses import (
     TARGETS,
     AdaptiveMarginLoss,
     CalibratedLoss,
-    Dimensions,
     EmbeddingLoss,
     ErrorName,
-    NestedDimensionsLoss,
     SelfDistillationLoss,
     Target,
-    Weights,
+    without_matryoshka,
 )
 from ..utils.checks import Count, Expected, PositiveInteger, PositiveNumber, checked
 from ..utils.compat import use_one_gpu
@@ -54,11 +53,16 @@ TRAINING_TARGETS = (CALIBRATED, *TARGETS)
 """What can be trained for without a constant."""
 
 TrainingTarget = Annotated[
-    Literal["calibrated", "distributed", "adaptive", "trusting"] | Annotated[float, Field(gt=0, le=2)],
+    Literal["calibrated", "distributed", "adaptive"] | Annotated[float, Field(gt=0, le=2)],
     Expected(f"one of {TRAINING_TARGETS} or a number in (0, 2]"),
 ]
 """What to train margins for: a target of :class:`.losses.AdaptiveMarginLoss`, or
 :class:`.calibrated_loss.CalibratedLoss`."""
+
+Dimensions = Annotated[
+    Sequence[PositiveInteger], Field(min_length=1), Expected("a list of numbers of dimensions such as [384, 192, 96]")
+]
+Weights = Annotated[Sequence[PositiveNumber], Expected("a list of positive numbers such as [1, 1, 0.5]")]
 
 
 def loss_maker(
@@ -81,8 +85,7 @@ def loss_maker(
         error: Its error function.
         mini_batch_size: That of :class:`SelfDistillationLoss`.
         default: The target if there is none.
-        matryoshka_dims: Those of :class:`.nested_loss.NestedDimensionsLoss`, and so are the weights; None to train
-            whole vectors only.
+        matryoshka_dims: The numbers of dimensions to train, for ``MatryoshkaLoss``; None to train whole vectors only.
         matryoshka_weights: The weight of each.
 
     Returns:
@@ -100,42 +103,44 @@ def loss_maker(
         loss = loss_of(target or default, in_batch, error)
     elif (target, in_batch, error) != (None, False, "l2"):
         raise ValueError(f"loss={loss!r} was given beside target, in_batch or error; set those in the loss itself")
-    if matryoshka_dims is not None:
-        loss = _nested(loss, matryoshka_dims, matryoshka_weights)
-    elif matryoshka_weights is not None:
-        raise ValueError(f"matryoshka_weights={matryoshka_weights} are those of matryoshka_dims; give these too")
     if isinstance(loss, EmbeddingLoss):
-        return partial(_loss_on_texts, loss=loss, mini_batch_size=mini_batch_size)
-    if isinstance(loss, nn.Module) or not callable(loss):
+        make: LossMaker = partial(SelfDistillationLoss, loss=loss, mini_batch_size=mini_batch_size)
+    elif isinstance(loss, nn.Module) or not callable(loss):
         raise TypeError(
             f"expected an AdaptiveMarginLoss, a CalibratedLoss or a function of the model, got loss={loss!r}; for "
             "another loss give its class, such as MultipleNegativesRankingLoss, or lambda model: TheLoss(model, ...)"
         )
-    if mini_batch_size is not None:
+    elif mini_batch_size is not None:
         raise ValueError(
-            f"mini_batch_size={mini_batch_size} is for the losses of this package, got loss={loss!r} beside it; leave "
-            "it out, and give a loss that has a gradient cache, such as "
+            f"mini_batch_size={mini_batch_size} is for the losses of this package, got loss={loss!r}; omit it, and "
+            "give a loss that has a gradient cache, such as "
             "lambda model: CachedMultipleNegativesRankingLoss(model, mini_batch_size=...)"
         )
-    return loss
-
-
-def _nested(loss: LossMaker | EmbeddingLoss, dims: Dimensions, weights: Weights | None) -> NestedDimensionsLoss:
-    """Have a loss train the first dimensions too."""
-    if not isinstance(loss, AdaptiveMarginLoss | CalibratedLoss):
+    else:
+        make = loss
+    if matryoshka_dims is None:
+        if matryoshka_weights is not None:
+            raise ValueError(f"matryoshka_weights={matryoshka_weights} needs matryoshka_dims; give them too")
+        return make
+    if len(set(matryoshka_dims)) < len(matryoshka_dims):
+        raise ValueError(f"matryoshka_dims={matryoshka_dims} has a number twice; give each once")
+    if matryoshka_weights is not None and len(matryoshka_weights) != len(matryoshka_dims):
         raise ValueError(
-            f"matryoshka_dims={dims} is for AdaptiveMarginLoss and CalibratedLoss, got loss={loss!r} beside it; leave "
-            "it out, and give another loss as lambda model: MatryoshkaLoss(model, TheLoss(model), [...])"
+            f"matryoshka_weights={matryoshka_weights} must have a number for each of matryoshka_dims={matryoshka_dims}"
         )
-    return NestedDimensionsLoss(loss, dims, weights)
+    return partial(_matryoshka_loss, make, matryoshka_dims, matryoshka_weights)
 
 
-def _loss_on_texts(model: SentenceTransformer, loss: EmbeddingLoss, mini_batch_size: int | None) -> nn.Module:
-    """Make the loss on texts, if the model has the dimensions that it trains."""
+def _matryoshka_loss(
+    make: LossMaker, dims: Sequence[int], weights: Sequence[float] | None, model: SentenceTransformer
+) -> nn.Module:
+    """Train prefixes of vectors, and whole vectors, which MatryoshkaLoss does not ask for."""
     dimension = model.get_embedding_dimension()
-    if isinstance(loss, NestedDimensionsLoss) and dimension is not None:
-        loss.require_dimensions_of(dimension)
-    return SelfDistillationLoss(model, loss, mini_batch_size)
+    if dimension is not None and max(dims) != dimension:
+        raise ValueError(
+            f"matryoshka_dims={list(dims)} must contain the {dimension} dimensions of the model, and no larger number"
+        )
+    return MatryoshkaLoss(model, make(model), dims, weights)
 
 
 def loss_of(target: TrainingTarget, in_batch: bool = False, error: ErrorName = "l2") -> EmbeddingLoss:
@@ -688,10 +693,14 @@ def run_settings(
     Returns:
         The settings, by name.
     """
-    described = {"name": type(loss).__name__}
-    get_options = getattr(loss, "get_config_dict", None)
+    on_texts = without_matryoshka(loss)
+    described: dict[str, Any] = {"name": type(on_texts).__name__}
+    get_options = getattr(on_texts, "get_config_dict", None)
     if get_options is not None:
         described |= get_options()
+    if isinstance(loss, MatryoshkaLoss):
+        described["matryoshka_dims"] = list(loss.matryoshka_dims)
+        described["matryoshka_weights"] = list(loss.matryoshka_weights)
     mining = None
     if miner is not None:
         mining = miner.describe()

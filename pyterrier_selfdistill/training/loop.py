@@ -23,7 +23,7 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from ..data.triples import TrainingSet, Triples
 from ..encoder.biencoder import SelfDistillBiEncoder
-from ..losses import SelfDistillationLoss
+from ..losses import SelfDistillationLoss, without_matryoshka
 from ..utils.compat import no_transformers_progress_bars, no_widget_examples, remove_autocast
 from ..utils.folders import explained_errors
 from ..utils.processes import gather_objects, in_turn, is_first, share_weights
@@ -74,7 +74,7 @@ def sees_global_batch(loss: nn.Module) -> bool:
     Returns:
         Whether it does; those of sentence-transformers need parts of the same size, and most do not gather.
     """
-    return isinstance(loss, SelfDistillationLoss)
+    return isinstance(without_matryoshka(loss), SelfDistillationLoss)
 
 
 def require_whole_models(arguments: SentenceTransformerTrainingArguments) -> None:
@@ -418,7 +418,7 @@ class TrainingLoop(SentenceTransformerTrainer):
     def compute_loss(self, *args: Any, **options: Any) -> Any:
         """Compute the loss, and log the margin and the target that made it."""
         loss = super().compute_loss(*args, **options)
-        statistics = getattr(self.loss, "statistics", None)
+        statistics = getattr(without_matryoshka(cast(nn.Module, self.loss)), "statistics", None)
         if statistics:
             self.track_loss_components(statistics)
         return loss

@@ -35,7 +35,7 @@ from ..data.triples import TrainingSet, Triples, parts_of, read_triples
 from ..encoder.adapters import AdapterConfig, add_adapter, require_adaptable, saved_base
 from ..encoder.biencoder import PromptsByCollection, SelfDistillBiEncoder
 from ..encoder.precision import copied
-from ..losses import Dimensions, EmbeddingLoss, ErrorName, Weights
+from ..losses import EmbeddingLoss, ErrorName
 from ..utils.checks import (
     Expected,
     FieldNames,
@@ -51,8 +51,10 @@ from ..utils.compat import schematic
 from ..utils.processes import agree, joined
 from .arguments import (
     PRESETS,
+    Dimensions,
     LossMaker,
     TrainingTarget,
+    Weights,
     decisive,
     exponential_decay,
     loss_maker,
@@ -367,7 +369,7 @@ class SelfDistillTrainer(EncoderFitter):
         target: What to train margins for: ``"calibrated"``, for :class:`CalibratedLoss`, or a target of
             :class:`AdaptiveMarginLoss`; by default that of the preset.
         in_batch: Whether the negatives of the other queries of a batch count too.
-        error: How deviations from the target count: ``"l2"``, ``"l1"``, ``"soft"`` or ``"hinge"``.
+        error: How deviations from the target count: ``"l2"``, ``"l1"`` or ``"soft"``.
         loss: Instead of these three: an :class:`AdaptiveMarginLoss` with more options, or a function that makes any
             loss of sentence-transformers for a model, such as ``MultipleNegativesRankingLoss``.
         mini_batch_size: How many texts to go back through the model with at once, for batches that do not fit into
@@ -376,7 +378,7 @@ class SelfDistillTrainer(EncoderFitter):
             weights, with ``pip install pyterrier-selfdistill[adapters]``. It is merged into the trained encoder, and
             written alone to the folder ``adapter`` of ``output_dir``. Search its ``learning_rate`` anew.
         matryoshka_dims: To train vectors that can be cut (Matryoshka): the numbers of dimensions, such as ``[384, 192,
-            96, 48]``, which begin with that of the encoder; see :class:`NestedDimensionsLoss`.
+            96, 48]``, with the number of the encoder among them; the loss is wrapped in ``MatryoshkaLoss``.
         matryoshka_weights: The weight of each; 1 by default.
         preset: ``"default"`` or ``"paper"``, the recipe of the paper.
         negatives: How many negatives a triple gets in :meth:`fit`, or :class:`Negatives` that say which.

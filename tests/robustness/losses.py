@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import hypothesis.strategies as st
@@ -19,21 +18,18 @@ TENSORS = ("query", "positive", "negative")
 
 LOSSES = [
     {"target": "distributed"},
-    {"target": "trusting"},
     {"target": "adaptive"},
     {"target": "adaptive", "in_batch": True},
     {"target": "adaptive", "in_batch": True, "pairing": "released"},
     {"target": 0.5},
     {"target": 0.5, "in_batch": True, "error": "l1"},
     {"target": "distributed", "error": "soft", "detach_target": True},
-    {"target": "trusting", "error": "hinge"},
 ]
 
 ERRORS = {
     "l2": np.square,
     "l1": np.abs,
     "soft": lambda difference: np.log1p(np.exp(-difference)),
-    "hinge": lambda difference: np.minimum(difference, 0) ** 2,
 }
 
 
@@ -108,8 +104,6 @@ class LossOfTensors(EntryPoint):
         n = _unit(negative.numpy()).reshape(-1, query.shape[1])
         own = [column // (len(n) // len(q)) for column in range(len(n))]
         error = ERRORS[loss.get("error", "l2")]
-        if loss["target"] == "trusting":
-            return self._trusting(q, p, n, error)
         errors = []
         for i in range(len(q)):
             for j, o in enumerate(own):
@@ -122,21 +116,6 @@ class LossOfTensors(EntryPoint):
                 if in_batch or loss["target"] == "distributed" or i == o:
                     errors.append(error(margin - target))
         return float(np.mean(errors))
-
-    def _trusting(self, q: np.ndarray, p: np.ndarray, n: np.ndarray, error: Callable[[Any], Any]) -> float:
-        """Weigh the errors of each query."""
-        documents = np.concatenate([p, n])
-        others = [np.delete(documents, i, axis=0) for i in range(len(q))]
-        scores = [others[i] @ q[i] for i in range(len(q))]
-        deviation = max(float(np.std(np.concatenate(scores))), np.finfo(np.float32).eps)
-        losses = []
-        for i in range(len(q)):
-            margins = p[i] @ q[i] - scores[i]
-            stands_out = max(np.sign(margins).mean(), 0)
-            weights = np.exp(stands_out / deviation * (scores[i] - scores[i].max()))
-            errors = error(margins - (1 + others[i] @ p[i]) / 2)
-            losses.append((weights * errors).sum() / weights.sum())
-        return float(np.mean(losses))
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

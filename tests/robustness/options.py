@@ -40,7 +40,7 @@ MEASURES = Kind(
 )
 NEGATIVES = Kind(st.integers(1, 4) | st.sampled_from([Negatives(2), Negatives(range_min=3)]), POSITIVE.malformed)
 TARGET = Kind(
-    st.sampled_from(["distributed", "adaptive", "trusting", 0.5, 1, 2.0]),
+    st.sampled_from(["distributed", "adaptive", 0.5, 1, 2.0]),
     [0, -0.5, 2.5, "Adaptive", "", "0.5", None, True, math.nan, math.inf, ["adaptive"], b"adaptive", {}],
 )
 TRAINING_TARGET = Kind(st.just("calibrated") | TARGET.valid, TARGET.malformed).or_none()
@@ -111,7 +111,7 @@ class LossOptions(EntryPoint):
     kinds: ClassVar = {
         "target": TARGET,
         "in_batch": FLAG,
-        "error": choice("l2", "l1", "soft", "hinge"),
+        "error": choice("l2", "l1", "soft"),
         "detach_target": FLAG,
         "pairing": choice("query", "released"),
     }
@@ -127,7 +127,7 @@ class LossOptions(EntryPoint):
         """Return all options."""
         default = {"in_batch": False, "error": "l2", "detach_target": False, "pairing": "query"}
         given = {"target": "distributed", **default, **options}
-        if given["in_batch"] and given["target"] in ("distributed", "trusting"):
+        if given["in_batch"] and given["target"] == "distributed":
             return Refusal(["in_batch"])
         if given["pairing"] == "released" and not given["in_batch"]:
             return Refusal(["pairing"])
@@ -141,7 +141,7 @@ class TrainerOptions(EntryPoint):
     kinds: ClassVar = {
         "target": TRAINING_TARGET,
         "in_batch": FLAG,
-        "error": choice("l2", "l1", "soft", "hinge"),
+        "error": choice("l2", "l1", "soft"),
         "loss": Kind(
             st.sampled_from([None, MultipleNegativesRankingLoss, AdaptiveMarginLoss("adaptive")]),
             ["adaptive", 3, nn.Identity(), [], AdaptiveMarginLoss("adaptive").get_config_dict()],
@@ -197,7 +197,7 @@ class TrainerOptions(EntryPoint):
         if given.get("loss") is not None:
             if asked != (None, False, "l2"):
                 return Refusal(["loss"])
-        elif given["in_batch"] and target in ("calibrated", "distributed", "trusting"):
+        elif given["in_batch"] and target in ("calibrated", "distributed"):
             return Refusal(["in_batch"])
         elif given["error"] != "l2" and target == "calibrated":
             return Refusal(["error"])
