@@ -1,117 +1,174 @@
-"""How fast documents are encoded into an index, and how fast vectors are made, beside the peers.
+"""How fast documents are encoded, and what lower precision costs.
 
-    python -m benchmarks.encoding_speed
+    python -m benchmarks.encoding_speed              # into an index and as vectors, compared with the peers
+    python -m benchmarks.encoding_speed precision    # float32, bfloat16 and int8: speed, cosines and nDCG@10
 
-Our encoder in each precision against pyterrier-dr's encoders before a FlexIndex, and against the ``encode`` of
-sentence-transformers, with the same model, documents and lengths, in turns.
+The peers are pyterrier-dr's encoders with a FlexIndex, and ``encode`` of sentence-transformers, with the same model,
+documents and lengths.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pyterrier as pt
 import torch
+from ir_measures import nDCG
 from pyterrier_dr import FlexIndex, HgfBiEncoder, SBertBiEncoder
 from sentence_transformers import SentenceTransformer
 
-from benchmarks.materials import LENGTHS, MINILM, draw_documents
-from benchmarks.pages import table
-from benchmarks.turns import Rates, in_turns
+from benchmarks.harness import DATA, LENGTHS, MINILM, draw_documents, in_turns, rates_table
+from benchmarks.pages import records_table
+from benchmarks.study.collection import Collection, judged_positives, load_collection
 from pyterrier_selfdistill import SelfDistillBiEncoder, SelfDistillIndex
-
-PRECISIONS = ("auto", "float32", "int8")
-"""The precisions of our encoder."""
 
 INTO_INDEX = "SBertBiEncoder >> FlexIndex"
 ONLY_VECTORS = "SentenceTransformer.encode, bfloat16 weights"
 
 
-def main() -> None:
-    """Read the command line, measure, and print the tables."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.encoding_speed", description=__doc__.partition("\n")[0])
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="the folder of collections")
-    parser.add_argument("--turns", type=int, default=3)
-    options = parser.parse_args()
-    print(encoding_tables(options.data, options.turns))
-
-
-def encoding_tables(data: Path, turns: int = 3) -> str:
-    """Measure encoding, and write the tables.
-
-    Args:
-        data: The folder of collections.
-        turns: How often each is timed.
-
-    Returns:
-        Two tables in Markdown.
-    """
+def rates_tables(data: Path, turns: int = 3) -> str:
+    """Measure encoding into an index and to vectors, and write a table of each."""
     records = draw_documents(data)
-    indexing = in_turns(indexing_works(records), len(records), turns)
-    vectors = in_turns(vector_works(records), len(records), turns)
-    return "\n\n".join(
-        [rates_table("into an index", indexing, INTO_INDEX), rates_table("vectors", vectors, ONLY_VECTORS)]
-    )
-
-
-def rates_table(work: str, rates: Mapping[str, Rates], peer: str) -> str:
-    """Write rates and their ratios to those of a peer."""
-    rows = [(name, str(own), own.over(rates[peer])) for name, own in rates.items()]
-    return table([work, "documents/s (spread)", f"against {peer}"], rows)
+    parts = []
+    for name, works, peer in (
+        ("into an index", indexing_works(records), INTO_INDEX),
+        ("vectors", vector_works([record["text"] for record in records]), ONLY_VECTORS),
+    ):
+        rates = in_turns(works, len(records), turns)
+        parts.append(rates_table((name, "documents/s (spread)", f"against {peer}"), rates, peer))
+    return "\n\n".join(parts)
 
 
 def indexing_works(records: list[dict[str, str]]) -> dict[str, Callable[[], Any]]:
     """List the encoders before an index, each with a function that indexes all documents."""
-    peers = {INTO_INDEX: sbert_encoder(), "HgfBiEncoder >> FlexIndex": hgf_encoder()}
-    works: dict[str, Callable[[], Any]] = {}
-    for name, encoder in peers.items():
-        works[name] = partial(index_all, encoder, FlexIndex, records)
-    for precision in PRECISIONS:
-        encoder = SelfDistillBiEncoder.from_pretrained(MINILM, dtype=precision, **LENGTHS)
-        works[f"SelfDistillBiEncoder >> SelfDistillIndex, {precision}"] = partial(
+    sbert, hgf = SBertBiEncoder(MINILM), HgfBiEncoder.from_pretrained(MINILM)
+    sbert.model.max_seq_length = hgf.tokenizer.model_max_length = LENGTHS["document_length"]
+    works: dict[str, Callable[[], Any]] = {
+        INTO_INDEX: partial(index_all, sbert, FlexIndex, records),
+        "HgfBiEncoder >> FlexIndex": partial(index_all, hgf, FlexIndex, records),
+    }
+    for name, encoder in our_encoders().items():
+        works[f"SelfDistillBiEncoder >> SelfDistillIndex, {name}"] = partial(
             index_all, encoder, SelfDistillIndex, records
         )
     return works
 
 
-def vector_works(records: list[dict[str, str]]) -> dict[str, Callable[[], Any]]:
-    """List what encodes texts, each with a function that encodes all."""
-    texts = [record["text"] for record in records]
+def vector_works(texts: list[str]) -> dict[str, Callable[[], Any]]:
+    """List the encoders of texts, each with a function that encodes all."""
     works: dict[str, Callable[[], Any]] = {}
     for name, dtype in {"float32 weights": torch.float32, "bfloat16 weights": torch.bfloat16}.items():
         model = SentenceTransformer(MINILM, model_kwargs={"dtype": dtype})
         model.max_seq_length = LENGTHS["document_length"]
         works[f"SentenceTransformer.encode, {name}"] = partial(model.encode, texts, show_progress_bar=False)
-    for precision in PRECISIONS:
-        encoder = SelfDistillBiEncoder.from_pretrained(MINILM, dtype=precision, **LENGTHS)
-        works[f"SelfDistillBiEncoder.encode_docs, {precision}"] = partial(encoder.encode_docs, texts)
+    for name, encoder in our_encoders().items():
+        works[f"SelfDistillBiEncoder.encode_docs, {name}"] = partial(encoder.encode_docs, texts)
     return works
+
+
+def our_encoders(precisions: Iterable[str] = ("auto", "float32", "int8"), **options: Any) -> dict[str, Any]:
+    """Load MiniLM in several precisions."""
+    options = {**LENGTHS, **options}
+    return {name: SelfDistillBiEncoder.from_pretrained(MINILM, dtype=name, **options) for name in precisions}
 
 
 def index_all(encoder: pt.Transformer, make_index: Callable[..., Any], records: Iterable[dict[str, str]]) -> None:
     """Index documents in a folder that is removed."""
     with tempfile.TemporaryDirectory() as folder:
-        index = make_index(f"{folder}/index.flex", verbose=False)
-        (encoder >> index).index(iter(records))
+        (encoder >> make_index(f"{folder}/index.flex", verbose=False)).index(iter(records))
 
 
-def sbert_encoder() -> SBertBiEncoder:
-    """Make pyterrier-dr's encoder of sentence-transformers, cut at the same length."""
-    encoder = SBertBiEncoder(MINILM)
-    encoder.model.max_seq_length = LENGTHS["document_length"]
-    return encoder
+def precision_table(data: Path) -> str:
+    """Measure each precision on parts of two collections, and write the table."""
+    if not data.is_dir():
+        return f"Not measured: there is no folder of collections at {data}."
+    collections = {name: part_of(load_collection(name, data), 300, 100) for name in ("scifact", "nfcorpus")}
+    encoders = our_encoders(("float32", "bfloat16", "int8"), device="cpu")
+    return records_table(measure_precision(encoders, collections))
 
 
-def hgf_encoder() -> HgfBiEncoder:
-    """Make pyterrier-dr's encoder of plain language models, cut at the same length; it takes the [CLS] vector."""
-    encoder = HgfBiEncoder.from_pretrained(MINILM)
-    encoder.tokenizer.model_max_length = LENGTHS["document_length"]
-    return encoder
+def part_of(collection: Collection, documents: int, queries: int) -> Collection:
+    """Take some documents, up to half of them relevant for the first test queries, and the queries that have some."""
+    topics, qrels = collection.splits["test"]
+    positives = judged_positives(qrels, collection.documents)
+    asked = positives[positives["qid"].isin(topics["qid"].head(queries))]
+    is_relevant = collection.documents["docno"].isin(asked["docno"])
+    relevant = collection.documents[is_relevant].head(documents // 2)
+    chosen = pd.concat([relevant, collection.documents[~is_relevant].head(documents - len(relevant))])
+    qrels = qrels[qrels["docno"].isin(chosen["docno"])]
+    has_relevant = topics["qid"].isin(judged_positives(qrels, chosen)["qid"])
+    return Collection(chosen, {"test": (topics[has_relevant].head(queries), qrels)})
+
+
+def measure_precision(
+    encoders: dict[str, SelfDistillBiEncoder], collections: dict[str, Collection], turns: int = 2
+) -> list[dict[str, Any]]:
+    """Measure encoders, the first of which is that of float32.
+
+    Returns:
+        A row for each: documents and queries a second, the lowest cosine with the first, and nDCG@10, with queries of
+        the same precision and of float32. Speeds are the best of the turns.
+    """
+    texts = pd.concat([collection.documents for collection in collections.values()])["text"].tolist()
+    for encoder in encoders.values():
+        encoder.encode_docs(["one", "two words"])  # the copy that encodes is made once
+    works = {name: partial(encoder.encode_docs, texts) for name, encoder in encoders.items()}
+    speeds = {name: max(rates.turns) for name, rates in in_turns(works, len(texts), turns).items()}
+    vectors = {name: encoder.encode_docs(texts) for name, encoder in encoders.items()}
+    exact = next(iter(encoders))
+    rows = []
+    for name, encoder in encoders.items():
+        row: dict[str, Any] = {
+            "precision": name,
+            "documents/s": round(speeds[name], 1),
+            "against float32": round(speeds[name] / speeds[exact], 2),
+            "ms/query": round(milliseconds_a_query(encoder, next(iter(collections.values()))), 1),
+            "lowest cosine": round(float((vectors[name] * vectors[exact]).sum(axis=1).min()), 4),
+        }
+        first = 0
+        for title, collection in collections.items():
+            found = vectors[name][first : first + len(collection.documents)]
+            first += len(collection.documents)
+            row[f"{title} nDCG@10"] = round(quality(collection, found, encoder), 3)
+            row[f"{title}, float32 queries"] = round(quality(collection, found, encoders[exact]), 3)
+        rows.append({field: str(value) for field, value in row.items()})
+    return rows
+
+
+def milliseconds_a_query(encoder: SelfDistillBiEncoder, collection: Collection) -> float:
+    """Encode 20 queries one by one, and take the median."""
+    times = []
+    for query in collection.splits["test"][0]["query"].head(20):
+        start = time.perf_counter()
+        encoder.encode_queries([query])
+        times.append(1000 * (time.perf_counter() - start))
+    return float(np.median(times))
+
+
+def quality(collection: Collection, vectors: np.ndarray, encoder: SelfDistillBiEncoder) -> float:
+    """Search the vectors of the documents, and measure nDCG@10."""
+    topics, qrels = collection.splits["test"]
+    scores = encoder.encode_queries(topics["query"]) @ vectors.T
+    run = pd.DataFrame(scores, index=topics["qid"], columns=collection.documents["docno"]).stack()
+    results = run.rename_axis(["qid", "docno"]).reset_index(name="score")
+    return pt.Evaluate(results, qrels, [nDCG @ 10])["nDCG@10"]
+
+
+def main() -> None:
+    """Read the command line, measure, and print the tables."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.encoding_speed", description=__doc__.partition("\n")[0])
+    parser.add_argument("part", nargs="?", choices=["rates", "precision"], default="rates")
+    parser.add_argument("--data", type=Path, default=DATA, help="the folder of collections")
+    options = parser.parse_args()
+    print({"rates": rates_tables, "precision": precision_table}[options.part](options.data))
 
 
 if __name__ == "__main__":

@@ -38,25 +38,22 @@ UNITS = ((1000, "ms"), (60, "s"), (60, "min"), (24, "h"))
 
 
 class Rates(NamedTuple):
-    """What was measured.
-
-    Attributes:
-        encoding: Documents a second that are encoded into an index.
-        int8: The same with ``dtype="int8"``.
-        one_query: Milliseconds of an exact search of a million documents, one query at a time.
-        hundred_queries: The same for each of a hundred queries at once.
-        joining: Bytes a second of vectors that are joined from shards to an index.
-        start: Seconds to start workers of Ray.
-        dimension: The number of dimensions of a vector, of which exact searches are.
-    """
+    """The measured rates."""
 
     encoding: float
+    """Documents a second that are encoded into an index."""
     int8: float
+    """The same with ``dtype="int8"``."""
     one_query: float
+    """Milliseconds of an exact search of a million documents, one query at a time."""
     hundred_queries: float
+    """The same for each of a hundred queries at once."""
     joining: float
+    """Bytes a second of vectors that are joined from shards to an index."""
     start: float
+    """Seconds to start workers of Ray."""
     dimension: int = 384
+    """The dimensions of a vector, of which exact searches are."""
 
 
 def main() -> None:
@@ -86,17 +83,7 @@ def main() -> None:
 def make_tables(
     rates: Rates, documents: Sequence[int] = DOCUMENTS, machines: Sequence[int] = MACHINES, price: float | None = None
 ) -> dict[str, str]:
-    """Compute the tables of the page.
-
-    Args:
-        rates: What was measured.
-        documents: The numbers of documents.
-        machines: The numbers of machines.
-        price: What a machine costs in an hour, if costs are to be shown.
-
-    Returns:
-        The tables, in reStructuredText, by the names of their sections.
-    """
+    """Compute the tables of the page, in reStructuredText, by the names of their sections."""
     return {
         "rates": rates_table(rates),
         "one machine": one_machine(rates, documents, price),
@@ -128,7 +115,7 @@ def one_machine(rates: Rates, documents: Sequence[int], price: float | None) -> 
         searches = (number / 1e6 * milliseconds / 1e3 for milliseconds in (rates.one_query, rates.hundred_queries))
         times = map(duration, (seconds, number / rates.int8, *searches))
         rows.append([f"{number:,}", size(vectors), size(vectors + graph), *times, *cost(seconds, price)])
-    return csv_table([*header, *cost_header(price)], rows)
+    return csv_table(header if price is None else [*header, "Cost"], rows)
 
 
 def several_machines(rates: Rates, documents: Sequence[int], machines: Sequence[int], price: float | None) -> str:
@@ -145,12 +132,7 @@ def several_machines(rates: Rates, documents: Sequence[int], machines: Sequence[
             times = duration(encoding), duration(joining), f"{seconds / 3600:,.1f}"
             row = [f"{number:,}", str(count), *times, size(2 * vectors), duration(query), *cost(seconds, price)]
             rows.append(row)
-    return csv_table([*header, *cost_header(price)], rows)
-
-
-def cost_header(price: float | None) -> list[str]:
-    """Return the header of the column of costs, if there is one."""
-    return [] if price is None else ["Cost"]
+    return csv_table(header if price is None else [*header, "Cost"], rows)
 
 
 def cost(seconds: float, price: float | None) -> list[str]:
@@ -159,13 +141,7 @@ def cost(seconds: float, price: float | None) -> list[str]:
 
 
 def duration(seconds: float) -> str:
-    """Write a time in a unit that suits it.
-
-    Args:
-        seconds: The time.
-
-    Returns:
-        Two digits of it, or all before the point.
+    """Write a time in a unit that suits it, with two digits.
 
     Example:
         >>> [duration(seconds) for seconds in (0.0174, 90, 8230, 823045)]
@@ -181,12 +157,6 @@ def duration(seconds: float) -> str:
 
 def size(number: float) -> str:
     """Write a number of bytes.
-
-    Args:
-        number: The number.
-
-    Returns:
-        It in GB, or in TB from a thousand of these.
 
     Example:
         >>> size(153_600_000), size(1_536e9)
@@ -207,13 +177,6 @@ def digits(value: float) -> str:
 def csv_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Write a table in reStructuredText.
 
-    Args:
-        header: The names of the columns.
-        rows: Their values.
-
-    Returns:
-        The table.
-
     Example:
         >>> print(csv_table(["documents", "machines"], [["100,000", "16"]]))
         .. csv-table::
@@ -233,17 +196,7 @@ def quoted(cell: str) -> str:
 
 
 def read_rates(page: Path) -> Rates:
-    """Read the rates that a page says were measured.
-
-    Args:
-        page: ``benchmarks/SPEED.md``.
-
-    Returns:
-        The rates.
-
-    Raises:
-        ValueError: If the page lacks one of them.
-    """
+    """Read the rates that ``benchmarks/SPEED.md`` says were measured."""
     search = {"size": "1000000", "k": "1000"}
     text = page.read_text(encoding="utf-8")
     ours = "SelfDistillBiEncoder >> SelfDistillIndex"
@@ -261,18 +214,7 @@ def read_rates(page: Path) -> Rates:
 
 
 def find(text: str, values: dict[str, str]) -> dict[str, str]:
-    """Find a row of the tables of a page in Markdown.
-
-    Args:
-        text: The page.
-        values: What the row has in some of its columns.
-
-    Returns:
-        The row.
-
-    Raises:
-        ValueError: If there is none.
-    """
+    """Find the row of the tables of a page in Markdown that has some values."""
     for row in rows_of(text):
         if values.items() <= row.items():
             return row

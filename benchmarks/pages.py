@@ -1,18 +1,18 @@
 """Pages of figures, whose sections are written by the commands that measured them.
 
-A page such as ``benchmarks/SPEED.md`` is text with marked sections, each between ``<!-- name -->`` and
-``<!-- /name -->``, or, in reStructuredText, ``.. name`` and ``.. /name``.
+A page such as ``benchmarks/SPEED.md`` has sections between ``<!-- name -->`` and ``<!-- /name -->``, or, in
+reStructuredText, between ``.. name`` and ``.. /name``.
 """
 
 from __future__ import annotations
 
 import datetime
 import re
-import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from benchmarks.machine import describe_machine, describe_versions
+from benchmarks.machine import commit, describe_machine, describe_versions
 
 RELIABILITY = Path(__file__).with_name("RELIABILITY.md")
 SPEED = Path(__file__).with_name("SPEED.md")
@@ -23,14 +23,6 @@ MARKS = {".md": "<!-- {} -->", ".rst": ".. {}"}
 
 def write_section(name: str, text: str, page: Path) -> None:
     r"""Replace a section of a page.
-
-    Args:
-        name: The name between the marks.
-        text: Markdown, or reStructuredText.
-        page: The page.
-
-    Raises:
-        ValueError: If the page has no such section, or more than one.
 
     Example:
         >>> import tempfile
@@ -45,51 +37,32 @@ def write_section(name: str, text: str, page: Path) -> None:
         <!-- /kills -->
     """
     begin, end = MARKS[page.suffix].format(name), MARKS[page.suffix].format(f"/{name}")
-    pattern = re.compile(f"(^{re.escape(begin)}\n).*?(^{re.escape(end)}$)", flags=re.DOTALL | re.MULTILINE)
     before = page.read_text(encoding="utf-8")
-    sections = pattern.findall(before)
-    if len(sections) != 1:
-        raise ValueError(f"expected one section {name!r} in {page}, got {len(sections)}; mark it with {begin}")
-    opening, closing = sections[0]
-    after = pattern.sub(lambda _: f"{opening}{text.strip()}\n{closing}", before)
+    pattern = re.compile(f"^{re.escape(begin)}\n.*?^{re.escape(end)}$", flags=re.DOTALL | re.MULTILINE)
+    after, number = pattern.subn(lambda _: f"{begin}\n{text.strip()}\n{end}", before)
+    if number != 1:
+        raise ValueError(f"expected one section {name!r} in {page}, got {number}; mark it with {begin} and {end}")
     page.write_text(after, encoding="utf-8")
 
 
 def section(command: str, *parts: str) -> str:
-    """Put a section together: what made it, and its parts.
-
-    Args:
-        command: The command line.
-        *parts: Tables and remarks.
-
-    Returns:
-        Markdown.
-    """
+    """Put a section together: the command that made it, where and with which versions, and its parts."""
     machine = describe_machine()
-    versions = [f"{name} {number}" for name, number in describe_versions().items()]
+    versions = ", ".join(f"{name} {number}" for name, number in describe_versions().items())
     made = (
         f"`{command}` on {datetime.date.today()}, version {version()} of the repository, {machine['processor']}, "
-        f"{machine['cores']} cores, Python {machine['python']}, {', '.join(versions)}."
+        f"{machine['cores']} cores, Python {machine['python']}, {versions}."
     )
     return "\n\n".join([made, *filter(None, parts)])
 
 
 def version() -> str:
-    """Return the commit of the repository, if it is one."""
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+    """Name the commit of the repository, if it is one."""
+    return commit() or "unknown"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Write a table in Markdown.
-
-    Args:
-        header: The names of the columns.
-        rows: Their values.
-
-    Returns:
-        The table.
 
     Example:
         >>> print(table(["operation", "kills"], [["save", 25]]))
@@ -97,12 +70,27 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
         |---|---|
         | save | 25 |
     """
-    lines = [_row(header), "|" + "---|" * len(header)]
-    lines += map(_row, rows)
-    return "\n".join(lines)
+    lines = [list(header), *rows]
+    cells = [[str(value).replace("|", "\\|") for value in row] for row in lines]
+    written = [f"| {' | '.join(row)} |" for row in cells]
+    return "\n".join([written[0], "|" + "---|" * len(header), *written[1:]])
 
 
-def _row(values: Iterable[object]) -> str:
-    """Write a row of a table."""
-    cells = [str(value).replace("|", "\\|") for value in values]
-    return f"| {' | '.join(cells)} |"
+def records_table(records: Sequence[Mapping[str, Any]]) -> str:
+    """Write records as a table with a column for each of their fields, and numbers with three digits.
+
+    Example:
+        >>> print(records_table([{"backend": "retriever", "ms": 1.2345}, {"backend": "faiss"}]))
+        | backend | ms |
+        |---|---|
+        | retriever | 1.23 |
+        | faiss |  |
+    """
+    names = list(dict.fromkeys(name for record in records for name in record))
+    return table(names, [[_written(record.get(name, "")) for name in names] for record in records])
+
+
+def _written(value: object) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -1,154 +1,63 @@
-"""How many triples a second are trained with, beside other trainers, and what each measure gives.
+"""How many triples a second are trained with, compared with other trainers, and what each measure gives.
 
-    python -m benchmarks.training_speed            # peers
-    python -m benchmarks.training_speed measures   # what embedding documents together gives
-    python -m benchmarks.training_speed padding    # what batches consist of
+    python -m benchmarks.training_speed            # sentence-transformers and a bare loop
+    python -m benchmarks.training_speed measures   # ways to embed the documents of a batch
+    python -m benchmarks.training_speed padding    # the tokens of batches, and texts that occur twice
     python -m benchmarks.training_speed memory     # the peak of a batch of 1,024 in mini-batches
-    python -m benchmarks.training_speed results    # that losses and nDCG@10 stay what they are
+    python -m benchmarks.training_speed adapters   # the peak of training an adapter of a model as large as BERT-large
 
-All of it trains MiniLM with the same triples in batches of 32, queries cut at 20 and documents at 200 tokens. Trainings
-are timed in turns in one process, so that what else the machine does meets all of them.
+The first three train MiniLM with the same triples in batches of 32, queries cut at 20 and documents at 200 tokens.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
-import pyterrier as pt
 import torch
 from datasets import Dataset
-from ir_measures import nDCG
+from peft import LoraConfig
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,
     SentenceTransformerTrainingArguments,
 )
 from sentence_transformers.sentence_transformer.losses import MarginMSELoss, MultipleNegativesRankingLoss
+from torch import Tensor, nn
+from transformers import AutoTokenizer, BertConfig, BertModel
 
-from benchmarks.materials import MINILM, draw_triples, random_triples
+from benchmarks.harness import DATA, LENGTHS, MINILM, draw_triples, in_own_process, in_turns, rates_table
+from benchmarks.machine import PeakMemory
 from benchmarks.pages import table
-from benchmarks.study.collection import Collection, load_collection
 from benchmarks.study.losses import Teacher
-from benchmarks.study.memory import PeakMemory
-from benchmarks.turns import Rates, in_turns
-from pyterrier_selfdistill import (
-    AdaptiveMarginLoss,
-    SelfDistillationLoss,
-    SelfDistillBiEncoder,
-    SelfDistillTrainer,
-    embedding,
-    text_losses,
-)
+from pyterrier_selfdistill import AdaptiveMarginLoss, SelfDistillationLoss, SelfDistillBiEncoder, SelfDistillTrainer
 from pyterrier_selfdistill.training import callbacks
 from pyterrier_selfdistill.training.arguments import mixed_precision
 
-LENGTHS = {"query": 20, "positive": 200, "negative": 200}
-"""How many tokens of each column are read."""
-
-RESULTS_OF = "docstrings:numpy"
-"""The collection with which results are compared."""
-
-RESULT_TRIPLES = 256
+QUERY, DOCUMENT = LENGTHS["query_length"], LENGTHS["document_length"]
+COLUMNS = {"query": QUERY, "positive": DOCUMENT, "negative": DOCUMENT}
+"""The tokens of each column of triples."""
 
 BATCH = 32
 STEPS = 2
-TURNS = 3
 
+LORA = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
 
-Training = Callable[[pd.DataFrame], float]
-"""Trains with triples in batches, and returns how many seconds that took, without loading the model."""
-
-
-def main() -> None:
-    """Read the command line, measure, and print the tables."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.training_speed", description=__doc__.partition("\n")[0])
-    parser.add_argument("part", nargs="?", choices=TABLES, default="peers")
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="the folder of collections")
-    options = parser.parse_args()
-    print(TABLES[options.part](options.data))
+LARGE: dict[str, Any] = {"hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096}
+"""The layers of BERT-large, which has 24 of them."""
 
 
 def peers_table(data: Path) -> str:
-    """Time the trainers, and write their rates and what ours is against each."""
-    rates = time_trainings(peers(), data)
-    ours = next(iter(rates.values()))
-    rows = [(name, str(rate), ours.over(rate)) for name, rate in rates.items()]
-    return table(["trainer", "triples/s (spread)", "ours against it"], rows)
-
-
-def measures_table(data: Path) -> str:
-    """Time training with documents embedded in other ways, and write what ours gives."""
-    rates = time_trainings(measures(), data)
-    apart = next(iter(rates.values()))
-    rows = [(name, str(rate), rate.over(apart)) for name, rate in rates.items()]
-    return table(["documents embedded", "triples/s (spread)", "against one by one"], rows)
-
-
-def padding_table(data: Path) -> str:
-    """Count what the batches consist of, and write it."""
-    counted = count_padding(draw_triples(data, BATCH * STEPS))
-    rows = [(name, f"{number:.2f}") for name, number in counted.items()]
-    return table(["documents embedded", "tokens, or share"], rows)
-
-
-def memory_table(data: Path) -> str:
-    """Measure the memory of a step, which needs no collection, and write it."""
-    rows = []
-    for batch, mini_batch_size in ((32, None), (128, None), (1024, 32)):
-        # in a process of its own, whose memory is only its own
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-            peak = process.submit(peak_memory, batch, mini_batch_size).result()
-        rows.append((batch, mini_batch_size or "the whole batch", f"{peak:,.0f}"))
-    return table(["batch", "mini-batch", "peak, MB"], rows)
-
-
-def results_table(data: Path) -> str:
-    """Train in the ways that are to change nothing, without dropout, and write what came of it."""
-    collection = load_collection(RESULTS_OF, data)
-    topics, qrels = collection.splits["train"]
-    triples = random_triples(collection, topics, qrels, RESULT_TRIPLES)
-    rows = []
-    for name, options in {"apart": {}, "together": {}, "in mini-batches of 8": {"mini_batch_size": 8}}.items():
-        with contextlib.ExitStack() as stack:
-            if name == "apart":
-                stack.enter_context(patch.object(text_losses, "arrange", _apart))
-            losses, quality = train_and_search(triples, collection, **options)
-        rows.append((name, f"{losses[0]:.6f}", f"{losses[-1]:.6f}", f"{quality:.4f}"))
-    return table(["documents embedded", "first loss", "last loss", "nDCG@10"], rows)
-
-
-TABLES = {
-    "peers": peers_table,
-    "measures": measures_table,
-    "padding": padding_table,
-    "memory": memory_table,
-    "results": results_table,
-}
-"""What can be measured, given the folder of collections."""
-
-
-def time_trainings(trainings: dict[str, Training], data: Path) -> dict[str, Rates]:
-    """Time trainings with the same triples, in turns."""
-    triples = draw_triples(data, BATCH * STEPS)
-    works = {name: partial(train, triples) for name, train in trainings.items()}
-    return in_turns(works, len(triples), TURNS)
-
-
-def peers() -> dict[str, Training]:
-    """Name the trainers that are compared."""
-    return {
+    """Time the trainers, and write their rates and the ratio of ours to each."""
+    trainings: dict[str, Callable[[pd.DataFrame], float]] = {
         "SelfDistillTrainer": train_ours,
         "bare loop, padded by batch": train_bare,
         "bare loop, padded to 20 and 200 (as the authors do)": partial(train_bare, padding="max_length"),
@@ -156,102 +65,73 @@ def peers() -> dict[str, Training]:
         "sentence-transformers, InfoNCE, float32 (as it comes)": partial(train_infonce, precision={}),
         "sentence-transformers, MarginMSE with its teacher's time": train_margin_mse,
     }
+    return _timed(trainings, data, ("trainer", "triples/s (spread)", "ours against it"), ours="SelfDistillTrainer")
 
 
-def measures() -> dict[str, Training]:
-    """Name the ways to embed the documents of a batch."""
-    return {
-        "columns, one by one": partial(train_with, pool=False),
-        "documents in one pool": partial(train_with, passes=False),
-        "and in passes of like length": train_with,
+def measures_table(data: Path) -> str:
+    """Time training with documents embedded in other ways, and write the ratios to the plainest."""
+    trainings: dict[str, Callable[[pd.DataFrame], float]] = {
+        "columns, one by one": partial(train_ours, loss=EmbeddedApart),
+        "documents in one pool": partial(train_ours, loss=partial(EmbeddedApart, pool=True)),
+        "and in passes of like length": partial(train_ours, loss=AdaptiveMarginLoss()),
     }
+    return _timed(trainings, data, ("documents embedded", "triples/s (spread)", "against one by one"))
 
 
-def train_ours(triples: pd.DataFrame) -> float:
-    """Train with this package."""
-    encoder = SelfDistillBiEncoder.from_pretrained(
-        MINILM, query_length=LENGTHS["query"], document_length=LENGTHS["positive"]
-    )
-    # comparing documents with those before training happens five times, however long a training is
+def _timed(
+    trainings: dict[str, Callable[[pd.DataFrame], float]],
+    data: Path,
+    header: tuple[str, str, str],
+    ours: str | None = None,
+) -> str:
+    """Time trainings with the same triples in turns."""
+    triples = draw_triples(data, BATCH * STEPS)
+    rates = in_turns({name: partial(train, triples) for name, train in trainings.items()}, len(triples))
+    return rates_table(header, rates, peer=next(iter(rates)), ours=ours)
+
+
+class EmbeddedApart(nn.Module):
+    """A loss that embeds the columns of texts one by one, or all documents in one pass.
+
+    Args:
+        model: The model.
+        pool: Whether to embed all documents in one pass.
+    """
+
+    def __init__(self, model: SentenceTransformer, pool: bool = False) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = AdaptiveMarginLoss()
+        self.pool = pool
+
+    def forward(self, sentence_features: Any, labels: Tensor | None = None) -> Tensor:
+        """Embed and compute the loss."""
+        features = [dict(column) for column in sentence_features]
+        if not self.pool:
+            embeddings = [self.model(column)["sentence_embedding"] for column in features]
+            return self.loss(*embeddings)
+        query, *documents = features
+        width = max(column["input_ids"].shape[1] for column in documents)
+        pooled = {}
+        for name, value in documents[0].items():
+            columns = [column[name] for column in documents]
+            if isinstance(value, Tensor) and value.dim() == 2:
+                columns = [nn.functional.pad(column, (0, width - column.shape[1])) for column in columns]
+                pooled[name] = torch.cat(columns)
+            else:
+                pooled[name] = value
+        embeddings = [self.model(column)["sentence_embedding"] for column in (query, pooled)]
+        return self.loss(embeddings[0], *embeddings[1].chunk(len(documents)))
+
+
+def train_ours(triples: pd.DataFrame, loss: Any = None) -> float:
+    """Train with this package, and return the seconds without loading the model."""
+    encoder = SelfDistillBiEncoder.from_pretrained(MINILM, **LENGTHS)
+    # documents are compared with those before training five times, however short a training is
     with tempfile.TemporaryDirectory() as folder, patch.object(callbacks, "MONITORED_TIMES", 0):
         options: dict[str, Any] = {"per_device_train_batch_size": BATCH, "save_strategy": "no", "verbose": False}
-        trainer = SelfDistillTrainer(encoder, f"{folder}/run", **options).fit_triples(triples)
+        trainer = SelfDistillTrainer(encoder, f"{folder}/run", loss=loss, **options).fit_triples(triples)
         return trainer.encoder.training_summary["seconds"]
-
-
-def train_with(triples: pd.DataFrame, *, pool: bool = True, passes: bool = True) -> float:
-    """Train with this package, embedding documents in another way.
-
-    Args:
-        triples: What to train with.
-        pool: Whether positives and negatives are embedded together.
-        passes: Whether they are in passes of like length, and not in a single one.
-
-    Returns:
-        Seconds.
-    """
-    with contextlib.ExitStack() as stack:
-        if not pool:
-            stack.enter_context(patch.object(text_losses, "arrange", _apart))
-        if not passes:
-            stack.enter_context(patch.object(embedding, "number_of_passes", _one))
-        return train_ours(triples)
-
-
-def _apart(columns: list[embedding.Features]) -> embedding.Arrangement:
-    """Arrange columns as they are."""
-    return embedding.Arrangement(list(columns))
-
-
-def _one(rows: int, device: torch.device) -> int:
-    """Divide a pool into a single pass."""
-    return 1
-
-
-def train_and_search(triples: pd.DataFrame, collection: Collection, **options: Any) -> tuple[list[float], float]:
-    """Train without dropout, search all documents for the test queries, and return the losses and nDCG@10."""
-    encoder = SelfDistillBiEncoder.from_pretrained(MINILM, query_length=20, document_length=64, dtype="float32")
-    for module in encoder.model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    topics, qrels = collection.splits["test"]
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = SelfDistillTrainer(encoder, f"{folder}/run", bf16=False, verbose=False, **options)
-        trainer.fit_triples(triples)
-        retriever = trainer.encoder.build_retriever(collection.documents, f"{folder}/index.flex", num_results=10)
-        quality = pt.Evaluate(retriever(topics), qrels, [nDCG @ 10])["nDCG@10"]
-    return trainer.history["loss"].dropna().tolist(), quality
-
-
-def count_padding(triples: pd.DataFrame) -> dict[str, float]:
-    """Count with how many tokens documents are embedded, for each token that they have, and how many occur twice.
-
-    Args:
-        triples: What to train with.
-
-    Returns:
-        The ratios by how documents are embedded, and the shares of queries and documents that repeat another.
-    """
-    model = _cut_model()
-    tokens: dict[str, int] = dict.fromkeys(["real", "padded column by column"], 0)
-    repeated = {"query": 0, "document": 0}
-    for batch in _batches(triples):
-        columns = [model.preprocess(batch[name].tolist()) for name in LENGTHS]
-        lengths = np.sort(torch.cat([column["attention_mask"].sum(dim=1) for column in columns[1:]]).numpy())
-        tokens["real"] += int(lengths.sum())
-        tokens["padded column by column"] += sum(column["input_ids"].numel() for column in columns[1:])
-        for number in (1, 2, 4, 8):
-            ends = embedding.divide(lengths, number)
-            rows = np.diff(ends, prepend=0)
-            name = f"one pool in {number} passes"
-            tokens[name] = tokens.get(name, 0) + int((rows * lengths[np.array(ends) - 1]).sum())
-        documents = pd.concat([batch["positive"], batch["negative"]])
-        repeated["query"] += int(batch["query"].duplicated().sum())
-        repeated["document"] += int(documents.duplicated().sum())
-    ratios = {name: number / tokens["real"] for name, number in tokens.items()}
-    ratios["share of queries that are repeated"] = repeated["query"] / len(triples)
-    ratios["share of documents that are repeated"] = repeated["document"] / (2 * len(triples))
-    return ratios
 
 
 def train_bare(triples: pd.DataFrame, padding: bool | str = True) -> float:
@@ -263,13 +143,13 @@ def train_bare(triples: pd.DataFrame, padding: bool | str = True) -> float:
     for batch in _batches(triples):
         with _autocast(model.device):
             embeddings = []
-            for name, length in LENGTHS.items():
+            for name, length in COLUMNS.items():
                 options = {"padding": padding, "truncation": True, "max_length": length, "return_tensors": "pt"}
                 features = model.tokenizer(batch[name].tolist(), **options).to(model.device)
                 embeddings.append(model(dict(features))["sentence_embedding"])
             value = loss(*embeddings)
         value.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
     value.item()  # a device may not be done
@@ -277,19 +157,18 @@ def train_bare(triples: pd.DataFrame, padding: bool | str = True) -> float:
 
 
 def train_infonce(triples: pd.DataFrame, precision: dict[str, bool] | None = None) -> float:
-    """Train with sentence-transformers and its usual loss, in the precision that this package chooses or another."""
+    """Train with sentence-transformers and its usual loss, by default in the precision of this package."""
     model = _cut_model()
     dataset = Dataset.from_pandas(triples, preserve_index=False)
     return _train_sentence_transformers(model, dataset, MultipleNegativesRankingLoss(model), precision)
 
 
 def train_margin_mse(triples: pd.DataFrame) -> float:
-    """Train with sentence-transformers and MarginMSE, and count how long a cross-encoder takes to label the triples."""
+    """Train with sentence-transformers and MarginMSE, and count the time of a cross-encoder to label the triples."""
     model = _cut_model()
-    teacher = Teacher(MINILM, sum(LENGTHS.values()) - LENGTHS["negative"])
-    dataset = Dataset.from_pandas(triples, preserve_index=False)
+    teacher = Teacher(MINILM, QUERY + DOCUMENT)
     started = time.perf_counter()
-    labelled = teacher.label(dataset, scale=1.0)
+    labelled = teacher.label(Dataset.from_pandas(triples, preserve_index=False), scale=1.0)
     labelling = time.perf_counter() - started
     return labelling + _train_sentence_transformers(model, labelled, MarginMSELoss(model))
 
@@ -297,76 +176,157 @@ def train_margin_mse(triples: pd.DataFrame) -> float:
 def _cut_model() -> SentenceTransformer:
     """Load the model with one length for all texts, which is all that it has."""
     model = SentenceTransformer(MINILM)
-    model.max_seq_length = LENGTHS["positive"]
+    model.max_seq_length = DOCUMENT
     return model
 
 
 def _train_sentence_transformers(
-    model: SentenceTransformer,
-    dataset: Dataset,
-    loss: torch.nn.Module,
-    precision: dict[str, bool] | None = None,
+    model: SentenceTransformer, dataset: Dataset, loss: nn.Module, precision: dict[str, bool] | None = None
 ) -> float:
     on_cpu = model.device.type == "cpu"
-    if precision is None:
-        precision = mixed_precision(model.device)
+    options: dict[str, Any] = {**(mixed_precision(model.device) if precision is None else precision)}
+    options |= {"save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True, "report_to": "none"}
+    options |= {"use_cpu": on_cpu, "dataloader_pin_memory": not on_cpu, "num_train_epochs": 1}
     with tempfile.TemporaryDirectory() as folder:
-        arguments = SentenceTransformerTrainingArguments(
-            output_dir=folder,
-            per_device_train_batch_size=BATCH,
-            num_train_epochs=1,
-            report_to="none",
-            save_strategy="no",
-            logging_strategy="no",
-            disable_tqdm=True,
-            use_cpu=on_cpu,
-            dataloader_pin_memory=not on_cpu,
-            **precision,  # type: ignore[arg-type]
-        )
+        arguments = SentenceTransformerTrainingArguments(folder, per_device_train_batch_size=BATCH, **options)
         trainer = SentenceTransformerTrainer(model, args=arguments, train_dataset=dataset, loss=loss)
         started = time.perf_counter()
         trainer.train()
         return time.perf_counter() - started
 
 
-def peak_memory(batch: int = 1024, mini_batch_size: int | None = 32, length: int = 128) -> float:
-    """Train a step with a large batch of long documents, and find how much memory that takes at most.
+def padding_table(data: Path) -> str:
+    """Count the tokens with which batches are embedded, and write them."""
+    rows = [(name, f"{number:.2f}") for name, number in count_padding(draw_triples(data, BATCH * STEPS)).items()]
+    return table(["documents embedded", "tokens, or share"], rows)
 
-    Args:
-        batch: Triples a step.
-        mini_batch_size: That of :class:`SelfDistillationLoss`.
-        length: The tokens of each document.
+
+def count_padding(triples: pd.DataFrame) -> dict[str, float]:
+    """Count the tokens of documents with their padding, for each token that they have, and the texts that repeat.
 
     Returns:
-        The peak in MB, with the model and the optimizer.
+        The ratios by how documents are embedded, and the shares of queries and documents that repeat another one.
     """
+    model = _cut_model()
+    tokens: dict[str, float] = {}
+    repeated = {"queries": 0, "documents": 0}
+    for batch in _batches(triples):
+        lengths, counted = [], {"real": 0, "padded column by column": 0}
+        for name in ("positive", "negative"):
+            mask = model.preprocess(batch[name].tolist())["attention_mask"]
+            counted["padded column by column"] += mask.numel()
+            lengths.append(mask.sum(dim=1).numpy())
+        pool = np.sort(np.concatenate(lengths))
+        counted["real"] = int(pool.sum())
+        for number in (1, 2, 4, 8):
+            counted[f"one pool in {number} passes"] = least_padded(pool, number)
+        tokens = {name: tokens.get(name, 0) + number for name, number in counted.items()}
+        repeated["queries"] += int(batch["query"].duplicated().sum())
+        repeated["documents"] += int(pd.concat([batch["positive"], batch["negative"]]).duplicated().sum())
+    ratios = {name: number / tokens["real"] for name, number in tokens.items()}
+    ratios["share of queries that are repeated"] = repeated["queries"] / len(triples)
+    ratios["share of documents that are repeated"] = repeated["documents"] / (2 * len(triples))
+    return ratios
+
+
+def least_padded(lengths: np.ndarray, passes: int) -> int:
+    """Return the least tokens, padding included, of texts with these sorted lengths in so many passes.
+
+    Example:
+        >>> least_padded(np.array([1, 1, 4]), 1), least_padded(np.array([1, 1, 4]), 2)
+        (12, 6)
+    """
+    least = np.arange(len(lengths) + 1) * np.concatenate([[0], lengths])
+    for _ in range(1, passes):
+        rows = np.arange(len(lengths) + 1)
+        last = (rows[:, None] - rows) * np.concatenate([[0], lengths])[:, None]
+        least = np.where(last >= 0, least + last, np.iinfo(np.int64).max).min(axis=1)
+    return int(least[-1])
+
+
+def memory_table(data: Path) -> str:
+    """Measure the memory of a step, and write it; ``data`` is not needed."""
+    rows = []
+    for batch, mini_batch_size in ((32, None), (128, None), (1024, 32)):
+        peak = in_own_process(peak_of_step, batch, mini_batch_size)
+        rows.append((batch, mini_batch_size or "the whole batch", f"{peak:,.0f}"))
+    return table(["batch", "mini-batch", "peak, MB"], rows)
+
+
+def peak_of_step(batch: int, mini_batch_size: int | None, length: int = 128) -> float:
+    """Train a step with a large batch of long documents, and return the peak in MB, with model and optimizer."""
     model = SentenceTransformer(MINILM, device="cpu").train()
     loss = SelfDistillationLoss(model, mini_batch_size=mini_batch_size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5)
     model.max_seq_length = length
-    texts = ["what to sort", "sort " * length, "read " * length]
-    # as the trainer does: each pass by itself
+    # the trainer too enters autocast for each pass
     forward = _autocast(model.device)(model.forward)
     with patch.object(model, "forward", forward), PeakMemory() as memory:
-        # a small step first, in which the optimizer takes what it needs
+        # a small step first, in which the optimizer takes its memory
         for size in (1, batch):
-            features = [model.preprocess([text] * size) for text in texts]
-            loss(features).backward()
+            texts = ["what to sort", "sort " * length, "read " * length]
+            loss([model.preprocess([text] * size) for text in texts]).backward()
             optimizer.step()
             optimizer.zero_grad()
     return memory.peak
 
 
+def adapters_table(data: Path, layers: int = 24) -> str:
+    """Measure the memory of training all weights and adapters, and write it; ``data`` is not needed."""
+    ways: dict[str, dict[str, Any]] = {
+        "all weights": {},
+        "LoRA": {"adapter": LORA},
+        "LoRA, gradient_checkpointing": {"adapter": LORA, "gradient_checkpointing": True},
+    }
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        BertModel(BertConfig(num_hidden_layers=layers, **LARGE)).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(MINILM).save_pretrained(folder)
+        for name, options in ways.items():
+            peak, trained = in_own_process(peak_of_training, folder, options)
+            rows.append((name, f"{trained / 1e6:,.1f}", f"{peak:,.0f}"))
+    return table(["trained", "million weights", "peak, MB"], rows)
+
+
+def peak_of_training(model: str, options: dict[str, Any]) -> tuple[float, int]:
+    """Train two steps in batches of 4, and return the peak in MB, with the given encoder, and the trained weights."""
+    encoder = SelfDistillBiEncoder.from_pretrained(model, document_length=64, device="cpu", dtype="float32")
+    triples = [("what to sort", "sort " * 64, "read " * 64)] * 8
+    arguments: dict[str, Any] = {"per_device_train_batch_size": 4, "save_strategy": "no", "verbose": False}
+    with tempfile.TemporaryDirectory() as folder, PeakMemory() as memory:
+        SelfDistillTrainer(encoder, f"{folder}/run", **arguments, **options).fit_triples(triples)
+    adapted = encoder.copy().model
+    if "adapter" in options:
+        adapted.add_adapter(options["adapter"])
+    return memory.peak, sum(weights.numel() for weights in adapted.parameters() if weights.requires_grad)
+
+
 def _autocast(device: torch.device) -> torch.autocast:
     """Compute in the precision that this package would choose."""
-    in_16_bits = bool(mixed_precision(device))
-    return torch.autocast(device.type, torch.bfloat16, enabled=in_16_bits)
+    return torch.autocast(device.type, torch.bfloat16, enabled=bool(mixed_precision(device)))
 
 
 def _batches(triples: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    """Iterate over the batches of triples."""
     for begin in range(0, len(triples), BATCH):
         yield triples.iloc[begin : begin + BATCH]
+
+
+TABLES = {
+    "peers": peers_table,
+    "measures": measures_table,
+    "padding": padding_table,
+    "memory": memory_table,
+    "adapters": adapters_table,
+}
+
+
+def main() -> None:
+    """Read the command line, measure, and print the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.training_speed", description=__doc__.partition("\n")[0])
+    parser.add_argument("part", nargs="?", choices=TABLES, default="peers")
+    parser.add_argument("--data", type=Path, default=DATA, help="the folder of collections")
+    options = parser.parse_args()
+    print(TABLES[options.part](options.data))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,181 @@
+"""The speed benchmarks: their smallest measurements, and that pages say what the measured rates give."""
+
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from benchmarks import encoding_speed, harness, quality, retrieval, sharding, throughput, training_speed
+from benchmarks.harness import Rates, draw_triples, in_turns, rates_table
+from benchmarks.large_collections import PAGE, SPACE, SPEED, find, make_tables, read_rates
+from benchmarks.large_collections import Rates as Measured
+from benchmarks.machine import PeakMemory, resident
+from benchmarks.pages import write_section
+from benchmarks.study.collection import Collection
+from pyterrier_selfdistill import AdaptiveMarginLoss, SelfDistillBiEncoder, SelfDistillTrainer
+
+RATES = Measured(encoding=100, int8=200, one_query=90, hundred_queries=20, joining=1e8, start=10, dimension=250)
+
+
+@pytest.fixture
+def small() -> Collection:
+    """A collection of 40 documents, of which each query finds two relevant ones."""
+    documents = pd.DataFrame(
+        {"docno": [f"d{row}" for row in range(40)], "text": ["sort the table", "read a file"] * 20}
+    )
+    topics = pd.DataFrame({"qid": ["q0", "q1", "q2"], "query": ["sort", "read", "plot"]})
+    qrels = pd.DataFrame([(f"q{row % 2}", f"d{row}", 1) for row in range(4)], columns=["qid", "docno", "label"])
+    return Collection(documents, {"test": (topics, qrels), "train": (topics, qrels)})
+
+
+def test_works_are_done_in_turns_and_compared_turn_by_turn():
+    done: list[str] = []
+    rates = in_turns({name: lambda name=name: done.append(name) for name in ("ours", "theirs")}, amount=10, turns=2)
+    assert done == ["ours", "theirs", "ours", "theirs"]
+    assert all(len(rate.turns) == 2 for rate in rates.values())
+    noisy = {"theirs": Rates([10.0, 30.0]), "ours": Rates([5.0, 15.0])}
+    assert (
+        rates_table(("a", "b", "c"), noisy, "theirs").splitlines()[-1]
+        == "| ours | 10.0 (5.0 to 15.0) | 0.50x (0.50 to 0.50) |"
+    )
+    assert rates_table(("a", "b", "c"), noisy, "", ours="ours").splitlines()[-2].endswith("| 0.50x (0.50 to 0.50) |")
+
+
+def test_peak_memory_sees_what_is_held_and_given_back():
+    before = resident("RssAnon")
+    with PeakMemory() as memory:
+        np.ones((40, 1_000_000)).sum(axis=1)
+    assert 250 < memory.peak - before < 800
+    with pytest.raises(KeyError, match="RssNone"):
+        resident("RssNone")
+
+
+def test_triples_are_drawn_from_a_folder_of_collections(tmp_path):
+    (tmp_path / "vaswani").mkdir()
+    numbers = [str(number) for number in range(9)]
+    documents = pd.DataFrame({"docno": numbers, "text": [f"document {number}" for number in numbers]})
+    documents.to_json(tmp_path / "vaswani" / "docs.jsonl.gz", orient="records", lines=True)
+    queries = pd.DataFrame({"qid": numbers, "query": [f"query {number}" for number in numbers]})
+    queries.to_csv(tmp_path / "vaswani" / "all.topics.tsv", sep="\t", index=False)
+    qrels = pd.DataFrame({"qid": numbers, "docno": numbers, "label": [1] * 8 + [0]})
+    qrels.to_csv(tmp_path / "vaswani" / "all.qrels.tsv", sep="\t", index=False)
+    triples = draw_triples(tmp_path, 8)
+    assert set(triples["positive"]) == {f"document {number}" for number in range(8)}
+    assert (triples["query"].str[-1] == triples["positive"].str[-1]).all()
+    assert triples.equals(draw_triples(tmp_path, 8))
+
+
+def test_only_the_chosen_section_is_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(throughput.SECTIONS, "searching", lambda data: f"of {data}")
+    page = tmp_path / "page.md"
+    page.write_text("<!-- searching -->\nold\n<!-- /searching -->\n<!-- growth -->\nold\n<!-- /growth -->\n")
+    throughput.main(["--only", "searching", "--data", "collections", "--page", str(page)])
+    first, second = page.read_text().split("<!-- /searching -->")
+    assert "`python -m benchmarks.throughput --only searching`" in first
+    assert "of collections" in first
+    assert "old" in second
+    with pytest.raises(ValueError, match="'memory'"):
+        write_section("memory", "", page)
+    with pytest.raises(SystemExit):
+        throughput.main(["--only", "third"])
+    assert "third" in capsys.readouterr().err
+
+
+def test_all_sections_of_the_page_are_measured():
+    page = SPEED.read_text()
+    assert [name for name in throughput.SECTIONS if f"<!-- {name} -->" not in page] == []
+
+
+def test_machines_share_the_encoding_and_not_the_joining():
+    tables = make_tables(RATES, documents=[10**6], machines=[1, 10], price=2)
+    one, ten = (line.strip().replace(SPACE, " ") for line in tables["several machines"].splitlines()[-2:])
+    assert one == '"1,000,000", "1", "2.8 h", "10 s", "2.8", "2 GB", "90 ms", "5.57"'
+    assert ten == '"1,000,000", "10", "17 min", "10 s", "2.8", "2 GB", "9 ms", "5.62"'
+    alone = make_tables(RATES, documents=[10**6])["one machine"].splitlines()[-1].strip().replace(SPACE, " ")
+    assert alone == '"1,000,000", "1 GB", "1.3 GB", "2.8 h", "83 min", "90 ms", "20 ms"'
+
+
+def test_the_page_on_large_collections_has_the_measured_rates():
+    page = PAGE.read_text()
+    for name, table in make_tables(read_rates(SPEED)).items():
+        assert f".. {name}\n{table}\n.. /{name}\n" in page, "run python -m benchmarks.large_collections --write"
+    with pytest.raises(ValueError, match="make speed"):
+        find("| backend | size |\n|---|---|\n| retriever | 10 |\n", {"backend": "other"})
+
+
+def test_a_part_of_a_collection_has_what_its_queries_look_for(small):
+    part = encoding_speed.part_of(small, documents=8, queries=1)
+    topics, qrels = part.splits["test"]
+    assert topics["qid"].tolist() == ["q0"]
+    assert part.documents["docno"].tolist()[:2] == ["d0", "d2"]
+    assert len(part.documents) == 8
+    assert set(qrels["docno"]) <= set(part.documents["docno"])
+
+
+def test_precisions_are_measured(language_model, small):
+    pytest.importorskip("openvino")
+    options = {"device": "cpu", "document_length": 20}
+    encoders = {
+        name: SelfDistillBiEncoder.from_pretrained(language_model, dtype=name, **options)
+        for name in ("float32", "int8")
+    }
+    first, second = encoding_speed.measure_precision(encoders, {"things": small}, turns=1)
+    assert first["lowest cosine"] == "1.0"
+    assert 0.9 < float(second["lowest cosine"]) <= 1
+    assert first["things nDCG@10"] == first["things, float32 queries"]
+
+
+def test_padding_is_counted():
+    texts = ["sort the rows"] * (training_speed.BATCH - 1)
+    columns = {"query": ["sort"] * training_speed.BATCH, "positive": ["write", *texts]}
+    counted = training_speed.count_padding(pd.DataFrame({**columns, "negative": [*texts, "read " * 27 + "a file"]}))
+    real = 62 * 5 + 3 + 31  # with the marks at both ends
+    assert counted["padded column by column"] == (32 * 5 + 32 * 31) / real
+    assert counted["one pool in 1 passes"] == 64 * 31 / real
+    assert counted["one pool in 2 passes"] == (63 * 5 + 31) / real
+    assert counted["share of queries that are repeated"] == 31 / 32
+
+
+def test_other_ways_to_embed_train_the_same_model(encoder, tmp_path):
+    """The measures of training differ in speed only."""
+    triples = [("sort", "sort the rows", "plot a file by mean value"), ("read", "read a file", "sort")] * 4
+    for module in encoder.model.modules():
+        if hasattr(module, "p"):
+            module.p = 0.0  # no dropout
+    losses = []
+    pooled = partial(training_speed.EmbeddedApart, pool=True)
+    for number, loss in enumerate((AdaptiveMarginLoss(), training_speed.EmbeddedApart, pooled)):
+        options = {"per_device_train_batch_size": 4, "logging_steps": 1, "verbose": False, "bf16": False}
+        trainer = SelfDistillTrainer(encoder, tmp_path / str(number), loss=loss, **options).fit_triples(triples)
+        losses.append(trainer.history["loss"].dropna().tolist())
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert losses[2] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_searching_growth_and_joining_are_measured():
+    rows = retrieval.measure_searching([40], ["np_retriever"], depths=(3,), dimension=8)
+    assert [row["queries"] for row in rows] == [1, 100]
+    assert all(row["ms/query"] > 0 for row in rows)
+    (grown,) = retrieval.measure_growth([50], dimension=8)
+    assert grown["documents"] == 50
+    row = sharding.measure_joining(103, 8, 4)
+    assert row["disk, MB"] == pytest.approx(103 * 8 * 4 / 1e6)
+
+
+def test_recall_counts_documents_with_equal_scores():
+    exact = pd.DataFrame({"qid": "q", "docno": ["a", "b", "c"], "score": [3.0, 2.0, 2.0], "rank": [0, 1, 2]})
+    found = exact.assign(docno=["a", "c", "x"], score=[3.0, 2.0, 1.0])
+    assert retrieval.recall(found, exact, 2) == 1
+    assert retrieval.recall(found, exact, 3) == pytest.approx(2 / 3)
+
+
+def test_small_vectors_and_backends_are_measured(encoder, small, tmp_path):
+    rows = quality.measure_vectors(encoder, small, tmp_path, (32, 8))
+    assert [row["MB"] for row in rows[:: len(quality.KINDS)]] == ["0.01", "0.00"]
+    assert 0 < float(rows[0]["nDCG@10"]) <= 1
+    documents, topics, qrels = quality.part_of(small)
+    assert len(documents) == 40
+    assert topics["qid"].tolist() == ["q0", "q1"]
+    assert quality.measure(encoder, documents, topics, qrels) == pytest.approx(float(rows[0]["nDCG@10"]), abs=1e-3)
+    assert len(harness.random_triples(small, 3)) == 3
