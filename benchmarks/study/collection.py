@@ -17,12 +17,7 @@ Source = str | Annotated[dict[Literal["corpus", "train", "dev", "test"], str], F
 
 
 class Collection(NamedTuple):
-    """A collection in memory.
-
-    Attributes:
-        documents: ``docno`` and ``text``.
-        splits: Topics (``qid``, ``query``) and judgements (``qid``, ``docno``, ``label``) by the name of the split.
-    """
+    """Documents (``docno``, ``text``), and topics and judgements by the name of the split."""
 
     documents: pd.DataFrame
     splits: dict[str, tuple[pd.DataFrame, pd.DataFrame]]
@@ -36,10 +31,6 @@ def load_collection(source: Source, data: Path) -> Collection:
             a folder below ``data`` with ``docs.jsonl.gz`` (``docno``, ``text``) and, for each split,
             ``SPLIT.topics.tsv`` and ``SPLIT.qrels.tsv`` with a header.
         data: The folder of folders.
-
-    Raises:
-        FileNotFoundError: If there is no such folder.
-        ValueError: If a dataset lacks a split, or its documents have no text.
     """
     if isinstance(source, str) and ":" not in source:
         return _load_folder(data / source)

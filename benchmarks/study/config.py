@@ -158,13 +158,7 @@ class StudyFile(BaseModel):
 
 @dataclass(frozen=True)
 class FollowUp:
-    """A grid of the systems that are best on dev in other grids, with other settings.
-
-    Attributes:
-        grids: The other grids.
-        over: The settings that are searched there.
-        changes: The settings to change, one run each.
-    """
+    """A grid of the systems that are best on dev in other grids over some settings, with changes, one run each."""
 
     grids: list[str]
     over: list[str]

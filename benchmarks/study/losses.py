@@ -46,12 +46,7 @@ def make_loss(run: Run) -> nn.Module | Callable[[Any], nn.Module]:
 class Teacher:
     """A cross-encoder made from the student's language model, and trained on all the data that a study may use.
 
-    Offline there is no cross-encoder that others have trained. Its cost counts.
-
-    Args:
-        model: The folder of a language model, or of a trained teacher.
-        length: The tokens of a query and a document together.
-        seconds: The time of its training, if it is trained.
+    Offline there is no cross-encoder that others have trained. ``seconds`` is the cost of its training.
     """
 
     def __init__(self, model: str, length: int, seconds: float = 0.0) -> None:

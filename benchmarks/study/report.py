@@ -34,12 +34,7 @@ CLAIMS = {
 
 
 class Report:
-    """A page with tables and figures.
-
-    Args:
-        results: The systems of the study.
-        folder: The folder of ``RESULTS.md`` and ``figures/``.
-    """
+    """A page, ``RESULTS.md``, with tables and figures in a folder."""
 
     def __init__(self, results: Results, folder: Path) -> None:
         self.results = results

@@ -23,15 +23,7 @@ HARM = 0.01
 
 
 class System:
-    """Runs that differ only in the seed.
-
-    Args:
-        records: Their records.
-        results: All systems, which say how much seeds matter if this one has a single seed.
-
-    Attributes:
-        run: The run with the lowest seed.
-    """
+    """Runs that differ only in the seed; ``run`` is the one with the lowest."""
 
     def __init__(self, records: Sequence[Record], results: Results) -> None:
         self.records = sorted(records, key=_seed)
@@ -92,30 +84,21 @@ class System:
         """Whether this is not the untrained encoder."""
         return self.run.loss != "untouched"
 
-    def better_than(self, other: System, measure: str = "nDCG@10", where: str | None = None) -> Difference:
-        """Compare with another system, on test by default."""
-        where = where or self.test
-        mine, my_variance = self._values(where, measure)
-        theirs, their_variance = other._values(where, measure)
+    def better_than(self, other: System, where: str | None = None) -> Difference:
+        """Compare nDCG@10 with another system, on test by default."""
+        mine, my_variance = self._values(where or self.test)
+        theirs, their_variance = other._values(where or self.test)
         return compare(mine, theirs, my_variance, their_variance)
 
-    def _values(self, where: str, measure: str) -> tuple[np.ndarray, float]:
-        """Return the measure, ``(seeds, queries)``, and the variance over seeds if a single seed does not tell it."""
-        values = np.array([record["queries"][where][measure] for record in self.records])
+    def _values(self, where: str) -> tuple[np.ndarray, float]:
+        """Return nDCG@10, ``(seeds, queries)``, and the variance over seeds if a single seed does not tell it."""
+        values = np.array([record["queries"][where]["nDCG@10"] for record in self.records])
         is_single = self.is_trained and len(self.records) == 1
-        return values, self.results.seed_variance(where, measure) if is_single else 0.0
+        return values, self.results.seed_variance(where) if is_single else 0.0
 
 
 class Results:
-    """The systems of a study.
-
-    Attributes:
-        study: The study, with its follow-up grids.
-        records: The records of its runs by key.
-
-    Raises:
-        FileNotFoundError: If there are no records.
-    """
+    """A study with its follow-up grids, the records of its runs by key, and its systems."""
 
     def __init__(self, study: Study, records: Records) -> None:
         found = records.read()
@@ -188,15 +171,14 @@ class Results:
         found = [system for system in self.grid(grid, **settings) if system.dev >= quality]
         return min(found, key=attrgetter("total_seconds"), default=None)
 
-    def seed_variance(self, where: str, measure: str) -> float:
-        """Estimate how much a measure varies over seeds.
+    def seed_variance(self, where: str) -> float:
+        """Estimate how much nDCG@10 varies over seeds, pooled over the systems with several seeds.
 
-        It is pooled over the systems with several seeds: those trained on this collection, or else on any, each where
-        it was tested; 0 if there are none.
+        These are the ones that were trained on this collection, or else on any, each where it was tested.
         """
         repeated = [system for system in self.systems if system.is_tested and len(system.records) > 1]
         here = [system for system in repeated if system.test == where]
-        return pooled_seed_variance([system.means(system.test, measure) for system in here or repeated])
+        return pooled_seed_variance([system.means(system.test) for system in here or repeated])
 
     def alarms(self) -> pd.DataFrame:
         """Count the runs in which a warning of the trainer is due, and how many of them training harmed."""

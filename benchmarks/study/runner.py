@@ -57,13 +57,9 @@ SAMPLE = 1000
 
 
 class Runner:
-    """Do the runs of a study, and keep what they share: collections, BM25's results, teachers.
+    """Do the runs of a study, and keep the collections, BM25's results and teachers that they share.
 
-    Args:
-        study: The study.
-        data: The folder of collections.
-        work: The folder for teachers, locks and temporary files.
-        records: The records.
+    ``data`` is the folder of collections, ``work`` is for teachers, locks and temporary files.
     """
 
     def __init__(self, study: Study, data: Path, work: Path, records: Records) -> None:
@@ -302,14 +298,9 @@ def sample_rows(number: int) -> np.ndarray:
 def describe_space(vectors: np.ndarray, before: np.ndarray) -> dict[str, float]:
     """Describe how the vectors of documents are spread.
 
-    Args:
-        vectors: The vectors after training, ``(documents, dimensions)``.
-        before: The vectors of the same documents before training.
-
-    Returns:
-        ``similarity``, the mean cosine of two documents; ``dimensions``, how many directions they use (the
-        participation ratio of the eigenvalues of their covariance); and ``representational_similarity``, how much of
-        the similarity of documents is left.
+    ``similarity`` is the mean cosine of two documents; ``dimensions``, how many directions they use (the participation
+    ratio of the eigenvalues of their covariance); ``representational_similarity``, how much of the similarity of
+    documents ``before`` training is left.
     """
     vectors = np.asarray(vectors, dtype=np.float64)
     eigenvalues = np.linalg.eigvalsh(np.cov(vectors.T))

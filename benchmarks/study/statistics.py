@@ -33,14 +33,7 @@ LEVEL = 0.05
 
 
 class Difference(NamedTuple):
-    """How much better one system is than another.
-
-    Attributes:
-        mean: The mean difference.
-        low: The lower end of the 95 % interval.
-        high: The upper end.
-        error: The standard error of the mean, over queries and seeds.
-    """
+    """How much better one system is than another, with a 95 % interval and a standard error over queries and seeds."""
 
     mean: float
     low: float

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from benchmarks.study.statistics import Claim, Claims, Difference, compare, holm
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SWEEPS = Path(pyterrier_selfdistill.__file__).parent / "pt_docs" / "sweeps.rst"
-VERBS = {"train": ["sort", "read", "write"], "dev": ["return"], "test": ["plot"]}
+VERBS = ["sort", "read", "write", "return", "plot"]
 THINGS = ["table", "matrix", "file", "array", "row", "column", "value", "data"]
 
 
@@ -30,22 +31,15 @@ THINGS = ["table", "matrix", "file", "array", "row", "column", "value", "data"]
 def data(tmp_path_factory) -> Path:
     """A folder of two equal collections, ``tiny`` and ``other``, with a query for each document."""
     root = tmp_path_factory.mktemp("data")
-    for name in ("tiny", "other"):
-        (root / name).mkdir()
-        rows = [
-            (f"{verb}-{thing}", f"{verb} the {thing}", 1)
-            for verbs in VERBS.values()
-            for verb in verbs
-            for thing in THINGS
-        ]
-        documents = pd.DataFrame(rows, columns=["docno", "text", "label"])
-        documents[["docno", "text"]].to_json(root / name / "docs.jsonl.gz", orient="records", lines=True)
-        for split, verbs in VERBS.items():
-            part = documents[documents["docno"].str.partition("-")[0].isin(verbs)]
-            topics = part.assign(qid=part["docno"], query='"' + part["text"])[["qid", "query"]]
-            topics.to_csv(root / name / f"{split}.topics.tsv", sep="\t", index=False, quoting=3)
-            qrels = part.assign(qid=part["docno"])[["qid", "docno", "label"]]
-            qrels.to_csv(root / name / f"{split}.qrels.tsv", sep="\t", index=False)
+    (root / "tiny").mkdir()
+    texts = [f"{verb} the {thing}" for verb in VERBS for thing in THINGS]
+    documents = pd.DataFrame({"docno": [text.replace(" ", "-") for text in texts], "text": texts})
+    documents.to_json(root / "tiny" / "docs.jsonl.gz", orient="records", lines=True)
+    for split, rows in {"train": slice(24), "dev": slice(24, 32), "test": slice(32, 40)}.items():
+        part = documents[rows].assign(qid=documents["docno"], query='"' + documents["text"], label=1)
+        part[["qid", "query"]].to_csv(root / "tiny" / f"{split}.topics.tsv", sep="\t", index=False, quoting=3)
+        part[["qid", "docno", "label"]].to_csv(root / "tiny" / f"{split}.qrels.tsv", sep="\t", index=False)
+    shutil.copytree(root / "tiny", root / "other")
     return root
 
 
@@ -62,8 +56,8 @@ def defaults(language_model) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def finished(data, defaults, tmp_path_factory) -> tuple[str, list[str], Path]:
-    """A study with each kind of run that was stopped after its first grid and continued: its file, options, folder."""
+def finished(data, defaults, tmp_path_factory) -> tuple[str, Path]:
+    """A study with each kind of run that was stopped after its first grid and continued: its file and folder."""
     root = tmp_path_factory.mktemp("study")
     losses = [{"loss": ["distributed", "infonce"], "seed": [1, 2]}, {"loss": "static", "margin": 0.5}]
     kinds = [
@@ -84,11 +78,14 @@ def finished(data, defaults, tmp_path_factory) -> tuple[str, list[str], Path]:
     first = (root / "records" / "losses.jsonl").read_bytes()
     assert main(["run", path, *options]) == 0
     assert (root / "records" / "losses.jsonl").read_bytes() == first
-    return path, options, root
+    before = Records(root / "records").read()
+    assert main(["run", path, *options]) == 0
+    assert Records(root / "records").read() == before
+    return path, root
 
 
 def test_every_run_has_one_record_with_settings_measures_and_costs(finished):
-    path, _, root = finished
+    path, root = finished
     records = Records(root / "records").read()
     study = read_study(path).follow_up(records)
     assert {run.key for run in study.grid_of} == records.keys()
@@ -111,53 +108,35 @@ def test_every_run_has_one_record_with_settings_measures_and_costs(finished):
     assert by_loss["margin_mse"]["cost"]["teacher_seconds"] > 0
     assert by_loss["untouched"]["means"]["other/test"] == by_loss["untouched"]["means"]["tiny/test"]
     assert by_loss["untouched"]["space"]["representational_similarity"] == pytest.approx(1, abs=1e-3)
-    fingerprints = {
-        records[run.key]["training"]["data"]["fingerprint"] for run in study.grid_of if run.loss == "infonce"
-    }
-    assert len(fingerprints) == 2, "each seed draws its own triples"
+    found = [records[run.key]["training"]["data"]["fingerprint"] for run in study.grid_of if run.loss == "infonce"]
+    assert len(set(found)) == 2, "each seed draws its own triples"
 
 
-def test_a_finished_study_does_nothing(finished):
-    path, options, root = finished
-    before = {file: file.stat().st_mtime_ns for file in (root / "records").glob("*.jsonl")}
-    assert main(["run", path, *options]) == 0
-    assert {file: file.stat().st_mtime_ns for file in (root / "records").glob("*.jsonl")} == before
-
-
-def test_the_page_has_all_systems_and_a_figure(finished):
-    path, _, root = finished
-    assert main(["report", path, "--records", f"{root}/records", "--to", f"{root}/page"]) == 0
-    page = (root / "page" / "RESULTS.md").read_text()
+def test_the_page_has_all_systems_and_a_figure(finished, tmp_path):
+    path, root = finished
+    assert main(["report", path, "--records", f"{root}/records", "--to", str(tmp_path)]) == 0
+    page = (tmp_path / "RESULTS.md").read_text()
     assert "13 of the 13 runs have a record." in page
     for text in ("| static 0.5 |", "| InfoNCE 10 |", "| MarginMSE 0.5 |", "| adaptive, in-batch |", "| all | 13 |"):
         assert text in page
-    assert (root / "page" / "figures" / "differences.png").stat().st_size > 10_000
-
-
-def test_a_template_fills_in_tables(finished, tmp_path):
-    path, _, root = finished
+    assert (tmp_path / "figures" / "differences.png").stat().st_size > 10_000
     template = tmp_path / "page.j2"
     template.write_text(
         '{{ table("losses", "tiny", ["seed"], against={"loss": "infonce", "margin": None}, costs=True, space=True) }}\n'
         '{{ transfer_table("kinds", "tiny") }}\n{{ figure("lines", draw_lines(results.grid("losses"), "seconds")) }}\n'
-        "{{ results.alarms() | markdown }}\n"
-        '{{ results.tuned("search").run.scale in [10, 20] }} {{ link("On Costs!") }}\n'
+        '{{ results.alarms() | markdown }}\n{{ results.tuned("search").run.loss }} {{ link("On Costs!") }}\n'
     )
     main(["report", path, "--records", f"{root}/records", "--to", str(tmp_path), "--template", str(template)])
     page = (tmp_path / "RESULTS.md").read_text()
-    rows = [line for line in page.splitlines() if line.startswith("| InfoNCE | 1 | 2 ")]
-    assert len(rows) == 1
-    assert " |  |  | " in rows[0], "a system is not compared with itself"
+    (row,) = [line for line in page.splitlines() if line.startswith("| InfoNCE | 1 | 2 ")]
+    assert " |  |  | " in row, "a system is not compared with itself"
     assert "other/test" in page
-    assert page.endswith("True [On Costs!](#on-costs)\n")
+    assert page.endswith("infonce [On Costs!](#on-costs)\n")
 
 
 def test_a_run_that_fails_or_is_taken_stops_no_other(data, defaults, tmp_path):
-    path = write(
-        tmp_path / "a.yaml",
-        {"a": {"any_of": [{"triples": 99}, {"loss": "untouched", "seed": [1, 2]}]}},
-        defaults=defaults,
-    )
+    grid = {"any_of": [{"triples": 99}, {"loss": "untouched", "seed": [1, 2]}]}
+    path = write(tmp_path / "a.yaml", {"a": grid}, defaults=defaults)
     _, taken, free = read_study(path).grid_of
     (tmp_path / "work" / "locks").mkdir(parents=True)
     options = ["--records", f"{tmp_path}/records", "--data", str(data), "--work", f"{tmp_path}/work"]
@@ -204,8 +183,8 @@ def test_a_torn_line_is_ignored_and_cut(tmp_path):
     with (tmp_path / "a.jsonl").open("a") as file:
         file.write('{"key": "2"')
     assert list(records.read()) == ["1"]
-    records.append("a", {"key": "3"})
-    records.append("b", {"key": "3", "again": True})
+    for grid in ("a", "b"):
+        records.append(grid, {"key": "3"})
     assert records.read() == {"1": {"key": "1"}, "3": {"key": "3"}}
     (tmp_path / "a.jsonl").write_text("nothing\n")
     with pytest.raises(ValueError, match="line 1 of"):
@@ -216,27 +195,18 @@ def test_collections(data):
     tiny = load_collection("tiny", data)
     assert tiny.splits["test"][0]["query"].iloc[0] == '"plot the table'
     pool = pool_documents(tiny.documents, tiny.splits["dev"][1], 10)
-    assert len(pool) == 10
-    assert set(tiny.splits["dev"][1]["docno"]) <= set(pool["docno"])
+    assert (len(pool), set(tiny.splits["dev"][1]["docno"]) <= set(pool["docno"])) == (10, True)
     assert pool.equals(pool_documents(tiny.documents, tiny.splits["dev"][1], 10))
     with pytest.raises(FileNotFoundError, match="nowhere"):
         load_collection("nowhere", data)
-    with pytest.raises(ValueError, match="no split 'train'"):
-        load_collection("irds:vaswani", data)
 
 
 def test_keys_of_the_repository_are_those_of_its_runs():
     records = Records(BENCHMARKS / "records").read()
     study = read_study(BENCHMARKS / "configs" / "full.yaml").follow_up(records)
-    keys = {run.key: run for run in study.grid_of}
-    assert records.keys() <= keys.keys()
+    runs = {run.key: run for run in study.grid_of}
     for key, record in records.items():
-        given = {**record["run"], "transfer": tuple(record["run"]["transfer"])}
-        assert Run(**given) == keys[key]
-    assert (
-        Run("docstrings", loss="infonce", scale=10, learning_rate=3e-5).key
-        != Run("docstrings", loss="infonce", scale=10.0).key
-    )
+        assert Run(**{**record["run"], "transfer": tuple(record["run"]["transfer"])}) == runs[key]
 
 
 def test_sweeps_shows_a_study_that_can_be_read_and_names_all_settings(tmp_path):
@@ -266,23 +236,20 @@ def test_intervals_are_of_queries_and_seeds():
     apart = compare(np.array([[0.4] * 9, [0.6] * 9]), np.full((1, 9), 0.5))
     assert apart.error == pytest.approx(0.1 / np.sqrt(2), rel=0.1)
     assert compare(one, one).p() == 1
-    with pytest.raises(ValueError, match="400 and 9"):
-        compare(one, np.ones((1, 9)))
 
 
-def test_p_values_and_corrections_by_hand():
+def test_values_by_hand():
     assert Difference(0.0196, 0, 0, 0.01).p() == pytest.approx(0.05, abs=1e-3)
     assert Difference(0.0, 0, 0, 0.005).p("equivalence") == pytest.approx(0.0228, abs=1e-3)
     assert Difference(0.005, 0, 0, 0.01).p("non-inferiority") == pytest.approx(0.1587, abs=1e-3)
-    assert str(Difference(-0.01, -0.021, 0.001, 0.01)) == "-0.010 [-0.021, +0.001]"
     assert holm([0.03, 0.01, 0.04]) == pytest.approx([0.06, 0.03, 0.06])
     assert pooled_seed_variance([[0.1, 0.3], [0.2, 0.2, 0.2], [0.9]]) == pytest.approx(0.02 / 3)
     claims = Claims([Claim("a", Difference(-0.1, 0, 0, 0.01)), Claim("b", Difference(0.001, 0, 0, 0.01))])
     assert (claims.verdicts("a"), claims.verdicts("b")) == (["worse"], [])
     with pytest.raises(ValueError, match="twice"):
         Claims([claims.claims[0]] * 2)
-    with pytest.raises(KeyError):
-        claims.verdicts("c")
+    described = describe_space(np.eye(4)[:3], np.eye(4)[:3] * [[1], [1], [-1]])
+    assert (described["similarity"], described["dimensions"]) == (0, 2)
 
 
 def test_a_single_seed_borrows_the_variance_of_other_systems(tmp_path):
@@ -293,11 +260,5 @@ def test_a_single_seed_borrows_the_variance_of_other_systems(tmp_path):
         records.append("a", {**part, "queries": {"tiny/test": values}})
     results = Results(Study("made up", {"tiny": "tiny"}, {"a": runs}), records)
     two, one = results.systems
-    assert results.seed_variance("tiny/test", "nDCG@10") == pytest.approx(2 * 0.05**2)
+    assert results.seed_variance("tiny/test") == pytest.approx(2 * 0.05**2)
     assert one.better_than(two).error == pytest.approx(np.sqrt(2 * 0.05**2 + 0.05**2 / 2), rel=0.1)
-
-
-def test_spread_of_vectors():
-    described = describe_space(np.eye(4)[:3], np.eye(4)[:3] * [[1], [1], [-1]])
-    assert described["similarity"] == 0
-    assert described["dimensions"] == 2
