@@ -31,7 +31,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -81,10 +80,12 @@ def train(base: SelfDistillBiEncoder, options: argparse.Namespace) -> SelfDistil
         resume=options.resume,
         **arguments,
     )
+    with in_turn():  # the first process downloads them
+        topics, qrels = candidates(options.valid)
     trainer.fit_triples(
         pt.get_dataset(options.dataset),
-        # one after another, since the first one downloads them
-        *in_turn(partial(candidates, options.valid)),
+        topics,
+        qrels,
         max_pairs_per_query=options.max_pairs_per_query,
         limit=options.limit,
         store_texts=options.store_texts,

@@ -627,13 +627,3 @@ def _take(features: Features, rows: Tensor | slice, width: int | None = None) ->
         else:
             taken[name] = value[rows]
     return taken
-
-
-def pairs_with_other_documents(query: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute scores, margins and targets of each query and all other documents of the batch, for experiments."""
-    documents = torch.cat([positive, negative])
-    is_other = ~torch.eye(len(query), len(documents), dtype=torch.bool, device=query.device)
-    scores = query @ documents.T
-    score = scores[is_other].reshape(len(query), -1)
-    target = (1 + positive @ documents.T) / 2
-    return score, scores.diagonal()[:, None] - score, target[is_other].reshape(len(query), -1)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from itertools import pairwise
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import pandas as pd
 import torch
+from accelerate.utils import broadcast, gather_object
 from datasets import DatasetDict
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.util import get_world_size
 from torch import nn
-from torch.utils.data import RandomSampler, Sampler
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerState
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer import TRAINING_ARGS_NAME
@@ -26,7 +25,7 @@ from ..encoder.biencoder import SelfDistillBiEncoder
 from ..losses import SelfDistillationLoss, without_matryoshka
 from ..utils.compat import no_transformers_progress_bars, no_widget_examples, remove_autocast
 from ..utils.folders import explained_errors
-from ..utils.processes import gather_objects, in_turn, is_first, share_weights
+from ..utils.processes import PartBatchSampler, in_turn, is_first
 from .callbacks import (
     AGAINST_DIVERGENCE,
     BestCheckpoint,
@@ -55,8 +54,9 @@ def read_in_turn(read: Callable[[], Triples]) -> Triples:
     Raises:
         ValueError: If the processes have different triples.
     """
-    triples = in_turn(read)
-    fingerprints = gather_objects(triples.summary["fingerprint"])
+    with in_turn():
+        triples = read()
+    fingerprints = gather_object([triples.summary["fingerprint"]])
     if len(set(fingerprints)) > 1:
         raise ValueError(
             f"the processes were given different triples: their fingerprints are {fingerprints}; give all the same "
@@ -117,76 +117,6 @@ def require_batches(triples: int, arguments: SentenceTransformerTrainingArgument
             f"{triples} triples make no batch for {processes} processes, which need {needed}; give more triples, lower "
             "per_device_train_batch_size, or start fewer processes"
         )
-
-
-def leaves_too_few(rows: int, batch_size: int, processes: int) -> bool:
-    """Tell whether the last batch has fewer rows than there are processes, so that it is to be left out.
-
-    Args:
-        rows: How many rows a collection has.
-        batch_size: How many rows a global batch has.
-        processes: How many processes there are.
-
-    Returns:
-        Whether it has.
-
-    Example:
-        >>> leaves_too_few(9, 8, processes=2), leaves_too_few(10, 8, processes=2), leaves_too_few(16, 8, processes=2)
-        (True, False, False)
-    """
-    return 0 < rows % batch_size < processes
-
-
-class PartBatchSampler(Sampler[list[int]]):
-    """Divides each global batch among the processes.
-
-    One after another come the rows of the first process, of the second, and so on, which accelerate deals out. A last
-    batch is divided as evenly as can be.
-
-    Args:
-        batches: The global batches, in the order in which one process would train with them, and none with fewer rows
-            than there are processes (see :func:`leaves_too_few`).
-        parts: How many processes there are.
-
-    Example:
-        >>> batches = [[3, 1, 0, 2], [6, 5, 4]]
-        >>> list(PartBatchSampler(batches, parts=2))
-        [[3, 1], [0, 2], [6], [5, 4]]
-    """
-
-    def __init__(self, batches: Any, *, parts: int) -> None:
-        self.batches = batches
-        self.parts = parts
-
-    @property
-    def sampler(self) -> Any:
-        """What orders the rows: accelerate replaces a random sampler, and tells any other of each epoch."""
-        ordering = getattr(self.batches, "sampler", None)
-        if type(ordering) is RandomSampler:
-            return ordering
-        return self
-
-    @sampler.setter
-    def sampler(self, sampler: Any) -> None:
-        self.batches.sampler = sampler
-
-    def set_epoch(self, epoch: int) -> None:
-        """Tell the batches, and what orders their rows, that an epoch begins."""
-        orderings: list[Any] = [self.batches, getattr(self.batches, "sampler", None)]
-        for ordering in orderings:
-            if hasattr(ordering, "set_epoch"):
-                ordering.set_epoch(epoch)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for batch in self.batches:
-            if len(batch) < self.parts:
-                continue
-            bounds = [len(batch) * part // self.parts for part in range(self.parts + 1)]
-            for start, end in pairwise(bounds):
-                yield batch[start:end]
-
-    def __len__(self) -> int:
-        return len(self.batches) * self.parts
 
 
 STEPS_BETWEEN_CHECKS = {"cpu": 1}
@@ -274,7 +204,7 @@ class TrainingLoop(SentenceTransformerTrainer):
         else:
             self._train_from(checkpoint)
         model = cast(torch.nn.Module, self.model)
-        share_weights(model)
+        broadcast(model.state_dict())
         remove_autocast(model)
         model.eval()
         require_finite_weights(model, self.state.global_step)
@@ -382,13 +312,13 @@ class TrainingLoop(SentenceTransformerTrainer):
         if processes == 1:
             return super().get_batch_sampler(dataset, batch_size, drop_last, **options)
         size = batch_size * processes
-        needs_equal_parts = not sees_global_batch(cast(torch.nn.Module, self.loss))
-        drop_last = drop_last or needs_equal_parts or leaves_too_few(len(dataset), size, processes)
+        leaves_too_few = 0 < len(dataset) % size < processes
+        drop_last = drop_last or leaves_too_few or not sees_global_batch(cast(nn.Module, self.loss))
         batches = super().get_batch_sampler(dataset, size, drop_last, **options)
         if isinstance(self.train_dataset, DatasetDict):
             # divided when those of all collections are in one order
             return batches
-        return PartBatchSampler(batches, parts=processes)
+        return PartBatchSampler(batches, processes)
 
     def get_multi_dataset_batch_sampler(self, *args: Any, **options: Any) -> Any:
         """Put the batches of several collections in one order, and divide them among the processes."""
@@ -396,7 +326,7 @@ class TrainingLoop(SentenceTransformerTrainer):
         processes = get_world_size()
         if processes == 1:
             return batches
-        return PartBatchSampler(batches, parts=processes)
+        return PartBatchSampler(batches, processes)
 
     def get_batch_samples(self, *args: Any, **options: Any) -> tuple[list[Any], Any]:
         """Fetch the batches of a step, with the negatives that were mined last."""

@@ -48,7 +48,7 @@ from ..utils.checks import (
     plain,
 )
 from ..utils.compat import schematic
-from ..utils.processes import agree, joined
+from ..utils.processes import TIMEOUT, agree, joined
 from .arguments import (
     PRESETS,
     Dimensions,
@@ -261,7 +261,8 @@ class EncoderFitter(EncoderEstimator):
             validation: What to evaluate with.
             queries: What to mine hard negatives for; None if triples were there already.
         """
-        with joined(self._encoder.device, self.arguments):
+        ddp = self.arguments.get("ddp_backend"), self.arguments.get("ddp_timeout", TIMEOUT)
+        with joined(self._encoder.device, *ddp):
             data = read_in_turn(partial(self._read, read))
             logger.info("training with %s", data.summary)
             prepared = self._prepare(data, validation, queries)

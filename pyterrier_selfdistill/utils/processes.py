@@ -1,219 +1,130 @@
-"""What processes that train together share: their embeddings with gradients, what the first one decides, and errors.
+"""Training in several processes: who comes first, what all of them share, and their part of each batch.
 
-``torchrun`` and ``accelerate launch`` start one process a device, and each runs the same script. In one process alone,
-all functions here do nothing but the work.
+``torchrun`` and ``accelerate launch`` start one process per device, and each runs the same script. An error in one
+process ends it, and the launcher ends the others.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import pickle
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch
-from sentence_transformers.util import all_gather_padded, get_rank, get_world_size
-from torch import Tensor, nn
-from torch import distributed as dist
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from more_itertools import divide
+from sentence_transformers.util import all_gather_padded, disable_logging, get_rank, get_world_size
+from torch import Tensor
+from torch.utils.data import RandomSampler, Sampler
 
 Result = TypeVar("Result")
 
-PACKAGE_LOGGER = logging.getLogger(__name__.partition(".")[0])
-
 TIMEOUT = 24 * 60 * 60
-"""For how many seconds processes wait for each other: preparing triples or searching a corpus takes the first one long,
-and launchers end the others when one dies."""
+"""For how many seconds processes wait for each other: the first one may search a corpus meanwhile."""
 
 
 @contextmanager
-def joined(device: torch.device, arguments: Mapping[str, Any] | None = None) -> Iterator[None]:
-    """Join the other processes, if a launcher has started several, and let only the first one log meanwhile.
+def joined(device: torch.device, backend: str | None = None, timeout: int = TIMEOUT) -> Iterator[None]:
+    """Join the other processes, if a launcher has started several, and let only the first one log below errors."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        PartialState(cpu=device.type == "cpu", backend=backend, timeout=timedelta(seconds=timeout))
+    with nullcontext() if is_first() else disable_logging(logging.WARNING):
+        yield
 
-    Training does so by itself. A script does it before, where its processes are to prepare something :func:`in_turn`.
 
-    Args:
-        device: Where the encoder is.
-        arguments: Training arguments; ``ddp_backend`` and ``ddp_timeout`` count.
-
-    Example:
-        >>> with joined(torch.device("cpu")):
-        ...     get_world_size()
-        1
-    """
-    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if launched and not dist.is_initialized():
-        if device.type == "cuda":
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        arguments = arguments or {}
-        backend = arguments.get("ddp_backend") or dist.get_default_backend_for_device(device.type)
-        timeout = timedelta(seconds=arguments.get("ddp_timeout", TIMEOUT))
-        dist.init_process_group(backend, timeout=timeout)
-    if is_first():
+@contextmanager
+def in_turn() -> Iterator[None]:
+    """Let the first process go first, then the first one of each machine: the rest find their files on the disk."""
+    if get_world_size() == 1:
         yield
         return
-    level = PACKAGE_LOGGER.level
-    PACKAGE_LOGGER.setLevel(logging.ERROR)
-    try:
+    state = PartialState()
+    with state.main_process_first(), state.local_main_process_first():
         yield
-    finally:
-        PACKAGE_LOGGER.setLevel(level)
 
 
 def is_first() -> bool:
-    """Tell whether this is the first of all processes, which writes, prints and decides; the only one is it too."""
+    """Tell whether this is the first process, or the only one, which writes and decides."""
     return get_rank() == 0
+
+
+def agree(work: Callable[[], Result]) -> Result:
+    """Call a function in the first process, and return its result or raise an error in all of them."""
+    if get_world_size() == 1:
+        return work()
+    error: Exception | None = None
+    shared: list[Any] = [None, None]
+    if is_first():
+        try:
+            shared[0] = work()
+        except Exception as raised:
+            error = raised
+            shared[1] = f"{type(error).__name__} in the first process: {error}"
+    result, words = broadcast_object_list(shared)
+    if words is not None:
+        raise error or RuntimeError(words)
+    return cast(Result, result)
 
 
 def gather_batch(columns: Sequence[Tensor]) -> list[Tensor]:
     """Put together the embeddings of all processes, so that a loss sees the global batch.
 
-    All processes then compute the same loss of the same batch, and each has the gradient of its own rows. Training
-    takes the mean of gradients over processes, as ``DistributedDataParallel`` does, where the gradient of the loss is
-    their sum: so that of the rows is multiplied here by the number of processes.
-
-    Args:
-        columns: Embeddings, one ``(B, D)`` tensor for each column of texts. Processes may have different B.
-
-    Returns:
-        For each column ``(sum of B, D)``: the rows of the first process, of the second, and so on.
-
-    Example:
-        In one process, they are what they were.
-
-        >>> gather_batch([torch.eye(2)])
-        [tensor([[1., 0.],
-                [0., 1.]])]
+    Processes may have batches of different sizes. Gradients of a row are summed over processes, each of which computes
+    the whole loss; ``DistributedDataParallel`` takes the mean.
     """
-    processes = get_world_size()
-    if processes == 1:
+    if get_world_size() == 1:
         return list(columns)
-    own = torch.stack(list(columns), dim=1)
-    if own.requires_grad:
-        own.register_hook(lambda gradient: gradient * processes)
-    # one row of numbers a triple, so that all columns are sent together; the last batch may be of different sizes
-    rows = own.flatten(start_dim=1)[None]
+    triples = torch.stack(list(columns), dim=1)
+    # one row of numbers per triple, so that all columns are sent together, and padding makes the batches equal
+    rows = triples.flatten(start_dim=1)[None]
     is_row = torch.ones(rows.shape[:2], dtype=torch.bool, device=rows.device)
-    padded, is_row = all_gather_padded(rows, is_row)
-    triples = padded[is_row].unflatten(1, own.shape[1:])
-    return list(triples.unbind(dim=1))
+    padded, is_row = all_gather_padded(rows, is_row, with_grad=True)
+    return list(padded[is_row].unflatten(1, triples.shape[1:]).unbind(dim=1))
 
 
-def share_weights(model: nn.Module) -> None:
-    """Give all processes the weights that the first one has, wherever it found them.
+class PartBatchSampler(Sampler[list[int]]):
+    """Divide each global batch evenly among processes, including the last, smaller one, which accelerate does not.
 
-    Args:
-        model: The model, of the same layers in all processes.
-    """
-    if get_world_size() == 1:
-        return
-    with torch.no_grad():
-        for weights in model.state_dict().values():
-            dist.broadcast(weights, src=0)
-
-
-def agree(work: Callable[[], Result]) -> Result:
-    """Have the first process do something while the others wait, and give its result to all, or raise its error in all.
+    It yields the rows of the first process, of the second, and so on, as accelerate deals batches out.
 
     Args:
-        work: What to do. Its result is sent to the others, pickled.
-
-    Returns:
-        The result.
+        batches: The global batches, as one process would train with them.
+        parts: The number of processes. Batches with fewer rows are left out.
 
     Example:
-        >>> agree(lambda: 1 + 1)
-        2
+        >>> list(PartBatchSampler([[3, 1, 0, 2], [6, 5, 4], [7]], parts=2))
+        [[3, 1], [0, 2], [6, 5], [4]]
     """
-    if get_world_size() == 1:
-        return work()
-    result = None
-    error: Exception | None = None
-    if is_first():
-        try:
-            result = work()
-            pickle.dumps(result)
-        except Exception as raised:
-            error = raised
-            result = None
-    shared: list[Any] = [result, _picklable(error)]
-    dist.broadcast_object_list(shared, src=0)
-    result, other_error = shared
-    _raise_any([error, other_error])
-    return cast(Result, result)
 
+    def __init__(self, batches: Any, parts: int) -> None:
+        self.batches = batches
+        self.parts = parts
 
-def in_turn(work: Callable[[], Result]) -> Result:
-    """Have all processes do something: first the first one, then the first one of each other machine, then the rest.
+    @property
+    def sampler(self) -> Any:
+        """The order of rows, if it is random, which accelerate seeds; otherwise the object to tell of each epoch."""
+        sampler = getattr(self.batches, "sampler", None)
+        return sampler if type(sampler) is RandomSampler else self
 
-    What the first one leaves on the disk is there for those that follow. An error of one is raised in all.
+    @sampler.setter
+    def sampler(self, sampler: Any) -> None:
+        self.batches.sampler = sampler
 
-    Args:
-        work: What to do.
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the batches and the order of their rows that an epoch begins."""
+        orders: list[Any] = [self.batches, getattr(self.batches, "sampler", None)]
+        for told in orders:
+            if hasattr(told, "set_epoch"):
+                told.set_epoch(epoch)
 
-    Returns:
-        This process's own result.
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self.batches:
+            if len(batch) >= self.parts:
+                yield from map(list, divide(self.parts, batch))
 
-    Example:
-        >>> in_turn(lambda: 1 + 1)
-        2
-    """
-    if get_world_size() == 1:
-        return work()
-    result = None
-    for turn in range(3):
-        error: Exception | None = None
-        if turn == _own_turn():
-            try:
-                result = work()
-            except Exception as raised:
-                error = raised
-        errors = gather_objects(_picklable(error))
-        _raise_any([error, *errors])
-    return cast(Result, result)
-
-
-def gather_objects(own: Any) -> list[Any]:
-    """Give each process what all of them have.
-
-    Args:
-        own: What this one has.
-
-    Returns:
-        That of the first process, of the second, and so on.
-
-    Example:
-        >>> gather_objects("a")
-        ['a']
-    """
-    gathered = [own] * get_world_size()
-    if len(gathered) > 1:
-        dist.all_gather_object(gathered, own)
-    return gathered
-
-
-def _own_turn() -> int:
-    """Say when it is this process's turn: the first, the first one of another machine, or one of the rest."""
-    if is_first():
-        return 0
-    if os.environ.get("LOCAL_RANK") == "0":
-        return 1
-    return 2
-
-
-def _picklable(error: Exception | None) -> Exception | None:
-    """Return an error, or one of its words if its own class cannot be sent."""
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RuntimeError(f"{type(error).__name__} in another process: {error}")
-    return error
-
-
-def _raise_any(errors: Sequence[Exception | None]) -> None:
-    """Raise the first error, if there is one."""
-    for error in errors:
-        if error is not None:
-            raise error
+    def __len__(self) -> int:
+        return len(self.batches) * self.parts

@@ -1,7 +1,6 @@
-"""What the tests have one process do, and two that torchrun starts: ``together.py MODEL FOLDER``.
+"""Trainings for one process, and for two that torchrun starts: ``together.py MODEL FOLDER`` writes ``FOLDER/RANK.pt``.
 
-The functions are the same in both, with half the batch in each of two. What became of it is written to
-``FOLDER/RANK.pt``. At the end of the script the second process raises an error while both train.
+In two processes, each has half of every batch. At the end, the second process raises an error while both train.
 """
 
 import logging
@@ -14,7 +13,6 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -26,7 +24,7 @@ from pyterrier_selfdistill import (
     SelfDistillBiEncoder,
     SelfDistillTrainer,
 )
-from pyterrier_selfdistill.utils.processes import agree, in_turn, joined
+from pyterrier_selfdistill.utils.processes import in_turn, joined
 
 VERBS = ["sort", "read", "write"]
 THINGS = ["table", "matrix", "file", "array", "row", "column", "value"]
@@ -37,19 +35,14 @@ for number, document in enumerate(DOCUMENTS):
     ROWS.append((f"mean {document}", document, DOCUMENTS[number - 1] + " by mean", DOCUMENTS[number - 5] + " of a d"))
 
 LOSSES = {
-    "constant": (AdaptiveMarginLoss(0.3), 1),
-    "constant, in-batch": (AdaptiveMarginLoss(0.3, in_batch=True), 1),
-    "adaptive": (AdaptiveMarginLoss("adaptive"), 1),
-    "adaptive, in-batch": (AdaptiveMarginLoss("adaptive", in_batch=True), 1),
-    "adaptive, in-batch, two negatives": (AdaptiveMarginLoss("adaptive", in_batch=True), 2),
-    "released pairing, two negatives": (AdaptiveMarginLoss("adaptive", in_batch=True, pairing="released"), 2),
-    "distributed": (AdaptiveMarginLoss(), 1),
-    "distributed, two negatives": (AdaptiveMarginLoss(error="l1"), 2),
-    "calibrated": (CalibratedLoss(), 1),
-    "calibrated, two negatives": (CalibratedLoss(), 2),
-    "calibrated, matryoshka": (CalibratedLoss(), 1),
+    "constant, in-batch": AdaptiveMarginLoss(0.3, in_batch=True),
+    "adaptive, l1": AdaptiveMarginLoss("adaptive", error="l1"),
+    "released pairing": AdaptiveMarginLoss("adaptive", in_batch=True, pairing="released"),
+    "distributed": AdaptiveMarginLoss(),
+    "calibrated, cached": CalibratedLoss(),
+    "calibrated, matryoshka": CalibratedLoss(),
+    "calibrated, cached, matryoshka": CalibratedLoss(),
 }
-"""Losses, with the number of negatives."""
 
 CORPUS = [{"docno": f"d{number}", "text": document} for number, document in enumerate(DOCUMENTS)]
 TOPICS = pd.DataFrame({"qid": THINGS, "query": [f"mean {thing}" for thing in THINGS]})
@@ -57,20 +50,8 @@ PAIRS = TOPICS.merge(pd.DataFrame(CORPUS), how="cross")
 QRELS = PAIRS[["qid", "docno"]].assign(label=PAIRS["text"].str.split().str[-1].eq(PAIRS["qid"]).astype(int))
 
 
-class Messages(logging.Handler):
-    """Keeps the warnings of the package."""
-
-    def __init__(self):
-        super().__init__(logging.WARNING)
-        self.kept = []
-        logging.getLogger("pyterrier_selfdistill").addHandler(self)
-
-    def emit(self, record):
-        self.kept.append(record.getMessage())
-
-
 def load(model):
-    """Load an encoder without dropout, which is of other rows in each process."""
+    """Load an encoder without dropout, which differs between processes."""
     encoder = SelfDistillBiEncoder.from_pretrained(model, device="cpu", dtype="float32")
     for module in encoder.model.modules():
         if isinstance(module, nn.Dropout):
@@ -79,28 +60,26 @@ def load(model):
 
 
 def losses_and_gradients(model, rank=0, processes=1):
-    """Compute all losses of seven rows, three and four of which two processes have."""
+    """Compute all losses of seven rows, of which two processes have three and four, in float64."""
     start, end = 7 * rank // processes, 7 * (rank + 1) // processes
     results = {}
     encoder = load(model)
-    for name, (loss, negatives) in LOSSES.items():
-        trained = encoder.copy().model.train()
+    for name, of_embeddings in LOSSES.items():
+        trained = encoder.copy().model.double().train()
+        loss = SelfDistillationLoss(trained, of_embeddings, mini_batch_size=2 if "cached" in name else None)
+        on_texts = loss
+        if "matryoshka" in name:
+            loss = MatryoshkaLoss(trained, on_texts, [32, 8], [1.0, 0.5])
         if processes > 1:
-            # as sentence-transformers sets it up
+            # as the trainer of sentence-transformers does
             wrapped = DistributedDataParallel(trained, find_unused_parameters=True, broadcast_buffers=False)
-        else:
-            wrapped = trained
+            loss.model = on_texts.model = wrapped
         columns = []
-        for texts in list(zip(*ROWS[start:end], strict=True))[: 2 + negatives]:
+        for texts in zip(*ROWS[start:end], strict=True):
             features = trained.preprocess(list(texts))
-            # DDP loses its way where there are others, which no data loader makes
+            # DDP takes only tensors, as a data loader makes them
             columns.append({name: value for name, value in features.items() if isinstance(value, torch.Tensor)})
-        on_texts = SelfDistillationLoss(trained, loss)
-        if name.endswith("matryoshka"):
-            on_texts = MatryoshkaLoss(trained, on_texts, [32, 8], [1.0, 0.5])
-            on_texts.loss.model = wrapped
-        on_texts.model = wrapped
-        value = on_texts(columns, None)
+        value = loss(columns, None)
         value.backward()
         gradients = {name: weights.grad for name, weights in trained.named_parameters() if weights.grad is not None}
         results[name] = (value.item(), gradients)
@@ -108,10 +87,10 @@ def losses_and_gradients(model, rank=0, processes=1):
 
 
 def trainer(encoder, folder, processes=1, **options):
-    """Make a trainer with batches of eight."""
+    """Make a trainer with global batches of eight."""
     defaults = {
         "learning_rate": 1e-3,
-        # otherwise Adam makes steps of gradients that are zero but for rounding
+        # otherwise Adam makes whole steps of gradients that are zero but for rounding
         "adam_epsilon": 1e-4,
         "per_device_train_batch_size": 8 // processes,
         "num_train_epochs": 2,
@@ -125,38 +104,34 @@ def trainer(encoder, folder, processes=1, **options):
 
 
 def result(trained):
-    """Keep what a trainer has made."""
+    """Keep the results of a training."""
     return {
         "weights": trained.encoder.model.state_dict(),
         "history": trained.history,
         "summary": trained.encoder.training_summary,
+        "vectors": trained.encoder.encode_docs(DOCUMENTS),
     }
 
 
 def train(model, folder, processes=1):
     """Train in several ways."""
-    encoder = load(model)
-    make = partial(trainer, encoder, processes=processes)
-    faulty = ("", "sort", "read")
+    make = partial(trainer, load(model), processes=processes)
     rows = [row[:3] for row in ROWS]
-    plain = make(folder / "plain").fit_triples([faulty, *rows], PAIRS, QRELS)
-    options = {"target": "adaptive", "in_batch": True, "gradient_accumulation_steps": 2}
-    accumulated = make(folder / "accumulated", **options).fit_triples(ROWS)
-    cached = make(folder / "cached", target="adaptive", in_batch=True, mini_batch_size=3).fit_triples(ROWS)
-    mined = make(folder / "mined", rounds=2, corpus=CORPUS, num_train_epochs=1).fit(PAIRS, QRELS)
-    found = encoder(PAIRS)
-    first = found[["qid", "docno"]].assign(label=(found["rank"] == 0).astype(int))
-    kept = make(folder / "kept", num_train_epochs=1).fit_triples(rows, PAIRS, first)
-    sources = {"one": rows, "two": ROWS[:11]}
+    plain = make(folder / "plain").fit_triples([("", "sort", "read"), *rows], PAIRS, QRELS)
+    cached = {"target": "adaptive", "in_batch": True, "mini_batch_size": 3, "gradient_accumulation_steps": 2}
+    mined = {"rounds": 2, "corpus": CORPUS, "num_train_epochs": 1, "matryoshka_dims": [32, 8]}
     several = make(folder / "several", prompts={"one": {"query": "read: "}})
-    several.fit_triples(sources, {"one": PAIRS}, {"one": QRELS})
-    trained = {"plain": plain, "accumulated": accumulated, "cached": cached, "mined": mined, "kept": kept}
-    trained["several"] = several
-    return {name: result(trainer) for name, trainer in trained.items()}
+    several.fit_triples({"one": rows, "two": ROWS[:11]}, {"one": PAIRS}, {"one": QRELS})
+    return {
+        "plain": result(plain),
+        "cached": result(make(folder / "cached", **cached).fit_triples(ROWS)),
+        "mined": result(make(folder / "mined", **mined).fit(PAIRS, QRELS)),
+        "several": result(several),
+    }
 
 
 def train_interrupted(model, folder, processes):
-    """Interrupt all processes in the sixth step, and go on after the fourth."""
+    """Interrupt all processes in the sixth step of the plain training, and resume it after the fourth."""
     rows = [("", "sort", "read"), *(row[:3] for row in ROWS)]
     forward, steps = SelfDistillationLoss.forward, count(1)
 
@@ -172,49 +147,34 @@ def train_interrupted(model, folder, processes):
         pass
     finally:
         SelfDistillationLoss.forward = forward
-    resumed = trainer(load(model), folder, processes, resume=True).fit_triples(rows, PAIRS, QRELS)
-    return {"resumed": result(resumed)}
+    return result(trainer(load(model), folder, processes, resume=True).fit_triples(rows, PAIRS, QRELS))
 
 
-def train_in_16_bits(model, folder, processes):
-    """Train in mixed precision, and encode with the trained model and with the saved one."""
-    trained = trainer(load(model), folder, processes, bf16=True).fit_triples(ROWS, PAIRS, QRELS)
-    saved = SentenceTransformer(str(folder / "model"), device="cpu")
-    return {
-        "measure": trained.history["nDCG@10"][0],
-        "vectors": trained.encoder.encode_docs(DOCUMENTS),
-        "saved": saved.encode_document(DOCUMENTS),
-    }
+def train_for_nothing(model, folder, processes):
+    """Train in mixed precision, where no step is better than the encoder before training."""
+    encoder = load(model)
+    found = encoder(PAIRS)
+    first = found[["qid", "docno"]].assign(label=(found["rank"] == 0).astype(int))
+    trained = trainer(encoder, folder, processes, bf16=True, num_train_epochs=1).fit_triples(ROWS, PAIRS, first)
+    return result(trained) | {"start": encoder.model.state_dict(), "start vectors": encoder.encode_docs(DOCUMENTS)}
 
 
 def errors(model, folder, rank, processes):
-    """Do what fails, in one of the processes or in all, and keep the errors."""
+    """Cause an error in one of the processes or in all, and keep the errors."""
     make = partial(trainer, load(model), processes=processes)
-
-    def fail():
-        raise LookupError(f"process {rank} cannot")
-
-    def fail_in_the_second():
-        if rank == 1:
-            fail()
-
     attempts = {
         "exists": lambda: make(folder / "plain").fit_triples(ROWS),
-        "others": lambda: make(folder / "plain", resume=True, seed=1).fit_triples(ROWS),
         "different": lambda: make(folder / "different").fit_triples(ROWS[rank:]),
         "few": lambda: make(folder / "few").fit_triples(ROWS[:1]),
         "few for a batch": lambda: make(folder / "few", loss=MultipleNegativesRankingLoss).fit_triples(ROWS[:7]),
         "nan": lambda: make(folder / "nan", learning_rate=1e30).fit_triples(ROWS),
-        "first": lambda: agree(fail),
-        "second": lambda: in_turn(fail_in_the_second),
-        "pickled": lambda: agree(lambda: fail),
     }
     raised = {}
     for name, attempt in attempts.items():
         try:
             attempt()
         except Exception as error:
-            raised[name] = (type(error).__name__, str(error))
+            raised[name] = f"{type(error).__name__}: {error}"
     return raised
 
 
@@ -233,15 +193,21 @@ def die(model, folder, rank, processes):
 
 
 def main(model, folder):
-    """Do all of it."""
+    """Do all of it in one of two processes."""
     rank, processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    messages = Messages()
+    messages = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logging.getLogger("pyterrier_selfdistill").addHandler(handler)
     with joined(torch.device("cpu")):
         results = {"losses": losses_and_gradients(model, rank, processes)}
+        with in_turn():
+            results["turn"] = time.time()
+            time.sleep(0.1)
     results |= train(model, folder, processes)
-    results["messages"] = list(messages.kept)
-    results |= train_interrupted(model, folder / "resumed", processes)
-    results |= train_in_16_bits(model, folder / "bf16", processes)
+    results["messages"] = list(messages)
+    results["resumed"] = train_interrupted(model, folder / "resumed", processes)
+    results["kept"] = train_for_nothing(model, folder / "kept", processes)
     results["errors"] = errors(model, folder, rank, processes)
     torch.save(results, folder / f"{rank}.pt")
     die(model, folder, rank, processes)
