@@ -1,9 +1,5 @@
 """What several tests share: a small collection, and datasets of ir_datasets that are made of local files."""
 
-import os
-import subprocess
-import sys
-import time
 import unittest
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -122,51 +118,6 @@ def no_network(monkeypatch, tmp_path):
     monkeypatch.setenv("PYTERRIER_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(pt.documentation, "_cached_objects_inv", None)
     monkeypatch.setattr(pt.io, "download", fail)
-
-
-class Launched(NamedTuple):
-    """What two processes have done together.
-
-    Attributes:
-        folder: What they wrote.
-        results: What each of them has kept.
-        code: With what torchrun ended.
-        output: What both, and torchrun, have printed.
-        ended: When torchrun ended.
-    """
-
-    folder: Path
-    results: list[dict[str, Any]]
-    code: int
-    output: str
-    ended: float
-
-
-@pytest.fixture(scope="session")
-def launched(language_model, tmp_path_factory) -> Launched:
-    """Run ``together.py`` in two processes, on the CPU and with gloo."""
-    script = Path(__file__).with_name("together.py")
-    folder = tmp_path_factory.mktemp("together")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(script.parents[1]),
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    done = subprocess.run(
-        [*torchrun, str(script), language_model, str(folder)],
-        check=False,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-    )
-    ended = time.time()
-    files = [folder / f"{rank}.pt" for rank in range(2)]
-    assert all(file.exists() for file in files), done.stdout
-    results = [torch.load(file, weights_only=False) for file in files]
-    return Launched(folder, results, done.returncode, done.stdout, ended)
 
 
 @pytest.fixture
