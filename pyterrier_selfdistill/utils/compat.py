@@ -13,8 +13,9 @@ import logging
 import math
 import re
 import shutil
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 import torch
+import tqdm
 from pandas.core.util.hashing import combine_hash_arrays
 from pyterrier_dr import FlexIndex, SimFn
 from pyterrier_dr.util import assert_voyager
@@ -166,7 +168,21 @@ def remove_autocast(model: nn.Module) -> None:
     vars(model).pop("_original_forward", None)
 
 
-# --- pyterrier: schematics ------------------------------------------------------------------------------------------
+# --- pyterrier: progress bars and schematics ------------------------------------------------------------------------
+
+
+def progress_bar(iterable: Iterable[Any] | None = None, *, total: int | None = None, **options: Any) -> Any:
+    """Make a ``pt.tqdm``; where there is no terminal, draw it once a tenth, or once a minute if ``total`` is unknown.
+
+    tqdm 4.68 draws ten bars a second into logs. Delete, and call ``pt.tqdm``, when it does not.
+    """
+    if total is None and isinstance(iterable, Sized):
+        total = len(iterable)
+    # other classes are those of notebooks
+    if pt.tqdm is tqdm.tqdm and not sys.stderr.isatty():
+        tenth = None if total is None else math.ceil(total / 10)
+        options |= {"miniters": tenth, "mininterval": 60 if tenth is None else 0, "maxinterval": math.inf}
+    return pt.tqdm(iterable, total=total, **options)
 
 
 def schematic(label: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Folders and files that are written whole or not at all, and text about them without paths or secrets."""
+"""Folders and files that are written completely or not at all, and settings without paths or secrets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import re
 import shutil
 import socket
 import tempfile
-import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -22,51 +21,13 @@ from filelock import FileLock, Timeout
 
 from .compat import system_error_code
 
-AT_FDCWD = -100
-RENAME_EXCHANGE = 2
-
-UNKNOWN_TO_THE_SYSTEM = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
-
-
-def exchange(first: Path, second: Path) -> bool:
-    """Let each of two folders have the name of the other, so that there is no moment at which a name has none.
-
-    Args:
-        first: A folder.
-        second: Another, in the same file system.
-
-    Returns:
-        Whether the system could. If not, nothing was done.
-
-    Raises:
-        OSError: If one is missing, or may not be renamed.
-    """
-    try:
-        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except (AttributeError, TypeError, OSError):
-        return False
-    failed = renameat2(AT_FDCWD, os.fsencode(first), AT_FDCWD, os.fsencode(second), RENAME_EXCHANGE)
-    code = ctypes.get_errno()
-    if failed and code in UNKNOWN_TO_THE_SYSTEM:
-        return False
-    if failed:
-        raise OSError(code, os.strerror(code), str(first), None, str(second))
-    return True
-
-
 METADATA_FILE = "pt_meta.json"
-"""The file in the folder of a PyTerrier artifact that says what it is."""
-
-NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""The file that describes a PyTerrier artifact in its folder."""
 
 REMOVED = "was removed meanwhile; write again, or choose another path"
 
 SCRATCH = "selfdistill-scratch-"
-"""How the names of temporary folders begin."""
-
-PATIENCE = 1.0
-"""For how many seconds a reader waits while a writer renames two folders."""
+"""The prefix of temporary folders."""
 
 
 class FolderInUseError(OSError):
@@ -74,53 +35,31 @@ class FolderInUseError(OSError):
 
 
 def artifact_kind(folder: Path) -> tuple[Any, Any]:
-    """Read the type and the format of a PyTerrier artifact, whatever is in the folder.
-
-    Args:
-        folder: A folder.
-
-    Returns:
-        The type and the format, such as ``("dense_index", "flex")``; None for each that is not there.
-    """
+    """Read the type and the format of a PyTerrier artifact, such as ``("dense_index", "flex")``; None if missing."""
     try:
         metadata = json.loads((folder / METADATA_FILE).read_text())
-    except (OSError, ValueError, RecursionError):
-        metadata = None
-    if not isinstance(metadata, dict):
+        return metadata.get("type"), metadata.get("format")
+    except (OSError, ValueError, RecursionError, AttributeError):
         return None, None
-    return metadata.get("type"), metadata.get("format")
+
+
+# --- locks -----------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def folder_lock(path: str | Path, doing: str, *, wait: bool = False) -> Iterator[None]:
-    """Keep other writers away from a folder, which may be there or not.
+    """Keep other writers away from a folder, which may exist or not.
 
-    The system takes the lock back when the process ends, however it ends. A lock of another folder, be it in this one,
-    is another lock. The same one twice is an error, in one thread too.
-
-    Args:
-        path: The folder. Folders above it are made; a symbolic link is followed.
-        doing: What is done meanwhile, as others are told: ``"building an index"``.
-        wait: Whether to wait until nobody else has the lock.
-
-    Raises:
-        FolderInUseError: If another process or thread has the lock, and is not to be waited for.
-        PermissionError: If the folder may not be written.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as parent:
-        ...     run = f"{parent}/run"
-        ...     with folder_lock(run, "training an encoder"), folder_lock(run, "saving an encoder"):
-        ...         pass
-        Traceback (most recent call last):
-        pyterrier_selfdistill.utils.folders.FolderInUseError: '.../run' is in use: process ... is training ...
+    The system releases the lock when the process ends, even if it is killed. ``doing`` tells other writers why they
+    have to wait: ``"building an index"``. Raises `FolderInUseError` if another process or thread has the lock, unless
+    ``wait`` is set.
     """
     target = Path(path).resolve()
-    file = _lock_file(target)
-    timeout = -1 if wait else 0
-    lock = FileLock(file, timeout=timeout)
-    with explained_errors(target), _explained_permissions(target):
+    # next to the folder, which may be replaced, or in it if that is the only place
+    is_fixed = os.path.ismount(target) or not os.access(_existing(target.parent), os.W_OK)
+    file = target / ".lock" if is_fixed else _beside(target, "lock")
+    lock = FileLock(file, timeout=-1 if wait else 0)
+    with explained_errors(target):
         file.parent.mkdir(parents=True, exist_ok=True)
         # before, since some versions of filelock empty the file when they try
         owner = _read_owner(file)
@@ -131,47 +70,38 @@ def folder_lock(path: str | Path, doing: str, *, wait: bool = False) -> Iterator
                 f"{str(path)!r} is in use: {owner}; wait until it is done, end it, or choose another path"
             ) from None
     try:
+        since = datetime.now().astimezone().isoformat(" ", timespec="seconds")
+        note = {"pid": os.getpid(), "host": socket.gethostname(), "since": since, "doing": doing}
         with explained_errors(target):
-            file.write_text(json.dumps(_describe_owner(doing)))
+            file.write_text(json.dumps(note))
         yield
     finally:
-        # while it is locked: whoever waits for this file finds that it is gone, and makes another
+        # while it is locked, so that a waiting writer notices and makes another one
         with suppress(OSError):
             file.unlink()
         lock.release()
 
 
-def _lock_file(target: Path) -> Path:
-    """Choose where the lock of a folder lies: beside it, since it may be replaced; inside where it cannot be."""
-    if os.path.ismount(target) or not os.access(_existing(target.parent), os.W_OK):
-        return target / ".lock"
-    return _beside(target, "lock")
-
-
 def _existing(folder: Path) -> Path:
-    """Find the folder, or the first one above it that is there."""
-    while not folder.exists():
-        folder = folder.parent
-    return folder
+    """Find the folder, or the first existing one above it."""
+    return next(place for place in (folder, *folder.parents) if place.exists())
 
 
 def _beside(target: Path, purpose: str) -> Path:
-    """Name a hidden file or folder that belongs to another; always the same, so that the next process finds it."""
+    """Name a hidden file or folder of another folder, so that every process finds it."""
     return target.with_name(f".{target.name}.{purpose}")
 
 
-def _describe_owner(doing: str) -> dict[str, Any]:
-    since = datetime.now().astimezone().isoformat(" ", timespec="seconds")
-    return {"pid": os.getpid(), "host": socket.gethostname(), "since": since, "doing": doing}
-
-
 def _read_owner(file: Path) -> str:
-    """Say who has a lock, or had it and was killed."""
+    """Describe the process that has a lock, or had it when it was killed."""
     try:
         owner = json.loads(file.read_text())
         return f"process {owner['pid']} on {owner['host']} is {owner['doing']} there, since {owner['since']}"
     except (OSError, ValueError, LookupError, TypeError):
         return "another process is writing there"
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -183,51 +113,40 @@ def atomic_folder(
     doing: str = "writing",
     wait: bool = False,
 ) -> Iterator[Path]:
-    """Give a temporary folder to write to, which becomes ``path`` on exit.
+    """Yield a temporary folder, which becomes ``path`` on exit.
 
-    If writing fails, or the process is killed, what was at ``path`` stays, or is put back by the next :func:`recover`.
+    If writing fails, or the process is killed, the earlier folder stays, or the next :func:`recover` puts it back.
 
     Args:
-        path: The folder to write. Folders above it are made; a symbolic link is followed.
-        overwrite: Whether to replace a folder that is there, if it is empty or ``recognize`` says so.
-        recognize: Tells whether a folder is one that may be replaced, since it holds what is written here and nothing
-            of anybody else. Without it only an empty folder is.
-        doing: What other processes are told that they have to wait for: ``"building an index"``.
-        wait: Whether to wait while another one writes it.
-
-    Yields:
-        The temporary folder.
-
-    Raises:
-        FileExistsError: If the folder is there and ``overwrite`` is not set, or holds something else than what may be
-            replaced, or if a file is there.
-        FolderInUseError: If another process or thread writes it, and is not to be waited for.
-        PermissionError: If it may not be written.
-        FileNotFoundError: If the folder above was removed meanwhile.
-        OSError: If the disk is full.
+        path: The folder to write. Parents are made; a symbolic link is followed.
+        overwrite: Whether to replace a folder that is empty, or that ``recognize`` accepts.
+        recognize: Tells whether a folder holds nothing but an earlier version, so that it may be replaced.
+        doing: What to tell other processes that want to write there: ``"building an index"``.
+        wait: Whether to wait for another writer, in place of a `FolderInUseError`.
 
     Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as parent:
-        ...     with atomic_folder(f"{parent}/model") as folder:
+        >>> with scratch_folder() as parent:
+        ...     with atomic_folder(parent / "model") as folder:
         ...         _ = (folder / "weights").write_text("0.5")
-        ...     (Path(parent) / "model" / "weights").read_text()
+        ...     (parent / "model" / "weights").read_text()
         '0.5'
     """
     target = Path(path).resolve()
     unfinished = _beside(target, "unfinished")
-    with folder_lock(target, doing, wait=wait):
+    with folder_lock(target, doing, wait=wait), explained_errors(target):
         _clean_up(target)
         _require_free(target, overwrite, recognize)
-        with _explained_permissions(target):
-            unfinished.mkdir()
+        unfinished.mkdir()
         try:
-            with explained_errors(target):
-                with _watched(unfinished):
-                    yield unfinished
-                # others than this package's writers know no lock
-                _require_free(target, overwrite, recognize)
-                _publish(unfinished, target)
+            with _watched(unfinished):
+                yield unfinished
+            # other programs know no lock
+            _require_free(target, overwrite, recognize)
+            if not target.exists():
+                unfinished.rename(target)
+            elif not _exchange(unfinished, target):
+                target.rename(_beside(target, "replaced"))
+                unfinished.rename(target)
         finally:
             _clean_up(target)
         if not target.is_dir():
@@ -235,7 +154,7 @@ def atomic_folder(
 
 
 def _require_free(target: Path, overwrite: bool, recognize: Callable[[Path], bool] | None) -> None:
-    """Check that nothing is at a path, or a folder that may be replaced."""
+    """Check that a path is free, or a folder that may be replaced."""
     if not target.exists():
         return
     if not target.is_dir():
@@ -247,26 +166,42 @@ def _require_free(target: Path, overwrite: bool, recognize: Callable[[Path], boo
     if os.path.ismount(target):
         raise FileExistsError(f"{str(target)!r} is a mount point, which cannot be replaced; choose a folder in it")
     content = sorted(entry.name for entry in target.iterdir())
-    is_ours = recognize is not None and recognize(target)
-    if content and not is_ours:
-        more = "" if len(content) <= 3 else f" and {len(content) - 3} more"
+    if content and (recognize is None or not recognize(target)):
+        more = f" and {len(content) - 3} more" if len(content) > 3 else ""
         raise FileExistsError(
-            f"{str(target)!r} holds {', '.join(content[:3])}{more}, which is not what would be written there, and is "
-            "not replaced; choose another folder, or remove this one yourself"
+            f"{str(target)!r} holds {', '.join(content[:3])}{more}, no earlier version, and is not replaced; choose "
+            "another folder, or remove this one yourself"
         )
 
 
-def _publish(unfinished: Path, target: Path) -> None:
-    """Let a complete folder take the place of what is there, which is left to be removed."""
-    if not target.exists():
-        unfinished.rename(target)
-    elif not exchange(unfinished, target):
-        target.rename(_beside(target, "replaced"))
-        unfinished.rename(target)
+@contextmanager
+def _watched(folder: Path) -> Iterator[None]:
+    """Raise an error on exit if a folder was removed, and perhaps made again by a library that missed it."""
+    # while it is open, another folder cannot have its number; Windows removes no folder whose files are open
+    if os.name == "nt":
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield
+        if not folder.is_dir() or not os.path.samestat(folder.stat(), os.fstat(descriptor)):
+            raise FileNotFoundError(errno.ENOENT, f"the folder {REMOVED}", str(folder))
+    finally:
+        os.close(descriptor)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two folders in one step, so that neither name is ever free, and tell whether the system (Linux) could."""
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (AttributeError, TypeError, OSError):
+        return False
+    current, exchange = -100, 2
+    return bool(rename(current, os.fsencode(first), current, os.fsencode(second), exchange) == 0)
 
 
 def _clean_up(target: Path) -> None:
-    """Put back a folder that was moved away for nothing, and remove what else is left; for who has the lock."""
+    """Put back the folder that a killed writer moved away, and remove its other files; needs the lock."""
     replaced = _beside(target, "replaced")
     if replaced.exists() and not target.exists():
         replaced.rename(target)
@@ -275,45 +210,23 @@ def _clean_up(target: Path) -> None:
 
 
 def recover(path: str | Path) -> None:
-    """Put back a folder that a writer had moved away when it was killed; to be called before reading one.
-
-    Args:
-        path: The folder. If it is there, nothing is done.
-
-    Raises:
-        PermissionError: If it would have to be put back, and may not be.
-    """
+    """Put back a folder that a writer had moved away when it was killed; call this before you read a folder."""
     target = Path(path).resolve()
-    replaced = _beside(target, "replaced")
-    end = time.monotonic() + PATIENCE
-    while replaced.exists() and not target.exists() and time.monotonic() < end:
-        # a writer that lives is about to be done
-        with suppress(FolderInUseError), folder_lock(target, "putting back what was replaced"):
+    if _beside(target, "replaced").exists() and not target.exists():
+        # a living writer is about to be done
+        with folder_lock(target, "putting back a folder", wait=True):
             _clean_up(target)
-        time.sleep(0.01)
 
 
 @contextmanager
 def scratch_folder(parent: str | Path | None = None) -> Iterator[Path]:
-    """Give a folder for temporary files, which is removed on exit.
+    """Yield a temporary folder, in the system's place by default, and remove it on exit.
 
-    If the process is killed, the next one that asks for a folder in the same place removes it.
-
-    Args:
-        parent: The folder that it is made in, if not where the system has temporary files.
-
-    Yields:
-        The folder.
-
-    Example:
-        >>> with scratch_folder() as folder:
-        ...     _ = (folder / "vectors").write_text("0.5")
-        >>> folder.exists()
-        False
+    If the process is killed, the next one that makes a scratch folder in the same place removes it.
     """
     place = Path(parent or tempfile.gettempdir())
     for left in place.glob(f"{SCRATCH}*"):
-        # one that is in use stays, and so does one of another user
+        # not if it is in use, or another user's
         with suppress(OSError), folder_lock(left, "removing temporary files"):
             shutil.rmtree(left)
     folder = place / f"{SCRATCH}{uuid.uuid4().hex}"
@@ -327,28 +240,7 @@ def scratch_folder(parent: str | Path | None = None) -> Iterator[Path]:
 
 @contextmanager
 def atomic_file(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Give a temporary file to write, which becomes ``path`` on exit.
-
-    Args:
-        path: The file to write. Folders above it are made; a symbolic link is followed.
-        overwrite: Whether to replace a file that is there.
-
-    Yields:
-        The temporary file, which is not there yet.
-
-    Raises:
-        FileExistsError: If the file is there and ``overwrite`` is not set, or if a folder is there.
-        PermissionError: If it may not be written.
-        OSError: If the disk is full.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as parent:
-        ...     with atomic_file(f"{parent}/report.html") as file:
-        ...         _ = file.write_text("0.5")
-        ...     [path.name for path in Path(parent).iterdir()]
-        ['report.html']
-    """
+    """Yield the path of a temporary file, which becomes ``path`` on exit; parents are made, a link is followed."""
     target = Path(path).resolve()
     if target.is_dir():
         raise FileExistsError(f"expected a file or nothing at {str(target)!r}, got a folder; choose another path")
@@ -356,7 +248,7 @@ def atomic_file(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
         raise FileExistsError(
             f"{str(target)!r} is there already; choose another file, or replace this one with overwrite=True"
         )
-    with _explained_permissions(target), explained_errors(target):
+    with explained_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         with scratch_folder(target.parent) as folder:
             yield folder / target.name
@@ -364,72 +256,28 @@ def atomic_file(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
-def _explained_permissions(target: Path) -> Iterator[None]:
-    """Say what may not be written, in place of the name of a hidden file."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in NOT_ALLOWED:
-            raise
-        raise PermissionError(
-            error.errno, f"no permission to write in {str(target.parent)!r}; choose another path", str(target)
-        ) from error
-
-
-@contextmanager
-def _watched(folder: Path) -> Iterator[None]:
-    """Raise an error on exit if a folder is another one by then, since libraries make folders that they miss."""
-    # Windows has none, and removes no folder whose files are open
-    flags = getattr(os, "O_DIRECTORY", None)
-    if flags is None:
-        yield
-        return
-    # while it is open, another folder cannot have its number
-    descriptor = os.open(folder, flags)
-    try:
-        yield
-        is_same = folder.is_dir() and os.path.samestat(folder.stat(), os.fstat(descriptor))
-    finally:
-        os.close(descriptor)
-    if not is_same:
-        raise FileNotFoundError(errno.ENOENT, f"the folder {REMOVED}", str(folder))
-
-
-@contextmanager
 def explained_errors(path: str | Path) -> Iterator[None]:
-    """Say which folder could not be written when the disk was full, or the folder above it was removed.
-
-    Args:
-        path: The folder.
-
-    Raises:
-        FileNotFoundError: In place of any error, if the folder above is gone.
-        OSError: In place of an error of a full disk.
-
-    Example:
-        >>> with explained_errors("/tmp/model"):
-        ...     raise OSError(errno.ENOSPC, "No space left on device", ".model.unfinished/weights")
-        Traceback (most recent call last):
-        OSError: [Errno 28] the disk is full; free some space, or choose another path: '...model'
-    """
+    """Name the path, in place of a hidden file, in errors of a full disk, a removed parent, or missing permission."""
     target = Path(path).resolve()
+    existed = target.parent.is_dir()
     try:
         yield
     except Exception as error:
-        if not target.parent.is_dir():
-            raise FileNotFoundError(
-                errno.ENOENT,
-                f"{str(target.parent)!r} {REMOVED}",
-                str(target),
-            ) from error
+        if existed and not target.parent.is_dir():
+            raise FileNotFoundError(errno.ENOENT, f"{str(target.parent)!r} {REMOVED}", str(target)) from error
         code = system_error_code(error)
-        if code in DISK_FULL:
+        if code in (errno.ENOSPC, errno.EDQUOT):
             raise OSError(code, "the disk is full; free some space, or choose another path", str(target)) from error
+        if code in (errno.EACCES, errno.EPERM, errno.EROFS) and not os.access(_existing(target.parent), os.W_OK):
+            advice = f"no permission to write in {str(target.parent)!r}; choose another path"
+            raise PermissionError(code, advice, str(target)) from error
         raise
 
 
-SECRET = re.compile(r"(token|secret|password|api_key)$")
-"""How names of settings end whose values are nobody's business, such as ``hub_token``."""
+# --- settings --------------------------------------------------------------------------------------------------------
+
+SECRETS = ("token", "secret", "password", "api_key")
+"""The ends of names of settings that are secret; transformers masks tokens only."""
 
 ABSOLUTE_PATH = re.compile(
     r"""
@@ -439,70 +287,35 @@ ABSOLUTE_PATH = re.compile(
     """,
     re.VERBOSE,
 )
-"""An absolute path, or one in a home folder, in a text."""
 
 
 def portable_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Reduce settings to JSON that may be shown to anybody.
-
-    Secrets are left out. Of each absolute path, be it a value, a key or a part of a text, the last name stays, and so
-    it does of the folder of a base model.
-
-    Args:
-        settings: Nested dictionaries and lists. What JSON does not know becomes a string.
-
-    Returns:
-        The settings.
+    """Reduce settings to JSON without secrets, and with the last name of each absolute path.
 
     Example:
         >>> portable_settings({"hub_token": "hf_x", "seed": 7, "data": {"source": "/home/me/triples.tsv"}})
         {'seed': 7, 'data': {'source': 'triples.tsv'}}
     """
-    # tuples, paths and enums first become what they are when they are read again
-    portable = _portable(json.loads(json.dumps(settings, default=str)))
-    base_model = portable.get("base_model")
-    if isinstance(base_model, dict):
+    portable: dict[str, Any] = _portable(json.loads(json.dumps(settings, default=str)))
+    if isinstance(base_model := portable.get("base_model"), dict):
         base_model["name"] = portable_name(base_model.get("name"))
     return portable
 
 
 def portable_name(name: str | None) -> str | None:
-    """Reduce the name of a model to what others know: its name on the hub, or the last one of its path.
-
-    Args:
-        name: The name, or a path of this machine.
-
-    Returns:
-        The name.
-
-    Example:
-        >>> portable_name("microsoft/mpnet-base"), portable_name("/models/mine")
-        ('microsoft/mpnet-base', 'mine')
-    """
+    """Reduce the name of a model to its name on the hub, or to the last name of its path."""
     # a relative path of a folder looks like the name of a model on the hub
-    if name and (_is_absolute(name) or Path(name).exists()):
-        return _last_name(name)
-    return name
+    return _last_name(name) if name and (_is_absolute(name) or Path(name).exists()) else name
 
 
 def _portable(value: Any) -> Any:
-    """Reduce nested values."""
     if isinstance(value, dict):
-        kept = {}
-        for name, item in value.items():
-            if not SECRET.search(name):
-                kept[_portable(name)] = _portable(item)
-        return kept
+        return {_portable(name): _portable(item) for name, item in value.items() if not name.endswith(SECRETS)}
     if isinstance(value, list):
         return [_portable(item) for item in value]
     if isinstance(value, str):
-        return _last_name(value) if _is_absolute(value) else _without_paths(value)
+        return _last_name(value) if _is_absolute(value) else ABSOLUTE_PATH.sub(lambda path: _last_name(path[0]), value)
     return value
-
-
-def _without_paths(text: str) -> str:
-    """Keep only the last name of each absolute path in a text."""
-    return ABSOLUTE_PATH.sub(lambda path: _last_name(path[0]), text)
 
 
 def _is_absolute(path: str) -> bool:
@@ -510,5 +323,5 @@ def _is_absolute(path: str) -> bool:
 
 
 def _last_name(path: str) -> str:
-    # the paths of Windows have two kinds of separators, and those of others one of them
+    # takes both kinds of separators
     return PureWindowsPath(path).name
