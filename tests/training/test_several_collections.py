@@ -10,7 +10,7 @@ from pyterrier_selfdistill import SelfDistillationLoss
 from pyterrier_selfdistill.data.triples import read_triples
 from pyterrier_selfdistill.training import callbacks
 from pyterrier_selfdistill.training.callbacks import _first_documents
-from tests.together import PAIRS, QRELS, ROWS
+from tests.training.together import PAIRS, QRELS, ROWS
 
 ONE = [row[:3] for row in ROWS]
 TWO = ROWS[:14]

@@ -7,7 +7,7 @@ import pytest
 from pyterrier_selfdistill import Negatives
 from pyterrier_selfdistill.data.triples import read_triples
 from pyterrier_selfdistill.training.mining import JudgedQueries, with_passages
-from tests.together import ROWS
+from tests.training.together import ROWS
 
 TEXTS = [("sort", "sort the rows", "plot a matrix")]
 
