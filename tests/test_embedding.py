@@ -1,79 +1,161 @@
-"""Documents in one pool: the same vectors and gradients as column by column, and little padding."""
+"""Losses on texts: one pool of documents, the gradient cache and Matryoshka give the same loss and gradients."""
 
 import itertools
 
 import numpy as np
 import pytest
 import torch
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
 from sentence_transformers.base.modules import Transformer
-from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
+from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
-from pyterrier_selfdistill.losses import arrange, divide, embed, number_of_passes, restore
+from pyterrier_selfdistill import AdaptiveMarginLoss, CalibratedLoss, SelfDistillationLoss
+from pyterrier_selfdistill.data.triples import from_texts
+from pyterrier_selfdistill.losses import arrange, divide, number_of_passes
 
-WORDS = ["sort", "read", "write", "plot", "mean", "table", "file"]
-
-
-def draw_texts(number, longest, seed):
-    random = np.random.default_rng(seed)
-    lengths = random.integers(1, longest + 1, number)
-    return [" ".join(random.choice(WORDS, length)) for length in lengths]
+LOSSES = [
+    AdaptiveMarginLoss(),
+    AdaptiveMarginLoss(0.5),
+    AdaptiveMarginLoss("adaptive", in_batch=True),
+    AdaptiveMarginLoss("adaptive", in_batch=True, pairing="released"),
+    CalibratedLoss(),
+]
+COLUMNS = [
+    ["sort", "plot a", "mean", "read", "write by"],
+    ["sort rows", "plot a matrix", "return the mean value of an array by column", "read", "write the data"],
+    ["read a file", "sort", "plot", "mean value", "return a value of the table by row and by column"],
+    ["file", "sort the table by column", "plot a file", "mean", "query"],
+]
+"""Five queries, their positives, and two negatives each."""
 
 
 @pytest.fixture(params=["right", "left"])
 def model(language_model, request):
-    """A model that pads on one side or the other, without dropout."""
+    """A model that pads on one side or the other, without dropout, in float64."""
     transformer = Transformer(language_model)
     transformer.tokenizer.padding_side = request.param
-    return SentenceTransformer(modules=[transformer, Pooling(32, "mean")], device="cpu").eval()
+    return SentenceTransformer(modules=[transformer, Pooling(32, "mean")], device="cpu").double().eval()
 
 
-def gradients_of(model, embeddings):
-    """Go back from embeddings to the weights."""
+def tokens_of(model):
+    return [model.preprocess(texts) for texts in COLUMNS]
+
+
+def gradients(model, value):
     model.zero_grad()
-    torch.cat(embeddings).square().mean().backward()
+    value.backward()
     return [weights.grad for weights in model.parameters() if weights.grad is not None]
 
 
-def test_vectors_and_gradients_are_those_of_single_columns(model):
-    columns = [draw_texts(12, 4, seed=0), *(draw_texts(12, 40, seed=seed) for seed in (1, 2, 3))]
-    features = [model.preprocess(texts) for texts in columns]
-    apart = [model(dict(column))["sentence_embedding"] for column in features]
-    together = embed(model, *arrange(features))
-    assert len(together) == 4
-    for ours, expected in zip(together, apart, strict=True):
-        assert torch.allclose(ours, expected, atol=1e-5)
-    for ours, expected in zip(gradients_of(model, together), gradients_of(model, apart), strict=True):
-        assert torch.allclose(ours, expected, atol=1e-5)
+def loss_of_single_columns(model, loss, dim=None):
+    """Compute the loss of columns that are embedded one by one, of prefixes of their vectors."""
+    query, positive, *negatives = [model(column)["sentence_embedding"][:, :dim] for column in tokens_of(model)]
+    return loss.terms(query, positive, torch.stack(negatives, dim=1))
 
 
-def test_passes_are_as_wide_as_their_longest_text(tiny_model, monkeypatch):
+@pytest.mark.parametrize("mini_batch_size", [None, 1, 4, 100])
+@pytest.mark.parametrize("of_embeddings", LOSSES, ids=str)
+def test_loss_and_gradients_are_those_of_single_columns(model, of_embeddings, mini_batch_size):
+    loss = SelfDistillationLoss(model, of_embeddings, mini_batch_size)
+    value = loss(tokens_of(model))
+    expected = loss_of_single_columns(model, of_embeddings)._asdict()
+    assert value.item() == pytest.approx(expected["loss"].item(), rel=1e-9)
+    torch.testing.assert_close(gradients(model, value), gradients(model, expected.pop("loss")))
+    assert {name: number.item() for name, number in loss.statistics.items()} == pytest.approx(
+        {name: terms.mean().item() for name, terms in expected.items()}
+    )
+    with torch.no_grad():
+        assert loss(tokens_of(model)).item() == pytest.approx(value.item())
+
+
+@pytest.mark.parametrize("mini_batch_size", [None, 2])
+@pytest.mark.parametrize("of_embeddings", [CalibratedLoss(), AdaptiveMarginLoss("adaptive", in_batch=True)], ids=str)
+def test_matryoshka_sums_the_loss_over_prefixes(model, of_embeddings, mini_batch_size):
+    inner = SelfDistillationLoss(model, of_embeddings, mini_batch_size)
+    value = MatryoshkaLoss(model, inner, [8, 32, 4], [0.5, 2.0, 1.0])(tokens_of(model), None)
+    weights = {8: 0.5, 32: 2.0, 4: 1.0}
+    expected = sum(weight * loss_of_single_columns(model, of_embeddings, dim).loss for dim, weight in weights.items())
+    assert value.item() == pytest.approx(expected.item(), rel=1e-9)
+    torch.testing.assert_close(gradients(model, value), gradients(model, expected))
+    # logged statistics are those of whole vectors
+    margin = loss_of_single_columns(model, of_embeddings).margin
+    assert inner.statistics["margin"].item() == pytest.approx(margin.mean().item())
+
+
+def test_the_gradient_cache_repeats_the_draws_of_dropout(tiny_model):
+    tiny_model.double().train()
+    loss = SelfDistillationLoss(tiny_model, mini_batch_size=2)
+    torch.manual_seed(0)
+    value = loss(tokens_of(tiny_model))
+    gradient = gradients(tiny_model, value)[0]
+    row = gradient.abs().sum(dim=1).argmax()  # of a word that occurs
+    step = 1e-6 * gradient[row].sign()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        next(tiny_model.parameters())[row] += step
+        raised = loss(tokens_of(tiny_model))
+    assert (raised - value).item() == pytest.approx((step * gradient[row]).sum().item(), rel=1e-3)
+
+
+def test_gradients_of_the_cache_follow_the_scale_of_the_loss(model):
+    loss = SelfDistillationLoss(model, mini_batch_size=2)
+    once = [gradient.clone() for gradient in gradients(model, loss(tokens_of(model)))]
+    # as a scaler for 16 bits multiplies it
+    scaled = gradients(model, 1024 * loss(tokens_of(model)))
+    torch.testing.assert_close(scaled, [1024 * gradient for gradient in once])
+
+
+def test_input_that_the_loss_cannot_take(tiny_model):
+    with pytest.raises(ValueError, match="2 text column"):
+        SelfDistillationLoss(tiny_model)(tokens_of(tiny_model)[:2])
+    static = SentenceTransformer(modules=[StaticEmbedding(Tokenizer(WordLevel({"a": 0})), embedding_dim=4)])
+    with pytest.raises(ValueError, match="mini_batch_size=8"):
+        SelfDistillationLoss(static, mini_batch_size=8)
+
+
+def test_the_loss_trains_in_sentence_transformers_itself(tiny_model, tmp_path):
+    rows = [("sort", "sort the rows", "plot", "read a file"), ("plot", "plot a matrix", "sort", "mean")] * 8
+    arguments = SentenceTransformerTrainingArguments(
+        str(tmp_path),
+        use_cpu=True,
+        learning_rate=1e-3,
+        num_train_epochs=10,
+        logging_steps=1,
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
+    loss = SelfDistillationLoss(tiny_model)
+    trainer = SentenceTransformerTrainer(tiny_model, arguments, train_dataset=from_texts(rows).dataset, loss=loss)
+    trainer.train()
+    losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
+    assert losses[-1] < losses[0] / 2
+
+
+# --- the pool ---------------------------------------------------------------------------------------------------------
+
+
+def test_passes_are_as_wide_as_their_longest_text(tiny_model):
     widths = []
-    forward = tiny_model.forward
-
-    def record(features):
-        widths.append(features["input_ids"].shape[1])
-        return forward(features)
-
-    monkeypatch.setattr(tiny_model, "forward", record)
+    tiny_model.register_forward_pre_hook(lambda model, inputs: widths.append(inputs[0]["input_ids"].shape[1]))
     texts = [["sort"] * 8, ["sort"] * 8, [*["read"] * 7, " ".join(["mean"] * 50)]]
-    embed(tiny_model, *arrange([tiny_model.preprocess(column) for column in texts]))
+    SelfDistillationLoss(tiny_model)([tiny_model.preprocess(column) for column in texts])
     assert widths == [3, 3, 52]
 
 
-def test_columns_that_differ_are_embedded_one_by_one(tiny_model):
-    features = [tiny_model.preprocess(texts) for texts in (["sort"], ["read a file"], ["plot"])]
-    features[2]["task"] = "other"
-    batches, positions = arrange(features)
-    assert batches == features
-    assert positions is None
-    assert restore([torch.ones(1, 2)], positions)[0].shape == (1, 2)
-    assert len(embed(tiny_model, batches, positions)) == 3
-
-
-def test_flattened_columns_stay_as_they_are():
-    features = [{"input_ids": torch.ones(1, 6), "cu_seq_lens_q": torch.tensor([0, 2, 6])} for _ in range(3)]
-    assert arrange(features) == (features, None)
+def test_columns_that_differ_stay_single(tiny_model):
+    columns = tokens_of(tiny_model)
+    columns[2]["task"] = "other"
+    assert arrange(columns) == (columns, None)
+    flattened = [{"input_ids": torch.ones(1, 6), "cu_seq_lens_q": torch.tensor([0, 2, 6])} for _ in range(3)]
+    assert arrange(flattened) == (flattened, None)
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4])
@@ -81,18 +163,17 @@ def test_no_other_division_takes_fewer_tokens(number):
     lengths = np.sort(np.random.default_rng(number).integers(1, 30, 12))
 
     def padded(ends):
-        begins = [0, *ends]
-        return sum(lengths[end - 1] * (end - begin) for begin, end in zip(begins, ends, strict=False))
+        return sum(lengths[end - 1] * (end - begin) for begin, end in itertools.pairwise([0, *ends]))
 
     ends = divide(lengths, number)
     inner = itertools.combinations(range(1, len(lengths)), number - 1)
     assert len(ends) == number
-    assert ends[-1] == len(lengths)
     assert padded(ends) == min(padded([*borders, len(lengths)]) for borders in inner)
 
 
-def test_the_number_of_passes_depends_on_the_number_of_texts_alone():
-    device = torch.device("cpu")
-    for rows in (1, 8, 9, 64, 2000):
-        lengths = np.sort(np.random.default_rng(rows).integers(1, 5, rows))
-        assert len(divide(lengths, number_of_passes(rows, device))) == number_of_passes(rows, device) <= rows
+@pytest.mark.parametrize("rows", [1, 8, 9, 64, 2000])
+def test_the_number_of_passes_depends_on_the_number_of_texts_alone(rows):
+    """So that processes that train together make as many passes."""
+    lengths = np.sort(np.random.default_rng(rows).integers(1, 5, rows))
+    number = number_of_passes(rows, torch.device("cpu"))
+    assert len(divide(lengths, number)) == number <= rows
