@@ -18,7 +18,7 @@ from ..encoder.biencoder import SelfDistillBiEncoder
 from ..encoder.card import description_rows, training_rows
 from ..encoder.storage import metadata
 from ..training.history import PROGRESS, plot_history
-from ..training.trainer import EncoderEstimator
+from ..training.trainer import SelfDistillTrainer
 from ..utils.folders import portable_name
 
 CONFIDENCE = 0.95
@@ -225,7 +225,7 @@ def cut(text: str, length: int) -> tuple[str, str]:
     return text[:space], text[space + 1 :]
 
 
-TrainedEncoder: TypeAlias = SelfDistillBiEncoder | EncoderEstimator
+TrainedEncoder: TypeAlias = SelfDistillBiEncoder | SelfDistillTrainer
 """An encoder, or the trainer that has made one and knows the whole course of its training."""
 
 
@@ -261,7 +261,7 @@ def describe_model(name: str, model: TrainedEncoder) -> ModelDescription:
         >>> describe_model("mine", encoder).facts[1]
         ('Architecture', 'BertModel, ... parameters')
     """
-    if isinstance(model, EncoderEstimator):
+    if isinstance(model, SelfDistillTrainer):
         encoder = model.encoder
         history = model.history
     else:

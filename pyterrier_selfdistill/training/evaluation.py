@@ -18,7 +18,7 @@ from sentence_transformers.base.model import BaseModel
 from ..data.corpus import Corpus, Documents
 from ..data.passages import best_of_documents, divide_results, document_of, passage_records
 from ..data.triples import in_collection, require_names
-from ..encoder.biencoder import NO_PROMPTS, PromptsByCollection, SelfDistillBiEncoder, prompted
+from ..encoder.biencoder import PromptsByCollection, SelfDistillBiEncoder, prompted
 from ..utils.checks import (
     FieldNames,
     Measures,
@@ -31,12 +31,11 @@ from ..utils.checks import (
     require_texts,
 )
 from ..utils.folders import scratch_folder
-from .history import of_collection
 
 logger = logging.getLogger(__name__)
 
 SEARCH_DEPTH = 1000
-"""How many documents to search for where a measure looks at all of them, as retrievers do by default."""
+"""How many documents to search for where a measure has no cutoff, as retrievers do by default."""
 
 LARGE_SHARE = 0.1
 """The share of queries that may be left out without a warning."""
@@ -47,26 +46,25 @@ class RetrievalEvaluator(BaseEvaluator):
     """Measure how well a model ranks.
 
     All judged queries of the topics count, also those for which nothing is found. Candidates cannot say which queries
-    have none: judged queries without candidates count as 0, unless they are more than those with candidates. Then they
-    are taken for queries of another set, and left out. Both are warned of; give the judgements of the validation
-    queries only.
+    have none: judged queries without candidates count as 0, unless they outnumber those with candidates. Then they are
+    taken for queries of another set and left out. Both cases give a warning.
 
     Args:
         topics_or_results: Candidates to score (``qid``, ``query``, ``docno`` and text), or queries (``qid``, ``query``)
             to search the corpus for.
         qrels: Judgements: ``qid``, ``docno``, ``label``.
-        measures: What to measure; the first one decides which model is best.
+        measures: The measures; the first one decides which model is best.
         corpus: The documents to search when there are no candidates.
         fields: The fields of the corpus that make a text, if not the text field alone.
         num_results: How many documents to search for; by default as many as the measures look at.
-        passages: What divides documents into passages, of which the best one counts, such as ``pt.text.sliding("text",
-            prepend_attr=None)``; documents that are searched for are those of the 1,000 best passages.
-        encoder_options: What :class:`SelfDistillBiEncoder` is given with the model, such as ``batch_size``.
+        passages: A transformer that divides documents into passages, such as ``pt.text.sliding("text",
+            prepend_attr=None)``; a document scores as its best passage, among the 1,000 best passages of a search.
+        encoder_options: Options of :class:`SelfDistillBiEncoder`, such as ``batch_size``.
 
     Attributes:
         primary_metric: The name of the first measure.
         coverage: How many ``queries`` count, and how many of them are ``without_candidates``; how many judged queries
-            are left out as ``others``, and how many topics since they are ``without_judgements``.
+            are left out as ``others``, and how many topics because they are ``without_judgements``.
 
     Raises:
         ValueError: If no query has judgements, there is nothing to rank, or a label is not an integer.
@@ -97,129 +95,99 @@ class RetrievalEvaluator(BaseEvaluator):
         topics_or_results = topics_or_results.reset_index(drop=True)
         qrels = qrels.reset_index(drop=True)
         require_judged(topics_or_results, qrels, empty=True)
-        self.encoder_options = encoder_options or {}
-        self.searches = not has_candidates(topics_or_results, "validation results")
-        if self.searches and corpus is None:
-            raise ValueError(
-                f"the validation topics have no candidates to rank (columns {list(topics_or_results.columns)}); put a "
-                "retriever and pt.text.get_text before the trainer, or give corpus= to search"
-            )
         require_integer_labels(qrels, "the validation qrels")
+        self.encoder_options = encoder_options or {}
+        self.measures = list(measures)
+        self.primary_metric = str(self.measures[0])
+        self.passages = passages
+        self.searches = not has_candidates(topics_or_results, "validation results")
         text_field = self.encoder_options.get("text_field", "text")
-        # No other column: vectors that a dense retriever left there would be scored instead of the model's own.
+        # no other column: vectors of another encoder would be scored instead of the model's own
         columns = ["qid", "query"]
-        if not self.searches:
+        if self.searches:
+            if corpus is None:
+                raise ValueError(
+                    f"the validation topics have no candidates to rank, got {list(topics_or_results.columns)}; put a "
+                    "retriever and pt.text.get_text before the trainer, or give corpus= to search"
+                )
+            self.documents = Documents(corpus, fields or [text_field])
+            self.num_results = num_results or search_depth(self.measures)
+        else:
             require_texts(topics_or_results, text_field, "docno", empty=True)
             columns += ["docno", text_field]
-        # Only what is judged: the rest would only cost time.
-        judged = topics_or_results["qid"].isin(qrels["qid"])
-        self.topics_or_results = topics_or_results.loc[judged, columns]
-        self.passages = passages
+        is_judged = topics_or_results["qid"].isin(qrels["qid"])
+        self.topics_or_results = topics_or_results.loc[is_judged, columns]
         if passages is not None and not self.searches:
             self.topics_or_results = divide_results(self.topics_or_results, passages, text_field)
         self.qrels = qrels[["qid", "docno", "label"]].astype({"label": int})
-        asked = qrels["qid"].isin(topics_or_results["qid"])
-        missing = qrels["qid"][~asked].nunique()
-        others = 0
-        if self.searches or missing > qrels["qid"][asked].nunique():
-            self.qrels = self.qrels[asked]
+        is_asked = qrels["qid"].isin(topics_or_results["qid"])
+        missing, others = qrels["qid"][~is_asked].nunique(), 0
+        if self.searches or missing > qrels["qid"][is_asked].nunique():
+            self.qrels = self.qrels[is_asked]
             others, missing = missing, 0
         self.coverage = {
             "queries": self.qrels["qid"].nunique(),
             "without_candidates": missing,
             "others": others,
-            "without_judgements": topics_or_results["qid"][~judged].nunique(),
+            "without_judgements": topics_or_results["qid"][~is_judged].nunique(),
         }
         self._warn_of_gaps()
-        self.measures = list(measures)
-        self.documents: Documents | None = None
-        if corpus is not None:
-            self.documents = Documents(corpus, fields or [text_field])
-        self.num_results = num_results or search_depth(self.measures)
-        self.primary_metric = str(self.measures[0])
 
     def __call__(
         self, model: BaseModel, output_path: str | None = None, epoch: float = -1, steps: int = -1
     ) -> dict[str, float]:
-        """Rank and measure.
-
-        Args:
-            model: The model as it is now.
-            output_path: Where to put the index of a search while it lasts, if not where the system has temporary files.
-            epoch: Not used.
-            steps: Not used.
-
-        Returns:
-            The measures by name, averaged over the queries.
-        """
+        """Rank with the model, and return the measures by name, averaged over the queries."""
         encoder = SelfDistillBiEncoder(cast(SentenceTransformer, model), **self.encoder_options)
         if self.searches:
-            documents = cast(Documents, self.documents)
-            options: dict[str, Any] = {"folder": output_path, "passages": self.passages}
-            ranked = search(encoder, self.topics_or_results, documents, self.num_results, **options)
+            ranked = search(
+                encoder, self.topics_or_results, self.documents, self.num_results, output_path, passages=self.passages
+            )
         else:
             ranked = encoder(self.topics_or_results)
             if self.passages is not None:
                 ranked = best_of_documents(ranked)
+        # filtered above, where queries without candidates count
         measured = pt.Experiment(
-            [ranked],
-            self.topics_or_results,
-            self.qrels,
-            self.measures,
-            names=["model"],
-            # what counts is decided already
-            filter_by_topics=False,
+            [ranked], self.topics_or_results, self.qrels, self.measures, names=["model"], filter_by_topics=False
         )
         return {str(measure): float(measured[str(measure)].item()) for measure in self.measures}
 
     def describe(self) -> dict[str, Any]:
-        """Describe what decides on the numbers, beside the corpus: a run is resumed only with the same."""
-        return {
-            "measures": list(map(str, self.measures)),
-            **self.coverage,
-            "fingerprint": _fingerprint(self.topics_or_results, self.qrels),
-        }
+        """Describe the queries and judgements: a run is resumed only with the same."""
+        checksum = hashlib.sha256()
+        for frame in (self.topics_or_results, self.qrels):
+            checksum.update(pd.util.hash_pandas_object(frame, index=False, categorize=False).to_numpy().tobytes())
+        described = {"measures": list(map(str, self.measures)), **self.coverage}
+        described["fingerprint"] = checksum.hexdigest()[:16]
+        if self.searches:
+            described["corpus"] = self.documents.fingerprint()
+        return described
 
     def _warn_of_gaps(self) -> None:
-        """Warn if many queries count as 0, or not at all."""
         queries, without_candidates, others, without_judgements = self.coverage.values()
+        advice = "give the judgements of the validation queries only"
         if others and not self.searches:
             logger.warning(
                 "%d judged validation queries have no candidates, and %d have: they are taken for queries of another "
-                "set and left out; give the judgements of the validation queries only",
-                others,
-                queries,
+                "set and left out; %s",
+                *(others, queries, advice),
             )
         if without_candidates > LARGE_SHARE * queries:
             logger.warning(
                 "%d of %d judged validation queries have no candidates and count as 0; if they are queries of another "
-                "set, give the judgements of the validation queries only",
-                without_candidates,
-                queries,
+                "set, %s",
+                *(without_candidates, queries, advice),
             )
         topics = queries - without_candidates + without_judgements
         if without_judgements > LARGE_SHARE * topics:
             logger.warning(
                 "%d of %d validation queries have no judgements and are left out; give judgements of all",
-                without_judgements,
-                topics,
+                *(without_judgements, topics),
             )
 
 
 def search_depth(measures: Sequence[Measure]) -> int:
-    """Choose how many documents to search for, so that measures see all that they look at.
-
-    Args:
-        measures: The measures.
-
-    Returns:
-        The largest cutoff; :data:`SEARCH_DEPTH` if a measure has none, or looks at judged documents only.
-
-    Example:
-        >>> from pyterrier.measures import P, R, RR
-        >>> search_depth([P @ 5, R @ 100]), search_depth([P @ 5, RR])
-        (100, 1000)
-    """
+    """Return the largest cutoff, or ``SEARCH_DEPTH`` if a measure has none or looks at judged documents only."""
     depths = []
     for measure in measures:
         looks_further = measure.params.get("judged_only", False)
@@ -227,15 +195,6 @@ def search_depth(measures: Sequence[Measure]) -> int:
             return SEARCH_DEPTH
         depths.append(measure["cutoff"])
     return max(depths)
-
-
-def _fingerprint(*frames: pd.DataFrame) -> str:
-    """Compute a checksum of frames, of 16 characters."""
-    checksum = hashlib.sha256()
-    for frame in frames:
-        rows = pd.util.hash_pandas_object(frame, index=False, categorize=False)
-        checksum.update(rows.to_numpy().tobytes())
-    return checksum.hexdigest()[:16]
 
 
 def search(
@@ -247,27 +206,8 @@ def search(
     *,
     passages: pt.Transformer | None = None,
 ) -> pd.DataFrame:
-    """Index documents with an encoder as it is now, for this once, and search them.
-
-    Args:
-        encoder: The encoder.
-        topics: ``qid`` and ``query``.
-        documents: The corpus.
-        num_results: How many documents to find for each query.
-        folder: Where to put the index while it is searched, if not where the system has temporary files.
-        passages: What divides documents, if anything does.
-
-    Returns:
-        ``qid``, ``query``, ``docno``, ``score`` and ``rank``.
-
-    Example:
-        >>> topics = pd.DataFrame([["1", "sort"]], columns=["qid", "query"])
-        >>> documents = Documents([{"docno": "d1", "text": "sort"}, {"docno": "d2", "text": "plot"}], ["text"])
-        >>> sorted(search(encoder, topics, documents, 10)["docno"])
-        ['d1', 'd2']
-    """
-    whole = ({"docno": docno, encoder.text_field: text} for docno, text in documents)
-    records: Iterable[dict[str, str]] = whole
+    """Index documents for this once, in the folder or among the temporary files, and search them."""
+    records: Iterable[dict[str, str]] = ({"docno": docno, encoder.text_field: text} for docno, text in documents)
     if passages is not None:
         records = passage_records(records, passages, encoder.text_field)
         num_results = max(num_results, SEARCH_DEPTH)
@@ -280,71 +220,41 @@ def search(
 
 
 class CollectionsEvaluator(BaseEvaluator):
-    """Measure how well a model ranks in several collections.
+    """Measure in several data sets, each with its prompts; the means over them decide which model is best.
 
-    Args:
-        evaluators: What evaluates in each collection, by its name; all with the same measures.
-        prompts: The prompts of collections, where they are not the model's.
-
-    Attributes:
-        primary_metric: The name of the first measure, whose mean over collections decides which model is best.
-
-    Example:
-        >>> from pyterrier.measures import RR
-        >>> results = pd.DataFrame([["1", "sort", "d1", "sort rows"]], columns=["qid", "query", "docno", "text"])
-        >>> qrels = pd.DataFrame([["1", "d1", 1]], columns=["qid", "docno", "label"])
-        >>> evaluator = RetrievalEvaluator(results, qrels, [RR])
-        >>> CollectionsEvaluator({"a": evaluator, "b": evaluator})(encoder.model)
-        {'RR': 1.0, 'RR (a)': 1.0, 'RR (b)': 1.0}
+    sentence-transformers' SequentialEvaluator overwrites measures of the same name, and has a mean of one measure only.
     """
 
-    def __init__(self, evaluators: Mapping[str, RetrievalEvaluator], prompts: PromptsByCollection = NO_PROMPTS) -> None:
+    def __init__(self, evaluators: Mapping[str, RetrievalEvaluator], prompts: PromptsByCollection) -> None:
         super().__init__()
-        self.evaluators = dict(evaluators)
+        self.evaluators = evaluators
         self.prompts = prompts
-        first, *_ = self.evaluators.values()
-        self.measures = first.measures
-        self.primary_metric = first.primary_metric
-        self.searches = any(evaluator.searches for evaluator in self.evaluators.values())
-        self.documents = first.documents
+        self.measures = next(iter(evaluators.values())).measures
+        self.primary_metric = str(self.measures[0])
 
     def __call__(
         self, model: BaseModel, output_path: str | None = None, epoch: float = -1, steps: int = -1
     ) -> dict[str, float]:
-        """Rank and measure in each collection.
-
-        Args:
-            model: The model as it is now.
-            output_path: As :class:`RetrievalEvaluator` takes it.
-            epoch: Not used.
-            steps: Not used.
-
-        Returns:
-            The means of the measures over collections, by name, and those of each collection.
-        """
+        """Return the mean of each measure by its name, and that of each data set, such as ``nDCG@10 (a)``."""
         measured = {}
         for name, evaluator in self.evaluators.items():
             with_prompts = prompted(cast(SentenceTransformer, model), self.prompts.get(name, {}))
             measured[name] = evaluator(with_prompts, output_path)
-        means = {}
+        means: dict[str, float] = {}
         singles: dict[str, float] = {}
         for measure in map(str, self.measures):
-            values = {of_collection(measure, name): values[measure] for name, values in measured.items()}
+            values = {f"{measure} ({name})": of_data_set[measure] for name, of_data_set in measured.items()}
             means[measure] = sum(values.values()) / len(values)
             singles |= values
         return means | singles
 
     def describe(self) -> dict[str, Any]:
-        """Describe what decides on the numbers: a run is resumed only with the same."""
-        described = {}
-        for name, evaluator in self.evaluators.items():
-            described[name] = evaluator.describe()
-            del described[name]["measures"]
+        """Describe the queries and judgements of each data set."""
+        described = {name: evaluator.describe() for name, evaluator in self.evaluators.items()}
         return {"measures": list(map(str, self.measures)), "collections": described}
 
 
 Evaluator: TypeAlias = RetrievalEvaluator | CollectionsEvaluator
-"""What evaluates in one collection, or in several."""
 
 
 def make_evaluator(
@@ -356,94 +266,47 @@ def make_evaluator(
     measures: Sequence[Measure],
     corpus: Corpus | None,
     fields: Sequence[str] | None,
-    passages: pt.Transformer | None = None,
-    prompts: PromptsByCollection = NO_PROMPTS,
+    passages: pt.Transformer | None,
+    prompts: PromptsByCollection,
 ) -> Evaluator | None:
-    """Make the evaluator of an encoder that is trained, if there is anything to evaluate with.
-
-    Args:
-        encoder: The encoder, whose batch size and text field the evaluator takes.
-        topics_or_results: The validation topics or results, those of several collections by name, or None.
-        qrels: Their judgements, likewise.
-        training_topics: The topics or results that are trained with, if they are known: judgements of these are no
-            judgements of validation queries without candidates.
-        measures: As :class:`RetrievalEvaluator` takes them, and so are the other arguments.
-        corpus: The documents to search.
-        fields: The fields of the corpus that make a text.
-        passages: What divides documents, if anything does.
-        prompts: The prompts of collections.
-
-    Returns:
-        The evaluator, or None if there is nothing to evaluate with.
-
-    Raises:
-        ValueError: If only one of topics and qrels is given, they are of different collections, or the evaluator cannot
-            be made of them.
-    """
+    """Make the evaluator of a run; judgements of ``training_topics`` are not those of queries without candidates."""
     if topics_or_results is None and qrels is None:
         return None
     if topics_or_results is None or qrels is None:
         raise ValueError("evaluation needs validation topics (or results) and qrels; only one of them was given")
-    options: dict[str, Any] = {
-        "measures": measures,
-        "corpus": corpus,
-        "fields": fields,
-        "passages": passages,
-        "encoder_options": {
-            "batch_size": encoder.batch_size,
-            "text_field": encoder.text_field,
-            "dtype": encoder.dtype,
-        },
-    }
-    if isinstance(topics_or_results, Mapping) and isinstance(qrels, Mapping):
-        return _evaluate_each(topics_or_results, qrels, prompts, options)
-    if isinstance(topics_or_results, Mapping) or isinstance(qrels, Mapping):
+
+    def make(frame: pd.DataFrame, judgements: pd.DataFrame) -> RetrievalEvaluator:
+        encoder_options = {"batch_size": encoder.batch_size, "text_field": encoder.text_field, "dtype": encoder.dtype}
+        return RetrievalEvaluator(
+            frame,
+            judgements,
+            measures,
+            corpus=corpus,
+            fields=fields,
+            passages=passages,
+            encoder_options=encoder_options,
+        )
+
+    if isinstance(topics_or_results, Mapping) != isinstance(qrels, Mapping):
         raise ValueError(
             "validation topics (or results) and qrels must both be of one collection, or both name collections such as "
             f"{{'a': ...}}, got a {type(topics_or_results).__name__} and a {type(qrels).__name__}"
         )
+    if isinstance(topics_or_results, Mapping):
+        require_names(topics_or_results, "valid_topics_or_results")
+        if topics_or_results.keys() != qrels.keys():
+            raise ValueError(
+                "validation topics (or results) and qrels must be of the same collections, got "
+                f"{list(topics_or_results)} and {list(qrels)}"
+            )
+        evaluators = {}
+        for name, frame in topics_or_results.items():
+            with in_collection(name):
+                evaluators[name] = make(frame, qrels[name])
+        return CollectionsEvaluator(evaluators, prompts)
+    qrels = cast(pd.DataFrame, qrels)
     if training_topics is not None:
-        qrels = validation_qrels(qrels, topics_or_results, training_topics)
-    return RetrievalEvaluator(topics_or_results, qrels, **options)
-
-
-def _evaluate_each(
-    topics_or_results: Mapping[str, pd.DataFrame],
-    qrels: Mapping[str, pd.DataFrame],
-    prompts: PromptsByCollection,
-    options: Mapping[str, Any],
-) -> CollectionsEvaluator:
-    """Make the evaluator of several collections."""
-    require_names(topics_or_results, "valid_topics_or_results")
-    if topics_or_results.keys() != qrels.keys():
-        raise ValueError(
-            "validation topics (or results) and qrels must be of the same collections, got "
-            f"{list(topics_or_results)} and {list(qrels)}"
-        )
-    evaluators = {}
-    for name, frame in topics_or_results.items():
-        with in_collection(name):
-            evaluators[name] = RetrievalEvaluator(frame, qrels[name], **options)
-    return CollectionsEvaluator(evaluators, prompts)
-
-
-def validation_qrels(qrels: pd.DataFrame, topics: pd.DataFrame, training_topics: pd.DataFrame) -> pd.DataFrame:
-    """Leave out the judgements of queries that are trained with: the judgements of all queries are often given at once.
-
-    Args:
-        qrels: Judgements.
-        topics: The topics, or results, to evaluate with.
-        training_topics: Those that are trained with.
-
-    Returns:
-        The judgements without those of queries to train with, unless they are to evaluate with too.
-
-    Example:
-        >>> qrels = pd.DataFrame({"qid": ["1", "2", "3"]})
-        >>> validation_qrels(qrels, pd.DataFrame({"qid": ["2"]}), pd.DataFrame({"qid": ["1"]}))["qid"].tolist()
-        ['2', '3']
-    """
-    for name, frame in {"qrels": qrels, "validation topics": topics, "topics": training_topics}.items():
-        require_columns(frame, ["qid"], name)
-    training = set(training_topics["qid"]) - set(topics["qid"])
-    return qrels[~qrels["qid"].isin(training)]
+        for name, frame in {"qrels": qrels, "validation topics": topics_or_results, "topics": training_topics}.items():
+            require_columns(frame, ["qid"], name)
+        qrels = qrels[~qrels["qid"].isin(set(training_topics["qid"]) - set(topics_or_results["qid"]))]
+    return make(topics_or_results, qrels)

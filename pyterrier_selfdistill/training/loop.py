@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import pandas as pd
+import sentence_transformers
 import torch
+import transformers
 from accelerate.utils import broadcast, gather_object
 from datasets import DatasetDict
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
@@ -30,30 +32,19 @@ from .callbacks import (
     AGAINST_DIVERGENCE,
     BestCheckpoint,
     CheckpointGuard,
-    EvaluateAtEnd,
-    HardNegativeMiner,
     ProgressBar,
     SavedPrecision,
     SimilarityMonitor,
     require_finite_weights,
 )
 from .evaluation import Evaluator
-from .history import deciding_measure, training_summary, warn_if_not_improved
+from .history import deciding_measure, milestones, warn_if_not_improved
+from .mining import HardNegativeMiner
 from .run_folder import SETTINGS, TRAINER_STATE, is_over
 
 
 def read_in_turn(read: Callable[[], Triples]) -> Triples:
-    """Read triples in all processes, which must be the same ones; the first writes the cache that others find.
-
-    Args:
-        read: What reads them.
-
-    Returns:
-        The triples.
-
-    Raises:
-        ValueError: If the processes have different triples.
-    """
+    """Read triples in all processes, which must be the same ones; the first writes the cache that others find."""
     with in_turn():
         triples = read()
     fingerprints = gather_object([triples.summary["fingerprint"]])
@@ -66,26 +57,12 @@ def read_in_turn(read: Callable[[], Triples]) -> Triples:
 
 
 def sees_global_batch(loss: nn.Module) -> bool:
-    """Tell whether a loss gathers the batches of all processes, however large their parts are.
-
-    Args:
-        loss: A loss on texts.
-
-    Returns:
-        Whether it does; those of sentence-transformers need parts of the same size, and most do not gather.
-    """
+    """Tell whether a loss gathers the batches of all processes, however large their parts are."""
     return isinstance(without_matryoshka(loss), SelfDistillationLoss)
 
 
 def require_whole_models(arguments: SentenceTransformerTrainingArguments) -> None:
-    """Check that each process has all weights, with which it encodes between the steps.
-
-    Args:
-        arguments: The training arguments.
-
-    Raises:
-        ValueError: If the weights are to be divided among the processes.
-    """
+    """Check that each process has all weights, with which it encodes between the steps."""
     by_launcher = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     if arguments.fsdp or by_launcher or is_deepspeed_zero3_enabled():
         raise ValueError(
@@ -96,16 +73,7 @@ def require_whole_models(arguments: SentenceTransformerTrainingArguments) -> Non
 
 
 def require_batches(triples: int, arguments: SentenceTransformerTrainingArguments, loss: nn.Module) -> None:
-    """Check that there is a batch for several processes to share.
-
-    Args:
-        triples: How many triples there are.
-        arguments: The training arguments.
-        loss: The loss on texts.
-
-    Raises:
-        ValueError: If there is none.
-    """
+    """Check that there is a batch for several processes to share."""
     processes = get_world_size()
     if processes == 1:
         return
@@ -119,39 +87,15 @@ def require_batches(triples: int, arguments: SentenceTransformerTrainingArgument
         )
 
 
-STEPS_BETWEEN_CHECKS = {"cpu": 1}
-"""After how many losses to check that they are finite, by the type of the device."""
-
-STEPS_BETWEEN_CHECKS_ELSEWHERE = 10
-"""The same for devices that compute while the process prepares what follows, which asking for a result interrupts."""
-
-
 class TrainingLoop(SentenceTransformerTrainer):
-    """Train a model, with margins and targets in the log, early stopping, and an exponential schedule.
-
-    Args:
-        encoder: The encoder, whose model is trained.
-        start: The encoder that it is a copy of, which stays as it is.
-        dataset: The triples, of one collection or of several.
-        loss: The loss on texts.
-        arguments: The training arguments.
-        evaluator: What chooses the best checkpoint, if anything does.
-        miner: What replaces negatives by harder ones, if anything does.
-        decay: What to multiply the learning rate with each step; None for the schedule of the arguments.
-        patience: After how many evaluations without improvement to stop.
-        verbose: Whether to show a progress bar.
-
-    Attributes:
-        seconds: How long the training took.
-        monitor: What became of the similarity of documents.
-    """
+    """The trainer of sentence-transformers, which keeps the best checkpoint, or the encoder before training."""
 
     def __init__(
         self,
         encoder: SelfDistillBiEncoder,
         start: SelfDistillBiEncoder,
         dataset: TrainingSet,
-        loss: torch.nn.Module,
+        loss: nn.Module,
         arguments: SentenceTransformerTrainingArguments,
         *,
         evaluator: Evaluator | None,
@@ -164,14 +108,12 @@ class TrainingLoop(SentenceTransformerTrainer):
         with no_widget_examples(encoder.model):
             super().__init__(model=encoder.model, args=arguments, train_dataset=dataset, loss=loss, evaluator=evaluator)
         self.start = start
+        self.folder = Path(cast(str, arguments.output_dir))
         self.seconds = 0.0
         self.unchecked: list[tuple[int, torch.Tensor]] = []
         self.monitor = SimilarityMonitor(encoder, dataset, self.log)
         self.miner = miner
         self.tokenize = self.data_collator
-        if miner is not None:
-            # a loader fetches ahead, and its workers do not see what is mined: rows are tokenized when their step comes
-            self.data_collator = RowCollator(self.tokenize)  # type: ignore[assignment]
         # transformers adds it where its own bar is off, and it prints to the standard output
         self.remove_callback(PrinterCallback)
         self.add_callback(SavedPrecision())
@@ -179,58 +121,49 @@ class TrainingLoop(SentenceTransformerTrainer):
             self.add_callback(ProgressBar())
         self.add_callback(self.monitor)
         if miner is not None:
+            # a loader fetches ahead, and its workers see no mined negatives: rows are tokenized when their step comes
+            self.data_collator = RowCollator(self.tokenize)  # type: ignore[assignment]
             self.add_callback(miner)
-        if self.evaluator is not None:
-            self.add_callback(EvaluateAtEnd())
+        if evaluator is not None:
             self.add_callback(EarlyStoppingCallback(patience))
             self.add_callback(BestCheckpoint())
         # last, when it is known whether a checkpoint follows
         self.add_callback(CheckpointGuard(self.folder / SETTINGS))
 
     def run(self, checkpoint: Path | None) -> None:
-        """Train from the beginning or from a checkpoint, and leave the best model ready to encode.
-
-        Args:
-            checkpoint: The checkpoint to resume from; None for the beginning.
-
-        Raises:
-            FloatingPointError: If the loss or a weight is no longer finite.
-        """
+        """Train, from a checkpoint if there is one, and leave the best weights in the model."""
         state = TrainerState()
         if checkpoint is not None:
             state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
         if checkpoint is not None and is_over(state):
-            self._take(state)
+            self._take_over(state)
         else:
             self._train_from(checkpoint)
-        model = cast(torch.nn.Module, self.model)
+        model = cast(nn.Module, self.model)
         broadcast(model.state_dict())
         remove_autocast(model)
         model.eval()
         require_finite_weights(model, self.state.global_step)
-        # of the model that is kept, whatever the last step came to
+        # of the model that is kept, not of the last step
         self.monitor.compare(self.model_step)
 
     def _train_from(self, checkpoint: Path | None) -> None:
-        """Train, from a checkpoint if there is one."""
-        resumed = None
         if checkpoint is not None:
-            resumed = str(checkpoint)
             self.args.eval_on_start = False  # the interrupted run did, and its log says so
         started = time.monotonic()
         with explained_errors(self.folder), no_transformers_progress_bars():
-            self.train(resume_from_checkpoint=resumed)
+            self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         self.seconds = time.monotonic() - started
         self.require_finite_losses()
         if self.model_step == 0:
-            # of what is better, the training loop has loaded the checkpoint
+            # better checkpoints were loaded by the training loop
             self._load(0)
 
-    def _take(self, state: TrainerState) -> None:
-        """Take the model of a run that is over, whose last steps were all that was missing to its folder."""
+    def _take_over(self, state: TrainerState) -> None:
+        """Finish a run that ended after its last step."""
         self.state = state
         self._load(self.model_step)
-        # as after the last step, which the process may not have come to; by step, since removing one changes its time
+        # the process may not have come to this; by step, since removing one changes its time
         best = None
         if state.best_global_step:
             best = str(self._checkpoint(state.best_global_step))
@@ -238,7 +171,6 @@ class TrainingLoop(SentenceTransformerTrainer):
             rotate_checkpoints(str(self.folder), self.args.save_total_limit, best_model_checkpoint=best)
 
     def _load(self, step: int) -> None:
-        """Give the model the weights of a step; before the first, they are those that training started from."""
         saved = self.start.model
         if step > 0:
             saved = SentenceTransformer(str(self._checkpoint(step)), device=str(self.model.device))
@@ -249,56 +181,45 @@ class TrainingLoop(SentenceTransformerTrainer):
 
     @property
     def model_step(self) -> int:
-        """The step whose model is the result: the best one, 0 for the start, or the last one where none is chosen."""
+        """The step of the weights that are kept."""
         best = self.state.best_global_step
         if self.args.load_best_model_at_end and best is not None:
             return best
         return self.state.global_step
 
     def summary(self, settings: Mapping[str, Any], history: pd.DataFrame) -> dict[str, Any]:
-        """Summarize the training, and warn if it was for nothing.
-
-        Args:
-            settings: What makes the run.
-            history: What :func:`.history.history_frame` makes of the log.
-
-        Returns:
-            What :func:`.history.training_summary` does.
-        """
-        metric = None
+        """Summarize the run, and warn if it did not improve the encoder."""
+        best_step = best_measure = None
         if self.evaluator is not None:
             measure = deciding_measure(self.args)
-            warn_if_not_improved(
-                history,
-                measure,
-                greater_is_better=bool(self.args.greater_is_better),
-                keeps_start=self.model_step == 0,
-            )
+            warn_if_not_improved(history, measure, bool(self.args.greater_is_better), self.model_step == 0)
             if self.args.load_best_model_at_end:
-                metric = measure
-        return training_summary(
-            settings, self.state, history, similarity=self.monitor.similarity, seconds=self.seconds, metric=metric
-        )
+                best_step = self.state.best_global_step
+                best_measure = {"name": measure, "value": self.state.best_metric}
+        libraries = (sentence_transformers, transformers, torch)
+        return {
+            **settings,
+            "steps": self.state.global_step,
+            "best_step": best_step,
+            "best_measure": best_measure,
+            "seconds": round(self.seconds, 1),
+            "similarity": dict(self.monitor.similarity),
+            "history": milestones(history),
+            "versions": {library.__name__: library.__version__ for library in libraries},
+        }
 
-    @property
-    def folder(self) -> Path:
-        """The folder of checkpoints."""
-        return Path(cast(str, self.args.output_dir))
+    # --- what each step does ----------------------------------------------------------------------------------------
 
     def training_step(self, *args: Any, **options: Any) -> torch.Tensor:
-        """Train with a batch, and stop where its loss is not finite."""
+        """Take a step, and check the losses of the last steps now and then."""
         loss = super().training_step(*args, **options)
         self.unchecked.append((self.state.global_step + 1, loss))
-        if len(self.unchecked) >= STEPS_BETWEEN_CHECKS.get(loss.device.type, STEPS_BETWEEN_CHECKS_ELSEWHERE):
+        # asking a GPU for a result interrupts its work
+        if loss.device.type == "cpu" or len(self.unchecked) >= 10:
             self.require_finite_losses()
         return loss
 
     def require_finite_losses(self) -> None:
-        """Check the losses since the last check.
-
-        Raises:
-            FloatingPointError: If one is not finite.
-        """
         for step, loss in self.unchecked:
             if not loss.isfinite():
                 raise FloatingPointError(f"the loss is {loss.item()} in step {step}: {AGAINST_DIVERGENCE}")
@@ -364,15 +285,10 @@ class TrainingLoop(SentenceTransformerTrainer):
 
 
 class RowCollator:
-    """Hands rows on as they are, to be tokenized later.
-
-    Args:
-        tokenize: What will tokenize them.
-    """
+    """Hands rows on, to be tokenized later."""
 
     def __init__(self, tokenize: Callable[..., Any]) -> None:
         self.valid_label_columns = tokenize.valid_label_columns  # type: ignore[attr-defined]
 
     def __call__(self, rows: list[dict[str, str]]) -> list[dict[str, str]]:
-        """Return the rows of a batch."""
         return rows

@@ -1,8 +1,10 @@
-"""Queries with judgements as a source of triples, and hard negatives mined while training."""
+"""Judged queries as a source of triples, and hard negatives mined while training."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -10,87 +12,42 @@ from typing import Any, cast
 import pandas as pd
 import pyterrier as pt
 from datasets import Dataset
+from transformers import TrainerCallback
 
 from ..data.corpus import Corpus, Documents
 from ..data.judgements import split_queries
 from ..data.negatives import Negatives, from_results, from_topics
-from ..data.passages import choose_passages
-from ..data.triples import (
-    Triples,
-    join_collections,
-)
-from ..encoder.biencoder import NO_PROMPTS, PromptsByCollection, SelfDistillBiEncoder
+from ..data.triples import Triples
+from ..encoder.biencoder import SelfDistillBiEncoder
 from ..utils.checks import has_candidates, require_judged
-from ..utils.processes import is_first
+from ..utils.processes import agree, is_first
 from .evaluation import search
 
-MINING_DEPTH = 100
-"""How many documents, after those that are never drawn, hard negatives are mined from, unless ``range_max`` says so."""
+logger = logging.getLogger(__name__)
 
-DEFAULT_NEGATIVES = Negatives()
-"""One negative, any of the results."""
+MINING_DEPTH = 100
+"""How many documents hard negatives are mined from, after those that are never drawn, unless ``range_max`` says so."""
 
 
 @dataclass(frozen=True, eq=False)  # frames have no single answer to ==
 class JudgedQueries:
-    """Queries with judged positives, and how to draw negatives for them.
-
-    Args:
-        topics_or_results: ``qid`` and ``query``, and for results ``docno`` and the text field.
-        qrels: ``qid``, ``docno``, ``label``.
-        corpus: The documents, if there is a corpus.
-        fields: The fields of the corpus that make a text, if not the text field alone.
-        text_field: The column with the text of documents.
-        negatives: How many negatives, and which of the results.
-        min_label: The lowest label of a positive.
-        seed: Which negatives are drawn.
-
-    Example:
-        >>> topics = pd.DataFrame([["1", "sort"]], columns=["qid", "query"])
-        >>> qrels = pd.DataFrame([["1", "d1", 1]], columns=["qid", "docno", "label"])
-        >>> corpus = [{"docno": "d1", "text": "sort rows"}, {"docno": "d2", "text": "plot a file"}]
-        >>> queries = JudgedQueries(topics, qrels, corpus)
-        >>> queries.draw().dataset[0]
-        {'query': 'sort', 'positive': 'sort rows', 'negative': 'plot a file'}
-        >>> queries.mine(encoder, step=100).dataset[0]
-        {'query': 'sort', 'positive': 'sort rows', 'negative': 'plot a file'}
-    """
+    """Queries with judged positives, and how to draw negatives for them."""
 
     topics_or_results: pd.DataFrame
     qrels: pd.DataFrame
-    corpus: Corpus | None = None
-    fields: Sequence[str] | None = None
-    text_field: str = "text"
-    negatives: Negatives = DEFAULT_NEGATIVES
-    min_label: int = 1
-    seed: int = 42
+    corpus: Corpus | None
+    fields: Sequence[str] | None
+    text_field: str
+    negatives: Negatives
+    min_label: int
+    seed: int
 
     def hold_out(self, share: float) -> tuple[JudgedQueries, pd.DataFrame, pd.DataFrame]:
-        """Divide the queries into those to train with and those to evaluate with.
-
-        A checksum of seed and ``qid`` says which are held out, as :func:`split_queries` has it; queries of the same
-        text stay together.
-
-        Args:
-            share: The share of the queries to hold out.
-
-        Returns:
-            The queries to train with; the topics or results to evaluate with, and their judgements.
-
-        Raises:
-            ValueError: If one of the two has no query with a relevant document.
-
-        Example:
-            >>> topics = pd.DataFrame({"qid": [str(number) for number in range(100)]})
-            >>> topics["query"] = "sort " + topics["qid"]
-            >>> qrels = topics[["qid"]].assign(docno="d1", label=1)
-            >>> queries, valid_topics, valid_qrels = JudgedQueries(topics, qrels).hold_out(0.1)
-            >>> len(queries.qrels), len(valid_topics), len(valid_qrels)
-            (90, 10, 10)
-        """
+        """Divide into queries to train with, and topics (or results) and qrels to evaluate with."""
         require_judged(self.topics_or_results, self.qrels)
         topics = self.topics_or_results.reset_index(drop=True)
         qrels = self.qrels.reset_index(drop=True)
+        # queries of the same text stay together
         one_query = _first_qids(topics.drop_duplicates("qid"))
         queries = pd.DataFrame({"own": list(one_query), "qid": list(one_query.values())})
         held_out = split_queries(queries, {"train": 1 - share, "valid": share}, self.seed)["valid"]["own"]
@@ -109,14 +66,7 @@ class JudgedQueries:
         return training, topics[of_held_out], qrels[is_held_out]
 
     def draw(self) -> Triples:
-        """Draw negatives from the results; for topics without results, from the corpus.
-
-        Returns:
-            The triples.
-
-        Raises:
-            ValueError: If there are neither results nor a corpus, or nothing is left to train with.
-        """
+        """Make the triples to begin with: negatives are drawn from results, or from the corpus for topics alone."""
         if has_candidates(self.topics_or_results, "results"):
             return self._draw_from(self.topics_or_results, self.qrels, self.seed)
         if self.corpus is None:
@@ -137,28 +87,18 @@ class JudgedQueries:
         )
 
     def mine(self, encoder: SelfDistillBiEncoder, step: int, folder: Path | None = None) -> Triples:
-        """Search the corpus with an encoder as it is now, and draw hard negatives from what it finds.
-
-        Args:
-            encoder: The encoder.
-            step: How many steps it was trained; draws differ by it.
-            folder: Where to put the index while it is searched.
-
-        Returns:
-            The triples.
-        """
+        """Draw hard negatives from the documents that an encoder of this step finds in the corpus."""
         topics = self.topics_or_results[["qid", "query"]].drop_duplicates("qid")
-        # queries of the same text are one query here: a triple has no identifiers that would tell them apart
+        # triples have no identifiers that would tell queries of the same text apart
         one_query = _first_qids(topics)
         qids = self.qrels["qid"].map(lambda qid: one_query.get(qid, qid))
-        documents = self._documents()
         depth = self.negatives.range_max or self.negatives.range_min + MINING_DEPTH
-        results = search(encoder, topics.drop_duplicates("query"), documents, depth, folder)
+        results = search(encoder, topics.drop_duplicates("query"), self._documents(), depth, folder)
         # another seed, or positives would draw the same ranks in each round
         return self._draw_from(results, self.qrels.assign(qid=qids), self.seed + step)
 
     def describe(self) -> dict[str, Any]:
-        """Describe what decides on what is mined, beside the triples that are drawn first."""
+        """Describe what mining depends on, in addition to the first triples."""
         return {
             "negatives": asdict(self.negatives),
             "min_label": self.min_label,
@@ -169,7 +109,6 @@ class JudgedQueries:
         return Documents(cast(Corpus, self.corpus), self.fields or [self.text_field])
 
     def _draw_from(self, results: pd.DataFrame, qrels: pd.DataFrame, seed: int) -> Triples:
-        """Draw negatives from results."""
         return from_results(
             results,
             qrels,
@@ -188,32 +127,75 @@ def _first_qids(topics: pd.DataFrame) -> dict[str, str]:
     return dict(zip(topics["qid"], first, strict=True))
 
 
-def with_passages(
-    data: Triples,
-    passages: pt.Transformer,
-    encoder: SelfDistillBiEncoder,
-    prompts: PromptsByCollection = NO_PROMPTS,
-    *,
-    verbose: bool = False,
-) -> Triples:
-    """Replace the documents of triples by their best passages, as :func:`.passages.choose_passages` does.
+class HardNegativeMiner(TrainerCallback):
+    """Replaces the negatives of triples, from the second round on, by documents that the encoder finds then.
 
-    Args:
-        data: The triples, of one collection or of several.
-        passages: What divides documents.
-        encoder: The encoder before training, which says which passage is best.
-        prompts: The prompts of collections, where they are not the encoder's.
-        verbose: Whether to show a progress bar.
-
-    Returns:
-        The triples.
+    The steps are divided into equal rounds. Mined negatives are kept in the folder, so that a resumed run finds them.
     """
-    verbose = verbose and is_first()
-    if isinstance(data.dataset, Dataset):
-        return choose_passages(data, passages, encoder, verbose=verbose)
-    chosen = {}
-    for name, dataset in data.dataset.items():
-        part = Triples(dataset, data.summary["collections"][name])
-        of_collection = encoder.with_prompts(**prompts.get(name, {}))
-        chosen[name] = choose_passages(part, passages, of_collection, verbose=verbose)
-    return join_collections(chosen)
+
+    def __init__(self, encoder: SelfDistillBiEncoder, queries: JudgedQueries, rounds: int, folder: Path) -> None:
+        self.encoder = encoder
+        self.queries = queries
+        self.rounds = rounds
+        self.folder = folder
+        self.mined: dict[tuple[str, str], tuple[str, ...]] = {}
+
+    def describe(self) -> dict[str, Any]:
+        return {"rounds": self.rounds, **self.queries.describe()}
+
+    def replace(self, rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+        """Give triples the negatives that were mined last."""
+        replaced = []
+        for row in rows:
+            mined = self.mined.get((row["query"], row["positive"]), ())
+            replaced.append(row | dict(zip(_negative_columns(row), mined, strict=False)))
+        return replaced
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **options: Any) -> None:
+        self.steps_per_round = math.ceil(state.max_steps / self.rounds)
+        last = state.global_step - state.global_step % self.steps_per_round
+        if last == 0:
+            return
+        if agree(self._path(last).exists):
+            self._read(last)
+        elif last == state.global_step:
+            # the run ended between the checkpoint and mining
+            self._mine(last)
+        else:
+            raise FileNotFoundError(
+                f"the negatives that were mined after {last} steps are not in {str(self.folder)!r}, so that the run "
+                "cannot be resumed as it was; begin anew with overwrite=True"
+            )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **options: Any) -> None:
+        step = state.global_step
+        if step % self.steps_per_round == 0 and step < state.max_steps:
+            self._mine(step)
+
+    def _mine(self, step: int) -> None:
+        agree(lambda: self._search(step))
+        if not is_first():
+            self._read(step)
+
+    def _search(self, step: int) -> None:
+        logger.info("mining hard negatives after %d steps", step)
+        triples = cast(Dataset, self.queries.mine(self.encoder, step, self.folder).dataset)
+        # atomic, since a run that is resumed reads whatever is there
+        with pt.io.finalized_open(str(self._path(step)), "b") as file:
+            triples.to_parquet(file)
+        self._use(triples)
+
+    def _read(self, step: int) -> None:
+        self._use(Dataset.from_parquet(str(self._path(step)), keep_in_memory=True))
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"mined-{step}.parquet"
+
+    def _use(self, triples: Dataset) -> None:
+        columns = triples[:]
+        negatives = zip(*(columns[name] for name in _negative_columns(columns)), strict=True)
+        self.mined = dict(zip(zip(columns["query"], columns["positive"], strict=True), negatives, strict=True))
+
+
+def _negative_columns(columns: Iterable[str]) -> list[str]:
+    return [name for name in columns if name.startswith("negative")]

@@ -7,7 +7,6 @@ import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -26,112 +25,68 @@ from .history import plot_history
 logger = logging.getLogger(__name__)
 
 TRAINER_STATE = "trainer_state.json"
-"""The file of a checkpoint that transformers writes last, so a checkpoint without it was cut off."""
+"""The file of a checkpoint that transformers writes last, so that a checkpoint without it was cut off."""
 
 SETTINGS = "settings.json"
-"""The file that says what makes the run, written before its first checkpoint."""
+"""The file with the settings of the run, written before its first checkpoint."""
 
 LOG = "log.json"
-"""The file with the log of a finished run, written when all else is."""
+"""The file with the log of a finished run, written last."""
 
 
 class RunFolder:
-    """The output folder of a run.
-
-    Args:
-        path: The folder. It is made when a run claims it.
-
-    Attributes:
-        path: The folder.
-        model: The folder of the trained encoder.
-        adapter: The folder of its adapter.
-        history: The file with the history.
-        plot: The file with the drawing of the history.
-        checkpoints: The folder with what is needed to go on.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as parent:
-        ...     run = RunFolder(f"{parent}/run")
-        ...     with run.lock():
-        ...         checkpoint = run.claim({"seed": 42}, resume=False, overwrite=False)
-        ...     [path.name for path in run.checkpoints.iterdir()]
-        ['settings.json']
-        >>> checkpoint is None
-        True
-    """
+    """The output folder of a run; it is made when a run claims it."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.model = self.path / "model"
         self.adapter = self.path / "adapter"
-        self.history = self.path / "history.csv"
-        self.plot = self.path / "history.png"
         self.checkpoints = self.path / "checkpoints"
+        self._settings_file = self.checkpoints / SETTINGS
+        self._log_file = self.checkpoints / LOG
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other runs out of the folder, from before it is claimed until its model is written."""
+        """Keep other runs out of the folder."""
         with ExitStack() as stack:
             agree(lambda: stack.enter_context(folder_lock(self.path, "training an encoder")))
             yield
 
     def claim(self, settings: Mapping[str, Any], *, resume: bool, overwrite: bool) -> Path | None:
-        """Take the folder for a run, and find the checkpoint to resume from.
+        """Make the folder that of a run with these settings, and return the checkpoint to go on from, if any."""
+        return agree(lambda: self._claim(portable_settings(settings), resume, overwrite))
 
-        Args:
-            settings: What decides on the result of the run. A run is resumed only with the same.
-            resume: Whether to go on from the last complete checkpoint, if there is one.
-            overwrite: Whether to replace what another run left. Its model stays until there is another.
-
-        Returns:
-            The checkpoint to resume from; None to begin anew, or if a run that is finished has none.
-
-        Raises:
-            FileExistsError: If the folder holds a run that is neither to be resumed nor replaced, one to be resumed
-                that has a model but neither a checkpoint nor a log, or something that is no run.
-            ValueError: If the run to resume had other settings.
-        """
-        return agree(partial(self._claim, settings, resume, overwrite))
-
-    def _claim(self, settings: Mapping[str, Any], resume: bool, overwrite: bool) -> Path | None:
-        self._require_run()
+    def _claim(self, settings: dict[str, Any], resume: bool, overwrite: bool) -> Path | None:
+        self._require_ours()
         if overwrite:
             self._remove_checkpoints()
-        else:
-            self._require_free(resume)
-        complete = self._complete_checkpoints()
-        # as they read in the file of an earlier run, without what is nobody's business
-        recorded = portable_settings(settings)
+        complete = [state.parent for state in self.checkpoints.glob(f"checkpoint-*/{TRAINER_STATE}") if _is_json(state)]
+        if not overwrite:
+            self._require_free(bool(complete), resume)
         if complete or self._is_finished():
-            self._require_same_settings(recorded)
-            complete = list(filter(_has_all_states, complete))
-        self._remove_cut_off(complete)
+            self._require_same_settings(settings)
+            complete = [checkpoint for checkpoint in complete if _has_states_of_all_processes(checkpoint)]
+        for checkpoint in set(self.checkpoints.glob("checkpoint-*")) - set(complete):
+            shutil.rmtree(checkpoint)
+        for left in [*self.path.glob(".*.tmp*"), *self.checkpoints.glob(".*.tmp*")]:
+            left.unlink()
         if complete:
-            return max(complete, key=_step)
-        if self._is_finished():
-            return None
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
-        _write_json(self._settings_file, recorded)
+            return max(complete, key=lambda checkpoint: int(checkpoint.name.rpartition("-")[2]))
+        if not self._is_finished():
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            _write_json(self._settings_file, settings)
         return None
 
     def is_finished(self) -> bool:
-        """Tell whether the run in the folder has trained to its end and has written its model."""
+        """Tell whether the run is finished, also when it was killed right after."""
         return agree(self._is_finished)
 
     def _is_finished(self) -> bool:
         return self._log_file.exists() and self.model.exists()
 
     def load(self, first: SelfDistillBiEncoder) -> tuple[SelfDistillBiEncoder, list[dict[str, Any]]]:
-        """Read what a finished run has made.
-
-        Args:
-            first: The encoder that it began with, whose options the trained one gets.
-
-        Returns:
-            The trained encoder, and the log of its training.
-        """
-        logger.info("the run in %s is finished already: there is nothing to train", self.path)
+        """Read the encoder and the log of a finished run."""
+        logger.info("the run in %s is finished: there is nothing to train", self.path)
         encoder = SelfDistillBiEncoder(
             self.model,
             batch_size=first.batch_size,
@@ -145,50 +100,35 @@ class RunFolder:
     def save(
         self, encoder: SelfDistillBiEncoder, history: pd.DataFrame, log: Sequence[Mapping[str, Any]]
     ) -> SelfDistillBiEncoder:
-        """Write the trained encoder and the history of its training.
-
-        Args:
-            encoder: The encoder.
-            history: What :func:`.history.history_frame` returns.
-            log: What it was made of.
-
-        Returns:
-            The encoder; if it has an adapter, that of plain weights.
-        """
-        if adapters_of(encoder.model):
-            agree(partial(encoder.save_adapter, self.adapter, overwrite=True))
-            encoder = encoder.merge_adapter()
-        else:
-            agree(self._remove_adapter)
-        agree(partial(self._save, encoder, history, log))
-        # as the first process, which has saved it
+        """Write the encoder and its history, and its adapter alone if it has one; return it with plain weights."""
+        trained = encoder
+        if adapters_of(trained.model):
+            encoder = trained.merge_adapter()
+        agree(lambda: self._save(trained, encoder, history, log))
+        # for the other processes too, which have not saved it
         encoder.path = self.model
         encoder.name = str(self.model)
         return encoder
 
-    def _remove_adapter(self) -> None:
-        """Remove the adapter of an earlier run."""
-        if is_saved_encoder(self.adapter):
+    def _save(
+        self,
+        trained: SelfDistillBiEncoder,
+        encoder: SelfDistillBiEncoder,
+        history: pd.DataFrame,
+        log: Sequence[Mapping[str, Any]],
+    ) -> None:
+        if trained is not encoder:
+            trained.save_adapter(self.adapter, overwrite=True)
+        elif is_saved_encoder(self.adapter):
             shutil.rmtree(self.adapter)
-
-    def _save(self, encoder: SelfDistillBiEncoder, history: pd.DataFrame, log: Sequence[Mapping[str, Any]]) -> None:
         encoder.save(self.model, overwrite=True)
-        with pt.io.finalized_open(str(self.history), "t") as table:
+        with pt.io.finalized_open(str(self.path / "history.csv"), "t") as table:
             history.to_csv(table, index=False)
-        with pt.io.finalized_open(str(self.plot), "b") as drawing:
+        with pt.io.finalized_open(str(self.path / "history.png"), "b") as drawing:
             plot_history(history).savefig(cast(IO[bytes], drawing), dpi=150, format="png")
         _write_json(self._log_file, log)
 
-    @property
-    def _settings_file(self) -> Path:
-        return self.checkpoints / SETTINGS
-
-    @property
-    def _log_file(self) -> Path:
-        return self.checkpoints / LOG
-
-    def _require_run(self) -> None:
-        """Check that there are no checkpoints of somebody else, which would be replaced."""
+    def _require_ours(self) -> None:
         if not self.checkpoints.exists() or self._settings_file.exists():
             return
         found = sorted(path.name for path in self.checkpoints.iterdir() if not path.name.startswith("."))
@@ -198,24 +138,21 @@ class RunFolder:
                 "choose another output_dir"
             )
 
-    def _require_free(self, resume: bool) -> None:
-        """Check that no run is in the folder, or one that can be resumed if it is to be."""
-        finished = self.model.exists()
-        # one that saves the best checkpoints only has none if the start was best
-        resumable = bool(self._complete_checkpoints()) or self._is_finished()
-        if resume and finished and not resumable:
+    def _require_free(self, has_checkpoints: bool, resume: bool) -> None:
+        # a run that saves the best checkpoints only has none if the start was best
+        resumable = has_checkpoints or self._is_finished()
+        if resume and self.model.exists() and not resumable:
             raise FileExistsError(
                 f"{str(self.path)!r} holds a model but no checkpoint to resume from; load the model with "
                 "pt.Artifact.load, or train another with overwrite=True"
             )
-        if not resume and (finished or resumable):
+        if not resume and (self.model.exists() or resumable):
             raise FileExistsError(
                 f"{str(self.path)!r} holds a run; go on with resume=True, replace it with overwrite=True, or choose "
                 "another output_dir"
             )
 
     def _require_same_settings(self, settings: dict[str, Any]) -> None:
-        """Check that the run in the folder had the same settings."""
         earlier = json.loads(self._settings_file.read_text())
         changes = []
         for name in sorted(settings.keys() | earlier.keys()):
@@ -228,27 +165,10 @@ class RunFolder:
                 "they were, or begin anew with overwrite=True"
             )
 
-    def _complete_checkpoints(self) -> list[Path]:
-        """List the checkpoints that were not cut off while they were written."""
-        states = self.checkpoints.glob(f"checkpoint-*/{TRAINER_STATE}")
-        return [state.parent for state in states if _is_json(state)]
-
-    def _remove_cut_off(self, complete: Sequence[Path]) -> None:
-        """Remove what a killed run has left half-written: checkpoints and files."""
-        for checkpoint in self.checkpoints.glob("checkpoint-*"):
-            if checkpoint not in complete:
-                shutil.rmtree(checkpoint)
-        for folder in (self.path, self.checkpoints):
-            for file in folder.glob(".*.tmp*"):
-                file.unlink()
-
     def _remove_checkpoints(self) -> None:
-        """Remove what an earlier run left, the settings last: until then the folder is known for a run's."""
-        if not self.checkpoints.exists():
-            return
-        # a run that is half removed is not finished
+        # the log first and the settings last: a run that is half removed is not finished, and still ours
         self._log_file.unlink(missing_ok=True)
-        for path in self.checkpoints.iterdir():
+        for path in self.checkpoints.glob("*"):
             if path.is_dir():
                 shutil.rmtree(path)
             elif path != self._settings_file:
@@ -257,18 +177,7 @@ class RunFolder:
 
 
 def is_over(state: TrainerState) -> bool:
-    """Tell whether training was over when a checkpoint was written.
-
-    Args:
-        state: The state in the checkpoint.
-
-    Returns:
-        Whether all steps were made, or training stopped early.
-
-    Example:
-        >>> is_over(TrainerState(global_step=5, max_steps=10)), is_over(TrainerState(global_step=10, max_steps=10))
-        (False, True)
-    """
+    """Tell whether a run had taken its last step when it wrote a checkpoint with this state."""
     # read from a file, these are states and not callbacks
     states = cast(dict[str, Any], state.stateful_callbacks or {})
     control = states.get("TrainerControl", {}).get("args", {})
@@ -276,13 +185,11 @@ def is_over(state: TrainerState) -> bool:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    """Write a file atomically."""
     with pt.io.finalized_open(str(path), "b") as file:
         file.write(json.dumps(content, indent=2).encode() + b"\n")
 
 
 def _is_json(path: Path) -> bool:
-    """Tell whether a file holds JSON to its end."""
     try:
         json.loads(path.read_text())
     except ValueError:
@@ -290,14 +197,6 @@ def _is_json(path: Path) -> bool:
     return True
 
 
-def _has_all_states(checkpoint: Path) -> bool:
-    """Tell whether each of several processes has written the state of its random numbers, which none waits for."""
+def _has_states_of_all_processes(checkpoint: Path) -> bool:
     processes = get_world_size()
-    if processes == 1:
-        return True
-    return all((checkpoint / f"rng_state_{rank}.pth").exists() for rank in range(processes))
-
-
-def _step(checkpoint: Path) -> int:
-    """Read the step of a checkpoint from its name."""
-    return int(checkpoint.name.rpartition("-")[2])
+    return processes == 1 or all((checkpoint / f"rng_state_{rank}.pth").exists() for rank in range(processes))

@@ -1,9 +1,6 @@
 """The trainer: a PyTerrier estimator over the training loop of sentence-transformers.
 
-:class:`SelfDistillTrainer` copies an encoder, makes triples of what it is given (:mod:`..data`), trains the copy with
-the self-distillation loss (:mod:`..losses`) while measuring retrieval (:mod:`.evaluation`), and leaves the best
-checkpoint and the history in one folder (:mod:`.checkpoints`). As with every estimator of PyTerrier, a pipeline before
-it gives the negatives::
+As with every estimator of PyTerrier, a pipeline before it gives the negatives::
 
     encoder = SelfDistillBiEncoder.from_pretrained("microsoft/mpnet-base")
     trainer = SelfDistillTrainer(encoder, output_dir="runs/mpnet")
@@ -14,24 +11,24 @@ it gives the negatives::
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal
 
 import pandas as pd
 import pyterrier as pt
 import torch
-from datasets import Dataset
-from ir_measures import Measure, nDCG
+from datasets import Dataset, DatasetDict
+from ir_measures import nDCG
 from matplotlib.figure import Figure
 from pydantic import SkipValidation
-from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
+from sentence_transformers import SentenceTransformer
 from torch import nn
 
 from ..data.corpus import Corpus, reusable
 from ..data.negatives import Negatives
-from ..data.triples import TrainingSet, Triples, parts_of, read_triples
+from ..data.passages import choose_passages
+from ..data.triples import Triples, join_collections, parts_of, read_triples
 from ..encoder.adapters import AdapterConfig, add_adapter, require_adaptable, saved_base
 from ..encoder.biencoder import PromptsByCollection, SelfDistillBiEncoder
 from ..encoder.precision import copied
@@ -48,11 +45,10 @@ from ..utils.checks import (
     plain,
 )
 from ..utils.compat import schematic
-from ..utils.processes import TIMEOUT, agree, joined
+from ..utils.processes import TIMEOUT, agree, is_first, joined
 from .arguments import (
     PRESETS,
     Dimensions,
-    LossMaker,
     TrainingTarget,
     Weights,
     decisive,
@@ -60,305 +56,29 @@ from .arguments import (
     loss_maker,
     make_training_arguments,
     require_arguments,
-    require_known,
+    require_known_collections,
     require_rounds,
-    require_valid_share,
     run_settings,
 )
-from .callbacks import HardNegativeMiner, make_miner
-from .evaluation import Evaluator, make_evaluator
+from .evaluation import make_evaluator
 from .history import history_frame, plot_history
 from .loop import TrainingLoop, read_in_turn, require_batches, require_whole_models
-from .mining import JudgedQueries, with_passages
+from .mining import HardNegativeMiner, JudgedQueries
 from .run_folder import RunFolder
 
-
-class Start(NamedTuple):
-    """What a training begins with.
-
-    Attributes:
-        encoder: The encoder to train.
-        before: What it is before training, for a training that does not improve it.
-    """
-
-    encoder: SelfDistillBiEncoder
-    before: SelfDistillBiEncoder
-
-
-def make_start(base: SelfDistillBiEncoder, adapter: Any, seed: int) -> Start:
-    """Make the encoder to train.
-
-    Args:
-        base: The encoder that stays as it is.
-        adapter: The configuration of an adapter to train; None to train all weights.
-        seed: The seed of the first weights of the adapter.
-
-    Returns:
-        The encoder to train, in float32, and the one before training.
-
-    Raises:
-        ValueError: If the base of an adapter could not be loaded again, or cannot be adapted so.
-
-    Example:
-        >>> import peft
-        >>> start = make_start(encoder, peft.LoraConfig(r=2), seed=42)
-        >>> weights = start.encoder.model.parameters()
-        >>> sum(trained.numel() for trained in weights if trained.requires_grad)
-        512
-    """
-    if adapter is None:
-        encoder = base.copy()
-        encoder.model.float()  # in 16 bits most updates would round to nothing; autocast is for speed
-        return Start(encoder, base)
-    source = saved_base(base.model, base.name)
-    # what is trained is not shared among the two
-    return Start(_adapted(base, adapter, source, seed), _adapted(base, adapter, source, seed))
-
-
-def _adapted(base: SelfDistillBiEncoder, adapter: Any, source: str, seed: int) -> SelfDistillBiEncoder:
-    """Make an encoder with a new adapter that shares the weights of its base."""
-    model = copied(base.model, torch.float32)
-    add_adapter(model, adapter, base=source, seed=seed)
-    encoder = base.apply_attributes(model=model)
-    encoder.name = base.name
-    return encoder
-
-
-class NotFittedError(AttributeError, RuntimeError):
-    """A trainer was asked for what there is only after training."""
-
-
-class EncoderEstimator(pt.Estimator):
-    """An estimator that scores as the encoder that it has trained; how it trains is up to its subclass.
-
-    Args:
-        encoder: Where training starts.
-        measures: What is measured while training.
-    """
-
-    def __init__(self, encoder: SelfDistillBiEncoder, measures: Iterable[Measure]) -> None:
-        self._encoder = encoder
-        self._trained: SelfDistillBiEncoder | None = None
-        self._logs: list[dict[str, float]] = []
-        self.measures = tuple(measures)
-
-    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
-        """Encode or score with the trained encoder.
-
-        Args:
-            inp: A frame with queries, documents or both, as an encoder takes it.
-
-        Returns:
-            What the encoder makes of it.
-
-        Raises:
-            NotFittedError: If nothing was trained yet and there is something to score.
-        """
-        # PyTerrier inspects transformers with empty frames, before training too
-        if self._trained is None and inp.empty:
-            return self._encoder.transform(inp)
-        return self.encoder.transform(inp)
-
-    @property
-    def encoder(self) -> SelfDistillBiEncoder:
-        """The trained encoder, at its best checkpoint.
-
-        Raises:
-            NotFittedError: Before training.
-        """
-        if self._trained is None:
-            raise NotFittedError("this trainer has not trained yet; call fit or fit_triples first")
-        return self._trained
-
-    @property
-    def history(self) -> pd.DataFrame:
-        """A frame with a row for each step that was logged, of its loss, margin, target, measures and more."""
-        return history_frame(self._logs, map(str, self.measures))
-
-    def plot(self) -> Figure:
-        """Draw the loss, the margins against the targets, and the first measure.
-
-        Returns:
-            The figure, which notebooks show.
-
-        Raises:
-            NotFittedError: Before training.
-        """
-        if not self._logs:
-            raise NotFittedError("there is no history to draw yet; call fit or fit_triples first")
-        return plot_history(self.history)
-
-    def subtransformers(self) -> dict[str, pt.Transformer]:
-        """Name no transformers: the encoder is not a step of a pipeline of its own."""
-        return {}
-
-
 logger = logging.getLogger(__name__)
-
-
-class ValidationData(NamedTuple):
-    """What to evaluate with.
-
-    Attributes:
-        topics_or_results: ``qid`` and ``query``, and for results ``docno`` and the text field; several of them by the
-            names of their collections; None for nothing.
-        qrels: The judgements, likewise.
-    """
-
-    topics_or_results: pd.DataFrame | Mapping[str, pd.DataFrame] | None
-    qrels: pd.DataFrame | Mapping[str, pd.DataFrame] | None
-
-
-class Preparation(NamedTuple):
-    """What a run is made of.
-
-    Attributes:
-        start: The encoder to train, and the one before training.
-        dataset: The triples.
-        loss: The loss on texts.
-        arguments: The training arguments.
-        evaluator: What chooses the best checkpoint, if anything does.
-        miner: What mines hard negatives, if anything does.
-        settings: All of it, described.
-    """
-
-    start: Start
-    dataset: TrainingSet
-    loss: nn.Module
-    arguments: SentenceTransformerTrainingArguments
-    evaluator: Evaluator | None
-    miner: HardNegativeMiner | None
-    settings: dict[str, Any]
-
-
-class EncoderFitter(EncoderEstimator):
-    """An estimator that trains in a folder; its options, and what it trains with, are up to its subclass."""
-
-    corpus: Corpus | None
-    fields: Sequence[str] | None
-    adapter: Any
-    preset: str
-    rounds: int
-    valid_share: float | None
-    prompts: PromptsByCollection
-    passages: pt.Transformer | None
-    patience: int
-    seed: int
-    resume: bool
-    overwrite: bool
-    verbose: bool
-    arguments: dict[str, Any]
-    _run: RunFolder
-    _make_loss: LossMaker
-
-    def _train(
-        self, read: Callable[[], Triples], validation: ValidationData, queries: JudgedQueries | None = None
-    ) -> None:
-        """Train a copy of the first encoder, and save it; together with other processes, if they were launched.
-
-        Args:
-            read: What reads the triples.
-            validation: What to evaluate with.
-            queries: What to mine hard negatives for; None if triples were there already.
-        """
-        ddp = self.arguments.get("ddp_backend"), self.arguments.get("ddp_timeout", TIMEOUT)
-        with joined(self._encoder.device, *ddp):
-            data = read_in_turn(partial(self._read, read))
-            logger.info("training with %s", data.summary)
-            prepared = self._prepare(data, validation, queries)
-            # A trainer that fits again replaces its own run.
-            overwrite = self.overwrite or self._trained is not None
-            # Only now: a bad argument must not cost an earlier run.
-            with self._run.lock():
-                settings = decisive(prepared.settings)
-                checkpoint = self._run.claim(settings, resume=self.resume, overwrite=overwrite)
-                if self._run.is_finished():
-                    self._trained, self._logs = self._run.load(self._encoder)
-                    return
-                encoder, before = prepared.start
-                loop = TrainingLoop(
-                    encoder,
-                    before,
-                    prepared.dataset,
-                    prepared.loss,
-                    prepared.arguments,
-                    evaluator=prepared.evaluator,
-                    miner=prepared.miner,
-                    decay=exponential_decay(PRESETS[self.preset], self.arguments),
-                    patience=self.patience,
-                    verbose=self.verbose,
-                )
-                loop.run(checkpoint)
-                self._logs = agree(lambda: loop.state.log_history)
-                encoder.training_summary = agree(lambda: loop.summary(prepared.settings, self.history))
-                self._trained = self._run.save(encoder, self.history, self._logs)
-
-    def _read(self, read: Callable[[], Triples]) -> Triples:
-        """Read the triples, and have passages in place of their documents if that was asked for."""
-        data = read()
-        if self.passages is None:
-            return data
-        return with_passages(data, self.passages, self._encoder, self.prompts, verbose=self.verbose)
-
-    def _prepare(self, data: Triples, validation: ValidationData, queries: JudgedQueries | None) -> Preparation:
-        """Make all that a run needs, and check it."""
-        start = make_start(self._encoder, self.adapter, self.seed)
-        encoder = start.encoder
-        if self.arguments.get("eval_strategy") == "no":
-            validation = ValidationData(None, None)
-        training_topics = None
-        if queries is not None:
-            training_topics = queries.topics_or_results
-        frames = *validation, training_topics
-        require_known(self.prompts, data.dataset, validation.topics_or_results)
-        options: dict[str, Any] = {
-            "measures": self.measures,
-            "corpus": self.corpus,
-            "fields": self.fields,
-            "passages": self.passages,
-            "prompts": self.prompts,
-        }
-        evaluator = make_evaluator(encoder, *frames, **options)
-        folder = self._run.checkpoints
-        options = {
-            "preset": PRESETS[self.preset],
-            "seed": self.seed,
-            "overrides": self.arguments,
-            "prompts": self.prompts,
-        }
-        arguments = make_training_arguments(encoder, data.dataset, folder, evaluator, **options)
-        miner = make_miner(encoder, queries, self.rounds, folder)
-        loss = self._make_loss(encoder.model)
-        require_whole_models(arguments)
-        smallest = min(map(len, parts_of(data.dataset)))
-        require_batches(smallest, arguments, loss)
-        describe = partial(
-            run_settings,
-            data,
-            loss,
-            self._encoder,
-            arguments,
-            preset=self.preset,
-            overrides=self.arguments,
-            evaluator=evaluator,
-            patience=self.patience,
-            miner=miner,
-            valid_share=self.valid_share,
-            adapter=self.adapter,
-            prompts=self.prompts,
-        )
-        settings = agree(describe)
-        arguments.settings = settings
-        return Preparation(start, data.dataset, loss, arguments, evaluator, miner, settings)
-
 
 Encoder = Annotated[
     SelfDistillBiEncoder, Expected("a SelfDistillBiEncoder; make one with SelfDistillBiEncoder.from_pretrained(name)")
 ]
 
 
+class NotFittedError(AttributeError, RuntimeError):
+    """You asked a trainer for something that exists only after training."""
+
+
 @checked
-class SelfDistillTrainer(EncoderFitter):
+class SelfDistillTrainer(pt.Estimator):
     """Train a biencoder by self-distillation with adaptive relevance margins.
 
     The encoder that it is given stays as it is. After :meth:`fit` or :meth:`fit_triples`, :attr:`encoder` is the
@@ -456,8 +176,14 @@ class SelfDistillTrainer(EncoderFitter):
         require_adaptable(encoder.model, adapter)
         require_rounds(rounds, corpus, passages)
         require_arguments(arguments, resume=resume, overwrite=overwrite)
-        require_valid_share(valid_share, arguments)
-        super().__init__(encoder, measures)
+        if valid_share is not None and arguments.get("eval_strategy") == "no":
+            raise ValueError(
+                f"valid_share={valid_share} holds out queries to evaluate with, and eval_strategy='no' evaluates "
+                "nothing; leave one of them out"
+            )
+        self._encoder = encoder
+        self._trained: SelfDistillBiEncoder | None = None
+        self._logs: list[dict[str, float]] = []
         self._run = RunFolder(output_dir)
         self.output_dir = self._run.path
         self.target = target
@@ -470,11 +196,11 @@ class SelfDistillTrainer(EncoderFitter):
         self.matryoshka_weights = matryoshka_weights
         self._make_loss = loss_maker(
             loss,
-            target,
-            in_batch,
-            error,
-            mini_batch_size,
+            target=target,
             default=PRESETS[preset].target,
+            in_batch=in_batch,
+            error=error,
+            mini_batch_size=mini_batch_size,
             matryoshka_dims=matryoshka_dims,
             matryoshka_weights=matryoshka_weights,
         )
@@ -486,6 +212,7 @@ class SelfDistillTrainer(EncoderFitter):
         self.fields = fields
         self.rounds = rounds
         self.valid_share = valid_share
+        self.measures = tuple(measures)
         self.patience = PRESETS[preset].patience if patience is None else patience
         self.passages = passages
         self.prompts = prompts or {}
@@ -524,9 +251,16 @@ class SelfDistillTrainer(EncoderFitter):
             TypeError: If identifiers or texts are no strings, or labels no numbers.
             FileExistsError: If the folder holds the run of another trainer, without ``resume`` or ``overwrite``.
         """
-        text_field = self._encoder.text_field
-        draw: dict[str, Any] = {"negatives": self.negatives, "min_label": self.min_label, "seed": self.seed}
-        queries = JudgedQueries(topics_or_results, qrels, self.corpus, self.fields, text_field, **draw)
+        queries = JudgedQueries(
+            topics_or_results,
+            qrels,
+            self.corpus,
+            self.fields,
+            self._encoder.text_field,
+            self.negatives,
+            self.min_label,
+            self.seed,
+        )
         if self.valid_share is not None:
             if valid_topics_or_results is not None or valid_qrels is not None:
                 raise ValueError(
@@ -534,7 +268,7 @@ class SelfDistillTrainer(EncoderFitter):
                     "topics or qrels were given too; leave one of them out"
                 )
             queries, valid_topics_or_results, valid_qrels = queries.hold_out(self.valid_share)
-        self._train(queries.draw, ValidationData(valid_topics_or_results, valid_qrels), queries)
+        self._fit(queries.draw, valid_topics_or_results, valid_qrels, queries)
         return self
 
     def fit_triples(
@@ -590,20 +324,192 @@ class SelfDistillTrainer(EncoderFitter):
                 "of; give validation topics and qrels to fit_triples, such as a part of split_queries that the triples "
                 "are not of, and leave it out"
             )
-        read = partial(
-            read_triples,
-            source,
-            topics=topics,
-            corpus=self.corpus,
-            fields=self.fields or [self._encoder.text_field],
-            max_pairs_per_query=max_pairs_per_query,
-            limit=limit,
-            seed=self.seed,
-            store_texts=store_texts,
-            verbose=self.verbose,
-        )
-        self._train(read, ValidationData(valid_topics_or_results, valid_qrels))
+
+        def read() -> Triples:
+            return read_triples(
+                source,
+                topics=topics,
+                corpus=self.corpus,
+                fields=self.fields or [self._encoder.text_field],
+                max_pairs_per_query=max_pairs_per_query,
+                limit=limit,
+                seed=self.seed,
+                store_texts=store_texts,
+                verbose=self.verbose and is_first(),
+            )
+
+        self._fit(read, valid_topics_or_results, valid_qrels)
         return self
+
+    def _fit(
+        self,
+        read: Callable[[], Triples],
+        valid_topics_or_results: pd.DataFrame | Mapping[str, pd.DataFrame] | None,
+        valid_qrels: pd.DataFrame | Mapping[str, pd.DataFrame] | None,
+        queries: JudgedQueries | None = None,
+    ) -> None:
+        """Read, prepare, train, save."""
+        backend, timeout = self.arguments.get("ddp_backend"), self.arguments.get("ddp_timeout", TIMEOUT)
+        with joined(self._encoder.device, backend, timeout):
+            triples = read_in_turn(lambda: self._with_passages(read()))
+            logger.info("training with %s", triples.summary)
+            require_known_collections(self.prompts, triples.dataset, valid_topics_or_results)
+
+            encoder, start = copy_to_train(self._encoder, self.adapter, self.seed)
+            evaluator = None
+            if self.arguments.get("eval_strategy") != "no":
+                evaluator = make_evaluator(
+                    encoder,
+                    valid_topics_or_results,
+                    valid_qrels,
+                    training_topics=None if queries is None else queries.topics_or_results,
+                    measures=self.measures,
+                    corpus=self.corpus,
+                    fields=self.fields,
+                    passages=self.passages,
+                    prompts=self.prompts,
+                )
+            preset = PRESETS[self.preset]
+            arguments = make_training_arguments(
+                encoder,
+                triples.dataset,
+                self._run.checkpoints,
+                evaluator,
+                preset=preset,
+                seed=self.seed,
+                overrides=self.arguments,
+                prompts=self.prompts,
+            )
+            miner = None
+            if queries is not None and self.rounds > 1:
+                miner = HardNegativeMiner(encoder, queries, self.rounds, self._run.checkpoints)
+            loss = self._make_loss(encoder.model)
+            require_whole_models(arguments)
+            require_batches(min(map(len, parts_of(triples.dataset))), arguments, loss)
+            settings = agree(
+                lambda: run_settings(
+                    triples,
+                    loss,
+                    self._encoder,
+                    arguments,
+                    preset=self.preset,
+                    overrides=self.arguments,
+                    evaluator=evaluator,
+                    patience=self.patience,
+                    mining=None if miner is None else miner.describe(),
+                    valid_share=self.valid_share,
+                    adapter=self.adapter,
+                    prompts=self.prompts,
+                )
+            )
+            arguments.settings = settings
+
+            # only now, since a bad argument must not cost an earlier run; a trainer that fits again replaces its own
+            overwrite = self.overwrite or self._trained is not None
+            with self._run.lock():
+                checkpoint = self._run.claim(decisive(settings), resume=self.resume, overwrite=overwrite)
+                if self._run.is_finished():
+                    self._trained, self._logs = self._run.load(self._encoder)
+                    return
+                loop = TrainingLoop(
+                    encoder,
+                    start,
+                    triples.dataset,
+                    loss,
+                    arguments,
+                    evaluator=evaluator,
+                    miner=miner,
+                    decay=exponential_decay(preset, self.arguments),
+                    patience=self.patience,
+                    verbose=self.verbose,
+                )
+                loop.run(checkpoint)
+                self._logs = agree(lambda: loop.state.log_history)
+                encoder.training_summary = agree(lambda: loop.summary(settings, self.history))
+                self._trained = self._run.save(encoder, self.history, self._logs)
+
+    def _with_passages(self, triples: Triples) -> Triples:
+        """Replace documents by their best passages, if the trainer has passages."""
+        if self.passages is None:
+            return triples
+        verbose = self.verbose and is_first()
+        if not isinstance(triples.dataset, DatasetDict):
+            return choose_passages(triples, self.passages, self._encoder, verbose=verbose)
+        chosen = {}
+        for name, dataset in triples.dataset.items():
+            part = Triples(dataset, triples.summary["collections"][name])
+            encoder = self._encoder.with_prompts(**self.prompts.get(name, {}))
+            chosen[name] = choose_passages(part, self.passages, encoder, verbose=verbose)
+        return join_collections(chosen)
+
+    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
+        """Encode or score with the trained encoder.
+
+        Args:
+            inp: A frame with queries, documents or both.
+
+        Returns:
+            The frame with vectors, or with scores and ranks.
+
+        Raises:
+            NotFittedError: Before training.
+        """
+        # PyTerrier inspects transformers with empty frames, before training too
+        if self._trained is None and inp.empty:
+            return self._encoder.transform(inp)
+        return self.encoder.transform(inp)
+
+    @property
+    def encoder(self) -> SelfDistillBiEncoder:
+        """The trained encoder, at its best checkpoint.
+
+        Raises:
+            NotFittedError: Before training.
+        """
+        if self._trained is None:
+            raise NotFittedError("this trainer has not trained yet; call fit or fit_triples first")
+        return self._trained
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """The history of training: a row for each step that was logged or evaluated."""
+        return history_frame(self._logs, map(str, self.measures))
+
+    def plot(self) -> Figure:
+        """Draw the history, for a notebook or with ``savefig``.
+
+        Returns:
+            The figure.
+
+        Raises:
+            NotFittedError: Before training.
+        """
+        if not self._logs:
+            raise NotFittedError("there is no history to draw yet; call fit or fit_triples first")
+        return plot_history(self.history)
+
+    def subtransformers(self) -> dict[str, pt.Transformer]:
+        """Return no transformer: PyTerrier would inspect the encoder, which exists only after training."""
+        return {}
 
     def __repr__(self) -> str:
         return f"SelfDistillTrainer({self._encoder!r}, {str(self.output_dir)!r})"
+
+
+def copy_to_train(
+    base: SelfDistillBiEncoder, adapter: Any, seed: int
+) -> tuple[SelfDistillBiEncoder, SelfDistillBiEncoder]:
+    """Return a float32 copy to train, perhaps with an adapter, and the encoder to keep if training improves nothing."""
+    if adapter is None:
+        encoder = base.copy()
+        encoder.model.float()  # in 16 bits most updates would round to nothing; autocast is for speed
+        return encoder, base
+    source = saved_base(base.model, base.name)
+    adapted = []
+    for _ in range(2):
+        model = copied(base.model, torch.float32)
+        add_adapter(model, adapter, base=source, seed=seed)
+        encoder = base.apply_attributes(model=model)
+        encoder.name = base.name
+        adapted.append(encoder)
+    return adapted[0], adapted[1]

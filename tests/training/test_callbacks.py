@@ -11,8 +11,9 @@ from ir_measures import nDCG
 from torch import nn
 
 from pyterrier_selfdistill import Negatives, SelfDistillationLoss, SelfDistillBiEncoder, SelfDistillTrainer
-from pyterrier_selfdistill.training.callbacks import HardNegativeMiner, ProgressBar
+from pyterrier_selfdistill.training.callbacks import ProgressBar
 from pyterrier_selfdistill.training.loop import TrainingLoop
+from pyterrier_selfdistill.training.mining import HardNegativeMiner
 
 
 @pytest.mark.parametrize(("target", "compared"), [("distributed", "target="), ("calibrated", "scale=")])
