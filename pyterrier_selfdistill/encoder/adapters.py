@@ -47,31 +47,12 @@ AdapterConfig = Annotated[
 
 
 def adapters_of(model: SentenceTransformer) -> Mapping[str, Any]:
-    """List the adapters of a model.
-
-    Args:
-        model: The model.
-
-    Returns:
-        The configurations of PEFT, by name; none for a model of plain weights.
-
-    Example:
-        >>> adapters_of(encoder.model)
-        {}
-    """
+    """List the adapters of a model."""
     return getattr(model.transformers_model, "peft_config", {})
 
 
 def require_plain(model: SentenceTransformer, doing: str) -> None:
-    """Check that a model has no adapter.
-
-    Args:
-        model: The model.
-        doing: What needs plain weights, for the error.
-
-    Raises:
-        ValueError: If it has one.
-    """
+    """Check that a model has no adapter."""
     if adapters_of(model):
         raise ValueError(
             f"{doing} needs plain weights, and the encoder has an adapter, which refers to its base by a path or a "
@@ -80,15 +61,7 @@ def require_plain(model: SentenceTransformer, doing: str) -> None:
 
 
 def require_adaptable(model: SentenceTransformer, config: Any) -> None:
-    """Check that a model can get an adapter.
-
-    Args:
-        model: The model.
-        config: The configuration of the adapter; None for no adapter, where the weights themselves are trained.
-
-    Raises:
-        ValueError: If the model has an adapter, no language model, or the adapter is a prompt.
-    """
+    """Check that a model can get an adapter."""
     require_plain(model, "training")
     if config is None:
         return
@@ -102,17 +75,7 @@ def require_adaptable(model: SentenceTransformer, config: Any) -> None:
 
 
 def add_adapter(model: SentenceTransformer, config: Any, *, base: str, seed: int) -> None:
-    """Add an adapter to a model, and freeze all other weights.
-
-    Args:
-        model: The model, which is changed.
-        config: The configuration of PEFT; a copy is used.
-        base: From where the base can be loaded again, as :func:`saved_base` says.
-        seed: The seed of the first weights of the adapter.
-
-    Raises:
-        ValueError: If PEFT cannot adapt the model so, or would change or train weights of the base.
-    """
+    """Add an adapter to a model, and freeze all other weights."""
     before = base_checksum(model)
     model.requires_grad_(False)
     language_model = _language_model(model)
@@ -132,19 +95,7 @@ def add_adapter(model: SentenceTransformer, config: Any, *, base: str, seed: int
 
 
 def describe_adapter(config: Any) -> dict[str, Any]:
-    """Describe an adapter, by what its configuration has that PEFT would not choose itself.
-
-    Args:
-        config: The configuration of PEFT.
-
-    Returns:
-        The type, and the options that are not the default ones, as JSON has them.
-
-    Example:
-        >>> import peft
-        >>> describe_adapter(peft.LoraConfig(r=16, target_modules=["value", "query"]))
-        {'type': 'LORA', 'r': 16, 'target_modules': ['query', 'value']}
-    """
+    """Describe an adapter, by what its configuration has that PEFT would not choose itself."""
     described: dict[str, Any] = {"type": config.peft_type.value}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -154,18 +105,7 @@ def describe_adapter(config: Any) -> dict[str, Any]:
 
 
 def adapter_settings(model: SentenceTransformer) -> tuple[Any, ...]:
-    """Collect what decides on vectors besides weights and layers, such as the scale of an adapter.
-
-    Args:
-        model: The model.
-
-    Returns:
-        The settings; none for a model of plain weights.
-
-    Example:
-        >>> adapter_settings(encoder.model)
-        ()
-    """
+    """Collect what decides on vectors besides weights and layers, such as the scale of an adapter."""
     adapters = adapters_of(model)
     if not adapters:
         return ()
@@ -175,31 +115,13 @@ def adapter_settings(model: SentenceTransformer) -> tuple[Any, ...]:
 
 
 def base_checksum(model: SentenceTransformer) -> str:
-    """Compute the checksum of the weights of a language model without its adapters.
-
-    Args:
-        model: The model, with or without an adapter.
-
-    Returns:
-        64 hexadecimal digits.
-    """
+    """Compute the checksum of the weights of a language model without its adapters."""
     language_model = _language_model(model)
     return _checksum(language_model)
 
 
 def saved_base(model: SentenceTransformer, name: str | None) -> str:
-    """Find from where a language model can be loaded again as it is.
-
-    Args:
-        model: The model, without an adapter.
-        name: Where it may be saved, if that is known.
-
-    Returns:
-        The absolute path of a folder, or a name on the hub.
-
-    Raises:
-        ValueError: If there is no such folder and no such name, or what is there has other weights.
-    """
+    """Find from where a language model can be loaded again as it is."""
     language_model = _language_model(model)
     checksum = _checksum(language_model)
     for candidate in dict.fromkeys([name, language_model.name_or_path]):
@@ -214,17 +136,7 @@ def saved_base(model: SentenceTransformer, name: str | None) -> str:
 
 
 def saved_base_of_adapter(model: SentenceTransformer) -> str:
-    """Check that the base of an adapter can be loaded again from where the adapter says.
-
-    Args:
-        model: The model, with one adapter.
-
-    Returns:
-        The path of a folder, or a name on the hub.
-
-    Raises:
-        ValueError: If there is no adapter, or more than one, or other weights are where the base was.
-    """
+    """Check that the base of an adapter can be loaded again from where the adapter says."""
     adapters = adapters_of(model)
     if len(adapters) != 1:
         raise ValueError(f"expected an encoder with one adapter, got one with {len(adapters)}")
@@ -240,15 +152,7 @@ def saved_base_of_adapter(model: SentenceTransformer) -> str:
 
 
 def require_base(folder: Path) -> None:
-    """Check that the base of a saved adapter is there.
-
-    Args:
-        folder: The folder of a model, with or without an adapter.
-
-    Raises:
-        ImportError: If the folder holds an adapter, and PEFT is not installed.
-        FileNotFoundError: If it holds an adapter, and its base is not where it was.
-    """
+    """Check that the base of a saved adapter is there."""
     file = folder / CONFIG_FILE
     if not file.is_file():
         return
@@ -264,17 +168,7 @@ def require_base(folder: Path) -> None:
 
 
 def base_name(folder: Path) -> str:
-    """Read of which base a saved adapter is.
-
-    Args:
-        folder: The folder of the adapter.
-
-    Returns:
-        The path of a folder, or a name on the hub.
-
-    Raises:
-        ValueError: If the configuration of the adapter is damaged.
-    """
+    """Read of which base a saved adapter is."""
     file = folder / CONFIG_FILE
     try:
         return str(json.loads(file.read_text())["base_model_name_or_path"])
@@ -283,16 +177,7 @@ def base_name(folder: Path) -> str:
 
 
 def require_same_base(model: SentenceTransformer, folder: Path, checksum: str) -> None:
-    """Check that a loaded adapter has the base that it was trained with.
-
-    Args:
-        model: The model as it was loaded.
-        folder: The folder of the adapter.
-        checksum: The checksum of the base that it is to have.
-
-    Raises:
-        ValueError: If the base has other weights.
-    """
+    """Check that a loaded adapter has the base that it was trained with."""
     found = base_checksum(model)
     if found != checksum:
         raise ValueError(
@@ -303,17 +188,7 @@ def require_same_base(model: SentenceTransformer, folder: Path, checksum: str) -
 
 
 def merged(model: SentenceTransformer) -> SentenceTransformer:
-    """Make a model of plain weights that computes what a base and its adapter do, but for rounding.
-
-    Args:
-        model: The model, which stays as it is.
-
-    Returns:
-        A model with weights of its own; a copy, if there is no adapter.
-
-    Raises:
-        ValueError: If PEFT cannot merge an adapter of this kind, or weights would no longer be finite.
-    """
+    """Make a model of plain weights that computes what a base and its adapter do, but for rounding."""
     plain = copy.deepcopy(model)
     adapters = list(adapters_of(plain))
     if not adapters:

@@ -39,14 +39,7 @@ class HasVariants(pt.Artifact):
     training_summary: dict[str, Any]
 
     def apply_attributes(self, **attributes: Any) -> Self:
-        """Make an encoder with the same model and other arguments, for :mod:`pyterrier.inspect`.
-
-        Args:
-            **attributes: The arguments that are other ones.
-
-        Returns:
-            The encoder. One with another model begins without a history.
-        """
+        """Make an encoder with the same model and other arguments, for :mod:`pyterrier.inspect`."""
         given = {name: getattr(self, name) for name in ("model", "batch_size", "text_field", "verbose", "dtype")}
         changed = type(self)(**{**given, **attributes})
         if changed.model is self.model:
@@ -144,22 +137,7 @@ class Truncates(HasVariants):
 
 
 def truncated(model: SentenceTransformer, dimension: int) -> SentenceTransformer:
-    """Copy a model with a layer before its last that keeps the first dimensions.
-
-    Args:
-        model: The model, whose last layer normalizes.
-        dimension: How many to keep.
-
-    Returns:
-        The copy.
-
-    Raises:
-        ValueError: If its vectors do not have more dimensions.
-
-    Example:
-        >>> truncated(encoder.model, 8).get_embedding_dimension()
-        8
-    """
+    """Copy a model with a layer before its last that keeps the first dimensions."""
     before = model.get_embedding_dimension()
     if before is None or dimension >= before:
         raise ValueError(f"dimension must be smaller than the {before} dimensions of the vectors, got {dimension}")
@@ -220,15 +198,7 @@ class TakesPrompts(HasVariants):
 
 
 def prompted(model: SentenceTransformer, prompts: Mapping[str, str | None]) -> SentenceTransformer:
-    """Make a model with other prompts that shares the layers of this one.
-
-    Args:
-        model: The model.
-        prompts: The prompts of ``query`` and ``document``; those that are None or missing stay as they are.
-
-    Returns:
-        The model; what becomes of the weights of one becomes of those of the other.
-    """
+    """Make a model with other prompts that shares the layers of this one."""
     changed = copy.copy(model)
     # in training it would compute as the model it is a copy of does in its steps
     remove_autocast(changed)

@@ -32,26 +32,7 @@ reranker = first_stage >> pt.text.get_text(dataset) >> encoder
 
 
 def saved_card(metadata: Mapping[str, Any], *, title: str, load: str) -> str:
-    """Write the page about a saved encoder, as the Hugging Face hub reads it of a sentence-transformers model.
-
-    Args:
-        metadata: What the encoder is and how it was trained, as :func:`.persistence.metadata` says.
-        title: The title of the page.
-        load: The expression that loads the encoder.
-
-    Returns:
-        Markdown.
-
-    Example:
-        >>> from pyterrier_selfdistill.encoder.storage import metadata
-        >>> described = metadata(encoder.model, encoder.model_name, training={})
-        >>> print(saved_card(described, title="Tiny", load='pt.Artifact.load("tiny")'))
-        ---
-        library_name: "sentence-transformers"
-        ...
-        # Tiny
-        ...
-    """
+    """Write the page about a saved encoder, as the Hugging Face hub reads it of a sentence-transformers model."""
     matter: dict[str, Any] = {
         "library_name": "sentence-transformers",
         "pipeline_tag": "sentence-similarity",
@@ -65,17 +46,7 @@ def saved_card(metadata: Mapping[str, Any], *, title: str, load: str) -> str:
 
 
 def artifact_card(metadata: Mapping[str, Any], *, repo: str, branch: str | None, pretty_name: str | None) -> str:
-    """Write the page about an encoder in a PyTerrier artifact, which the Hugging Face hub keeps among data sets.
-
-    Args:
-        metadata: What the encoder is and how it was trained, as :func:`.persistence.metadata` says.
-        repo: The name of the repository on the hub.
-        branch: The branch of the repository, if not the main one.
-        pretty_name: The name that the hub shows, if not that of the repository.
-
-    Returns:
-        Markdown.
-    """
+    """Write the page about an encoder in a PyTerrier artifact, which the Hugging Face hub keeps among data sets."""
     kind = f"pyterrier-artifact.{metadata['type']}"
     matter: dict[str, Any] = {}
     if pretty_name is not None:

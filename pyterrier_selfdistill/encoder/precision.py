@@ -38,12 +38,7 @@ GRAPH_FOLDER = "openvino"
 
 
 class GraphModel(nn.Module):
-    """A language model that OpenVINO computes.
-
-    Args:
-        graph: Its graph.
-        config: Its configuration.
-    """
+    """A language model that OpenVINO computes."""
 
     def __init__(self, graph: Any, config: Any) -> None:
         super().__init__()
@@ -57,32 +52,14 @@ class GraphModel(nn.Module):
         self.request = load_extra("openvino").Core().compile_model(graph, "CPU", options).create_infer_request()
 
     def forward(self, **tokens: Any) -> BaseModelOutput:
-        """Compute the last layer.
-
-        Args:
-            **tokens: Tensors of shape ``(texts, tokens)``, and what is ignored.
-
-        Returns:
-            Its output, of shape ``(texts, tokens, width)``, which the next call overwrites.
-        """
+        """Compute the last layer."""
         inputs = {name: tokens[name].numpy() for name in self.names}
         outputs = self.request.infer(inputs, share_inputs=True, share_outputs=True)
         return BaseModelOutput(last_hidden_state=torch.from_numpy(outputs["last_hidden_state"]))
 
 
 def quantize(model: SentenceTransformer) -> SentenceTransformer:
-    """Have OpenVINO compute the language model of a sentence-transformers model in int8.
-
-    Args:
-        model: The model, which is changed.
-
-    Returns:
-        The model.
-
-    Raises:
-        ImportError: If OpenVINO is not installed.
-        ValueError: If the model is not on a CPU, or is not one that OpenVINO can convert.
-    """
+    """Have OpenVINO compute the language model of a sentence-transformers model in int8."""
     first = _language_model(model)
     if model.device.type != "cpu":
         raise ValueError(f"dtype='int8' encodes on a CPU, and the model is on {model.device}; give device='cpu'")
@@ -93,23 +70,7 @@ def quantize(model: SentenceTransformer) -> SentenceTransformer:
 
 
 def write_graph(model: SentenceTransformer, folder: Path, *, int8: bool) -> Path:
-    """Write the graph of a model in OpenVINO's format.
-
-    Its inputs are the tokens of texts, and its outputs ``last_hidden_state`` and ``sentence_embedding``. It is where
-    sentence-transformers looks for it.
-
-    Args:
-        model: The model, on a CPU, in float32.
-        folder: The folder of the model.
-        int8: Whether to write int8 weights, rather than those of the model.
-
-    Returns:
-        The file.
-
-    Raises:
-        ImportError: If OpenVINO is not installed.
-        ValueError: If it cannot convert the model.
-    """
+    """Write the graph of a model in OpenVINO's format."""
     graph = _convert(_AllLayers(model), _inputs_of(_language_model(model)))
     name = "openvino_model.xml"
     if int8:
@@ -121,14 +82,7 @@ def write_graph(model: SentenceTransformer, folder: Path, *, int8: bool) -> Path
 
 
 def compress(graph: Any) -> int:
-    """Replace the weights of linear layers in a graph by int8 numbers and scales.
-
-    Args:
-        graph: The graph, which is changed.
-
-    Returns:
-        How many layers it has.
-    """
+    """Replace the weights of linear layers in a graph by int8 numbers and scales."""
     operations = importlib.import_module("openvino.opset13")
     layers = 0
     for layer in graph.get_ordered_ops():
@@ -148,20 +102,7 @@ def compress(graph: Any) -> int:
 
 
 def to_int8(weights: np.ndarray, summed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Round a matrix to int8, with scales that make the largest magnitude for each output 127.
-
-    Args:
-        weights: The matrix, of shape ``(outputs, inputs)`` or its transpose.
-        summed: The axis of the inputs.
-
-    Returns:
-        The numbers, of the shape of the matrix, and the scales, float32, with the inputs' axis of length 1.
-
-    Example:
-        >>> numbers, scales = to_int8(np.array([[1.0, -2.0], [0.0, 0.0]]), summed=1)
-        >>> numbers.tolist(), scales.shape
-        ([[64, -127], [0, 0]], (2, 1))
-    """
+    """Round a matrix to int8, with scales that make the largest magnitude for each output 127."""
     scales = np.abs(weights).max(axis=summed, keepdims=True) / LARGEST
     # a row of zeros stays one
     scales[scales == 0] = 1
@@ -283,18 +224,7 @@ Precision: TypeAlias = Annotated[
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Tell whether a device has instructions for bfloat16; emulated, it is many times slower than float32.
-
-    Args:
-        device: The device.
-
-    Returns:
-        Whether it is a GPU that has them, or a CPU with AVX512-BF16 or AMX, as far as this version of torch knows.
-
-    Example:
-        >>> has_bfloat16(torch.device("meta"))
-        False
-    """
+    """Tell whether a device has instructions for bfloat16; emulated, it is many times slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     # the older of the versions that are supported have no public way to ask
@@ -305,55 +235,21 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def fastest_precision(device: torch.device) -> str:
-    """Choose the fastest precision that is safe for any model.
-
-    float16 is not chosen: the activations of some models overflow in it.
-
-    Args:
-        device: Where to encode.
-
-    Returns:
-        ``bfloat16`` where the device has it, ``float32`` elsewhere.
-
-    Example:
-        >>> fastest_precision(torch.device("meta"))
-        'float32'
-    """
+    """Choose the fastest precision that is safe for any model."""
     if has_bfloat16(device):
         return "bfloat16"
     return "float32"
 
 
 class EncodingCopy:
-    """A copy of a model that encodes in a precision, made again only after the model has changed.
-
-    It is left behind when its owner is copied or pickled.
-
-    Example:
-        >>> model = EncodingCopy().of(encoder.model, "bfloat16", settings=(20, 200))
-        >>> next(model.parameters()).dtype, next(encoder.model.parameters()).dtype
-        (torch.bfloat16, torch.float32)
-    """
+    """A copy of a model that encodes in a precision, made again only after the model has changed."""
 
     def __init__(self) -> None:
         self._state: tuple[Any, ...] | None = None
         self._copy: SentenceTransformer | None = None
 
     def of(self, model: SentenceTransformer, precision: str, settings: tuple[Any, ...]) -> SentenceTransformer:
-        """Give what encodes for a model.
-
-        Args:
-            model: The model.
-            precision: ``float32``, ``bfloat16``, ``float16`` or ``int8``.
-            settings: What decides on vectors besides layers and weights, such as lengths and prompts.
-
-        Returns:
-            The copy; or the model itself, if its weights are of that precision.
-
-        Raises:
-            ImportError: If ``int8`` needs a package that is not installed.
-            ValueError: If ``int8`` is to encode on a GPU, or a model that it cannot.
-        """
+        """Give what encodes for a model."""
         if _is_of(model, precision):
             self._state = self._copy = None
             return model
@@ -388,15 +284,7 @@ def _converted(model: SentenceTransformer, precision: str) -> SentenceTransforme
 
 
 def copied(model: SentenceTransformer, dtype: torch.dtype) -> SentenceTransformer:
-    """Copy a model with weights of another type, never holding more than both.
-
-    Args:
-        model: The model, perhaps in training.
-        dtype: The type of the weights.
-
-    Returns:
-        A model that evaluates, without gradients and autocast.
-    """
+    """Copy a model with weights of another type, never holding more than both."""
     # what a deep copy finds in its memory it does not copy
     memory: dict[int, Any] = {}
     # buffers that are not saved, such as the frequencies of rotary embeddings, are float32 in any precision

@@ -42,54 +42,21 @@ Role = Literal["query", "document"]
 
 
 class Batch(NamedTuple):
-    """Texts that are encoded together.
-
-    Attributes:
-        texts: The texts.
-        features: What a sentence-transformers model takes for them.
-    """
+    """Texts that are encoded together."""
 
     texts: list[str]
     features: dict[str, Any]
 
 
 def tokenize(model: SentenceTransformer, texts: list[str], role: Role) -> dict[str, Any]:
-    """Tokenize texts, with the prompt and the length for what they are.
-
-    Args:
-        model: The model.
-        texts: The texts.
-        role: What they are.
-
-    Returns:
-        What the model takes.
-
-    Example:
-        >>> tokenize(encoder.model, ["sort the rows", "plot"], "query")["input_ids"].shape
-        torch.Size([2, 5])
-    """
+    """Tokenize texts, with the prompt and the length for what they are."""
     names = [*PROMPTS[role], model.default_prompt_name]
     prompts = [model.prompts[name] for name in names if name in model.prompts]
     return model.preprocess(texts, prompt=next(iter(prompts), None), task=role)
 
 
 def batches_of_like_length(model: SentenceTransformer, texts: list[str], role: Role, size: int) -> Iterator[Batch]:
-    """Iterate over batches, the longest texts first, so that what does not fit into memory fails at once.
-
-    Args:
-        model: The model.
-        texts: The texts.
-        role: What they are.
-        size: How many texts a batch has.
-
-    Yields:
-        The batches.
-
-    Example:
-        >>> texts = ["plot", "sort the rows of a table", "sort", "sort the columns"]
-        >>> [batch.texts for batch in batches_of_like_length(encoder.model, texts, "document", size=2)]
-        [['sort the rows of a table', 'sort the columns'], ['plot', 'sort']]
-    """
+    """Iterate over batches, the longest texts first, so that what does not fit into memory fails at once."""
     texts = sorted(texts, key=len, reverse=True)
     for start in range(0, len(texts), WINDOW):
         window = texts[start : start + WINDOW]
@@ -143,17 +110,7 @@ class QueryEncoder(ComparedByKey, BiQueryEncoder):
     schematic: ClassVar = schematic("QueryEncoder")
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
-        """Encode the queries.
-
-        Args:
-            inp: A frame with ``query``.
-
-        Returns:
-            The frame with ``query_vec``.
-
-        Raises:
-            TypeError: If a query is not a string.
-        """
+        """Encode the queries."""
         _require_texts_of(inp, "query", "qid")
         return _mark(super().transform(inp), "query_vec", self.bi_encoder_model.identity)
 
@@ -167,17 +124,7 @@ class DocumentEncoder(ComparedByKey, BiDocEncoder):
     schematic: ClassVar = schematic("DocEncoder")
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
-        """Encode the documents.
-
-        Args:
-            inp: A frame with the text field.
-
-        Returns:
-            The frame with ``doc_vec``.
-
-        Raises:
-            TypeError: If a text is not a string.
-        """
+        """Encode the documents."""
         _require_texts_of(inp, self.text_field, "docno")
         return _mark(super().transform(inp), "doc_vec", self.bi_encoder_model.identity)
 
@@ -194,19 +141,7 @@ class Scorer(ComparedByKey, BiScorer):
     schematic: ClassVar = schematic("Scorer")
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
-        """Score the results, with the vectors that they have if this encoder may have made them.
-
-        Args:
-            inp: A frame with queries and documents, each as texts or as vectors.
-
-        Returns:
-            The frame with ``score`` and ``rank``.
-
-        Raises:
-            EncoderMismatchError: If another encoder made the vectors, and there are no texts.
-            TypeError: If a text or a ``qid`` is not a string.
-            ValueError: If a vector is none, or has another length than those of this encoder.
-        """
+        """Score the results, with the vectors that they have if this encoder may have made them."""
         require_distinct_columns(inp, "the results")
         if "qid" in inp:
             require_identifiers(inp, "qid", "the results")
@@ -248,15 +183,7 @@ class Scorer(ComparedByKey, BiScorer):
 
 
 class EncoderPipeline(pt.Compose):
-    """An encoder and what follows it.
-
-    It is what PyTerrier's ``>>`` makes, without levels in between however it is put together, but reads
-    :data:`READ_AHEAD` documents at once when it indexes. Where something else stands first, PyTerrier makes a pipeline
-    of its own, which reads 100.
-
-    Args:
-        *transformers: The steps; those of a pipeline stand for themselves.
-    """
+    """An encoder and what follows it."""
 
     def __init__(self, *transformers: pt.Transformer) -> None:
         # by itself a pipeline takes in those of its own class only
@@ -266,15 +193,7 @@ class EncoderPipeline(pt.Compose):
         return EncoderPipeline(self, right)
 
     def index(self, iter: Any, batch_size: int | None = None) -> Any:
-        """Encode documents and index them.
-
-        Args:
-            iter: Records of documents.
-            batch_size: How many to read at once.
-
-        Returns:
-            What the last step returns, which is the index.
-        """
+        """Encode documents and index them."""
         # PyTerrier would read 100, or as many as the encoder takes at once
         if batch_size is None:
             batch_size = READ_AHEAD
@@ -289,13 +208,7 @@ class EncoderPipeline(pt.Compose):
 
 
 class EncodesTexts:
-    """Encodes texts with a sentence-transformers model, or with a copy of it in the precision of encoding.
-
-    Attributes:
-        model: The model.
-        dtype: The precision of encoding as it was given; :attr:`precision` is what it comes to.
-        batch_size: How many texts to encode at once, if not told otherwise.
-    """
+    """Encodes texts with a sentence-transformers model, or with a copy of it in the precision of encoding."""
 
     model: SentenceTransformer
     dtype: str
@@ -304,18 +217,7 @@ class EncodesTexts:
 
     @checked
     def encode_queries(self, texts: Texts, batch_size: PositiveInteger | None = None) -> np.ndarray:
-        """Encode queries.
-
-        Args:
-            texts: The queries.
-            batch_size: How many to encode at once, if not as many as the encoder is set to.
-
-        Returns:
-            Unit vectors, float32, of shape ``(len(texts), dimension)``.
-
-        Raises:
-            TypeError: If a text is not a string.
-        """
+        """Encode queries."""
         return encode(self.encoding_model, texts, "query", batch_size or self.batch_size)
 
     @checked
@@ -330,10 +232,7 @@ class EncodesTexts:
 
     @property
     def precision(self) -> str:
-        """The precision of encoding: ``float32``, ``bfloat16``, ``float16`` or ``int8``.
-
-        It is no part of the identity: vectors of all but ``int8`` agree to 1e-3, and those of ``int8`` rank alike.
-        """
+        """The precision of encoding: ``float32``, ``bfloat16``, ``float16`` or ``int8``."""
         if self.dtype == "auto":
             return fastest_precision(self.device)
         return self.dtype
@@ -362,24 +261,7 @@ class EncodesTexts:
 def encode(
     model: SentenceTransformer, texts: Sequence[str], role: Literal["query", "document"], batch_size: int
 ) -> np.ndarray:
-    """Encode each distinct text once, those of like length together, so that little is padding.
-
-    Args:
-        model: The model.
-        texts: The texts, in a progress bar or without.
-        role: What the texts are, which decides on prompts and lengths.
-        batch_size: How many to encode at once.
-
-    Returns:
-        Unit vectors, float32, of shape ``(len(texts), dimension)``.
-
-    Raises:
-        TypeError: If a text is not a string.
-
-    Example:
-        >>> encode(encoder.model, ["sort rows", "plot", "sort rows"], "query", batch_size=2).shape
-        (3, 32)
-    """
+    """Encode each distinct text once, those of like length together, so that little is padding."""
     # pyterrier-dr asks for a progress bar by wrapping the texts in one
     bar = None
     if isinstance(texts, pt.tqdm):
@@ -407,19 +289,7 @@ def encode(
 
 
 def encode_with_gradients(model: SentenceTransformer, queries: Sequence[str], batch_size: int) -> torch.Tensor:
-    """Encode queries as a step of training does.
-
-    Args:
-        model: The model.
-        queries: The queries.
-        batch_size: How many to encode at once.
-
-    Returns:
-        Unit vectors on the model's device, of shape ``(len(queries), dimension)``.
-
-    Raises:
-        TypeError: If a query is not a string.
-    """
+    """Encode queries as a step of training does."""
     queries = require_strings(queries, "texts")
     dimension = cast(int, model.get_embedding_dimension())
     vectors = [torch.empty((0, dimension), device=model.device)]

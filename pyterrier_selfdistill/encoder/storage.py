@@ -55,17 +55,7 @@ PoolingMode = Literal["cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmea
 
 
 def find(name_or_path: str | Path) -> str:
-    """Find a model: a folder of this machine, or else a name on the hub, if it can be one.
-
-    Args:
-        name_or_path: The name, or the path of a folder, perhaps from ``~``.
-
-    Returns:
-        The path or the name.
-
-    Raises:
-        FileNotFoundError: If it is a path, and there is no such folder.
-    """
+    """Find a model: a folder of this machine, or else a name on the hub, if it can be one."""
     folder = Path(name_or_path).expanduser()
     recover(folder)
     if folder.is_dir():
@@ -79,19 +69,7 @@ def find(name_or_path: str | Path) -> str:
 
 
 def load(folder: Path, device: Device) -> SentenceTransformer:
-    """Load the model that is saved in a folder.
-
-    Args:
-        folder: The folder.
-        device: Where the model is to be.
-
-    Returns:
-        The model.
-
-    Raises:
-        FileNotFoundError: If there is no such folder.
-        ValueError: If the folder does not hold a sentence-transformers model, or a file of it is missing or damaged.
-    """
+    """Load the model that is saved in a folder."""
     recover(folder)
     if not folder.is_dir():
         raise FileNotFoundError(
@@ -110,22 +88,7 @@ def load(folder: Path, device: Device) -> SentenceTransformer:
 
 
 def load_pretrained(name: str, *, pooling: PoolingMode | None, device: Device) -> SentenceTransformer:
-    """Load a sentence-transformers model, or a plain language model with a pooling layer on top.
-
-    Weights are float32, whatever they are saved as.
-
-    Args:
-        name: What :func:`find` returned.
-        pooling: How a plain language model makes one vector of many; over its [CLS] token by default.
-        device: Where the model is to be.
-
-    Returns:
-        The model.
-
-    Raises:
-        ValueError: If ``pooling`` is given for a model that has its own, or a file of a folder is missing or damaged.
-        OSError: If the hub has no such model, or there is no network.
-    """
+    """Load a sentence-transformers model, or a plain language model with a pooling layer on top."""
     if not is_sentence_transformer_model(name):
         with _explained_errors(name):
             # the [CLS] token by default, as in the paper; sentence-transformers itself would take the mean
@@ -225,15 +188,7 @@ def prepare(model: SentenceTransformer, device: Device) -> None:
 
 
 def set_lengths(model: SentenceTransformer, lengths: Mapping[str, int | None]) -> None:
-    """Set the numbers of tokens after which texts are cut.
-
-    Args:
-        model: The model.
-        lengths: ``query_length`` and ``document_length``; None leaves the model's.
-
-    Raises:
-        ValueError: If the model cuts no texts, or has fewer positions.
-    """
+    """Set the numbers of tokens after which texts are cut."""
     for name, length in lengths.items():
         if length is None:
             continue
@@ -252,12 +207,7 @@ def set_lengths(model: SentenceTransformer, lengths: Mapping[str, int | None]) -
 
 
 def set_prompts(model: SentenceTransformer, prompts: Mapping[str, str | None]) -> None:
-    """Set what is put before texts.
-
-    Args:
-        model: The model.
-        prompts: The prompts of ``query`` and ``document``; None leaves the model's.
-    """
+    """Set what is put before texts."""
     for name, prompt in prompts.items():
         if prompt is not None:
             model.prompts[name] = prompt
@@ -280,19 +230,7 @@ def encoding_settings(model: SentenceTransformer) -> tuple[Any, ...]:
 
 
 def describe(model: SentenceTransformer, checksum: str) -> dict[str, Any]:
-    """Describe a model, for its metadata and its card.
-
-    Args:
-        model: The model.
-        checksum: The checksum of what it computes.
-
-    Returns:
-        The checksum, the architecture, the number of parameters, and what decides on vectors.
-
-    Example:
-        >>> describe(encoder.model, encoder.model_name)["dimension"]
-        32
-    """
+    """Describe a model, for its metadata and its card."""
     pooling_modes = [module.pooling_mode for module in model if hasattr(module, "pooling_mode")]
     language_model = getattr(model[0], "model", model[0])
     adapter: dict[str, Any] = {}
@@ -322,10 +260,7 @@ def _describe_adapter(model: SentenceTransformer) -> dict[str, Any]:
 
 
 def metadata(model: SentenceTransformer, checksum: str, training: Mapping[str, Any]) -> dict[str, Any]:
-    """Make the metadata of a model: its kind, its description, and how it was trained.
-
-    The training summary is reduced to JSON that says nothing of this machine's folders, and no secret.
-    """
+    """Make the metadata of a model: its kind, its description, and how it was trained."""
     return {**ARTIFACT, "model": describe(model, checksum), "training": portable_settings(training)}
 
 
@@ -337,19 +272,7 @@ def save(
     overwrite: bool,
     write_more: Callable[[Path], Any] | None = None,
 ) -> None:
-    """Write a model, its metadata and its card to a folder, atomically.
-
-    Args:
-        model: The model.
-        metadata: What :func:`metadata` says of it.
-        path: The folder to write.
-        overwrite: Whether to replace an encoder that is there.
-        write_more: What writes other files to the folder.
-
-    Raises:
-        FileExistsError: If the folder is there and ``overwrite`` is not set, or holds something else than an encoder.
-        FolderInUseError: If another process writes it.
-    """
+    """Write a model, its metadata and its card to a folder, atomically."""
     trained_here = bool(metadata["training"])
     with atomic_folder(path, overwrite=overwrite, recognize=is_saved_encoder, doing="saving an encoder") as folder:
         # a model that was not trained here keeps the card that it came with
@@ -371,17 +294,7 @@ def is_saved_encoder(folder: Path) -> bool:
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:
-    """Read what :func:`save` wrote about a model; nothing, if another library saved it.
-
-    Args:
-        folder: The folder of the model.
-
-    Returns:
-        The metadata.
-
-    Raises:
-        ValueError: If they are damaged.
-    """
+    """Read what :func:`save` wrote about a model; nothing, if another library saved it."""
     file = folder / METADATA_FILE
     if not file.is_file():
         return {}

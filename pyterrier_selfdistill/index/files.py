@@ -36,30 +36,7 @@ CHECKSUMS = 1 << 16
 
 
 def write_docnos(path: Path, docnos: Iterable[str]) -> int:
-    """Write identifiers of documents to a file that ``npids.Lookup`` reads, as they come.
-
-    npids 0.1.3 packs identifiers as tightly as it can. It fails where there is only one, where the bytes of a character
-    differ, and where some look like hexadecimal digits and others do not; and it finds no numbers with leading zeros
-    again. Plain bytes with a checksum of each take some bytes more, and have none of these faults. Delete, and call
-    ``npids.Lookup.build``, when that stores ``["d0"]``, ``["dé", "dè"]``, ``["e8c5d3", "2301"]`` and
-    ``["007", "008"]``.
-
-    Args:
-        path: The file.
-        docnos: The identifiers: none is empty, or has a NUL in it.
-
-    Returns:
-        How many there are.
-
-    Raises:
-        ValueError: If two are the same, once all are written.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_docnos(Path(folder) / "docnos.npids", iter(["d1", "d2"]))
-        2
-    """
+    """Write identifiers of documents to a file that ``npids.Lookup`` reads, as they come."""
     builder = FwdLookupBuilder(path, min_block=DOCNOS_OF_A_BLOCK)
     builder.formats = {PlainBytes.NAME: PlainBytes()}
     builder.seeded_formats = builder.formats.copy()
@@ -75,11 +52,7 @@ def write_docnos(path: Path, docnos: Iterable[str]) -> int:
 
 
 def _require_distinct(path: Path) -> None:
-    """Check that no two identifiers of a file are the same.
-
-    Equal ones have the same checksum, by which the file has sorted them already, so that only neighbours are compared,
-    and nothing is kept in memory.
-    """
+    """Check that no two identifiers of a file are the same."""
     with Lookup(path) as lookup:
         codec = lookup.inv.codec
         ends = codec.hash_offsets
@@ -111,12 +84,7 @@ class PlainBytes(FwdFixedBytes):
 
 
 def open_docnos(path: Path) -> Lookup:
-    """Open identifiers of documents.
-
-    npids 0.1.3 gives the position -1 to identifiers that it does not have, and whoever takes the vector there has that
-    of the last document. In arrays of objects, as frames have them, it knows ASCII only. Delete, and call
-    ``npids.Lookup``, when it raises a LookupError for the first and takes the others.
-    """
+    """Open identifiers of documents."""
     lookup = Lookup(path)
     lookup.inv = KnownDocnos(lookup.inv.codec)
     return lookup
@@ -154,14 +122,7 @@ Read = TypeVar("Read")
 
 
 class IndexFiles(NamedTuple):
-    """The open files of an index.
-
-    Attributes:
-        metadata: What the index says of itself: ``doc_count``, ``vec_size``, and perhaps ``encoder``.
-        vectors: The vectors, mapped from disk, of shape ``(doc_count, vec_size)``.
-        docnos: The identifiers of documents by position, and the positions by identifier.
-        signature: What :func:`signature_of` said of the folder.
-    """
+    """The open files of an index."""
 
     metadata: dict[str, Any]
     vectors: np.memmap
@@ -170,15 +131,7 @@ class IndexFiles(NamedTuple):
 
 
 def write_index(folder: Path, documents: Iterable[tuple[str, np.ndarray]]) -> None:
-    """Write the files of an index to a folder that is there, as the documents come.
-
-    Args:
-        folder: The folder.
-        documents: Identifiers and vectors, float32, all of one length; at least one.
-
-    Raises:
-        ValueError: If two identifiers are the same, once all documents are written.
-    """
+    """Write the files of an index to a folder that is there, as the documents come."""
     dimension = 0
     with (folder / VECTORS_FILE).open("wb") as file:
 
@@ -230,36 +183,12 @@ def signature_of(folder: Path) -> Signature:
 
 
 def open_index(folder: Path) -> IndexFiles:
-    """Open the files of an index, all of one even if it is replaced meanwhile.
-
-    The vectors are not read, only counted.
-
-    Args:
-        folder: The folder.
-
-    Returns:
-        The open files.
-
-    Raises:
-        FileNotFoundError: If there is nothing.
-        ValueError: If there is something else, or a file is damaged.
-    """
+    """Open the files of an index, all of one even if it is replaced meanwhile."""
     return read_unchanged(folder, lambda signature: _open(folder, signature))
 
 
 def read_unchanged(folder: Path, read: Callable[[Signature], Read]) -> Read:
-    """Read an index, again if it was replaced meanwhile.
-
-    Args:
-        folder: The folder of the index.
-        read: Reads the index of a signature.
-
-    Returns:
-        What it read of one index.
-
-    Raises:
-        ValueError: If the index is replaced each time.
-    """
+    """Read an index, again if it was replaced meanwhile."""
     for _ in range(ATTEMPTS):
         recover(folder)
         signature = signature_of(folder)
@@ -363,12 +292,7 @@ DOCUMENTS = 1_000
 
 
 class Indexer(FlexIndexer):
-    """Builds an index beside the place where it will be, and moves it there when it is complete.
-
-    Args:
-        index: The index to build, a :class:`SelfDistillIndex`.
-        mode: Whether to replace an index that is there.
-    """
+    """Builds an index beside the place where it will be, and moves it there when it is complete."""
 
     schematic: ClassVar = schematic("Indexer")
 
@@ -377,22 +301,7 @@ class Indexer(FlexIndexer):
         self.target: Any = index
 
     def index(self, inp: Iterable[dict[str, Any]]) -> FlexIndex:
-        """Build the index.
-
-        Args:
-            inp: Records with ``docno`` and ``doc_vec``, or a frame.
-
-        Returns:
-            The index.
-
-        Raises:
-            FileExistsError: If there is an index already, and it is not to be replaced, or something else.
-            FolderInUseError: If another process is building it.
-            ValueError: If a document has no identifier or no vector of floats, or there are no documents; and once all
-                were read, if two have the same identifier.
-            TypeError: If an identifier is not a string.
-            EncoderMismatchError: If several encoders made the vectors.
-        """
+        """Build the index."""
         path = self.target.index_path
         if path.exists() and self.mode is IndexingMode.create:
             raise FileExistsError(
@@ -413,20 +322,7 @@ class Indexer(FlexIndexer):
 
 
 class CheckedDocuments:
-    """Documents that are checked as they pass.
-
-    Args:
-        records: Records with ``docno`` and ``doc_vec``.
-
-    Attributes:
-        encoders: The encoder of the vectors, once it is known.
-
-    Example:
-        >>> records = [{"docno": "d1", "doc_vec": np.ones(3)}, {"docno": "d2", "doc_vec": np.ones(4)}]
-        >>> list(CheckedDocuments(records))
-        Traceback (most recent call last):
-        ValueError: the doc_vec of 'd2' has 4 dimensions, and those before have 3; ...
-    """
+    """Documents that are checked as they pass."""
 
     def __init__(self, records: Iterable[dict[str, Any]]) -> None:
         self._records = records

@@ -17,13 +17,7 @@ class EncoderMismatchError(ValueError):
 
 
 class EncoderIdentity(NamedTuple):
-    """Which encoder it is.
-
-    Attributes:
-        name: The folder or the hub name that its model comes from, if it is known.
-        checksum: A checksum of what it computes. Two encoders with the same checksum give the same vectors, up to the
-            precision in which they encode.
-    """
+    """Which encoder it is."""
 
     name: str | None
     checksum: str
@@ -34,34 +28,13 @@ class EncoderIdentity(NamedTuple):
 
 
 class EncodedVector(np.ndarray):
-    """A vector of shape ``(dimension,)`` that remembers its encoder.
-
-    What is computed from one such vector and plain numbers still belongs to its encoder, as a query vector does that
-    feedback has moved.
-
-    Attributes:
-        encoder: The identity of the encoder, or None.
-
-    Example:
-        >>> identity = EncoderIdentity("my-model", "0123456789abcdef")
-        >>> vector = EncodedVector.rows(np.eye(2, dtype=np.float32), identity)[0]
-        >>> str((2 * vector).encoder)
-        "'my-model' [0123456789ab]"
-    """
+    """A vector of shape ``(dimension,)`` that remembers its encoder."""
 
     encoder: EncoderIdentity | None
 
     @classmethod
     def rows(cls, vectors: np.ndarray, encoder: EncoderIdentity) -> list[EncodedVector]:
-        """Make one vector of each row of an array, without copying.
-
-        Args:
-            vectors: An array of shape ``(rows, dimension)``.
-            encoder: The identity of their encoder.
-
-        Returns:
-            The vectors, each of shape ``(dimension,)``.
-        """
+        """Make one vector of each row of an array, without copying."""
         marked = vectors.view(cls)
         marked.encoder = encoder
         return list(marked)
@@ -85,48 +58,20 @@ class EncodedVector(np.ndarray):
 
 
 def encoders_of(vectors: Iterable[Any]) -> set[EncoderIdentity]:
-    """Find the encoders that are known to have made some of the vectors.
-
-    Args:
-        vectors: Vectors, of this package or of others.
-
-    Returns:
-        The identities that they remember.
-
-    Example:
-        >>> encoders_of([np.ones(2), *EncodedVector.rows(np.eye(2), EncoderIdentity("my-model", "01"))])
-        {EncoderIdentity(name='my-model', checksum='01')}
-    """
+    """Find the encoders that are known to have made some of the vectors."""
     identities = {vector.encoder for vector in vectors if isinstance(vector, EncodedVector)}
     return cast(set[EncoderIdentity], identities - {None})
 
 
 class ModelChecksum:
-    """A checksum of what a model computes, computed again only after the model has changed.
-
-    Example:
-        >>> checksum = ModelChecksum()
-        >>> before = checksum.of(encoder.model, settings=(20, 200))
-        >>> with torch.no_grad():
-        ...     _ = next(encoder.model.parameters()).add_(0.1)
-        >>> checksum.of(encoder.model, settings=(20, 200)) == before
-        False
-    """
+    """A checksum of what a model computes, computed again only after the model has changed."""
 
     def __init__(self) -> None:
         self._state: tuple[Any, ...] | None = None
         self._checksum = ""
 
     def of(self, model: torch.nn.Module, settings: tuple[Any, ...]) -> str:
-        """Compute the checksum of a model's weights, layers and settings.
-
-        Args:
-            model: The model.
-            settings: What else decides on its vectors, such as lengths and prompts.
-
-        Returns:
-            64 hexadecimal digits.
-        """
+        """Compute the checksum of a model's weights, layers and settings."""
         # reading all weights takes a second for a large model
         state = model_state(model, settings)
         if state != self._state:
@@ -139,22 +84,7 @@ class ModelChecksum:
 
 
 def model_state(model: torch.nn.Module, settings: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Describe a model in a millisecond or so, so that it is seen when it changes.
-
-    Args:
-        model: The model.
-        settings: What else decides on its vectors, such as lengths and prompts.
-
-    Returns:
-        Another value after each change of weights, layers, device or settings.
-
-    Example:
-        >>> before = model_state(encoder.model, settings=(20, 200))
-        >>> with torch.no_grad():
-        ...     _ = next(encoder.model.parameters()).add_(0.1)
-        >>> model_state(encoder.model, settings=(20, 200)) == before
-        False
-    """
+    """Describe a model in a millisecond or so, so that it is seen when it changes."""
     tensors = list(model.state_dict().values())
     versions = [(tensor.data_ptr(), tensor_version(tensor)) for tensor in tensors]
     # in-place changes raise a tensor's version, except those of fused optimizers, so some of its values count too
@@ -180,10 +110,7 @@ def tensor_bytes(tensor: torch.Tensor) -> bytes:
 
 
 class ComparedByKey:
-    """Objects of a class that are equal if their keys are.
-
-    PyTerrier compares transformers when it shares the work that pipelines have in common.
-    """
+    """Objects of a class that are equal if their keys are."""
 
     def _key(self) -> tuple[Any, ...]:
         """Give all that decides on what the object does."""

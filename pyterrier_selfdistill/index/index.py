@@ -64,19 +64,7 @@ FEWEST_CLUSTERS = 4
 
 
 class IndexTransformer(ComparedByKey, pt.Transformer):
-    """A retriever or a re-ranker of a :class:`~.SelfDistillIndex`.
-
-    It is made by the index's methods, such as :meth:`~.SelfDistillIndex.retriever`. What pyterrier-dr's transformer has
-    beside ``transform``, it has too.
-
-    Args:
-        index: The index, a :class:`~.SelfDistillIndex`.
-        method: The name of FlexIndex's method that makes the transformer.
-        options: The arguments of the method, all of them.
-
-    Attributes:
-        inner: The transformer of pyterrier-dr.
-    """
+    """A retriever or a re-ranker of a :class:`~.SelfDistillIndex`."""
 
     def __init__(self, index: Any, method: str, options: dict[str, Any]) -> None:
         self.index = index
@@ -194,20 +182,7 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
             raise ValueError(f"the mask must hold zeros and ones, got {mask!r}; index.mask(docnos) makes one")
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
-        """Retrieve or score.
-
-        Args:
-            inp: A frame with ``query_vec``, and ``docno`` for scorers and re-rankers.
-
-        Returns:
-            Results with ``score`` and ``rank``.
-
-        Raises:
-            EncoderMismatchError: If another encoder than the index's made the query vectors.
-            ValueError: If they are no vectors, or have another dimension.
-            TypeError: If a ``qid`` is not a string.
-            LookupError: If a document is not in the index.
-        """
+        """Retrieve or score."""
         self.index.refresh()
         if self.index.signature != self._signature:
             self.inner = self._make()
@@ -255,15 +230,7 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
         return super().get_parameter(name)
 
     def set_parameter(self, name: str, value: Any) -> None:
-        """Change an option, as a grid search does.
-
-        Args:
-            name: The option.
-            value: Its new value.
-
-        Raises:
-            ValueError: If there is no such option.
-        """
+        """Change an option, as a grid search does."""
         if name not in self.options:
             raise ValueError(f"{self.method} has no option {name!r}, only {', '.join(self.options)}")
         # the method of the index checks it
@@ -310,15 +277,7 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
 
 
 def fastest_device(size: int) -> str | None:
-    """Choose where to search vectors all at once.
-
-    Args:
-        size: The size of the vectors in bytes.
-
-    Returns:
-        A GPU, if the vectors take less than half of its free memory; the CPU, if they take less than half of the
-        machine's, which can then keep the file that they are mapped from; or None.
-    """
+    """Choose where to search vectors all at once."""
     if torch.cuda.is_available() and size < torch.cuda.mem_get_info()[0] / 2:
         return "cuda"
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -349,19 +308,7 @@ class VectorLoader(NumpyVectorLoader):
 
 
 def with_own_docids(index: FlexIndex, frame: pd.DataFrame) -> pd.DataFrame:
-    """Have the ``docid`` of documents be that of the index, where a first stage has put its own.
-
-    Args:
-        index: The index, a :class:`~.SelfDistillIndex`.
-        frame: A frame, perhaps with ``docno`` and ``docid``.
-
-    Returns:
-        The frame.
-
-    Raises:
-        LookupError: If a document is not in the index.
-        TypeError: If a ``docno`` is not a string.
-    """
+    """Have the ``docid`` of documents be that of the index, where a first stage has put its own."""
     if "docno" not in frame:
         return frame
     require_identifiers(frame, "docno", "the documents")
@@ -372,16 +319,7 @@ def with_own_docids(index: FlexIndex, frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def require_comparable(index: FlexIndex, queries: pd.DataFrame) -> None:
-    """Check that vectors of queries compare with those of an index.
-
-    Args:
-        index: The index, a :class:`~.SelfDistillIndex`.
-        queries: A frame with ``query_vec``.
-
-    Raises:
-        EncoderMismatchError: If another encoder made one, and the index does not take any encoder.
-        ValueError: If one is none, or has another dimension.
-    """
+    """Check that vectors of queries compare with those of an index."""
     dimension = index.payload(return_dvecs=False, return_docnos=False)[0]["vec_size"]
     require_vectors(queries, "query_vec", dimension, f"the vectors of {index!r}")
     own = index.encoder
@@ -405,10 +343,7 @@ Neighbours = Annotated[int, Field(ge=2), Expected("2 or a greater integer")]
 
 
 class SearchesSmallVectors:
-    """An index that is searched by small copies of its vectors, with the scores of the full ones.
-
-    What the retrievers of :class:`SelfDistillIndex` have in common, these have too.
-    """
+    """An index that is searched by small copies of its vectors, with the scores of the full ones."""
 
     @checked
     def int8_retriever(
@@ -431,10 +366,7 @@ class SearchesSmallVectors:
         qbatch: PositiveInteger = 64,
         drop_query_vec: bool = False,
     ) -> IndexTransformer:
-        """Search vectors of a bit a number with FAISS, and score ``rescore`` times as many by the full ones.
-
-        The shorter the vectors, the less do bits say, and the more is to be scored again.
-        """
+        """Search vectors of a bit a number with FAISS, and score ``rescore`` times as many by the full ones."""
         return IndexTransformer.make("binary_retriever", **locals())
 
 

@@ -207,15 +207,7 @@ class RayIndexer(pt.Indexer):
 
 
 class ShardEncoder:
-    """Encodes blocks of documents, each to the folder of a shard; every worker has one, with the model.
-
-    Args:
-        encoder: The reference of the encoder in Ray's object store.
-        folder: The folder of the shards.
-        fields: The fields of documents that make a text.
-        device: Where to encode: ``"cpu"``, or ``"cuda"``, which is the first of the GPUs that Ray gave to the worker.
-        threads: How many threads to compute with, but on a GPU.
-    """
+    """Encodes blocks of documents, each to the folder of a shard; every worker has one, with the model."""
 
     def __init__(self, encoder: Any, folder: str, fields: Sequence[str], device: str, threads: int) -> None:
         torch.set_num_threads(threads)
@@ -225,14 +217,7 @@ class ShardEncoder:
         self.fields = fields
 
     def __call__(self, block: pa.Table) -> dict[str, list[Any]]:
-        """Encode a block, if its shard is not there.
-
-        Args:
-            block: The documents.
-
-        Returns:
-            One row, if there are documents: the name of the shard, and the machine that has it.
-        """
+        """Encode a block, if its shard is not there."""
         if not len(block):
             return {"shard": [], "host": []}
         needed = [name for name in block.column_names if name in ("docno", *self.fields)]
@@ -249,25 +234,7 @@ class ShardEncoder:
 
 
 def read_corpus(corpus: Corpus, fields: Sequence[str], size: int) -> Iterator[pa.Table]:
-    """Read a corpus as tables of documents.
-
-    Args:
-        corpus: The documents.
-        fields: The fields that make the text of a document.
-        size: How many documents a table has.
-
-    Yields:
-        Tables with ``docno`` and ``text``.
-
-    Raises:
-        ValueError: If a document lacks ``docno`` or a field.
-        TypeError: If it is no corpus, or a ``docno`` or text is not a string.
-
-    Example:
-        >>> corpus = ({"docno": f"d{number}", "text": "sort rows"} for number in range(5))
-        >>> [len(table) for table in read_corpus(corpus, ["text"], 2)]
-        [2, 2, 1]
-    """
+    """Read a corpus as tables of documents."""
     parts: Iterable[Any] = [corpus]
     if not isinstance(corpus, pt.datasets.Dataset | pd.DataFrame):
         # an iterator would be read into memory, as a corpus that is read more than once is
@@ -279,19 +246,7 @@ def read_corpus(corpus: Corpus, fields: Sequence[str], size: int) -> Iterator[pa
 
 
 def read_files(paths: Sequence[str | Path], fields: Sequence[str]) -> Any:
-    """Have the workers of Ray Data read the documents of files, in the order of the files.
-
-    Args:
-        paths: The files, all of one kind, or patterns of their paths, which stand for them in the order of names.
-        fields: The fields of documents.
-
-    Returns:
-        A ``ray.data.Dataset`` with ``docno`` and the fields, all of them strings.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the files are of another kind, or of several.
-    """
+    """Have the workers of Ray Data read the documents of files, in the order of the files."""
     ray = load_ray()
     files = list(chain.from_iterable(map(_files, paths)))
     columns = ["docno", *fields]

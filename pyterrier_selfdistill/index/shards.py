@@ -39,33 +39,13 @@ COPY_BYTES = 1 << 20
 
 
 def load_ray() -> Any:
-    """Import Ray, with Ray Data.
-
-    Returns:
-        The module.
-
-    Raises:
-        ImportError: If it is not installed.
-    """
+    """Import Ray, with Ray Data."""
     load_extra("ray.data")
     return load_extra("ray")
 
 
 def join_shards(shards: Sequence[SelfDistillIndex], path: Path, *, overwrite: bool = False) -> None:
-    """Write one index of the documents of several, in their order; atomically, and in memory for one part at a time.
-
-    The system copies the vectors from file to file. The shards stay as they are.
-
-    Args:
-        shards: The shards.
-        path: The folder of the index.
-        overwrite: Whether to replace an index that is there.
-
-    Raises:
-        FileExistsError: If there is an index already, and it is not to be replaced, or something else.
-        EncoderMismatchError: If several encoders made the shards.
-        ValueError: If two documents have the same identifier, or a shard is damaged.
-    """
+    """Write one index of the documents of several, in their order; atomically, and in memory for one part at a time."""
     parts = [describe(shard) for shard in shards]
     require_same_encoder(parts)
     with atomic_folder(path, overwrite=overwrite, recognize=is_index, doing="joining shards") as folder:
@@ -84,12 +64,7 @@ def _docnos_of(shards: Sequence[SelfDistillIndex]) -> Iterator[str]:
 
 
 def append_file(source: Path, target: Any) -> None:
-    """Append a file to another one, without its bytes passing through this process where the system can do so.
-
-    Args:
-        source: The file.
-        target: The other one, open for writing without a buffer.
-    """
+    """Append a file to another one, without its bytes passing through this process where the system can do so."""
     with source.open("rb", buffering=0) as file:
         # not on every system, nor between any two file systems
         with suppress(AttributeError, OSError):
@@ -103,14 +78,7 @@ def append_file(source: Path, target: Any) -> None:
 
 
 class Part(NamedTuple):
-    """What a shard says of itself.
-
-    Attributes:
-        name: What to call it in errors.
-        documents: The number of its documents.
-        dimension: The length of its vectors.
-        encoder: The encoder that built it, if it is known.
-    """
+    """What a shard says of itself."""
 
     name: str
     documents: int
@@ -125,15 +93,7 @@ def describe(shard: SelfDistillIndex) -> Part:
 
 
 def require_same_encoder(parts: Sequence[Part]) -> None:
-    """Check that the vectors of shards compare.
-
-    Args:
-        parts: What the shards say of themselves.
-
-    Raises:
-        EncoderMismatchError: If different encoders built two of them.
-        ValueError: If their vectors have different lengths.
-    """
+    """Check that the vectors of shards compare."""
     first = parts[0]
     for part in parts[1:]:
         if getattr(part.encoder, "checksum", None) != getattr(first.encoder, "checksum", None):
@@ -149,12 +109,7 @@ def require_same_encoder(parts: Sequence[Part]) -> None:
 
 
 def write_manifest(folder: Path, names: Sequence[str]) -> None:
-    """List the shards of a folder once all of them are complete, and remove other shards.
-
-    Args:
-        folder: The folder.
-        names: The names of the shards, in the order of their documents.
-    """
+    """List the shards of a folder once all of them are complete, and remove other shards."""
     unfinished = folder / f".{MANIFEST_FILE}.unfinished"
     unfinished.write_text(json.dumps({"shards": list(names)}) + "\n")
     unfinished.replace(folder / MANIFEST_FILE)
@@ -164,18 +119,7 @@ def write_manifest(folder: Path, names: Sequence[str]) -> None:
 
 
 def read_manifest(folder: Path) -> list[Path]:
-    """List the paths of the shards of a folder.
-
-    Args:
-        folder: The folder.
-
-    Returns:
-        The paths, in the order of their documents.
-
-    Raises:
-        FileNotFoundError: If the folder lists none.
-        ValueError: If the list is damaged.
-    """
+    """List the paths of the shards of a folder."""
     path = folder / MANIFEST_FILE
     if not path.is_file():
         raise FileNotFoundError(
@@ -207,13 +151,7 @@ Folders = Annotated[
 
 
 class Found(NamedTuple):
-    """The best documents of a shard, the best first.
-
-    Attributes:
-        scores: Their scores, float32, of shape ``(queries, documents)``.
-        positions: Their positions in the shard, of the same shape.
-        docnos: Their identifiers, of the same shape.
-    """
+    """The best documents of a shard, the best first."""
 
     scores: np.ndarray
     positions: np.ndarray
@@ -221,12 +159,7 @@ class Found(NamedTuple):
 
 
 class ShardSearcher:
-    """Searches one shard: in this process, or in a Ray actor on the machine that has it.
-
-    Args:
-        path: The folder of the shard.
-        any_encoder: Whether to go ahead with queries of an encoder that did not build it.
-    """
+    """Searches one shard: in this process, or in a Ray actor on the machine that has it."""
 
     def __init__(self, path: str, any_encoder: bool) -> None:
         self.shard = SelfDistillIndex(path, verbose=False, any_encoder=any_encoder)
@@ -236,19 +169,7 @@ class ShardSearcher:
         return describe(self.shard)
 
     def search(self, queries: pd.DataFrame, num_results: int) -> Found:
-        """Find the best documents.
-
-        Args:
-            queries: A frame with ``query_vec``.
-            num_results: How many documents to find for a query.
-
-        Returns:
-            The documents.
-
-        Raises:
-            EncoderMismatchError: If another encoder than the shard's made the vectors.
-            ValueError: If they are no vectors, or have another dimension.
-        """
+        """Find the best documents."""
         require_comparable(self.shard, queries)
         vectors = np.stack(queries["query_vec"]).astype(np.float32)
         scores, positions = search_vectors(self.shard.np_vecs(), vectors, num_results)
@@ -256,20 +177,7 @@ class ShardSearcher:
 
 
 def search_vectors(documents: np.ndarray, queries: np.ndarray, num_results: int) -> tuple[np.ndarray, np.ndarray]:
-    """Find the best documents for each query by the dot product, of equal ones those that come first.
-
-    Args:
-        documents: Vectors, float32, of shape ``(documents, dimension)``, which may be mapped from disk.
-        queries: Vectors, float32, of shape ``(queries, dimension)``.
-        num_results: How many documents to find for a query.
-
-    Returns:
-        Scores and positions of ``num_results`` documents, or of all, the best first.
-
-    Example:
-        >>> search_vectors(np.eye(3, dtype=np.float32), np.ones((1, 3), dtype=np.float32), 2)
-        (array([[1., 1.]], dtype=float32), array([[0, 1]]))
-    """
+    """Find the best documents for each query by the dot product, of equal ones those that come first."""
     found = []
     for first_query in range(0, len(queries), QUERIES):
         some_queries = queries[first_query : first_query + QUERIES]
@@ -288,20 +196,7 @@ def search_vectors(documents: np.ndarray, queries: np.ndarray, num_results: int)
 
 
 def best_columns(scores: np.ndarray, positions: np.ndarray, number: int) -> np.ndarray:
-    """Choose the columns of the highest scores of each row, of equal scores those of the lowest positions.
-
-    Args:
-        scores: Scores, float32, of shape ``(rows, columns)``.
-        positions: Positions from 0 to 2**31, of the same shape, each once in a row.
-        number: How many to choose.
-
-    Returns:
-        ``number`` columns, or all, of each row, the best first.
-
-    Example:
-        >>> best_columns(np.array([[0.5, -1, 0.5]], dtype=np.float32), np.array([[7, 8, 3]]), 2)
-        array([[2, 0]])
-    """
+    """Choose the columns of the highest scores of each row, of equal scores those of the lowest positions."""
     # the bits of floats are ordered as the floats are, and backwards below zero; adding zero makes one of both zeros
     bits = (scores + np.float32(0)).view(np.int32)
     ordered = bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
@@ -456,15 +351,7 @@ class ShardedIndex(ComparedByKey):
 
 
 class ShardedRetriever(ComparedByKey, pt.Transformer):
-    """Find documents in the shards of an index.
-
-    It is made by :meth:`.ShardedIndex.retriever`.
-
-    Args:
-        index: The index.
-        num_results: How many documents to find for a query.
-        drop_query_vec: Whether the results are without the vectors of queries.
-    """
+    """Find documents in the shards of an index."""
 
     schematic: ClassVar = schematic("ShardedRetriever")
 
@@ -474,19 +361,7 @@ class ShardedRetriever(ComparedByKey, pt.Transformer):
         self.drop_query_vec = drop_query_vec
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
-        """Retrieve.
-
-        Args:
-            inp: A frame with ``qid`` and ``query_vec``.
-
-        Returns:
-            Results with ``docno``, ``docid``, ``score`` and ``rank``.
-
-        Raises:
-            EncoderMismatchError: If another encoder than the shards' made the query vectors.
-            ValueError: If they are no vectors, or have another dimension.
-            TypeError: If a ``qid`` is not a string.
-        """
+        """Retrieve."""
         require_column_names(inp, "the queries")
         pt.validate.query_frame(inp, extra_columns=["query_vec"])
         kept = inp

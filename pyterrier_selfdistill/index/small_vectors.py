@@ -41,23 +41,7 @@ SAMPLE = 100_000
 def make_retriever(
     index: FlexIndex, kind: Kind, *, rescore: int, num_results: int, qbatch: int, drop_query_vec: bool
 ) -> pt.Transformer:
-    """Make a retriever that searches small vectors, making these if they are not there.
-
-    Args:
-        index: The index, of the dot product.
-        kind: The kind of small vectors.
-        rescore: How many times as many documents to score by their full vectors as to find.
-        num_results: How many documents to find.
-        qbatch: How many queries to search for at once.
-        drop_query_vec: Whether to leave the vectors of queries out of the results.
-
-    Returns:
-        A retriever of pyterrier-dr.
-
-    Raises:
-        ImportError: If FAISS is not installed.
-        ValueError: If the index has another similarity.
-    """
+    """Make a retriever that searches small vectors, making these if they are not there."""
     assert_faiss()
     if index.sim_fn is not SimFn.dot:
         raise ValueError(
@@ -72,20 +56,7 @@ def make_retriever(
 
 
 class RescoredSearch:
-    """Search as an index of FAISS does, with candidates from small vectors.
-
-    Args:
-        small: The index of FAISS.
-        kind: The kind of its vectors.
-        vectors: The full vectors, of shape ``(documents, dimension)``.
-        rescore: How many times as many candidates to take as documents are asked for.
-
-    Example:
-        >>> vectors = np.array([[0.6, 0.8], [0.8, 0.6], [-1.0, 0.0]], dtype=np.float32)
-        >>> search = RescoredSearch(make_small_vectors(vectors, "binary"), "binary", vectors, rescore=2)
-        >>> search.search(np.array([[1.0, 0.1]], dtype=np.float32), 1)[1]
-        [array([1])]
-    """
+    """Search as an index of FAISS does, with candidates from small vectors."""
 
     def __init__(self, small: Any, kind: Kind, vectors: np.ndarray, rescore: int) -> None:
         self.small = small
@@ -94,15 +65,7 @@ class RescoredSearch:
         self.rescore = rescore
 
     def search(self, queries: np.ndarray, k: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Search.
-
-        Args:
-            queries: Vectors of queries, ``(Q, D)``.
-            k: How many documents to find.
-
-        Returns:
-            The scores and the positions of the best documents of each query, best first.
-        """
+        """Search."""
         number = min(k * self.rescore, len(self.vectors))
         _, candidates = self.small.search(_encode(queries, self.kind), number)
         scores = []
@@ -117,16 +80,7 @@ class RescoredSearch:
 
 
 def open_small_vectors(folder: Path, vectors: np.ndarray, kind: Kind) -> Any:
-    """Open the small vectors of an index, or make and keep them if they are not there or are others.
-
-    Args:
-        folder: The folder of the index.
-        vectors: Its vectors.
-        kind: The kind of small vectors.
-
-    Returns:
-        An index of FAISS, mapped from disk where FAISS can.
-    """
+    """Open the small vectors of an index, or make and keep them if they are not there or are others."""
     faiss = importlib.import_module("faiss")
     read, write = faiss.read_index, faiss.write_index
     if kind == "binary":
@@ -149,15 +103,7 @@ def open_small_vectors(folder: Path, vectors: np.ndarray, kind: Kind) -> Any:
 
 
 def make_small_vectors(vectors: np.ndarray, kind: Kind) -> Any:
-    """Make small vectors.
-
-    Args:
-        vectors: Full vectors, of shape ``(documents, dimension)``.
-        kind: The kind of small vectors.
-
-    Returns:
-        An index of FAISS, in memory.
-    """
+    """Make small vectors."""
     faiss = importlib.import_module("faiss")
     dimension = _dimension(vectors, kind)
     if kind == "binary":
