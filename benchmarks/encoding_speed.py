@@ -120,9 +120,13 @@ def measure_precision(
     texts = pd.concat([collection.documents for collection in collections.values()])["text"].tolist()
     for encoder in encoders.values():
         encoder.encode_docs(["one", "two words"])  # the copy that encodes is made once
-    works = {name: partial(encoder.encode_docs, texts) for name, encoder in encoders.items()}
+    vectors: dict[str, np.ndarray] = {}
+
+    def encode(name: str) -> None:
+        vectors[name] = encoders[name].encode_docs(texts)
+
+    works = {name: partial(encode, name) for name in encoders}
     speeds = {name: max(rates.turns) for name, rates in in_turns(works, len(texts), turns).items()}
-    vectors = {name: encoder.encode_docs(texts) for name, encoder in encoders.items()}
     exact = next(iter(encoders))
     rows = []
     for name, encoder in encoders.items():
