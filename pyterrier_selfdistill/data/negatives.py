@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
+from datasets import Dataset
 
 from ..utils.checks import (
     Count,
@@ -27,7 +28,7 @@ from ..utils.checks import (
 )
 from .corpus import Corpus, Documents, join_texts
 from .judgements import Judgements
-from .triples import TripleCache, Triples, column_names, describe_dropped, string_table
+from .triples import Triples, checksums, column_names, string_table, summarize
 
 SPARE = 8
 """How many more negatives than needed are drawn from a corpus, for those that turn out to have a positive's text."""
@@ -321,7 +322,7 @@ def _make_triples(
             rows.append((judgements.queries[qid], texts[positive], *found))
     if not rows:
         raise ValueError(
-            f"no triples can be made of {judgements.read} judgements: {describe_dropped(dropped)}. Retrieve more "
+            f"no triples can be made of {judgements.read} judgements: {dict(dropped)}. Retrieve more "
             "documents, widen the ranks, or give corpus= for the text of relevant documents that are not retrieved"
         )
     without_positives = len(judgements.queries) - len(judgements.positives)
@@ -331,15 +332,9 @@ def _make_triples(
         "queries_without_positives": without_positives,
         "unmatched": judgements.unmatched,
     }
-    columns = zip(*rows, strict=True)
-    cache = TripleCache(None, origin)
-    with cache.writer() as writer:
-        writer.read(judgements.read)
-        for reason, number in dropped.items():
-            writer.drop(reason, number)
-        names = column_names(negatives.number + 2)
-        writer.add(string_table(dict(zip(names, columns, strict=True))))
-    return cache.load()
+    table = string_table(dict(zip(column_names(negatives.number + 2), zip(*rows, strict=True), strict=True)))
+    columns = {name: checksums(table[name]) for name in table.column_names}
+    return Triples(Dataset(table), summarize(origin, judgements.read, columns))
 
 
 def _distinct_texts(
