@@ -24,24 +24,10 @@ Corpus: TypeAlias = SkipValidation[pt.datasets.Dataset | pd.DataFrame | Iterable
 
 
 def reusable(corpus: Corpus) -> Corpus:
-    """Keep a corpus in such a form that it can be read more than once.
+    """Return a corpus that can be read more than once.
 
-    Datasets, frames and sequences stay as they are. All else is read into a list: iterators, and what looks like a
-    collection though it is empty after one pass, such as ``dataset.get_corpus_iter()`` with or without a progress bar.
-
-    Args:
-        corpus: The documents.
-
-    Returns:
-        The same documents.
-
-    Raises:
-        TypeError: If it is something else than a corpus.
-        ValueError: If two columns of a frame have the same name.
-
-    Example:
-        >>> reusable(iter([{"docno": "d1", "text": "sort rows"}]))
-        [{'docno': 'd1', 'text': 'sort rows'}]
+    Data sets, frames and sequences stay; a list is made of others, also of ``dataset.get_corpus_iter()``, which has a
+    length and is empty after one pass.
     """
     if isinstance(corpus, pt.datasets.Dataset):
         return corpus
@@ -50,9 +36,7 @@ def reusable(corpus: Corpus) -> Corpus:
         return corpus
     if isinstance(corpus, str | bytes | Mapping) or not isinstance(corpus, Iterable):
         raise _corpus_error(corpus)
-    kind = type(corpus)
-    is_sequence = hasattr(kind, "__len__") and hasattr(kind, "__getitem__")
-    if not is_sequence:
+    if not (hasattr(type(corpus), "__len__") and hasattr(type(corpus), "__getitem__")):
         corpus = list(corpus)
     first = next(iter(corpus), None)
     if first is not None and not isinstance(first, Mapping):
@@ -107,14 +91,11 @@ class Documents:
         return sorted({docno for docno, _ in self})
 
     def fingerprint(self) -> str:
-        """Compute a checksum of 16 characters that is another one for other documents, or other fields of them."""
+        """Compute a checksum of 16 characters of the documents and the fields."""
         checksum = hashlib.sha256(repr(self.fields).encode())
-        reference = self._reference()
-        published: dict[str, Any] = {}
-        if reference is not None:
-            published = getattr(reference, "docs_metadata", dict)()
+        published: dict[str, Any] = getattr(self._reference(), "docs_metadata", dict)()
         if published:
-            # what ir_datasets distributes is known by its name, and may be too large to read once more
+            # published documents are known by their name, and may be too many to read once more
             checksum.update(repr((self.corpus, published)).encode())
             return checksum.hexdigest()[:16]
         for docno, text in self:
@@ -122,24 +103,16 @@ class Documents:
         return checksum.hexdigest()[:16]
 
     def texts(self, docnos: Collection[str]) -> dict[str, str]:
-        """Look up the texts of some documents.
-
-        Args:
-            docnos: Their identifiers.
-
-        Returns:
-            The texts by identifier; documents that the corpus lacks are left out.
-        """
+        """Look up the texts of some documents by identifier, without those that the corpus lacks."""
         reference = self._reference()
         if reference is not None:
-            # the docstore has an index, while a corpus iterator reads all documents
             return self._texts_of_docstore(reference, docnos)
         if not self._texts:
             self._texts = self._read_texts()
         return {docno: self._texts[docno] for docno in docnos if docno in self._texts}
 
     def __getstate__(self) -> dict[str, Any]:
-        # open files cannot be pickled; a process that gets a copy opens its own
+        # open files cannot be pickled
         return {**self.__dict__, "_store": None, "_store_process": None}
 
     def _read_texts(self) -> dict[str, str]:
@@ -164,22 +137,10 @@ class Documents:
         if self._store_process != os.getpid():
             self._store = reference.docs_store()
             self._store_process = os.getpid()
-        if len(self.fields) == 1:
-            return self._single_texts(self._store.get_many(docnos, self.fields[0]))
-        found = self._store.get_many(docnos)
         texts = {}
-        for docno, document in found.items():
-            # attributes, since a dictionary of each document would slow the making of triples
-            values = [getattr(document, name) for name in self.fields]
-            texts[docno] = self._join(docno, values)
+        for docno, document in self._store.get_many(docnos).items():
+            texts[docno] = self._join(docno, [getattr(document, name) for name in self.fields])
         return texts
-
-    def _single_texts(self, values: dict[str, Any]) -> dict[str, str]:
-        """Check texts that are not to be joined; most of the time of making triples is spent with them."""
-        for docno, value in values.items():
-            if not isinstance(value, str):
-                values[docno] = self._join(docno, [value])
-        return values
 
     def _reference(self) -> Any:
         """Return the dataset of ir_datasets, if the corpus is one that has documents."""
@@ -214,6 +175,8 @@ class Documents:
         """Join the fields of a document, once they are checked."""
         if not isinstance(docno, str):
             raise TypeError(f"docno must be a string, got {docno!r}, a {type(docno).__name__}; convert with str")
+        if len(values) == 1 and isinstance(values[0], str):
+            return values[0]
         others = [value for value in values if not isinstance(value, str)]
         if len(others) == len(values) or not all(map(is_missing, others)):
             raise TypeError(

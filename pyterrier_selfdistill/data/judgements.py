@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections import Counter
 from collections.abc import Mapping
-from functools import partial
 from typing import Annotated, TypeAlias
 
 import numpy as np
@@ -22,7 +20,7 @@ MANY_UNMATCHED = 0.1
 
 
 class Judgements:
-    """The positives of each query, and what became of the other judgements.
+    """The positives of each query, and what the other judgements lack.
 
     Args:
         topics: ``qid`` and ``query``; of results, also ``docno``.
@@ -31,8 +29,7 @@ class Judgements:
 
     Attributes:
         queries: The text of each query.
-        read: How many judgements there are.
-        dropped: How many are not of positives, by reason.
+        read: The number of judgements.
         unmatched: How many queries, judgements and results have a ``qid`` that the other frame lacks, and their share.
         relevant: The documents of each query with any label above 0.
         positives: The documents of each query with a label of ``min_label`` or more, in the order of judgements.
@@ -44,10 +41,8 @@ class Judgements:
         >>> topics = pd.DataFrame([["1", "sort"]], columns=["qid", "query"])
         >>> rows = [["1", "d1", 2], ["1", "d2", 1], ["1", "d3", 0]]
         >>> judgements = Judgements(topics, pd.DataFrame(rows, columns=["qid", "docno", "label"]), min_label=2)
-        >>> judgements.positives
-        {'1': ['d1']}
-        >>> sorted(judgements.relevant["1"])
-        ['d1', 'd2']
+        >>> judgements.positives, sorted(judgements.relevant["1"])
+        ({'1': ['d1']}, ['d1', 'd2'])
     """
 
     def __init__(self, topics: pd.DataFrame, qrels: pd.DataFrame, min_label: int) -> None:
@@ -55,13 +50,10 @@ class Judgements:
         topics, qrels = topics.reset_index(drop=True), qrels.reset_index(drop=True)
         self.queries = dict(zip(topics["qid"], topics["query"], strict=True))
         self.read = len(qrels)
-        self.dropped: Counter[str] = Counter()
         self.unmatched = _count_unmatched(topics, qrels)
-        known = self._keep(qrels, qrels["qid"].isin(self.queries), "judgement of an unknown query")
-        relevant = known[known["label"] > 0]
-        self.relevant: dict[str, set[str]] = relevant.groupby("qid")["docno"].agg(set).to_dict()
-        positives = self._keep(known, known["label"] >= min_label, f"judgement with a label below {min_label}")
-        positives = self._keep(positives, ~positives.duplicated(["qid", "docno"]), "duplicate judgement")
+        known = qrels[qrels["qid"].isin(self.queries)]
+        self.relevant: dict[str, set[str]] = known[known["label"] > 0].groupby("qid")["docno"].agg(set).to_dict()
+        positives = known[known["label"] >= min_label].drop_duplicates(["qid", "docno"])
         if positives.empty:
             labels = sorted(known["label"].unique().tolist())
             raise ValueError(
@@ -69,22 +61,16 @@ class Judgements:
                 f"topics, with the labels {labels[:10]}; training needs relevant documents"
             )
         by_query = positives.groupby("qid")["docno"].agg(list).to_dict()
-        # in the order of topics, which is that of the triples
+        # in the order of topics, which becomes the order of the triples
         self.positives: dict[str, list[str]] = {qid: by_query[qid] for qid in self.queries if qid in by_query}
 
     def relevant_documents(self) -> set[str]:
         """Return the relevant documents of all queries."""
         return set().union(*self.relevant.values())
 
-    def _keep(self, rows: pd.DataFrame, kept: pd.Series, reason: str) -> pd.DataFrame:
-        lost = len(rows) - int(kept.sum())
-        if lost:
-            self.dropped[reason] += lost
-        return rows[kept]
-
 
 def _count_unmatched(topics: pd.DataFrame, qrels: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """Count what is left out since its ``qid`` is in one of the frames only; warn of much."""
+    """Count rows whose ``qid`` is in one of the frames only; warn of many."""
     is_judged = topics["qid"].isin(qrels["qid"])
     left_out = {
         "queries": ~is_judged[~topics["qid"].duplicated()],
@@ -120,22 +106,20 @@ Shares: TypeAlias = Annotated[
     Expected("numbers from 0 to 1 that sum up to 1, such as {'train': 0.9, 'valid': 0.1}"),
 ]
 
-
 DEFAULT_SHARES: Shares = {"train": 0.9, "valid": 0.1}
-"""A tenth of the queries for evaluation."""
 
 
 @checked
 def split_queries(frame: pd.DataFrame, shares: Shares = DEFAULT_SHARES, seed: Seed = 0) -> dict[str, pd.DataFrame]:
     """Split topics, results or judgements by query.
 
-    A checksum of the ``qid`` says where a query belongs. All of its rows stay together, topics and judgements are split
-    alike, and a query keeps its part when other queries come or go. Shares may be as small as the queries are many.
+    A checksum of the ``qid`` decides: the rows of a query stay together, topics and judgements are split alike, and a
+    query keeps its part when other queries come or go.
 
     Args:
         frame: Rows with ``qid``.
         shares: The names of the parts and their shares, which sum up to 1.
-        seed: Where the checksum starts, for other splits than the usual one.
+        seed: The start of the checksum, for other splits than the usual one.
 
     Returns:
         The parts by name.
@@ -151,16 +135,10 @@ def split_queries(frame: pd.DataFrame, shares: Shares = DEFAULT_SHARES, seed: Se
     """
     require_columns(frame, ["qid"], "rows to split")
     require_identifiers(frame, "qid", "rows to split")
-    places = frame["qid"].map(partial(_place, seed=seed)).to_numpy(dtype=float)
+    checksums = np.array([zlib.crc32(qid.encode(), seed) for qid in frame["qid"]], dtype=np.int64)
+    # the percent alone decides where shares are whole percents, the rest of the checksum where they are not
+    places = checksums % 100 + checksums // 100 / (2**32 / 100)
     ends = np.cumsum(list(shares.values()))
     # rounded, since 100 * (0.7 + 0.1) is a little less than 80
-    percents = np.round(100 * ends / ends[-1], 6)
-    chosen = np.searchsorted(percents, places, side="right")
+    chosen = np.searchsorted(np.round(100 * ends / ends[-1], 6), places, side="right")
     return {name: frame[chosen == part] for part, name in enumerate(shares)}
-
-
-def _place(qid: str, seed: int) -> float:
-    """Return the place of a query, from 0 to just below 100."""
-    quotient, percent = divmod(zlib.crc32(qid.encode(), seed), 100)
-    # the percent alone decides wherever shares are whole percents, what is left of the checksum where they are not
-    return percent + quotient / (2**32 / 100)

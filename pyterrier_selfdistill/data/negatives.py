@@ -7,8 +7,7 @@ draws with a generator of its own, of the seed and its identifiers, so that a dr
 from __future__ import annotations
 
 import zlib
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
@@ -31,7 +30,7 @@ from .judgements import Judgements
 from .triples import Triples, checksums, column_names, string_table, summarize
 
 SPARE = 8
-"""How many more negatives than needed are drawn from a corpus, for those that turn out to have a positive's text."""
+"""How many more negatives than needed are drawn from a corpus: some have the text of a positive."""
 
 Draws: TypeAlias = Mapping[tuple[str, str], list[str]]
 """The documents that were drawn for each positive (``qid`` and ``docno``), first choice first."""
@@ -44,13 +43,10 @@ class Negatives:
 
     Args:
         number: K, the number of negatives of a triple.
-        range_min: How many of the best results never to draw, since they are often relevant without being judged so.
+        range_min: How many of the best results never to draw, since they are often relevant without a judgement.
         range_max: The rank after which results are not drawn.
         relative_margin: Never draw likely false negatives: results that score more than (1 - ``relative_margin``) of
-            what the positive scores. A positive that was not retrieved has no score, so it excludes none.
-
-    Raises:
-        ValueError: If a number is out of its range, or there are fewer ranks than negatives.
+            the score of the positive. A positive that was not retrieved has no score and excludes none.
 
     Example:
         >>> Negatives(4, range_min=10, range_max=100, relative_margin=0.05)
@@ -84,20 +80,18 @@ def from_results(
     """Make triples of judged positives and retrieved negatives.
 
     Every relevant document of a query makes one triple, with negatives drawn at random from the results of that query.
-    Documents with any label above 0, and those with the text of a positive, are never drawn. The texts of all documents
-    are of the same fields.
+    Documents with any label above 0, and copies of these, are never drawn.
 
     Args:
         results: Retrieved documents: ``qid``, ``query``, ``docno``, the fields unless there is a ``corpus``, and
-            ``score`` or ``rank`` where the order of rows is not that of ranks. Those that are used, ranks before scores
-            and scores for ``relative_margin``, must be numbers in every row, or strings of numbers.
-        qrels: Judgements: ``qid``, ``docno``, ``label``. Their number is the ``read`` of the summary.
+            ``rank`` or ``score`` if the order of rows is not the order of ranks.
+        qrels: Judgements: ``qid``, ``docno``, ``label``. Their number is ``read`` in the summary.
         negatives: How many negatives, and which.
         min_label: The lowest label of a positive.
-        seed: Which negatives are drawn. The draw for one positive does not depend on the other rows.
+        seed: The seed of the draws. The draw for one positive does not depend on the other rows.
         text_field: The column with the text of documents.
-        corpus: Where to look up texts that the results lack, as of relevant documents that were not retrieved; those of
-            all documents, if the results lack one of the fields.
+        corpus: The documents, for texts that the results lack, such as those of relevant documents that were not
+            retrieved; for all texts, if the results lack one of the fields.
         fields: The fields that make a text, if not the text field alone.
 
     Returns:
@@ -126,11 +120,7 @@ def from_results(
         wanted = judgements.relevant_documents().union(results["docno"])
         texts |= Documents(corpus, fields).texts(sorted(wanted - texts.keys()))
     drawn = _draw_from_results(results, judgements, texts, negatives, seed)
-    origin = {
-        "source": "results",
-        "seed": seed,
-        "documents_without_text": len(set(results["docno"]) - texts.keys()),
-    }
+    origin = {"source": "results", "seed": seed, "documents_without_text": len(set(results["docno"]) - texts.keys())}
     return _make_triples(judgements, drawn, texts, negatives, origin)
 
 
@@ -154,7 +144,7 @@ def from_topics(
         corpus: All documents.
         negatives: How many negatives.
         min_label: The lowest label of a positive.
-        seed: Which negatives are drawn.
+        seed: The seed of the draws.
         text_field: The field with the text of documents.
         fields: The fields of the corpus that make a text, if not the text field alone.
 
@@ -162,7 +152,7 @@ def from_topics(
         The triples.
 
     Raises:
-        ValueError: As :func:`from_results`; or if ranks are given, which a corpus has not.
+        ValueError: As :func:`from_results`; or if you ask for ranks.
         TypeError: As :func:`from_results`.
 
     Example:
@@ -205,7 +195,7 @@ def _retrieved_texts(results: pd.DataFrame, fields: Sequence[str], *, required: 
 def _draw_from_results(
     results: pd.DataFrame, judgements: Judgements, texts: Mapping[str, str], negatives: Negatives, seed: int
 ) -> Draws:
-    """Shuffle the results of the query of each positive that may become its negatives."""
+    """Shuffle the results that may become negatives of each positive."""
     scores = _scores_by_query(results, negatives.relative_margin)
     drawn = {}
     for qid, positives in judgements.positives.items():
@@ -215,13 +205,15 @@ def _draw_from_results(
         for positive in positives:
             allowed = candidates
             if negatives.relative_margin is not None and positive in scores[qid]:
-                allowed = _without_likely_false(candidates, scores[qid], positive, negatives.relative_margin)
+                score = scores[qid][positive]
+                most = score - negatives.relative_margin * abs(score)
+                allowed = [docno for docno in candidates if scores[qid][docno] <= most]
             drawn[qid, positive] = _sample(allowed, len(allowed), _generator(seed, qid, positive))
     return drawn
 
 
 def _scores_by_query(results: pd.DataFrame, relative_margin: float | None) -> dict[str, dict[str, float]]:
-    """Map each query to its results in the order of their ranks, with their scores (NaN where they are not used)."""
+    """Map each query to its results by rank, with their scores, which are NaN if they are not used."""
     if relative_margin is not None and "score" not in results:
         raise ValueError(
             f"relative_margin={relative_margin} compares the scores of results, got none in the columns "
@@ -244,7 +236,7 @@ def _scores_by_query(results: pd.DataFrame, relative_margin: float | None) -> di
 
 
 def _to_numbers(results: pd.DataFrame, column: str) -> pd.Series:
-    """Return ranks or scores as numbers; those of a file that was read as strings would be sorted as text."""
+    """Return ranks or scores as numbers; strings of a file would be sorted as text."""
     numbers = pd.to_numeric(results[column], errors="coerce").astype(float)
     wrong = results[column][numbers.isna()].tolist()
     if wrong:
@@ -255,16 +247,8 @@ def _to_numbers(results: pd.DataFrame, column: str) -> pd.Series:
     return numbers
 
 
-def _without_likely_false(
-    candidates: Iterable[str], scores: Mapping[str, float], positive: str, relative_margin: float
-) -> list[str]:
-    """Remove candidates that score about what the positive does: likely false negatives."""
-    most = scores[positive] - relative_margin * abs(scores[positive])
-    return [docno for docno in candidates if scores[docno] <= most]
-
-
 def _draw_from_corpus(docnos: Sequence[str], judgements: Judgements, number: int, seed: int) -> Draws:
-    """Draw documents for each positive that are not relevant to its query, as many as asked for or as there are."""
+    """Draw documents for each positive that are not relevant to its query."""
     drawn = {}
     for qid, positives in judgements.positives.items():
         excluded = judgements.relevant[qid]
@@ -273,13 +257,18 @@ def _draw_from_corpus(docnos: Sequence[str], judgements: Judgements, number: int
             if len(docnos) < 4 * (len(excluded) + number):
                 allowed = [docno for docno in docnos if docno not in excluded]
                 drawn[qid, positive] = _sample(allowed, number, generator)
-            else:
-                drawn[qid, positive] = _sample_by_rejection(docnos, excluded, number, generator)
+                continue
+            # where few are excluded, drawing again is quicker than listing the allowed
+            found: dict[str, None] = {}
+            while len(found) < number:
+                candidate = docnos[int(generator.integers(len(docnos)))]
+                if candidate not in excluded:
+                    found[candidate] = None
+            drawn[qid, positive] = list(found)
     return drawn
 
 
 def _generator(seed: int, qid: str, docno: str) -> np.random.Generator:
-    """Return the generator of one positive."""
     # Python's own hash of strings is another one in each process
     return np.random.default_rng([seed, zlib.crc32(qid.encode()), zlib.crc32(docno.encode())])
 
@@ -290,63 +279,40 @@ def _sample(candidates: Sequence[str], number: int, generator: np.random.Generat
     return [candidates[index] for index in order[:number]]
 
 
-def _sample_by_rejection(
-    candidates: Sequence[str], excluded: Collection[str], number: int, generator: np.random.Generator
-) -> list[str]:
-    """Draw distinct candidates; where few are excluded, drawing again is quicker than listing the allowed."""
-    drawn: dict[str, None] = {}
-    while len(drawn) < number:
-        candidate = candidates[int(generator.integers(len(candidates)))]
-        if candidate not in excluded:
-            drawn[candidate] = None
-    return list(drawn)
-
-
 def _make_triples(
     judgements: Judgements, drawn: Draws, texts: Mapping[str, str], negatives: Negatives, origin: Mapping[str, Any]
 ) -> Triples:
-    """Make one triple of every positive, if enough of what was drawn for it has a text of its own."""
+    """Make one triple of every positive, if enough of its draws have a text of their own."""
     rows = []
-    dropped = Counter(judgements.dropped)
+    without_text = 0
     for qid, positives in judgements.positives.items():
         # copies of relevant documents are relevant too, judged or not
         relevant_texts = {texts[docno].strip() for docno in judgements.relevant[qid] if docno in texts}
         for positive in positives:
+            found: dict[str, str] = {}
+            for docno in drawn[qid, positive]:
+                text = texts.get(docno, "")
+                if text.strip() and text.strip() not in relevant_texts:
+                    found.setdefault(text.strip(), text)
+                if len(found) == negatives.number:
+                    break
             if not texts.get(positive, "").strip():
-                dropped["positive without text"] += 1
-                continue
-            found = _distinct_texts(drawn[qid, positive], texts, relevant_texts, negatives.number)
-            if len(found) < negatives.number:
-                dropped[f"positive with fewer than {negatives.number} negatives"] += 1
-                continue
-            rows.append((judgements.queries[qid], texts[positive], *found))
+                without_text += 1
+            elif len(found) == negatives.number:
+                rows.append((judgements.queries[qid], texts[positive], *found.values()))
     if not rows:
+        too_few = sum(map(len, judgements.positives.values())) - without_text
         raise ValueError(
-            f"no triples can be made of {judgements.read} judgements: {dict(dropped)}. Retrieve more "
+            f"no triples can be made of {judgements.read} judgements: {without_text} x positive without text, "
+            f"{too_few} x positive with fewer than {negatives.number} negatives. Retrieve more "
             "documents, widen the ranks, or give corpus= for the text of relevant documents that are not retrieved"
         )
-    without_positives = len(judgements.queries) - len(judgements.positives)
     origin = {
         **origin,
         "negatives_from": asdict(negatives),
-        "queries_without_positives": without_positives,
+        "queries_without_positives": len(judgements.queries) - len(judgements.positives),
         "unmatched": judgements.unmatched,
     }
     table = string_table(dict(zip(column_names(negatives.number + 2), zip(*rows, strict=True), strict=True)))
     columns = {name: checksums(table[name]) for name in table.column_names}
     return Triples(Dataset(table), summarize(origin, judgements.read, columns))
-
-
-def _distinct_texts(
-    docnos: Iterable[str], texts: Mapping[str, str], excluded: Collection[str], number: int
-) -> list[str]:
-    """Return the first texts of documents that are not empty, excluded or duplicate."""
-    found: dict[str, str] = {}
-    for docno in docnos:
-        text = texts.get(docno, "")
-        trimmed = text.strip()
-        if trimmed and trimmed not in excluded:
-            found.setdefault(trimmed, text)
-        if len(found) == number:
-            break
-    return list(found.values())

@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import pandas as pd
@@ -86,7 +86,10 @@ def choose_passages(
             part = Triples(dataset, triples.summary["collections"][name])
             parts[name] = choose_passages(part, passages, of_collection, verbose=verbose)
         return join_collections(parts)
-    checksum, documents, several, rows = hashlib.sha256(), set(), set(), 0
+    encoder = cast(Encoder, encoder)
+    documents: set[int] = set()
+    several: set[int] = set()
+    checksum, rows = hashlib.sha256(), 0
     for columns, passages_of in _blocks(triples.dataset, passages, encoder.text_field):
         divided = {text for text, found in passages_of.items() if len(found) > 1}
         documents.update(map(hash, passages_of))

@@ -153,9 +153,14 @@ def read_triples(
         raise ValueError("topics= says that the source holds identifiers; give their documents as corpus=")
     else:
         require_topics(topics)
-        queries = dict(zip(topics["qid"], topics["query"], strict=True))
+        queries = pd.DataFrame(topics).set_index("qid")["query"].to_dict()
         identity, tables = [_identity(source), queries], _tables(source, identifiers=True)
-    options = {"max_pairs_per_query": max_pairs_per_query, "limit": limit, "seed": seed, "fields": list(fields)}
+    options: dict[str, Any] = {
+        "max_pairs_per_query": max_pairs_per_query,
+        "limit": limit,
+        "seed": seed,
+        "fields": list(fields),
+    }
     origin = {"source": _name(source), "kind": "docpairs" if has_docpairs else "identifiers", **options}
     documents = Documents(corpus, fields)
     write = partial(_write_pairs, tables=tables, queries=queries, documents=documents, origin=origin)
@@ -257,7 +262,7 @@ def _part(dataset: Any, part: str) -> list[Any] | None:
     if not isinstance(dataset, pt.datasets.Dataset) or not hasattr(dataset, "irds_ref"):
         return None
     reference = dataset.irds_ref()
-    published = getattr(reference, f"{part}_metadata", dict)()
+    published: dict[str, Any] = getattr(reference, f"{part}_metadata", dict)()
     if published:
         # to ask for the files would download them, and ir_datasets has checked those that it has
         return [repr(dataset), version("ir_datasets"), published]
@@ -328,7 +333,7 @@ def summarize(origin: Mapping[str, Any], read: int, columns: Mapping[str, np.nda
     fingerprint = hashlib.sha256()
     for name, values in columns.items():
         fingerprint.update(name.encode())
-        fingerprint.update(np.ascontiguousarray(values))
+        fingerprint.update(np.ascontiguousarray(values).data)
     return {
         **origin,
         "read": read,
@@ -637,7 +642,7 @@ def _write_pairs(
     folder: Path,
     *,
     tables: Iterable[pa.Table],
-    queries: Mapping[str, str] | pt.datasets.Dataset,
+    queries: Any,
     documents: Documents,
     origin: Mapping[str, Any],
     store_texts: bool,

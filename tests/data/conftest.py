@@ -1,7 +1,6 @@
-"""What the tests of training data share: queries, documents, and pairs of their identifiers."""
+"""The queries, the documents and the pairs of their identifiers that the tests of training data share."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -32,8 +31,7 @@ def pairs() -> list[tuple[str, str, str]]:
 @pytest.fixture
 def dataset(register, topics, corpus, pairs) -> pt.datasets.Dataset:
     """The first six documents, the queries and the pairs as a dataset of ir_datasets with docpairs."""
-    documents = pd.DataFrame(corpus[:6]).to_numpy()
-    return register("tiny/pairs", docs=documents, queries=topics.to_numpy(), docpairs=pairs)
+    return register("tiny/pairs", docs=pd.DataFrame(corpus[:6]).to_numpy(), queries=topics.to_numpy(), docpairs=pairs)
 
 
 @pytest.fixture(scope="session")
@@ -44,30 +42,3 @@ def texts_of() -> Callable[[Triples], list[tuple[Any, ...]]]:
         return [tuple(row.values()) for row in triples.dataset]
 
     return texts_of
-
-
-@pytest.fixture(scope="session")
-def is_accounted() -> Callable[[dict[str, Any]], bool]:
-    """Whether every row that was read is either a triple or dropped."""
-
-    def is_accounted(summary: dict[str, Any]) -> bool:
-        return summary["triples"] + sum(summary["dropped"].values()) == summary["read"]
-
-    return is_accounted
-
-
-@pytest.fixture
-def write_frame() -> Callable[[pd.DataFrame, Path], None]:
-    """Write a frame to a file of the kind that its name says."""
-
-    def write(frame: pd.DataFrame, path: Path) -> None:
-        if path.name.endswith(".parquet"):
-            frame.to_parquet(path)
-        elif path.name.endswith(".jsonl"):
-            frame.to_json(path, orient="records", lines=True)
-        elif ".csv" in path.name:
-            frame.to_csv(path, index=False)
-        else:
-            frame.to_csv(path, index=False, sep="\t")
-
-    return write

@@ -1,14 +1,26 @@
-"""Documents of triples become their best passages: which, what is counted, and what is found again."""
+"""Documents of triples become their best passages: which, their counts, and the cache."""
 
 import numpy as np
+import pandas as pd
 import pyterrier as pt
 import pytest
 
-from pyterrier_selfdistill.data import passages as module
-from pyterrier_selfdistill.data.passages import best_passages, choose_passages, divide
-from pyterrier_selfdistill.data.triples import PairOptions, from_docpairs, from_texts
+from pyterrier_selfdistill.data.passages import (
+    best_of_documents,
+    choose_passages,
+    divide,
+    divide_results,
+    document_of,
+    passage_records,
+)
+from pyterrier_selfdistill.data.triples import read_triples
 
 PASSAGES = pt.text.sliding("text", length=3, stride=3, prepend_attr=None)
+ROWS = [
+    ("sort rows", "read a file sort the rows", "plot a matrix write a file"),
+    ("write file", "write it", "plot a matrix write a file"),
+    ("read", "a file", "a matrix"),
+]
 
 
 class Counting:
@@ -16,10 +28,10 @@ class Counting:
 
     text_field = "text"
     precision = "float32"
-    model_name = "0123"
     words = ("sort", "read", "write", "plot", "table", "file", "matrix", "rows")
 
-    def __init__(self):
+    def __init__(self, model_name="0123"):
+        self.model_name = model_name
         self.encoded = 0
 
     def encode_queries(self, texts):
@@ -31,19 +43,14 @@ class Counting:
 
 
 @pytest.fixture
-def counting():
-    return Counting()
+def home(tmp_path, monkeypatch):
+    """A home of PyTerrier where nothing is found again from other tests."""
+    monkeypatch.setenv("PYTERRIER_HOME", str(tmp_path / "home"))
 
 
-ROWS = [
-    ("sort rows", "read a file sort the rows", "plot a matrix write a file"),
-    ("write file", "write it", "plot a matrix write a file"),
-    ("read", "a file", "a matrix"),
-]
-
-
-def test_each_document_becomes_its_best_passage_for_the_query(counting):
-    triples = choose_passages(from_texts(ROWS), PASSAGES, counting)
+def test_each_document_becomes_its_best_passage_for_the_query(home):
+    encoder = Counting()
+    triples = choose_passages(read_triples(ROWS), PASSAGES, encoder)
     assert triples.dataset[:] == {
         "query": ["sort rows", "write file", "read"],
         "positive": ["sort the rows", "write it", "a file"],
@@ -51,60 +58,60 @@ def test_each_document_becomes_its_best_passage_for_the_query(counting):
         "negative": ["plot a matrix", "write a file", "a matrix"],
     }
     assert triples.summary["passages"] == {"documents": 5, "divided": 2, "rows": 2}
-    assert counting.encoded == 4
+    assert encoder.encoded == 4
 
 
-def test_rows_are_accounted_for_as_before(counting):
+def test_rows_are_counted_as_before(home):
     """Also one whose best passages are the same."""
     rows = [("", "sort", "read"), *ROWS, ("sort", "sort the rows now read a table", "sort the rows plot a file")]
-    before = from_texts(rows)
-    after = choose_passages(before, PASSAGES, counting).summary
-    assert (after["source"], after["read"], after["triples"]) == ("list", 5, 3)
-    assert after["dropped"] == {"no text in 'query'": 1, "negative with the text of the positive": 1}
+    before = read_triples(rows)
+    after = choose_passages(before, PASSAGES, Counting()).summary
+    assert (after["source"], after["read"], after["triples"], after["dropped"]) == ("list", 5, 3, 2)
     assert after["fingerprint"] != before.summary["fingerprint"]
     assert "passages" not in before.summary
 
 
-def test_blocks_change_nothing(counting, monkeypatch):
-    whole = choose_passages(from_texts(ROWS), PASSAGES, counting)
-    monkeypatch.setattr(module, "ROWS", 1)
-    counting.model_name = "4567"
-    parts = choose_passages(from_texts(ROWS), PASSAGES, counting)
-    assert parts.dataset[:] == whole.dataset[:]
-    assert parts.summary == whole.summary
+def test_many_triples_are_divided_in_blocks(home):
+    triples = choose_passages(read_triples(ROWS * 1000), PASSAGES, Counting())
+    assert len(triples.dataset) == 3000
+    assert triples.dataset[-3:] == choose_passages(read_triples(ROWS), PASSAGES, Counting()).dataset[:]
+    assert triples.summary["passages"] == {"documents": 5, "divided": 2, "rows": 2000}
 
 
-def test_passages_are_found_again_until_something_changes(counting):
-    counting.model_name = "89"
-    first = choose_passages(from_texts(ROWS), PASSAGES, counting)
-    before = counting.encoded
-    assert choose_passages(from_texts(ROWS), PASSAGES, counting).summary == first.summary
-    assert counting.encoded == before
-    for rows, size, name in ((ROWS[:2], 3, "89"), (ROWS, 2, "89"), (ROWS, 3, "ab")):
-        counting.model_name, counting.encoded = name, 0
-        choose_passages(
-            from_texts(rows), pt.text.sliding("text", length=size, stride=size, prepend_attr=None), counting
-        )
-        assert counting.encoded > 0
+def test_passages_are_found_again_until_something_changes(home):
+    first = choose_passages(read_triples(ROWS), PASSAGES, Counting())
+    again = Counting()
+    assert choose_passages(read_triples(ROWS), PASSAGES, again).summary == first.summary
+    assert again.encoded == 0
+    shorter = pt.text.sliding("text", length=2, stride=2, prepend_attr=None)
+    for rows, passages, name in ((ROWS[:2], PASSAGES, "0123"), (ROWS, shorter, "0123"), (ROWS, PASSAGES, "ab")):
+        other = Counting(name)
+        choose_passages(read_triples(rows), passages, other)
+        assert other.encoded > 0
 
 
-def test_labels_and_texts_that_are_looked_up_go_along(counting, names):
-    row = dict(zip(("query", "positive", "negative"), ROWS[0], strict=True))
-    labelled = choose_passages(from_texts([{**row, "label": 0.5}]), PASSAGES, counting)
-    assert labelled.dataset[0]["label"] == 0.5
-    looked_up = from_docpairs(names["dataset"], PairOptions(store_texts=False))
-    chosen = choose_passages(looked_up, PASSAGES, counting)
+def test_labels_several_negatives_and_texts_that_are_looked_up_go_along(home, names):
+    rows = [
+        {"query": "sort", "positive": "plot", "negative_1": "read the x sort it now", "negative_2": "a", "label": 0.5}
+    ]
+    chosen = choose_passages(read_triples(rows), PASSAGES, Counting()).dataset[0]
+    assert chosen == {"query": "sort", "positive": "plot", "negative_1": "sort it now", "negative_2": "a", "label": 0.5}
+    looked_up = read_triples(names["dataset"], store_texts=False)
+    chosen = choose_passages(looked_up, PASSAGES, Counting())
     assert len(chosen.dataset) == 8
     assert {len(text.split()) for text in chosen.dataset["positive"]} <= {2, 3}
 
 
-def test_negatives_in_several_columns_are_divided(counting):
-    columns = {"query": ["sort"], "positive": ["plot"], "negative_1": ["read x sort"], "negative_2": ["a"]}
-    passages_of = {"plot": ["plot"], "read x sort": ["read", "x", "sort"], "a": ["a"]}
-    assert best_passages(columns, passages_of, counting) == {**columns, "negative_1": ["sort"]}
+def test_each_collection_may_have_an_encoder(home):
+    triples = read_triples({"one": ROWS, "two": ROWS[:1]})
+    encoders = {"one": Counting("1"), "two": Counting("2")}
+    chosen = choose_passages(triples, PASSAGES, encoders)
+    assert (encoders["one"].encoded, encoders["two"].encoded) == (4, 4)
+    assert chosen.summary["collections"]["two"]["passages"]["rows"] == 1
+    assert choose_passages(triples, PASSAGES, Counting("1")).dataset["one"][:] == chosen.dataset["one"][:]
 
 
-def test_a_document_of_which_nothing_is_left_stays(counting):
+def test_a_document_of_which_nothing_is_left_stays():
     nothing = pt.apply.generic(lambda frame: frame.assign(text=" "), transform_outputs=lambda columns: columns)
     assert divide(["sort", "read"], nothing, "text") == {"sort": ["sort"], "read": ["read"]}
 
@@ -115,6 +122,22 @@ WITHOUT_TEXT = pt.apply.generic(lambda frame: frame[["docno"]], transform_output
 @pytest.mark.parametrize(
     "passages", [pt.text.sliding("text"), pt.text.sliding("body", prepend_attr=None), WITHOUT_TEXT]
 )
-def test_what_needs_more_than_a_text_is_an_error(passages):
-    with pytest.raises(ValueError, match=r"cannot divide documents with the columns \['docno', 'text'\].*sliding"):
+def test_a_transformer_that_needs_more_than_a_text_is_an_error(passages):
+    with pytest.raises(ValueError, match=r"columns \['docno', 'text'\].*sliding"):
         divide(["sort"], passages, "text")
+
+
+def test_results_and_corpora_are_divided_and_documents_score_as_their_best_passage():
+    text = "sort the rows now read it"
+    results = pd.DataFrame([["1", "d1", text], ["1", "d2", "read"]], columns=["qid", "docno", "text"])
+    divided = divide_results(results, PASSAGES, "text")
+    assert divided[["docno", "text"]].to_numpy().tolist() == [
+        ["d1", "sort the rows"],
+        ["d1", "now read it"],
+        ["d2", "read"],
+    ]
+    best = best_of_documents(divided.assign(score=[0.5, 0.9, 0.7]))
+    assert best[["docno", "score", "rank"]].to_numpy().tolist() == [["d1", 0.9, 0], ["d2", 0.7, 1]]
+    records = list(passage_records([{"docno": "d1%p", "text": text}], PASSAGES, "text"))
+    assert records == [{"docno": "d1%p%p0", "text": "sort the rows"}, {"docno": "d1%p%p1", "text": "now read it"}]
+    assert [document_of(name) for name in ("d1%p%p1", "d1")] == ["d1%p", "d1"]

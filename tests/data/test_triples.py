@@ -1,489 +1,611 @@
-"""Triples from each source: the right ones, the same ones each time, and no row lost without a word."""
+"""Triples from each source: the right ones, the same ones each time, and no row lost without a count."""
 
+import copy
+import gzip
+import json
+import logging
+import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import dill
 import ir_datasets
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pyterrier as pt
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict, load_from_disk
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ir_datasets.datasets.base import FilteredDocPairs
+from ir_datasets.formats import BaseDocPairs, TsvDocPairs
+from ir_datasets.util import GzipExtract, LocalDownload
 
-from pyterrier_selfdistill import SelfDistillTrainer
-from pyterrier_selfdistill.data import triples as module
-from pyterrier_selfdistill.data.triples import (
-    ExternalShuffle,
-    PairOptions,
-    TripleWriter,
-    from_docpairs,
-    from_identifiers,
-    from_texts,
-)
+from pyterrier_selfdistill.data.triples import parts_of, read_triples
 
 COLUMNS = ["query", "positive", "negative"]
 ROWS = [("sort", "sort rows", "plot a file"), ("plot", "plot a matrix", "read a value")]
-
+FRAME = pd.DataFrame(ROWS, columns=COLUMNS)
 TEXTS_OF_PAIRS = {
     ("sort", "text 1", "text 2"),
     ("sort", "text 1", "text 3"),
     ("plot", "text 4", "text 5"),
     ("sort", "text 1", "text 0"),
 }
+SUFFIXES = [".tsv", ".csv", ".jsonl", ".json", ".parquet", ".tsv.gz", ".csv.gz", ".jsonl.gz", ".TSV"]
 
 
 @pytest.fixture
-def frame():
-    return pd.DataFrame(ROWS, columns=COLUMNS)
+def cache(tmp_path, monkeypatch):
+    """A home of PyTerrier without triples; the folder that they will be in."""
+    monkeypatch.setenv("PYTERRIER_HOME", str(tmp_path / "home"))
+    return tmp_path / "home" / "selfdistill" / "triples"
 
 
-@pytest.fixture
-def cache_folder():
-    """Where triples are kept."""
-    return Path(pt.io.pyterrier_home()) / "selfdistill" / "triples"
+def write(path, frame=FRAME):
+    """Write a frame to a file of the kind that its name says."""
+    if ".parquet" in path.name:
+        frame.to_parquet(path)
+    elif ".json" in path.name:
+        frame.to_json(path, orient="records", lines=True)
+    else:
+        frame.to_csv(path, index=False, sep="," if ".csv" in path.name else "\t")
+    return path
 
 
-def fail_to_read(*_):
-    pytest.fail("the source was read again")
+def is_accounted(summary):
+    return summary["triples"] + summary["dropped"] == summary["read"]
 
 
-# texts
+# texts in memory
 
 
-def test_from_texts_of_each_form(frame, texts_of):
-    records = [{"positive": b, "anchor": a, "negative": c} for a, b, c in ROWS]
-    dataset = Dataset.from_pandas(frame.rename(columns={"negative": "negative_1"}))
-    for source in [ROWS, iter(ROWS), records, frame.assign(score=1), dataset]:
-        triples = from_texts(source)
-        assert triples.dataset.column_names[:2] == ["query", "positive"]
-        assert texts_of(triples) == ROWS
+@pytest.mark.parametrize(
+    "source",
+    [
+        ROWS,
+        iter(ROWS),
+        [{"positive": b, "anchor": a, "negative": c} for a, b, c in ROWS],
+        FRAME.assign(score=1, qid="1", anchor="x"),
+        FRAME.assign(other=[[1], "x"]),
+        FRAME.astype("category"),
+        FRAME.set_axis([0, 1, 2], axis=1),
+        Dataset.from_pandas(FRAME.rename(columns={"negative": "negative_1"})),
+        Dataset.from_pandas(FRAME[::-1]).select([1, 0]),
+        Dataset.from_dict({"row": [0, 1]}).with_transform(lambda batch: FRAME.iloc[batch["row"]].to_dict("list")),
+    ],
+    ids="tuples iterator records frame others categories numbers dataset selection transform".split(),  # noqa: SIM905
+)
+def test_texts_of_each_form_keep_their_order(source, texts_of):
+    triples = read_triples(source)
+    assert triples.dataset.column_names[:2] == ["query", "positive"] or triples.summary["source"] == "Dataset"
+    assert texts_of(triples) == ROWS
 
 
-@pytest.mark.parametrize("suffix", [".tsv", ".csv.gz", ".jsonl", ".parquet"])
-def test_from_texts_of_a_file(tmp_path, frame, write_frame, texts_of, suffix):
-    path = tmp_path / f"my.triples{suffix}"
-    write_frame(frame, path)
-    assert texts_of(from_texts(path)) == ROWS
-    assert texts_of(from_texts(str(path))) == ROWS
+def test_negatives_are_sorted_by_number():
+    names = ["negative_10", "negative_2", "positive", "query"]
+    dataset = read_triples(pd.DataFrame([["c", "b", "a", "q"]], columns=names)).dataset
+    assert dataset.column_names == ["query", "positive", "negative_2", "negative_10"]
+    assert read_triples([("q", "a", "b", "c")]).dataset.column_names == [
+        "query",
+        "positive",
+        "negative_1",
+        "negative_2",
+    ]
 
 
-def test_from_texts_of_a_file_without_a_header(tmp_path, texts_of):
-    rows = [('the "sort', "sort 'rows", "NA"), *ROWS]
-    lines = map("\t".join, rows)
-    (tmp_path / "triples.tsv").write_text("\n".join(lines))
-    assert texts_of(from_texts(tmp_path / "triples.tsv")) == rows
+def test_rows_without_a_text_of_their_own_are_dropped_and_counted(texts_of, caplog):
+    faulty = [("a", "b", None), ("a", " ", "c"), (float("nan"), "b", "c"), ("a", "b", "b "), ("", "b", "c")]
+    with caplog.at_level(logging.WARNING):
+        triples = read_triples([faulty[0], *ROWS, *faulty, *ROWS])
+    assert texts_of(triples) == ROWS * 2
+    assert (triples.summary["read"], triples.summary["dropped"]) == (10, 6)
+    assert (triples.summary["queries"], triples.summary["positives"], triples.summary["negatives"]) == (2, 2, 1)
+    assert "6 of 10 rows were dropped" in caplog.text
 
 
-def test_from_texts_of_a_file_with_a_header_in_capitals(tmp_path, texts_of):
-    (tmp_path / "a.tsv").write_text("Negative\tQuery\tPositive\nc\ta\tb\n")
-    assert texts_of(from_texts(tmp_path / "a.tsv")) == [("a", "b", "c")]
+def test_the_limit_counts_rows_that_can_be_trained_with(texts_of):
+    rows = [("a", "", "c"), *ROWS, ("a", "b", "c")]
+    triples = read_triples(rows, limit=2)
+    assert texts_of(triples) == ROWS
+    assert (triples.summary["read"], triples.summary["dropped"]) == (3, 1)
+    assert texts_of(read_triples(rows, limit=9)) == [*ROWS, rows[-1]]
 
 
-def test_from_texts_reads_a_file_once_until_it_changes(tmp_path, frame, texts_of, monkeypatch):
-    path = tmp_path / "triples.tsv"
-    frame.to_csv(path, sep="\t", index=False)
-    first = from_texts(path)
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "select_columns", fail_to_read)
-        again = from_texts(path)
-    assert again.summary == first.summary
-    assert texts_of(again) == ROWS
-    assert again.dataset.cache_files
-    frame[:1].to_csv(path, sep="\t", index=False)
-    assert texts_of(from_texts(path)) == ROWS[:1]
+def test_the_fingerprint_is_of_texts_and_labels_in_their_order(tmp_path):
+    """However they are stored and divided."""
+    rows = [(f"query {number}", f"text {number}", "plot") for number in range(25_000)]
+    frame = pd.DataFrame(rows, columns=COLUMNS)
+    same = {read_triples(source).summary["fingerprint"] for source in (rows, frame, write(tmp_path / "a.csv", frame))}
+    assert len(same) == 1
+    others = [
+        rows[:-1],
+        rows[::-1],
+        [("query 0t", "ext 0", "plot"), *rows[1:]],
+        [("query 0 ", "text 0", "plot"), *rows[1:]],
+        frame.assign(label=1.0),
+        frame.assign(label=0.5),
+        frame.rename(columns={"negative": "negative_1"}),
+    ]
+    fingerprints = {read_triples(source).summary["fingerprint"] for source in others}
+    assert len(fingerprints | same) == len(others) + 1
 
 
-def test_from_texts_of_a_malformed_file_leaves_nothing(tmp_path, cache_folder):
-    """Not even the rows before the malformed one."""
-    before = set(cache_folder.glob("*"))
-    (tmp_path / "a.tsv").write_text("a\tb\tc\na\tb\n")
-    with pytest.raises(ValueError, match="line 2 has 2 texts, the first one has 3"):
-        from_texts(tmp_path / "a.tsv")
-    assert set(cache_folder.glob("*")) == before
-    assert not list(cache_folder.glob(".*"))
-
-
-@pytest.mark.parametrize("form", ["frame", "dataset", "records", "a.tsv", "a.jsonl", "a.parquet"])
-def test_from_texts_keeps_labels_beside_their_texts(form, folder, texts_of):
+@pytest.mark.parametrize("form", ["frame", "dataset", "records", "a.tsv", "a.csv", "a.jsonl", "a.parquet"])
+def test_labels_stay_next_to_their_texts(form, tmp_path, texts_of):
     frame = pd.DataFrame([*ROWS, ("read", "", "plot")], columns=COLUMNS).assign(label=[0.25, -1.5, 7.0])
-    frame.to_csv("a.tsv", sep="\t", index=False)
-    frame.to_json("a.jsonl", orient="records", lines=True)
-    frame.to_parquet("a.parquet")
     sources = {"frame": frame, "dataset": Dataset.from_pandas(frame), "records": frame.to_dict(orient="records")}
-    triples = from_texts(sources.get(form, form))
+    triples = read_triples(sources[form] if form in sources else write(tmp_path / form, frame))
     assert texts_of(triples) == [(*ROWS[0], 0.25), (*ROWS[1], -1.5)]
     assert triples.summary["negatives"] == 1
-    fingerprints = {
-        triples.summary["fingerprint"],
-        from_texts(frame.assign(label=[0.5, -1.5, 7.0])).summary["fingerprint"],
-        from_texts(frame[COLUMNS]).summary["fingerprint"],
-    }
-    assert len(fingerprints) == 3
 
 
-@pytest.mark.parametrize("number", [1, 0.5, np.float32(0.5), np.int64(-1)], ids=repr)
-def test_from_texts_takes_labels_of_any_type_of_numbers(number):
-    (row,) = from_texts([dict(zip([*COLUMNS, "label"], [*ROWS[0], number], strict=True))]).dataset
+@pytest.mark.parametrize("number", [1, 0.5, np.float32(0.5), np.int64(-1), "1.5", " 2 "], ids=repr)
+def test_labels_may_be_of_any_type_of_numbers(number):
+    (row,) = read_triples([dict(zip([*COLUMNS, "label"], [*ROWS[0], number], strict=True))]).dataset
     assert row["label"] == float(number)
 
 
-@pytest.mark.parametrize("labels", [[1.0, None], ["high", "low"], [True, False], [[1.0], [2.0]]], ids=repr)
+@pytest.mark.parametrize(
+    "labels",
+    [[1.0, None], [1.0, np.inf], [1.0, 1e300], ["high", "low"], ["nan", "1"], [True, False], [[1.0], [2.0]], [1, "x"]],
+    ids=repr,
+)
 @pytest.mark.parametrize("form", ["frame", "records", "a.tsv", "a.jsonl"])
-def test_from_texts_rejects_labels_that_are_not_numbers(form, folder, frame, labels):
-    frame = frame.assign(label=labels)
-    frame.to_csv("a.tsv", sep="\t", index=False)
-    frame.to_json("a.jsonl", orient="records", lines=True)
+def test_labels_that_are_not_numbers_are_errors(form, tmp_path, labels):
+    frame = FRAME.assign(label=pd.Series(labels, dtype=object))
     sources = {"frame": frame, "records": frame.to_dict(orient="records")}
-    with pytest.raises(TypeError, match="column 'label' must hold a number in every row"):
-        from_texts(sources.get(form, form))
-
-
-def test_from_texts_leaves_out_identifiers_beside_texts(frame, texts_of):
-    assert texts_of(from_texts(frame.assign(qid=["1", "2"], anchor="x"))) == ROWS
-
-
-def test_from_texts_of_a_selection_checks_only_what_is_selected(texts_of):
-    dataset = Dataset.from_pandas(pd.DataFrame([*ROWS, ("a", "", "c")], columns=COLUMNS))
-    assert texts_of(from_texts(dataset.select([1, 0]))) == ROWS[::-1]
-
-
-def test_from_texts_keeps_the_first_ones_up_to_the_limit(texts_of):
-    assert texts_of(from_texts(ROWS, limit=1)) == ROWS[:1]
-    with pytest.raises(ValueError, match="limit must be a positive integer, got 0"):
-        from_texts(ROWS, limit=0)
-
-
-def test_from_texts_stops_reading_at_the_limit(monkeypatch, texts_of):
-    monkeypatch.setattr("pyterrier_selfdistill.data.triples.ROWS", 2)
-    read = []
-
-    def rows():
-        for number in range(100):
-            read.append(number)
-            yield "sort", f"text {number}", "plot"
-
-    assert len(from_texts(rows(), limit=3).dataset) == 3
-    assert len(read) == 4
+    with pytest.raises((TypeError, ValueError), match="label"):
+        read_triples(sources[form] if form in sources else write(tmp_path / form, frame))
 
 
 @pytest.mark.parametrize(
     ("source", "error", "message"),
     [
-        ([], ValueError, "no triples are there to train with, of 0 rows"),
+        ([], ValueError, "in 0 rows"),
         (["abc", "def"], TypeError, "row 0 is 'abc'"),
+        ([("a", "b", "c"), "abc"], TypeError, "row 1 is 'abc'"),
+        ([("a", "b", "c"), {"query": "a"}], TypeError, "row 1 is {'query': 'a'}"),
+        ([("a", "b", "c"), ("a", "b", "c", "d")], TypeError, "row 1 is .*'d'"),
         ([("a", "b")], ValueError, "rows of 2 texts"),
-        ([("a", "b", "c"), ("a", "b", "c", "d")], ValueError, "row 1 has 4 texts, the first one has 3"),
-        ([("a", "b", None), ("a", "b", "")], ValueError, "of 2 rows: 2 x no text in 'negative'"),
-        ([("a", "b", 3)], TypeError, "row 0, column '2', holds 3"),
-        ([{"query": "a", "positive": "b", "negative": "c"}, {"query": "a"}], ValueError, "row 1 has .* missing"),
-        (pd.DataFrame([("a", "b", 3)], columns=COLUMNS), TypeError, "'negative' must hold texts, got int64"),
-        (pd.DataFrame({"query": ["a"], "positive": ["b"]}), ValueError, r"must have .* got \['query', 'positive'\]"),
-        (pd.DataFrame([("a", "b", "c", "d")], columns=[*COLUMNS, "query"]), ValueError, "distinct columns"),
-        (pd.DataFrame(columns=COLUMNS, dtype=str), ValueError, "no triples are there"),
-        (pd.DataFrame([("a", "b", "c"), ("a", "b", 3)], columns=COLUMNS), TypeError, "columns of one type each"),
-        (pd.DataFrame([("a", "b", "\ud800")], columns=COLUMNS, dtype=object), TypeError, "surrogates"),
-        (7, TypeError, "source must be a frame, a datasets.Dataset, an iterable of rows, or the path .* got 7"),
+        ([()], ValueError, "rows of 0 texts"),
+        ([("a", "b", None), ("a", "b", "")], ValueError, "in 2 rows"),
+        ([("a", "b", 3)], TypeError, "'negative' must hold texts"),
+        ([("a", "b", b"c")], TypeError, "negative"),
+        ([("a", "b", "c"), ("a", "b", b"c")], TypeError, "negative"),
+        ([("a", "b\udfff", "c")], ValueError, "udfff"),
+        ([{"query": "a", "positive": ["b"], "negative": "c"}], TypeError, "positive"),
+        (pd.DataFrame([("a", "b", "c"), ("a", "b", 3)], columns=COLUMNS), TypeError, "negative"),
+        (pd.DataFrame({"query": ["a"], "positive": ["b"]}), ValueError, r"got \['query', 'positive'\]"),
+        (pd.DataFrame([("a", "b", "c", "d")], columns=[*COLUMNS, "query"]), ValueError, r"\['query'\] more than once"),
+        (pd.DataFrame(columns=COLUMNS, dtype=str), ValueError, "in 0 rows"),
+        (pd.DataFrame([("a", "b", "\ud800")], columns=COLUMNS, dtype=object), ValueError, "ud800"),
+        (7, TypeError, "got 7"),
         ("nowhere.tsv", FileNotFoundError, "nowhere.tsv"),
-        ("triples.xml", FileNotFoundError, "triples.xml"),
     ],
     ids=str,
 )
-def test_from_texts_rejects_bad_texts(source, error, message):
+def test_bad_texts_are_errors(source, error, message):
     with pytest.raises(error, match=message):
-        from_texts(source)
+        read_triples(source)
+
+
+# files
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_each_kind_of_file(tmp_path, texts_of, suffix):
+    path = write(tmp_path / f"my.triples [1] a::b{suffix}")
+    assert texts_of(read_triples(path)) == ROWS
+    assert texts_of(read_triples(str(path))) == ROWS
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "error", "message"),
+    ("name", "content", "rows"),
     [
-        ("a.tsv", "", ValueError, "no triples are there to train with, of 0 rows; give rows of a query, a positive"),
-        ("a.tsv", "query\tpositive\tnegative\n", ValueError, "no triples are there to train with, of 0 rows; give"),
-        ("a.tsv", "a\tb\t\n", ValueError, "of 1 rows: 1 x no text in 'negative'"),
-        ("a.tsv", "a b c\n", ValueError, "got rows of 1 texts; check what separates the columns"),
-        ("a.csv", "query,positive\na,b\n", ValueError, "must have the columns .* got .'query', 'positive'.$"),
-        (
-            "a.jsonl",
-            '{"query": "a", "positive": "b"}',
-            ValueError,
-            "must have the columns .* got .'query', 'positive'.$",
-        ),
+        ("a.tsv", 'a "b\t\'c\tNA\n"x"\tnull\t7\n', [('a "b', "'c", "NA"), ('"x"', "null", "7")]),
+        ("a.tsv", "\ufeffNegative\tQuery \tPOSITIVE\nc\ta\tb\n", [("a", "b", "c")]),
+        ("a.tsv", " a \tb\tc\r\nd\te\tf\r\n", [(" a ", "b", "c"), ("d", "e", "f")]),
+        ("a.tsv", "a\tb\tc\n\n\nd\te\tf", [("a", "b", "c"), ("d", "e", "f")]),
+        ("a.tsv", "a\tb\u2028\x0b\x0c\x85b\tc\n", [("a", "b\u2028\x0b\x0c\x85b", "c")]),
+        ("a.tsv", f"a\tb\t{'text ' * 100_000}x\n", [("a", "b", "text " * 100_000 + "x")]),
+        ("a.csv", 'a,"b\nc",d\n"e, f",g,"h ""i"""\n', [("a", "b\nc", "d"), ("e, f", "g", 'h "i"')]),
+        ("a.csv", "query,what to ask,a plot\n", [("query", "what to ask", "a plot")]),
+        ("a.csv", "qid,query,positive,negative\n1,a,b,c\n", [("a", "b", "c")]),
+        ("a.jsonl", '{"query": "2020-01-01", "positive": "b", "negative": "12:00", "x": 1}\n{"negative": "c", '
+         '"query": "a", "positive": "b", "x": [2]}\n', [("2020-01-01", "b", "12:00"), ("a", "b", "c")]),
+        ("a.jsonl", '\n{"query": "a", "positive": "b", "negative": "c"}\n{"query": "a"}\nnull\n', [("a", "b", "c")]),
+    ],
+)  # fmt: skip
+def test_files_give_the_texts_that_are_in_them(tmp_path, name, content, rows, texts_of):
+    (tmp_path / name).write_text(content, encoding="utf-8", newline="")
+    assert texts_of(read_triples(tmp_path / name)) == rows
+
+
+@pytest.mark.parametrize("suffix", [".tsv", ".csv", ".jsonl"])
+def test_gzip_is_told_by_the_first_bytes_and_not_by_the_name(tmp_path, suffix, texts_of):
+    content = write(tmp_path / f"plain{suffix}").read_bytes()
+    (tmp_path / f"plain{suffix}.gz").write_bytes(content)
+    (tmp_path / f"compressed{suffix}").write_bytes(gzip.compress(content))
+    assert texts_of(read_triples(tmp_path / f"plain{suffix}.gz")) == ROWS
+    assert texts_of(read_triples(tmp_path / f"compressed{suffix}")) == ROWS
+
+
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())])
+def test_parquet_may_have_each_type_of_strings(tmp_path, kind, texts_of):
+    table = pa.table({name: pa.array(FRAME[name].tolist()).cast(kind) for name in COLUMNS})
+    other = pa.array([[("a", 1)]] * 2, pa.map_(pa.string(), pa.int64()))
+    pq.write_table(table.append_column("other", other), tmp_path / "a.parquet")
+    assert texts_of(read_triples(tmp_path / "a.parquet")) == ROWS
+
+
+COMPRESSED = gzip.compress(b"a\tb\tc\n" * 1000)
+OBJECT = b'{"query": "a", "positive": "b", "negative": "c"}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.tsv", b""),
+        ("a.tsv", b"query\tpositive\tnegative\n"),
+        ("a.tsv", b"a\tb\t\n"),
+        ("a.tsv", b"a b c\n"),
+        ("a.tsv", b"a\tb\tc\na\tb\n"),
+        ("a.tsv", b"a\tb\tc\na\tb\tc\td\n"),
+        ("a.tsv", b"query\tpositive\tnegative\na\tb\tc\td\n"),
+        ("a.tsv", b"query\tpositive\tnegative\tNegative\na\tb\tc\td\n"),
+        ("a.tsv", b"a\tb\tc\na\tb\rx\tc\n"),
+        ("a.tsv", b"a\tb\tc\n\xff\tb\tc\n"),
+        ("a.tsv", b"a\tb\0x\tc\n"),
+        ("a.tsv", "a\tb\tc\n".encode("utf-16")),
+        ("a.tsv", "a\tb\tc".encode("utf-16-le")),
+        ("a.tsv", COMPRESSED[:-10]),
+        ("a.tsv", COMPRESSED[:5]),
+        ("a.tsv", COMPRESSED[:-8] + bytes(8)),
+        ("a.tsv", COMPRESSED + b"more"),
+        ("a.csv", b"query,positive\na,b\n"),
+        ("a.csv", b'a,b,c\na,b,"c\nd\n'),
+        ("a.csv", b"a,b,c\nsort\n"),
+        ("a.jsonl", b""),
+        ("a.jsonl", OBJECT + b'{"query": "a", "posit'),
+        ("a.jsonl", OBJECT + b'{"query": "a", "positive": "b", "negative": 3}'),
+        ("a.jsonl", OBJECT + b'{"query": "a", "query": "b"}'),
+        ("a.jsonl", OBJECT + b'{"query": "a\xff", "positive": "b", "negative": "c"}'),
+        ("a.jsonl", OBJECT + b"3"),
+        ("a.jsonl", b'{"query": "a\\ud800", "positive": "b", "negative": "c"}'),
+        ("a.jsonl", b'["a", "b", "c"]\n'),
+        ("a.jsonl", b"{}\n"),
+        ("a.parquet", b"PAR1"),
+        ("a.xml", b"<a/>"),
     ],
 )
-def test_from_texts_names_the_file_whose_columns_are_wrong(tmp_path, name, content, error, message):
-    (tmp_path / name).write_text(content)
-    with pytest.raises(error, match=f"{name}: .*{message}"):
-        from_texts(tmp_path / name)
+def test_damaged_files_are_errors_that_name_the_file_and_leave_nothing(tmp_path, cache, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name}: "):
+        read_triples(tmp_path / name)
+    assert not list(cache.glob("*"))
 
 
-def test_from_texts_names_the_file_whose_types_are_wrong(tmp_path, frame):
-    frame.assign(negative=3).to_parquet(tmp_path / "a.parquet")
-    with pytest.raises(TypeError, match="a.parquet: column 'negative' must hold texts, got int64"):
-        from_texts(tmp_path / "a.parquet")
+@pytest.mark.parametrize("negative", [[3], [b"c"], [["c"]]], ids=repr)
+def test_columns_of_parquet_must_hold_texts(tmp_path, negative):
+    pq.write_table(pa.table({"query": ["a"], "positive": ["b"], "negative": negative}), tmp_path / "a.parquet")
+    with pytest.raises(TypeError, match="a.parquet: column 'negative' must hold texts"):
+        read_triples(tmp_path / "a.parquet")
+    content = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="a.parquet: "):
+        read_triples(tmp_path / "a.parquet")
 
 
-def test_from_texts_takes_categories(frame, texts_of):
-    assert texts_of(from_texts(frame.astype("category"))) == ROWS
+def test_strings_of_parquet_must_be_utf8(tmp_path):
+    table = pa.table({"query": ["a"], "positive": ["b"], "negative": pa.array([b"\xff"]).view(pa.string())})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="a.parquet: "):
+        read_triples(tmp_path / "a.parquet")
 
 
-def test_from_texts_counts_rows_without_text(texts_of, is_accounted):
-    rows = [*ROWS, ("a", "b", None), ("a", " ", "c"), (float("nan"), "b", "c"), ("a", "b", "b ")]
-    triples = from_texts(rows)
-    assert texts_of(triples) == ROWS
-    assert triples.summary["dropped"] == {
-        "no text in 'query'": 1,
-        "no text in 'positive'": 1,
-        "no text in 'negative'": 1,
-        "negative with the text of the positive": 1,
+def test_a_folder_is_no_file(tmp_path):
+    with pytest.raises(IsADirectoryError, match="got the folder"):
+        read_triples(tmp_path)
+
+
+# the cache
+
+
+@pytest.mark.parametrize("suffix", [".tsv", ".jsonl", ".parquet"])
+def test_a_file_is_read_once_until_it_changes(tmp_path, cache, suffix, texts_of):
+    """Also if its size and its time stay the same."""
+    path = write(tmp_path / f"a{suffix}")
+    first = read_triples(path)
+    times = path.stat()
+    again = read_triples(path)
+    assert again.summary == first.summary
+    assert again.dataset.cache_files == first.dataset.cache_files != []
+    assert len(list(cache.iterdir())) == 1
+    changed = [(row[0], row[1].replace("rows", "row!"), row[2]) for row in ROWS]
+    write(path, pd.DataFrame(changed, columns=COLUMNS))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert texts_of(read_triples(path)) == changed
+    assert len(read_triples(path, limit=1).dataset) == 1
+    assert len(list(cache.iterdir())) == 3
+
+
+def test_a_dataset_on_the_disk_is_read_once(tmp_path, cache):
+    Dataset.from_pandas(FRAME).save_to_disk(tmp_path / "saved")
+    for _ in range(2):
+        assert read_triples(load_from_disk(str(tmp_path / "saved"))).dataset.cache_files
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_an_interrupted_writer_leaves_nothing_that_looks_whole(tmp_path, cache, monkeypatch, texts_of):
+    path = write(tmp_path / "a.tsv")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            read_triples(path)
+    assert not [folder for folder in cache.glob("*") if (folder / "summary.json").exists()]
+    assert texts_of(read_triples(path)) == ROWS
+
+
+def test_readers_of_the_same_file_wait_for_each_other(tmp_path, cache, texts_of):
+    path = write(tmp_path / "a.tsv", pd.DataFrame(ROWS * 5000, columns=COLUMNS))
+    with ThreadPoolExecutor(4) as pool:
+        triples = list(pool.map(read_triples, [path] * 4))
+    assert [len(part.dataset) for part in triples] == [10_000] * 4
+    assert len(list(cache.iterdir())) == 1
+
+
+# identifiers
+
+
+@pytest.mark.parametrize("store_texts", [True, False])
+@pytest.mark.parametrize("form", ["rows", "file of a dataset", "corpus in a frame", "dataset"])
+def test_identifiers_and_docpairs_give_the_same(form, store_texts, dataset, tmp_path, topics, corpus, pairs, texts_of):
+    """With texts stored and looked up."""
+    frame = pd.DataFrame(pairs, columns=["qid", "positive", "negative"]).assign(label="x")
+    frame.drop(columns="label").to_csv(tmp_path / "a.tsv", sep="\t", index=False, header=False)
+    sources = {
+        "rows": (pairs, corpus),
+        "file of a dataset": (tmp_path / "a.tsv", dataset),
+        "corpus in a frame": (frame, pd.DataFrame(corpus)),
     }
-    assert is_accounted(triples.summary)
-    assert from_texts(rows, limit=1).summary["dropped"]["row beyond the first 1"] == 1
-
-
-def test_from_texts_fingerprints_texts_in_their_order(monkeypatch):
-    whole = from_texts(ROWS * 50).summary["fingerprint"]
-    monkeypatch.setattr("pyterrier_selfdistill.data.triples.ROWS", 7)
-    assert from_texts(ROWS * 50).summary["fingerprint"] == whole
-    assert from_texts(ROWS[::-1] * 50).summary["fingerprint"] != whole
-    assert from_texts([("sor", "tsort rows", "plot a file")]).summary["fingerprint"] != whole
-
-
-# docpairs
-
-
-def test_from_docpairs(dataset, texts_of, is_accounted):
-    triples = from_docpairs(dataset)
+    expected = read_triples(pairs, topics=topics, corpus=corpus)
+    if form == "dataset":
+        triples = read_triples(dataset, store_texts=store_texts)
+    else:
+        source, documents = sources[form]
+        triples = read_triples(source, topics=topics, corpus=documents, store_texts=store_texts)
+    assert texts_of(triples) == texts_of(expected)
     assert set(texts_of(triples)) == TEXTS_OF_PAIRS
-    assert triples.summary["dropped"] == {"no text in 'query'": 1}
+    assert triples.dataset[1:3] == expected.dataset[1:3]
+    assert triples.dataset.column_names == COLUMNS
+    assert {**triples.summary, "source": "", "kind": ""} == {**expected.summary, "source": "", "kind": ""}
+    assert triples.summary["dropped"] == 1
+    assert read_triples(texts_of(triples)).summary["fingerprint"] == triples.summary["fingerprint"]
+    for copied in (copy.deepcopy(triples.dataset), dill.loads(dill.dumps(triples.dataset))):
+        assert copied[:] == expected.dataset[:]
+
+
+identifiers = st.integers(0, 5).map("d{}".format)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    rows=st.lists(st.tuples(st.sampled_from("129"), identifiers, identifiers), min_size=1, max_size=60),
+    number=st.none() | st.integers(1, 4),
+    limit=st.none() | st.integers(1, 10),
+    store_texts=st.booleans(),
+)
+def test_the_kept_pairs_of_a_query_are_the_first_that_can_be_trained_with(texts_of, rows, number, limit, store_texts):
+    """Neither duplicates nor pairs without a text, nor those of two equal texts, count."""
+    topics = pd.DataFrame({"qid": ["1", "2"], "query": ["sort", "plot"]})
+    corpus = [{"docno": f"d{number}", "text": text} for number, text in enumerate(["a", "b", "b ", "", "c"])]
+    texts = {document["docno"]: document["text"] for document in corpus}
+    usable = {row for row in rows if row[0] != "9" and all(texts.get(docno, "") for docno in row[1:])}
+    usable = {row for row in usable if texts[row[1]].strip() != texts[row[2]].strip()}
+    options = {"topics": topics, "corpus": corpus, "store_texts": store_texts}
+    if not usable:
+        with pytest.raises(ValueError, match=f"in {len(rows)} rows"):
+            read_triples(rows, **options)
+        return
+    everything = texts_of(read_triples(rows, **options))
+    assert len(everything) == len(usable)
+    expected = []
+    for row in everything:
+        if number is None or sum(other[0] == row[0] for other in expected) < number:
+            expected.append(row)
+    triples = read_triples(rows, max_pairs_per_query=number, limit=limit, **options)
+    assert texts_of(triples) == expected[:limit]
     assert is_accounted(triples.summary)
-    assert (triples.summary["queries"], triples.summary["positives"], triples.summary["negatives"]) == (2, 2, 1)
+    assert triples.summary["read"] == len(rows)
 
 
-def test_from_docpairs_keeps_as_many_of_each_query_as_asked_for(dataset, texts_of):
-    triples = from_docpairs(dataset, PairOptions(max_pairs_per_query=1))
-    assert sorted(triples.dataset["query"]) == ["plot", "sort"]
-    assert triples.summary["dropped"] == {"pair beyond 1 of its query": 2, "no text in 'query'": 1}
+def test_the_sample_depends_on_the_seed_only(dataset, texts_of):
+    samples = {}
+    for seed in range(10):
+        triples = read_triples(dataset, max_pairs_per_query=1, seed=seed)
+        assert sorted(triples.dataset["query"]) == ["plot", "sort"]
+        samples[seed] = frozenset(texts_of(triples))
+    assert len(set(samples.values())) == 3
+    assert texts_of(read_triples(dataset, max_pairs_per_query=1, seed=3, store_texts=False))
+    assert frozenset(texts_of(read_triples(dataset, max_pairs_per_query=1, seed=3))) == samples[3]
 
 
-def test_from_docpairs_keeps_as_many_in_all_as_asked_for(dataset, is_accounted):
-    for _ in range(2):  # made, then found
-        assert len(from_docpairs(dataset, PairOptions(limit=3)).dataset) == 3
-    assert is_accounted(from_docpairs(dataset, PairOptions(limit=2)).summary)
-
-
-def test_from_docpairs_samples_by_the_seed(dataset, texts_of):
-    samples = set()
-    for seed in range(20):
-        options = PairOptions(max_pairs_per_query=1, seed=seed)
-        samples.add(frozenset(texts_of(from_docpairs(dataset, options))))
-    assert len(samples) == 3
-
-
-def test_from_docpairs_without_stored_texts_gives_the_same(dataset, texts_of):
-    stored = from_docpairs(dataset)
-    looked_up = from_docpairs(dataset, PairOptions(store_texts=False))
-    assert looked_up.summary == stored.summary
-    assert texts_of(looked_up) == texts_of(stored)
-    assert looked_up.dataset[1:3] == stored.dataset[1:3]
-    assert looked_up.dataset.column_names == COLUMNS
-
-
-def test_from_docpairs_makes_triples_once(dataset, monkeypatch):
-    first = from_docpairs(dataset, PairOptions(seed=7))
-    monkeypatch.setattr(ExternalShuffle, "add", fail_to_read)
-    assert from_docpairs(dataset, PairOptions(seed=7)).dataset[:] == first.dataset[:]
-
-
-def test_from_docpairs_that_is_interrupted_leaves_nothing(dataset, cache_folder, monkeypatch):
-    before = set(cache_folder.glob("*"))
-    monkeypatch.setattr(TripleWriter, "finish", lambda _: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        from_docpairs(dataset, PairOptions(seed=8))
-    assert set(cache_folder.glob("*")) == before
-    assert not list(cache_folder.glob(".*"))
-
-
-def test_from_docpairs_rejects_a_dataset_without_docpairs(register, topics, corpus):
-    documents = pd.DataFrame(corpus).to_numpy()
-    judged = register("tiny", docs=documents, queries=topics.to_numpy(), qrels=[("1", 0, "d1", 1)])
-    with pytest.raises(ValueError, match=r"no docpairs \(it has \['docs', 'queries', 'qrels'\]\); give its topics"):
-        from_docpairs(judged)
-    with pytest.raises(ValueError, match="no docpairs or docs or queries"):
-        from_docpairs(pt.datasets.Dataset())
+def test_many_pairs_with_several_negatives_in_blocks(topics, corpus):
+    """More than are looked up at once."""
+    generator = np.random.default_rng(0)
+    rows = [("1", *(f"d{number}" for number in numbers)) for numbers in generator.integers(0, 100, (250_000, 3))]
+    triples = read_triples(rows, topics=topics, corpus=corpus)
+    usable = {row for row in rows if row[1] not in row[2:]}
+    assert len(triples.dataset) == len(usable)
+    assert triples.dataset.column_names == ["query", "positive", "negative_1", "negative_2"]
+    capped = read_triples(rows, topics=topics, corpus=corpus, max_pairs_per_query=205_000)
+    assert len(capped.dataset) == 205_000
+    assert capped.dataset[:1000] == triples.dataset[:1000]
 
 
 @pytest.mark.parametrize("part", ["docs", "queries", "docpairs"])
-def test_from_docpairs_makes_triples_anew_when_a_part_changes(part, dataset, tmp_path, texts_of):
-    """Though the name of the dataset is the same, and the size and maybe the time of its files."""
-    first = set(texts_of(from_docpairs(dataset)))
+def test_docpairs_are_made_anew_when_a_part_changes(part, dataset, tmp_path, texts_of, cache):
+    first = set(texts_of(read_triples(dataset)))
+    read_triples(dataset)
+    assert len(list(cache.iterdir())) == 1
     path = tmp_path / "irds" / "tiny" / "pairs" / part
     replacements = {"docs": ("text", "plan"), "queries": ("sort", "rank"), "docpairs": ("d1\td", "d2\td")}
     path.write_text(path.read_text().replace(*replacements[part]))
     # ir_datasets keeps it whatever becomes of the documents
     shutil.rmtree(dataset.irds_ref().docs_store().path)
-    again = set(texts_of(from_docpairs(dataset)))
     changed = {
         "docs": {tuple(text.replace("text", "plan") for text in row) for row in first},
         "queries": {(query.replace("sort", "rank"), *texts) for query, *texts in first},
         "docpairs": {("plot", "text 4", "text 5"), ("sort", "text 2", "text 3"), ("sort", "text 2", "text 0")},
     }
-    assert again == changed[part]
+    assert set(texts_of(read_triples(dataset))) == changed[part]
 
 
-class PairsWithoutAFile(ir_datasets.formats.BaseDocPairs):
+def test_other_topics_and_other_corpora_give_other_triples(dataset, tmp_path, topics, corpus, pairs, texts_of):
+    path = tmp_path / "a.tsv"
+    pd.DataFrame(pairs).to_csv(path, sep="\t", index=False, header=False)
+    first = read_triples(path, topics=topics, corpus=dataset)
+    assert set(read_triples(path, topics=topics.assign(query="read"), corpus=dataset).dataset["query"]) == {"read"}
+    other = [{**record, "text": record["text"].replace("text", "plan")} for record in corpus]
+    assert set(read_triples(path, topics=topics, corpus=other).dataset["positive"]) == {"plan 1", "plan 4"}
+    titled = read_triples(path, topics=topics, corpus=corpus, fields=["docno", "text"])
+    assert set(titled.dataset["positive"]) == {"d1 text 1", "d4 text 4"}
+    assert read_triples(path, topics=topics, corpus=dataset).summary == first.summary
+
+
+class PairsWithoutAFile(BaseDocPairs):
     """As those of ``irds:msmarco-passage/train/split200-train``, which are taken from others."""
 
     def __init__(self, rows):
         self.rows = rows
 
     def docpairs_iter(self):
-        pair = self.docpairs_cls()
-        return iter([pair(*row) for row in self.rows])
+        return iter([self.docpairs_cls()(*row) for row in self.rows])
 
 
-def test_from_docpairs_keeps_nothing_that_it_cannot_identify(dataset, pairs, cache_folder, texts_of):
-    before = set(cache_folder.glob("*"))
-    reference = dataset.irds_ref()
-    docs, queries = reference.docs_handler(), reference.queries_handler()
-    for rows in (pairs[:1], pairs[1:2]):
-        ir_datasets.registry._registered["tiny/pairs"] = ir_datasets.Dataset(docs, queries, PairsWithoutAFile(rows))
-        triples = from_docpairs(pt.get_dataset("irds:tiny/pairs"))
-        assert texts_of(triples) == [("sort", "text 1", f"text {rows[0][2][1:]}")]
-    assert set(cache_folder.glob("*")) == before
+LINES = '1\td1\td2\n\n007\t"d1\tNA\n2\t\td5 \né\td1\td2'
 
 
-# identifiers
-
-
-@pytest.mark.parametrize("form", ["rows", "frame backwards", "file of a dataset", "corpus in a frame"])
-def test_from_identifiers_gives_the_same_as_from_docpairs(form, dataset, tmp_path, topics, corpus, pairs, texts_of):
-    """In the same shuffled order, whatever that of the source."""
-    frame = pd.DataFrame(pairs, columns=["qid", "positive", "negative"])
-    path = tmp_path / "identifiers.tsv"
-    frame.to_csv(path, sep="\t", index=False, header=False)
-    sources = {
-        "rows": (pairs, corpus),
-        "frame backwards": (frame[::-1], corpus),
-        "file of a dataset": (path, dataset),
-        "corpus in a frame": (frame, pd.DataFrame(corpus)),
+@pytest.mark.parametrize("kind", ["file", "gzip", "chosen", "no file"])
+def test_docpairs_are_those_of_ir_datasets(dataset, tmp_path, kind, texts_of, cache):
+    """Quotes, zeros and what looks like a missing value are parts of identifiers."""
+    (tmp_path / "lines").write_text(LINES)
+    (tmp_path / "lines.gz").write_bytes(gzip.compress(LINES.encode()))
+    handlers = {
+        "file": TsvDocPairs(LocalDownload(tmp_path / "lines")),
+        "gzip": TsvDocPairs(GzipExtract(LocalDownload(tmp_path / "lines.gz"))),
+        "chosen": FilteredDocPairs(TsvDocPairs(LocalDownload(tmp_path / "lines")), lambda: {"1", "2"}),
+        "no file": PairsWithoutAFile([line.split("\t") for line in LINES.splitlines() if line]),
     }
-    source, documents = sources[form]
-    expected = from_docpairs(dataset)
-    triples = from_identifiers(source, topics, documents)
-    assert texts_of(triples) == texts_of(expected)
-    assert triples.summary["fingerprint"] == expected.summary["fingerprint"]
+    reference = dataset.irds_ref()
+    parts = reference.docs_handler(), reference.queries_handler(), handlers[kind]
+    ir_datasets.registry._registered["tiny/pairs"] = ir_datasets.Dataset(*parts)
+    triples = read_triples(pt.get_dataset("irds:tiny/pairs"))
+    assert texts_of(triples) == [("sort", "text 1", "text 2")]
+    assert triples.summary["read"] == len(list(handlers[kind].docpairs_iter()))
+    assert cache.exists() == (kind in ("file", "gzip"))
 
 
-def test_from_identifiers_reads_a_file_once(dataset, tmp_path, topics, pairs, monkeypatch):
-    """For the same topics and settings."""
-    path = tmp_path / "identifiers.tsv"
-    pd.DataFrame(pairs).to_csv(path, sep="\t", index=False, header=False)
-    first = from_identifiers(path, topics, dataset)
-    other = from_identifiers(path, topics.assign(query="read"), dataset)
-    assert set(other.dataset["query"]) == {"read"}
-    monkeypatch.setattr(ExternalShuffle, "add", fail_to_read)
-    assert from_identifiers(path, topics, dataset).summary == first.summary
+@pytest.mark.parametrize("content", [b"1\td1\n", b"1\td1\td2\td3\n", b"1\td1\t\xff\n", b"\x1f\x8b\x08cut off"])
+def test_docpairs_name_a_file_that_is_damaged(dataset, tmp_path, content):
+    path = tmp_path / "irds" / "tiny" / "pairs" / "docpairs"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=str(path)):
+        read_triples(dataset)
 
 
-class Corpus(pt.datasets.Dataset):
-    """A dataset that is not of ir_datasets."""
-
-    def __init__(self, records):
-        self.records = records
-
-    def get_corpus_iter(self, *, verbose=True):
-        return iter(self.records)
-
-    def __repr__(self):
-        return "Corpus()"
-
-
-def test_from_identifiers_keeps_nothing_of_a_corpus_that_it_cannot_identify(tmp_path, topics, corpus, pairs):
-    path = tmp_path / "identifiers.tsv"
-    pd.DataFrame(pairs).to_csv(path, sep="\t", index=False, header=False)
-    for word in ("text", "plot"):
-        records = [{"docno": record["docno"], "text": record["text"].replace("text", word)} for record in corpus]
-        triples = from_identifiers(path, topics, Corpus(records))
-        assert all(text.startswith(word) for text in triples.dataset["positive"])
-
-
-def test_from_identifiers_needs_no_part_of_a_dataset_but_documents(register, tmp_path, topics, corpus, pairs):
-    """Neither to make triples nor to find them."""
-    dataset = register("tiny/corpus", docs=pd.DataFrame(corpus).to_numpy(), queries=[], docpairs=[])
-    for part in ("queries", "docpairs"):
-        (tmp_path / "irds" / "tiny" / "corpus" / part).unlink()
-    path = tmp_path / "identifiers.tsv"
-    pd.DataFrame(pairs).to_csv(path, sep="\t", index=False, header=False)
-    first = from_identifiers(path, topics, dataset)
-    # what was downloaded may be gone
-    (tmp_path / "irds" / "tiny" / "corpus" / "docs").unlink()
-    assert from_identifiers(path, topics, dataset).dataset.cache_files == first.dataset.cache_files != []
-
-
-def test_from_identifiers_drops_duplicate_rows(topics, corpus, pairs, texts_of):
-    twice = from_identifiers(pairs * 2, topics, corpus)
-    assert texts_of(twice) == texts_of(from_identifiers(pairs, topics, corpus))
-    assert twice.summary["dropped"] == {"duplicate row": 5, "no text in 'query'": 1}
-
-
-def test_from_identifiers_counts_unknown_documents(topics, corpus, pairs, is_accounted):
-    missing = from_identifiers([*pairs, ("1", "d999", "d1"), ("1", None, "d1")], topics, corpus)
-    assert missing.summary["dropped"] == {"no text in 'query'": 1, "no text in 'positive'": 2}
-    assert is_accounted(missing.summary)
-
-
-def test_from_identifiers_rejects_numbers(topics, corpus):
-    with pytest.raises(TypeError, match="holds 7"):
-        from_identifiers([("1", 7, "d1")], topics, corpus)
-
-
-def test_from_identifiers_rejects_topics_without_text(topics, corpus, pairs):
-    with pytest.raises(ValueError, match="topics must have the columns"):
-        from_identifiers(pairs, topics[["qid"]], corpus)
-    with pytest.raises(ValueError, match="'query' must hold a text"):
-        from_identifiers(pairs, topics.assign(query=""), corpus)
-    with pytest.raises(TypeError, match="the qid of topics must be a string"):
-        from_identifiers(pairs, topics.astype({"qid": int}), corpus)
-
-
-@pytest.mark.parametrize("label", ["high", None])
-def test_from_identifiers_leaves_labels_out(topics, corpus, label):
-    record = {"qid": "1", "positive": "d1", "negative": "d2", "label": label}
-    assert from_identifiers([record], topics, corpus).dataset.column_names == COLUMNS
+def test_a_dataset_without_docpairs_is_an_error(register, topics, corpus):
+    judged = register(
+        "tiny", docs=pd.DataFrame(corpus).to_numpy(), queries=topics.to_numpy(), qrels=[("1", 0, "d1", 1)]
+    )
+    with pytest.raises(ValueError, match=r"no docpairs \(it has \['docs', 'queries', 'qrels'\]\)"):
+        read_triples(judged)
+    with pytest.raises(ValueError, match="no docpairs or docs or queries"):
+        read_triples(pt.datasets.Dataset())
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "error", "message"),
     [
-        ({"topics": [("1", "sort")]}, "topics must be an instance of DataFrame"),
-        ({"corpus": 7}, "corpus must be a PyTerrier dataset"),
-        ({"options": {"limit": 3}}, "options must be an instance of PairOptions"),
-        ({"source": 7}, "source must be a frame"),
+        ({"source": [("1", 7, "d1")]}, TypeError, "positive"),
+        ({"source": 7}, TypeError, "got 7"),
+        ({"source": [("1", "d998", "d999")]}, ValueError, "in 1 rows"),
+        ({"topics": [("1", "sort")]}, TypeError, "topics must be an instance of DataFrame"),
+        ({"topics": pd.DataFrame({"qid": ["1"]})}, ValueError, "topics must have the columns"),
+        ({"topics": pd.DataFrame({"qid": ["1"], "query": [""]})}, ValueError, "'query' must hold a text"),
+        ({"topics": pd.DataFrame({"qid": [1], "query": ["sort"]})}, TypeError, "qid of topics must be a string"),
+        ({"corpus": 7}, TypeError, "corpus must be a PyTerrier dataset"),
+        ({"corpus": None}, ValueError, "corpus="),
+        ({"topics": None, "max_pairs_per_query": 2}, ValueError, "max_pairs_per_query=2"),
+        ({"limit": 0}, ValueError, "limit must be a positive integer, got 0"),
+        ({"limit": True}, ValueError, "limit must be a positive integer, got True"),
+        ({"max_pairs_per_query": 1.5}, ValueError, "max_pairs_per_query must be a positive integer, got 1.5"),
+        ({"seed": -1}, ValueError, "seed must be an integer from 0"),
+        ({"fields": "text"}, ValueError, "fields must be a list of field names"),
+        ({"store_texts": "no"}, ValueError, "store_texts must be a valid boolean"),
+    ],
+    ids=str,
+)
+def test_options_that_do_not_fit_are_errors(topics, corpus, pairs, options, error, message):
+    with pytest.raises(error, match=message):
+        read_triples(**{"source": pairs, "topics": topics, "corpus": corpus, **options})
+
+
+def test_options_may_be_numbers_of_numpy(topics, corpus, pairs):
+    options = {
+        "max_pairs_per_query": np.int64(2),
+        "limit": np.int32(3),
+        "seed": np.uint8(7),
+        "verbose": np.bool_(False),
+    }
+    assert json.dumps(read_triples(pairs, topics=topics, corpus=corpus, **options).summary)
+
+
+# several collections
+
+ONE = [*ROWS, ("", "sort", "read")]
+TWO = [("plot", "plot a matrix", "sort", "read"), ("read", "read a file", "sort", "plot")]
+
+
+def test_collections_are_counted_one_by_one_and_in_sum():
+    triples = read_triples({"one": ONE, "two": TWO})
+    summary = triples.summary
+    assert summary["collections"]["one"] == read_triples(ONE).summary
+    assert (summary["read"], summary["triples"], summary["dropped"], summary["queries"]) == (5, 4, 1, 4)
+    assert triples.dataset["two"].column_names == ["query", "positive", "negative_1", "negative_2"]
+    assert [len(part) for part in parts_of(triples.dataset)] == [2, 2]
+    assert len(read_triples({"one": ONE, "two": TWO}, limit=1).dataset["two"]) == 1
+
+
+def test_the_fingerprint_of_collections_is_of_names_texts_and_their_order():
+    sources = [
+        {"one": ONE, "two": TWO},
+        {"two": TWO, "one": ONE},
+        {"one": ONE, "2": TWO},
+        {"one": ONE, "two": TWO[::-1]},
+        {"one": ONE},
+    ]
+    fingerprints = [read_triples(source).summary["fingerprint"] for source in [*sources, sources[0]]]
+    assert len(set(fingerprints)) == len(sources)
+    assert fingerprints[0] == fingerprints[-1]
+
+
+@pytest.mark.parametrize(
+    ("sources", "message"),
+    [
+        ({}, "source must name at least one collection"),
+        ({1: ONE}, r"got \[1\]"),
+        ({"": ONE}, r"got \[''\]"),
+        (DatasetDict(train=Dataset.from_list([])), r"source\['train'\]"),
+        ({"one": ONE, "two": []}, "(?s)in 0 rows.*in the collection 'two'"),
+        ({"one": ONE, "two": [("sort", "plot")]}, "(?s)rows of 2 texts.*in the collection 'two'"),
+        ({"one": ONE, "two": FRAME.assign(label=0.5)}, r"got it in \['two'\] and not in \['one'\]"),
     ],
 )
-def test_from_identifiers_rejects_what_is_of_another_type(topics, corpus, pairs, options, message):
-    with pytest.raises(TypeError, match=message):
-        from_identifiers(**{"source": pairs, "topics": topics, "corpus": corpus, **options})
-
-
-# training
-
-
-def test_fit_triples_with_docpairs(dataset, encoder, tmp_path, pairs):
-    trainer = SelfDistillTrainer(encoder, tmp_path / "run", verbose=False)
-    trainer.fit_triples(dataset, max_pairs_per_query=2)
-    assert trainer.encoder.training_summary["data"]["triples"] == 3
-    with pytest.raises(ValueError, match="topics= says"):
-        trainer.fit_triples(pairs, topics=dataset.get_topics())
-    with pytest.raises(ValueError, match="max_pairs_per_query=2 needs a PyTerrier dataset"):
-        trainer.fit_triples(ROWS, max_pairs_per_query=2)
-
-
-def test_fit_triples_with_texts_that_are_looked_up_gives_the_same_model(dataset, encoder, tmp_path, pairs):
-    """With workers of a data loader too."""
-    models = set()
-    for store_texts, workers in [(True, 0), (False, 0), (False, 2)]:
-        run = tmp_path / f"{store_texts}{workers}"
-        trainer = SelfDistillTrainer(encoder, run, corpus=dataset, dataloader_num_workers=workers, verbose=False)
-        trainer.fit_triples(pairs, topics=dataset.get_topics(), store_texts=store_texts)
-        models.add(trainer.encoder.model_name)
-    assert len(models) == 1
+def test_bad_collections_are_errors(sources, message):
+    with pytest.raises(ValueError, match=message):
+        read_triples(sources)
