@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,29 +28,7 @@ ROWS = 2_048
 COUNTED = ("read", "triples", "dropped", "queries", "positives", "negatives", "fingerprint")
 
 
-class Encoder(Protocol):
-    """An encoder with unit vectors, so that dot products are cosines."""
-
-    text_field: str
-
-    @property
-    def model_name(self) -> str:
-        """The checksum of the model."""
-
-    @property
-    def precision(self) -> str:
-        """The precision of its arithmetic."""
-
-    def encode_queries(self, texts: Any) -> np.ndarray:
-        """Encode queries."""
-
-    def encode_docs(self, texts: Any) -> np.ndarray:
-        """Encode documents."""
-
-
-def choose_passages(
-    triples: Triples, passages: pt.Transformer, encoder: Encoder | Mapping[str, Encoder], *, verbose: bool = False
-) -> Triples:
+def choose_passages(triples: Triples, passages: pt.Transformer, encoder: Any, *, verbose: bool = False) -> Triples:
     """Replace the documents of triples by their best passages.
 
     The same triples, passages and encoder find the result again in PyTerrier's home.
@@ -59,7 +36,7 @@ def choose_passages(
     Args:
         triples: The triples, of one collection or of several.
         passages: The transformer that divides documents, such as ``pt.text.sliding("text", prepend_attr=None)``.
-        encoder: The encoder that scores passages, or one for each collection.
+        encoder: The encoder that scores passages, or a mapping with one for each collection.
         verbose: Whether to show a progress bar.
 
     Returns:
@@ -86,44 +63,32 @@ def choose_passages(
             part = Triples(dataset, triples.summary["collections"][name])
             parts[name] = choose_passages(part, passages, of_collection, verbose=verbose)
         return join_collections(parts)
-    encoder = cast(Encoder, encoder)
-    documents: set[int] = set()
-    several: set[int] = set()
+    documents: dict[int, bool] = {}
     checksum, rows = hashlib.sha256(), 0
     for columns, passages_of in _blocks(triples.dataset, passages, encoder.text_field):
-        divided = {text for text, found in passages_of.items() if len(found) > 1}
-        documents.update(map(hash, passages_of))
-        several.update(map(hash, divided))
+        documents |= {hash(text): len(found) > 1 for text, found in passages_of.items()}
         texts = zip(*(columns[name] for name in _document_columns(columns)), strict=True)
-        rows += sum(not divided.isdisjoint(row) for row in texts)
+        rows += sum(any(len(passages_of[text]) > 1 for text in row) for row in texts)
         for found in passages_of.values():
             # with a character between that texts do not have
             checksum.update("\0".join([*found, "\0"]).encode())
-    counts = {"documents": len(documents), "divided": len(several), "rows": rows}
+    counts = {"documents": len(documents), "divided": sum(documents.values()), "rows": rows}
     origin = {name: value for name, value in triples.summary.items() if name not in COUNTED} | {"passages": counts}
     identity = ["passages", triples.summary, checksum.hexdigest(), encoder.model_name, encoder.precision]
-    write = partial(_write_best, triples=triples, passages=passages, encoder=encoder, origin=origin, verbose=verbose)
+
+    def write(folder: Path) -> dict[str, Any]:
+        bar = pt.tqdm(total=len(triples.dataset), desc="Choosing passages", unit="triple", disable=not verbose)
+
+        def tables() -> Iterator[pa.Table]:
+            for columns, passages_of in _blocks(triples.dataset, passages, encoder.text_field):
+                yield pa.table({**columns, **_best_passages(columns, passages_of, encoder)})
+                bar.update(len(columns["query"]))
+
+        with bar:
+            return write_triples(folder, tables(), origin, triples.summary["read"])
+
     files, summary = kept(identity, write)
     return Triples(files["triples"], summary)
-
-
-def _write_best(
-    folder: Path,
-    *,
-    triples: Triples,
-    passages: pt.Transformer,
-    encoder: Encoder,
-    origin: Mapping[str, Any],
-    verbose: bool,
-) -> None:
-    def tables() -> Iterator[pa.Table]:
-        for columns, passages_of in _blocks(triples.dataset, passages, encoder.text_field):
-            chosen = {**columns, **_best_passages(columns, passages_of, encoder)}
-            yield pa.table(chosen)
-            bar.update(len(columns["query"]))
-
-    with pt.tqdm(total=len(triples.dataset), desc="Choosing passages", unit="triple", disable=not verbose) as bar:
-        write_triples(folder, tables(), origin, triples.summary["read"])
 
 
 def _blocks(
@@ -140,7 +105,7 @@ def _document_columns(columns: Mapping[str, Any]) -> list[str]:
 
 
 def _best_passages(
-    columns: Mapping[str, Sequence[str]], passages_of: Mapping[str, Sequence[str]], encoder: Encoder
+    columns: Mapping[str, Sequence[str]], passages_of: Mapping[str, Sequence[str]], encoder: Any
 ) -> dict[str, list[str]]:
     """Choose of each document the passage with the highest cosine with its query."""
     several = {text: found for text, found in passages_of.items() if len(found) > 1}

@@ -20,7 +20,7 @@ from functools import partial
 from importlib.metadata import version
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 import pandas as pd
@@ -147,8 +147,9 @@ def read_triples(
         return Triples(files["triples"], summary)
     queries: Any = source
     if has_docpairs:
-        tables = _docpairs(_docpairs_reference(source))
-        identity, corpus = [_part(source, "docpairs"), _part(source, "queries")], source
+        _require_docpairs(source)
+        identity, tables = [_part(source, "docpairs"), _part(source, "queries")], _docpairs(source)
+        corpus = source
     elif corpus is None:
         raise ValueError("topics= says that the source holds identifiers; give their documents as corpus=")
     else:
@@ -212,28 +213,27 @@ def parts_of(dataset: TrainingSet) -> list[Dataset]:
     return list(dataset.values()) if isinstance(dataset, DatasetDict) else [dataset]
 
 
-def kept(identity: Sequence[Any], write: Callable[[Path], None]) -> tuple[dict[str, Dataset], dict[str, Any]]:
-    """Load the Arrow files and the summary that were written for the same identity, or write them now to a folder.
+def kept(identity: Sequence[Any], write: Callable[[Path], dict[str, Any]]) -> tuple[dict[str, Dataset], dict[str, Any]]:
+    """Load the Arrow files that were written for the same identity and their summary, or write them now to a folder.
 
     The identity is all that they depend on, as JSON takes it. If a part of it is None, they stay in memory.
     """
     if None in identity:
         with tempfile.TemporaryDirectory() as temporary:
-            write(Path(temporary))
-            return _load(Path(temporary), in_memory=True)
+            summary = write(Path(temporary))
+            return _load(Path(temporary), in_memory=True), summary
     key = json.dumps([CACHE_FORMAT, *identity])
     folder = Path(pt.io.pyterrier_home()) / "selfdistill" / "triples" / hashlib.sha256(key.encode()).hexdigest()[:16]
     if not folder.exists():
         # where another process makes the same triples, this one waits for them
         with suppress(FileExistsError), atomic_folder(folder, doing="making triples", wait=True) as unfinished:
-            write(unfinished)
+            (unfinished / "summary.json").write_text(json.dumps(write(unfinished), indent=2) + "\n")
     logger.info("reading triples from %s", folder)
-    return _load(folder, in_memory=False)
+    return _load(folder, in_memory=False), json.loads((folder / "summary.json").read_text())
 
 
-def _load(folder: Path, *, in_memory: bool) -> tuple[dict[str, Dataset], dict[str, Any]]:
-    files = {path.stem: Dataset.from_file(str(path), in_memory=in_memory) for path in folder.glob("*.arrow")}
-    return files, json.loads((folder / "summary.json").read_text())
+def _load(folder: Path, *, in_memory: bool) -> dict[str, Dataset]:
+    return {path.stem: Dataset.from_file(str(path), in_memory=in_memory) for path in folder.glob("*.arrow")}
 
 
 def _identity(source: Any) -> Any:
@@ -288,8 +288,10 @@ def write_tables(path: Path, tables: Iterable[pa.Table]) -> None:
             writer.write_table(table)
 
 
-def write_triples(folder: Path, tables: Iterable[pa.Table], origin: Mapping[str, Any], read: int | None = None) -> None:
-    """Write the rows of tables that can be trained with, up to the limit of the origin, and their summary.
+def write_triples(
+    folder: Path, tables: Iterable[pa.Table], origin: Mapping[str, Any], read: int | None = None
+) -> dict[str, Any]:
+    """Write the rows of tables that can be trained with, up to the limit of the origin, and return their summary.
 
     ``read`` is how many rows there were; by default they are counted, up to the last one that is written.
     """
@@ -312,12 +314,7 @@ def write_triples(folder: Path, tables: Iterable[pa.Table], origin: Mapping[str,
 
     write_tables(folder / "triples.arrow", usable_rows())
     arrays = {name: np.concatenate(parts) for name, parts in columns.items()}
-    write_summary(folder, summarize(origin, counted if read is None else read, arrays))
-
-
-def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
-    """Write the summary of triples."""
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    return summarize(origin, counted if read is None else read, arrays)
 
 
 def summarize(origin: Mapping[str, Any], read: int, columns: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -405,15 +402,15 @@ def _columns(names: Sequence[Any], identifiers: bool) -> dict[str, Any]:
     return {"query": queries[0], **{name: name for name in ["positive", *negatives, *labels]}}
 
 
-def _tables(source: Any, *, identifiers: bool = False) -> Iterator[pa.Table]:
+def _tables(source: Any, *, identifiers: bool = False, kind: str | None = None) -> Iterator[pa.Table]:
     """Read the columns of triples, whatever holds them: strings without missing values, and labels as float32."""
     try:
-        for table in _raw_tables(source, identifiers):
+        for table in _raw_tables(source, identifiers, kind):
             columns = _columns(table.column_names, identifiers)
             yield pa.table({name: _values(name, table[original]) for name, original in columns.items()})
     except (pa.ArrowException, OSError, TypeError, UnicodeError) as error:
-        kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"{_name(source)}: {error}; correct it, or write the data again") from error
+        error_type = TypeError if isinstance(error, TypeError) else ValueError
+        raise error_type(f"{_name(source)}: {error}; correct it, or write the data again") from error
     except ValueError as error:
         raise ValueError(f"{_name(source)}: {error}") from error
 
@@ -436,9 +433,9 @@ def _values(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
     return numbers
 
 
-def _raw_tables(source: Any, identifiers: bool) -> Iterator[pa.Table]:
+def _raw_tables(source: Any, identifiers: bool, kind: str | None) -> Iterator[pa.Table]:
     if isinstance(source, str | Path):
-        yield from _read_file(Path(source), identifiers)
+        yield from _read_file(Path(source), identifiers, kind)
     elif isinstance(source, Dataset):
         # a transform may make texts of other columns
         rows = source if source.format["type"] == "custom" else source.with_format("arrow")
@@ -463,9 +460,9 @@ def _frame(rows: Iterable[Any]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _read_file(path: Path, identifiers: bool) -> Iterator[pa.Table]:
+def _read_file(path: Path, identifiers: bool, kind: str | None) -> Iterator[pa.Table]:
     """Read a file with Arrow, whose errors name the row."""
-    kind = Path(path.name.lower().removesuffix(".gz")).suffix
+    kind = kind or Path(path.name.lower().removesuffix(".gz")).suffix
     if kind == ".parquet":
         with pq.ParquetFile(path) as file:
             columns = list(_columns(file.schema_arrow.names, identifiers).values())
@@ -529,37 +526,31 @@ def _compression(path: Path) -> str | None:
         return "gzip" if file.read(2) == b"\x1f\x8b" else None
 
 
-def _docpairs_reference(dataset: pt.datasets.Dataset) -> Any:
-    """Return the data set of ir_datasets, which must have docpairs and their texts."""
-    reference = dataset.irds_ref() if hasattr(dataset, "irds_ref") else None
+def _docpairs(dataset: pt.datasets.Dataset) -> Iterator[pa.Table]:
+    """Read docpairs, from their file if all of its lines are docpairs, since ir_datasets is several times slower."""
+    reference = cast(Any, dataset).irds_ref()
+    handler = reference.docpairs_handler()
+    if type(handler) is TsvDocPairs and handler.docpairs_cls() is GenericDocPair:
+        path = Path(reference.docpairs_path())
+        for table in _tables(path, identifiers=True, kind=".tsv"):
+            if table.num_columns != 3:
+                raise ValueError(f"{path}: expected a query, a positive and a negative a line, got {table.num_columns}")
+            yield table
+        return
+    for chunk in chunked(reference.docpairs_iter(), PAIRS):
+        columns = zip(*map(attrgetter("query_id", "doc_id_a", "doc_id_b"), chunk), strict=True)
+        yield string_table(dict(zip(column_names(3), columns, strict=True)))
+
+
+def _require_docpairs(dataset: pt.datasets.Dataset) -> None:
     kinds = ("docs", "queries", "qrels", "scoreddocs", "docpairs")
-    parts = [kind for kind in kinds if reference is not None and getattr(reference, f"has_{kind}")()]
-    missing = sorted({"docs", "queries", "docpairs"} - set(parts))
+    has = [kind for kind in kinds if hasattr(dataset, "irds_ref") and getattr(dataset.irds_ref(), f"has_{kind}")()]
+    missing = sorted({"docs", "queries", "docpairs"}.difference(has))
     if missing:
         raise ValueError(
             f"expected a dataset with docs, queries and docpairs, got {dataset!r} with no {' or '.join(missing)} "
-            f"(it has {parts}); give its topics and qrels to fit, behind a retriever or with corpus= at the trainer"
+            f"(it has {has}); give its topics and qrels to fit, behind a retriever or with corpus= at the trainer"
         )
-    return reference
-
-
-def _docpairs(reference: Any) -> Iterator[pa.Table]:
-    """Read docpairs, from their file if all of its lines are docpairs, since ir_datasets is several times slower."""
-    names = column_names(3)
-    handler = reference.docpairs_handler()
-    if type(handler) is not TsvDocPairs or handler.docpairs_cls() is not GenericDocPair:
-        for chunk in chunked(reference.docpairs_iter(), PAIRS):
-            columns = zip(*map(attrgetter("query_id", "doc_id_a", "doc_id_b"), chunk), strict=True)
-            yield string_table(dict(zip(names, columns, strict=True)))
-        return
-    path = Path(reference.docpairs_path())
-    try:
-        yield from (table.rename_columns(names) for table in _read_rows(path, quoted=False))
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise ValueError(
-            f"{path} cannot be read as lines of query, positive and negative with tabs between ({error}); remove it, "
-            "so that ir_datasets downloads it again"
-        ) from error
 
 
 class _Lookup:
@@ -573,14 +564,11 @@ class _Lookup:
     def __call__(self, batch: Mapping[str, Sequence[int]]) -> dict[str, list[str]]:
         texts = {}
         for name, rows in batch.items():
-            if name == "query":
-                texts[name] = list(self._queries[rows]["text"])
-            elif self._corpus is None:
-                texts[name] = list(self._documents[rows]["text"])
-            else:
-                docnos = self._documents[rows]["docno"]
-                found = self._corpus.texts(set(docnos))
-                texts[name] = [found[docno] for docno in docnos]
+            found = (self._queries if name == "query" else self._documents)[rows]
+            if name != "query" and self._corpus is not None:
+                known = self._corpus.texts(set(found["docno"]))
+                found["text"] = [known[docno] for docno in found["docno"]]
+            texts[name] = list(found["text"])
         return texts
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Lookup:
@@ -647,14 +635,14 @@ def _write_pairs(
     origin: Mapping[str, Any],
     store_texts: bool,
     verbose: bool,
-) -> None:
-    """Write triples of the row numbers of texts, and the texts, each once."""
+) -> dict[str, Any]:
+    """Write triples of the row numbers of texts, and the texts, each once; return the summary."""
     if not isinstance(queries, Mapping):
         queries = {query.query_id: query.default_text() for query in queries.irds_ref().queries_iter()}
     pairs = _Pairs(tables, queries, documents)
     number = len(pairs.queries)
     limit, most = origin["limit"] or number, origin["max_pairs_per_query"] or number
-    order = np.random.default_rng(origin["seed"]).permutation(number)
+    order = np.random.default_rng(origin["seed"]).permutation(np.arange(number, dtype=np.int32))
     # checksums of pairs, since a frame of all identifiers takes several times the memory
     combined = pairs.queries.astype(np.uint64)
     for column in pairs.columns:
@@ -662,7 +650,7 @@ def _write_pairs(
     order = order[~pd.Series(combined[order]).duplicated().to_numpy()]
     del combined
     taken = np.zeros(len(pairs.query_texts), dtype=int)
-    chosen = [np.empty(0, dtype=int)]
+    chosen = [np.empty(0, dtype=np.int32)]
 
     def documents_of_chosen() -> Iterator[pa.Table]:
         for start in range(0, len(order), min(PAIRS, 2 * limit)):
@@ -682,11 +670,12 @@ def _write_pairs(
     with pt.tqdm(total=min(limit, number), desc="Making triples", unit="triple", disable=not verbose) as bar:
         write_tables(folder / "documents.arrow", documents_of_chosen())
     triples = np.concatenate(chosen)[:limit]
+    chosen.clear()
     columns = {"query": checksums(pairs.query_texts)[pairs.queries[triples]]}
     rows = {"query": pairs.queries[triples]}
     for name, column in zip(pairs.names[1:], pairs.columns, strict=True):
         columns[name] = pairs.checksums[column[triples]]
         rows[name] = pairs.rows[column[triples]]
-    write_summary(folder, summarize(origin, number, columns))
     write_tables(folder / "queries.arrow", [pa.table({"text": pairs.query_texts})])
     write_tables(folder / "triples.arrow", [pa.table(rows)])
+    return summarize(origin, number, columns)
