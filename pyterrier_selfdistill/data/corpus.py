@@ -34,29 +34,22 @@ def reusable(corpus: Corpus) -> Corpus:
     if isinstance(corpus, pd.DataFrame):
         require_distinct_columns(corpus, "corpus")
         return corpus
-    if isinstance(corpus, str | bytes | Mapping) or not isinstance(corpus, Iterable):
-        raise _corpus_error(corpus)
-    if not (hasattr(type(corpus), "__len__") and hasattr(type(corpus), "__getitem__")):
-        corpus = list(corpus)
-    first = next(iter(corpus), None)
-    if first is not None and not isinstance(first, Mapping):
-        raise _corpus_error(corpus)
+    first = None
+    if isinstance(corpus, Iterable) and not isinstance(corpus, str | bytes | Mapping):
+        if not (hasattr(type(corpus), "__len__") and hasattr(type(corpus), "__getitem__")):
+            corpus = list(corpus)
+        first = next(iter(corpus), {})
+    if not isinstance(first, Mapping):
+        raise TypeError(
+            "corpus must be a PyTerrier dataset, a frame, or an iterable of records such as {'docno': 'd1', 'text': "
+            f"'sort rows'}}, got {reprlib.repr(corpus)}, a {type(corpus).__name__}"
+        )
     return corpus
-
-
-def _corpus_error(corpus: Any) -> TypeError:
-    return TypeError(
-        "corpus must be a PyTerrier dataset, a frame, or an iterable of records such as {'docno': 'd1', 'text': 'sort "
-        f"rows'}}, got {reprlib.repr(corpus)}, a {type(corpus).__name__}"
-    )
 
 
 @checked
 class Documents:
-    """A corpus with one text a document.
-
-    A text may be empty, but must be there: where fields are joined, some may be missing (None or NaN), as long as one
-    of them holds a string.
+    """A corpus with one text a document, which may be empty; some of several fields may be missing.
 
     Args:
         corpus: The documents.
@@ -94,12 +87,9 @@ class Documents:
         """Compute a checksum of 16 characters of the documents and the fields."""
         checksum = hashlib.sha256(repr(self.fields).encode())
         published: dict[str, Any] = getattr(self._reference(), "docs_metadata", dict)()
-        if published:
-            # published documents are known by their name, and may be too many to read once more
-            checksum.update(repr((self.corpus, published)).encode())
-            return checksum.hexdigest()[:16]
-        for docno, text in self:
-            checksum.update(f"{docno}\0{text}\0".encode(errors="surrogatepass"))
+        # published documents are known by their name, and may be too many to read once more
+        for part in [(self.corpus, published)] if published else self:
+            checksum.update("{}\0{}\0".format(*part).encode(errors="surrogatepass"))
         return checksum.hexdigest()[:16]
 
     def texts(self, docnos: Collection[str]) -> dict[str, str]:
@@ -108,22 +98,19 @@ class Documents:
         if reference is not None:
             return self._texts_of_docstore(reference, docnos)
         if not self._texts:
-            self._texts = self._read_texts()
+            texts: dict[str, str] = {}
+            for docno, text in self:
+                if texts.setdefault(docno, text) != text:
+                    raise ValueError(
+                        f"a document must have one text, got {texts[docno]!r} and {text!r} of {docno!r}; each document "
+                        "needs its own identifier"
+                    )
+            self._texts = texts
         return {docno: self._texts[docno] for docno in docnos if docno in self._texts}
 
     def __getstate__(self) -> dict[str, Any]:
         # open files cannot be pickled
         return {**self.__dict__, "_store": None, "_store_process": None}
-
-    def _read_texts(self) -> dict[str, str]:
-        texts: dict[str, str] = {}
-        for docno, text in self:
-            if texts.setdefault(docno, text) != text:
-                raise ValueError(
-                    f"a document must have one text, got {texts[docno]!r} and {text!r} of {docno!r}; each document "
-                    "needs an identifier of its own"
-                )
-        return texts
 
     def _texts_of_docstore(self, reference: Any, docnos: Collection[str]) -> dict[str, str]:
         known = reference.docs_cls()._fields

@@ -145,9 +145,9 @@ def read_triples(
         write = partial(write_triples, tables=_tables(source), origin=origin)
         files, summary = kept([origin, _identity(source)], write)
         return Triples(files["triples"], summary)
-    queries: Any = source
     if has_docpairs:
         _require_docpairs(source)
+        queries: Any = None
         identity, tables = [_part(source, "docpairs"), _part(source, "queries")], _docpairs(source)
         corpus = source
     elif corpus is None:
@@ -156,17 +156,16 @@ def read_triples(
         require_topics(topics)
         queries = pd.DataFrame(topics).set_index("qid")["query"].to_dict()
         identity, tables = [_identity(source), queries], _tables(source, identifiers=True)
-    options: dict[str, Any] = {
-        "max_pairs_per_query": max_pairs_per_query,
-        "limit": limit,
-        "seed": seed,
-        "fields": list(fields),
-    }
-    origin = {"source": _name(source), "kind": "docpairs" if has_docpairs else "identifiers", **options}
+    kind = "docpairs" if has_docpairs else "identifiers"
+    origin = {"source": _name(source), "kind": kind, "max_pairs_per_query": max_pairs_per_query, "limit": limit}
+    origin |= {"seed": seed, "fields": list(fields)}
     documents = Documents(corpus, fields)
-    write = partial(_write_pairs, tables=tables, queries=queries, documents=documents, origin=origin)
-    write = partial(write, store_texts=store_texts, verbose=verbose and is_first())
-    files, summary = kept([origin, store_texts, *identity, _part(corpus, "docs")], write)
+
+    def write_pairs(folder: Path) -> dict[str, Any]:
+        texts = queries or {query.query_id: query.default_text() for query in source.irds_ref().queries_iter()}
+        return _write_pairs(folder, _Pairs(tables, texts, documents), origin, store_texts, verbose and is_first())
+
+    files, summary = kept([origin, store_texts, *identity, _part(corpus, "docs")], write_pairs)
     lookup = _Lookup(files["queries"], files["documents"], None if store_texts else documents)
     return Triples(files["triples"].with_transform(lookup), summary)
 
@@ -627,19 +626,9 @@ class _Pairs:
 
 
 def _write_pairs(
-    folder: Path,
-    *,
-    tables: Iterable[pa.Table],
-    queries: Any,
-    documents: Documents,
-    origin: Mapping[str, Any],
-    store_texts: bool,
-    verbose: bool,
+    folder: Path, pairs: _Pairs, origin: Mapping[str, Any], store_texts: bool, verbose: bool
 ) -> dict[str, Any]:
     """Write triples of the row numbers of texts, and the texts, each once; return the summary."""
-    if not isinstance(queries, Mapping):
-        queries = {query.query_id: query.default_text() for query in queries.irds_ref().queries_iter()}
-    pairs = _Pairs(tables, queries, documents)
     number = len(pairs.queries)
     limit, most = origin["limit"] or number, origin["max_pairs_per_query"] or number
     order = np.random.default_rng(origin["seed"]).permutation(np.arange(number, dtype=np.int32))
