@@ -55,7 +55,7 @@ def test_a_cpu_that_torch_cannot_ask_has_no_bfloat16(monkeypatch):
 
 
 def test_auto_is_the_fastest_precision(load, monkeypatch, tmp_path):
-    monkeypatch.setattr("pyterrier_selfdistill.encoder.steps.fastest_precision", lambda device: "bfloat16")
+    monkeypatch.setattr("pyterrier_selfdistill.encoder.biencoder.fastest_precision", lambda device: "bfloat16")
     encoder = load("auto")
     for each in (encoder, encoder.copy(), SelfDistillBiEncoder(encoder.copy().save(tmp_path / "model"), device="cpu")):
         assert (each.dtype, each.precision) == ("auto", "bfloat16")

@@ -12,7 +12,8 @@ import pytest
 import torch
 from pyterrier_dr import FlexIndex
 
-from pyterrier_selfdistill import SelfDistillIndex, retrievers
+from pyterrier_selfdistill import SelfDistillIndex
+from pyterrier_selfdistill.index import index as retrievers
 from pyterrier_selfdistill.index.index import IndexTransformer
 from pyterrier_selfdistill.utils.folders import folder_lock
 

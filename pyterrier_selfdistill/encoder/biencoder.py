@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self, cast
 
 import numpy as np
 import pyterrier as pt
@@ -26,138 +26,9 @@ from ..utils.compat import remove_autocast, schematic
 from . import storage
 from .adapters import adapters_of, merged, require_plain, saved_base_of_adapter
 from .card import artifact_card
-from .precision import EncodingCopy, Precision, copied, write_graph
-from .steps import DocumentEncoder, EncoderPipeline, EncodesTexts, QueryEncoder, Scorer
+from .precision import EncodingCopy, Precision, copied, fastest_precision, write_graph
+from .steps import DocumentEncoder, EncoderPipeline, QueryEncoder, Scorer, Texts, encode, encode_with_gradients
 from .storage import Device, PoolingMode, set_prompts
-
-
-class HasVariants(pt.Artifact):
-    """An encoder that others are made of."""
-
-    model: SentenceTransformer
-    name: str | None
-    training_summary: dict[str, Any]
-
-    def apply_attributes(self, **attributes: Any) -> Self:
-        """Make an encoder with the same model and other arguments, for :mod:`pyterrier.inspect`."""
-        given = {name: getattr(self, name) for name in ("model", "batch_size", "text_field", "verbose", "dtype")}
-        changed = type(self)(**{**given, **attributes})
-        if changed.model is self.model:
-            changed.name = self.name
-            changed.path = self.path
-            changed.training_summary = self.training_summary
-        return changed
-
-    def _variant(self, model: SentenceTransformer) -> Self:
-        """Make an encoder with a model that was made of this one's."""
-        variant = self.apply_attributes(model=model)
-        variant.name = self.name
-        variant.training_summary = self.training_summary
-        return variant
-
-
-CHUNK = 4096
-"""How many vectors of an index are cut at once."""
-
-
-class Truncates(HasVariants):
-    """An encoder that is cut to shorter vectors."""
-
-    @property
-    def identity(self) -> EncoderIdentity:
-        """The identity of the encoder."""
-        raise NotImplementedError
-
-    @checked
-    def truncate(self, dimension: PositiveInteger) -> Self:
-        """Make an encoder whose vectors are the first dimensions of these, scaled to unit length again.
-
-        Training with ``matryoshka_dims`` of :class:`SelfDistillTrainer` is for them to lose little.
-
-        The encoder has an identity of its own: it searches an index that it has built, or that
-        :meth:`truncate_index` has cut. What cuts is a layer like others, which is saved, and which training changes.
-
-        Args:
-            dimension: How many dimensions to keep.
-
-        Returns:
-            The encoder, with weights of its own.
-
-        Raises:
-            ValueError: If the vectors do not have more dimensions.
-
-        Example:
-            >>> encoder.truncate(8).encode_queries(["sort the rows"]).shape
-            (1, 8)
-        """
-        shorter = self._variant(truncated(self.model, dimension))
-        if self.training_summary:
-            before = self.model.get_embedding_dimension()
-            shorter.training_summary = {**self.training_summary, "truncated_from": before}
-        return shorter
-
-    @checked
-    def truncate_index(
-        self, index: SelfDistillIndex, path: FolderPath, dimension: PositiveInteger, *, overwrite: bool = False
-    ) -> SelfDistillIndex:
-        """Cut the vectors of an index that this encoder built, without encoding anew.
-
-        Args:
-            index: The index.
-            path: The folder of the new index.
-            dimension: How many dimensions to keep.
-            overwrite: Whether to replace an index that is there.
-
-        Returns:
-            The index that ``encoder.truncate(dimension)`` would have built.
-
-        Raises:
-            EncoderMismatchError: If another encoder built the index.
-            ValueError: If its vectors do not have more dimensions.
-            FileExistsError: If there is an index at the path and ``overwrite`` is not set, or something else.
-
-        Example:
-            >>> import tempfile
-            >>> with tempfile.TemporaryDirectory() as folder:
-            ...     index = SelfDistillIndex(f"{folder}/index.flex", verbose=False)
-            ...     _ = (encoder >> index).index([{"docno": "d1", "text": "sort the rows"}])
-            ...     shorter = encoder.truncate_index(index, f"{folder}/shorter.flex", 8)
-            ...     (encoder.truncate(8) >> shorter).search("sort rows")["docno"].tolist()
-            ['d1']
-        """
-        built_by = index.encoder
-        if built_by is not None and built_by.checksum != self.identity.checksum:
-            raise EncoderMismatchError(
-                f"{index!r} was built by the encoder {built_by}, and this one is {self.identity}; cut it with its own"
-            )
-        shorter = SelfDistillIndex(path, sim_fn=index.sim_fn, verbose=index.verbose)
-        mode = "overwrite" if overwrite else "create"
-        shorter.indexer(mode=mode).index(_prefixes(index, dimension, self.truncate(dimension).identity))
-        return shorter
-
-
-def truncated(model: SentenceTransformer, dimension: int) -> SentenceTransformer:
-    """Copy a model with a layer before its last that keeps the first dimensions."""
-    before = model.get_embedding_dimension()
-    if before is None or dimension >= before:
-        raise ValueError(f"dimension must be smaller than the {before} dimensions of the vectors, got {dimension}")
-    first_dimensions = torch.eye(dimension, before)
-    layer = Dense(before, dimension, bias=False, activation_function=nn.Identity(), init_weight=first_dimensions)
-    shorter = copy.deepcopy(model)
-    shorter.insert(len(shorter) - 1, layer.to(model.device))
-    return shorter.eval()
-
-
-def _prefixes(index: SelfDistillIndex, dimension: int, encoder: EncoderIdentity) -> Iterator[dict[str, Any]]:
-    """Iterate over the documents of an index with the prefixes of their vectors."""
-    docnos, vectors, _ = index.payload()
-    for start in range(0, len(vectors), CHUNK):
-        prefixes = torch.from_numpy(np.array(vectors[start : start + CHUNK, :dimension]))
-        rows = EncodedVector.rows(normalize(prefixes).numpy(), encoder)
-        names = docnos.fwd[np.arange(start, start + len(rows))]
-        for docno, vector in zip(names, rows, strict=True):
-            yield {"docno": docno, "doc_vec": vector}
-
 
 RoleName = Annotated[str, Field(pattern="^(query|document)$")]
 
@@ -166,162 +37,13 @@ PromptsByCollection = Annotated[
     Expected("prompts by collection and role, such as {'a': {'query': 'question: ', 'document': 'answer: '}}"),
 ]
 
-NO_PROMPTS: PromptsByCollection = {}
-"""No collection has prompts of its own."""
-
-
-class TakesPrompts(HasVariants):
-    """An encoder that is used with other prompts."""
-
-    @checked
-    def with_prompts(self, *, query: str | None = None, document: str | None = None) -> Self:
-        """Make an encoder with other prompts that shares the weights of this one.
-
-        Its checksum is another one, so that an index remembers with which prompts it was built; :meth:`save` writes it
-        with its prompts.
-
-        Args:
-            query: What to put before each query, ``""`` for nothing; None leaves the prompt as it is.
-            document: What to put before each document, likewise.
-
-        Returns:
-            The encoder.
-
-        Example:
-            >>> questions = encoder.with_prompts(query="query: ")
-            >>> questions.model.prompts["query"], encoder.model.prompts["query"]
-            ('query: ', '')
-            >>> questions == encoder, questions.model[0] is encoder.model[0]
-            (False, True)
-        """
-        return self._variant(prompted(self.model, {"query": query, "document": document}))
-
-
-def prompted(model: SentenceTransformer, prompts: Mapping[str, str | None]) -> SentenceTransformer:
-    """Make a model with other prompts that shares the layers of this one."""
-    changed = copy.copy(model)
-    # in training it would compute as the model it is a copy of does in its steps
-    remove_autocast(changed)
-    changed.prompts = dict(model.prompts)
-    set_prompts(changed, prompts)
-    return changed
-
-
-class WithAdapter(HasVariants):
-    """An encoder whose model may have an adapter."""
-
-    def merge_adapter(self) -> Self:
-        """Make an encoder of plain weights, into which the adapter is merged.
-
-        It encodes faster, and can be saved, exported and shared as any other. Its vectors are the same but for
-        rounding, and its checksum is another: search with the one that you index with.
-
-        Returns:
-            An encoder with weights of its own; this one stays as it is.
-
-        Raises:
-            ValueError: If the encoder has no adapter, or PEFT cannot merge one of this kind.
-        """
-        if not adapters_of(self.model):
-            raise ValueError(f"{self!r} has no adapter to merge: its weights are plain already")
-        return self._variant(merged(self.model))
-
-    @checked
-    def save_adapter(self, path: FolderPath, *, overwrite: bool = False) -> Path:
-        """Write the adapter without its base to a folder, atomically.
-
-        ``pt.Artifact.load(path)`` and ``SentenceTransformer(path)`` read it, as long as the base is where it was:
-        ``adapter_config.json`` says where, and the metadata which checksum it has. ``pyterrier_dr.SBertBiEncoder`` 0.8
-        reads no folder without a base; save :meth:`merge_adapter` for that. What is loaded has the checksum of this
-        encoder.
-
-        Args:
-            path: The folder to write.
-            overwrite: Whether to replace an encoder that is there.
-
-        Returns:
-            The folder.
-
-        Raises:
-            ValueError: If the encoder has no adapter, or several, or its base is not where it was loaded from.
-            FileExistsError: If the folder is there and ``overwrite`` is not set, or holds something else than an
-                encoder.
-            FolderInUseError: If another process writes it.
-            OSError: If it may not be written, or the disk is full.
-        """
-        saved_base_of_adapter(self.model)
-        path = Path(path).expanduser()
-        storage.save(self.model, self._metadata(), path, overwrite=overwrite)
-        self.path = path
-        self.name = str(path)
-        return path
-
-    def build_package(self, *arguments: Any, **options: Any) -> str:
-        """Write the folder of the encoder to one file, as PyTerrier's artifacts do; an adapter is merged first."""
-        require_plain(self.model, "a package")
-        return super().build_package(*arguments, **options)
-
-    def to_hf(self, *arguments: Any, **options: Any) -> None:
-        """Upload the folder of the encoder, as PyTerrier's artifacts do; an adapter is merged first."""
-        require_plain(self.model, "an upload")
-        super().to_hf(*arguments, **options)
-
-    def _metadata(self) -> Mapping[str, Any]:
-        """Describe the model."""
-        raise NotImplementedError
-
-
-class Exports:
-    """An encoder that is exported."""
-
-    model: SentenceTransformer
-    precision: str
-
-    @checked
-    def export(self, path: FolderPath, *, overwrite: bool = False) -> Path:
-        """Write the model to a folder as :meth:`save` does, with its graph in OpenVINO's format, atomically.
-
-        The graph is ``openvino/openvino_model.xml``, or ``openvino/openvino_model_qint8_quantized.xml`` if the encoder
-        encodes in int8, where sentence-transformers' own backend looks for it. It takes ``input_ids``,
-        ``attention_mask`` and what else the tokenizer of the folder gives for texts, prompts put before them, and gives
-        ``last_hidden_state`` and ``sentence_embedding``, which is the unit vector. This package reads the folder too,
-        from its float32 weights; the encoder itself stays where it is.
-
-        Args:
-            path: The folder to write.
-            overwrite: Whether to replace an encoder that is there.
-
-        Returns:
-            The folder.
-
-        Raises:
-            ImportError: If OpenVINO is not installed: ``pip install pyterrier-selfdistill[int8]``.
-            ValueError: If OpenVINO cannot convert the model, or it has an adapter.
-            FileExistsError: If the folder is there and ``overwrite`` is not set, or holds something else than an
-                encoder.
-            FolderInUseError: If another process writes it.
-            OSError: If it may not be written, or the disk is full.
-        """
-        load_extra("openvino")
-        require_plain(self.model, "a graph")
-        path = Path(path).expanduser()
-        model = copied(self.model, torch.float32).to("cpu")
-        write = partial(write_graph, model, int8=self.precision == "int8")
-        storage.save(self.model, self._metadata(), path, overwrite=overwrite, write_more=write)
-        return path
-
-    def _metadata(self) -> Mapping[str, Any]:
-        """Describe the model."""
-        raise NotImplementedError
-
-
 ModelName = Annotated[
     Annotated[str, Field(min_length=1)] | Path, Expected("a name on the Hugging Face hub, or the path of a folder")
 ]
 FieldName = Annotated[str, Field(min_length=1), Expected("the name of a field such as 'text'")]
 
 
-class SelfDistillBiEncoder(ComparedByKey, WithAdapter, Truncates, TakesPrompts, Exports, EncodesTexts, BiEncoder):
+class SelfDistillBiEncoder(ComparedByKey, BiEncoder):
     """A single-vector biencoder whose vectors are L2-normalized, so that dot products are cosines.
 
     By the columns of its input it encodes queries (``query`` to ``query_vec``), encodes documents (``text`` to
@@ -564,6 +286,208 @@ class SelfDistillBiEncoder(ComparedByKey, WithAdapter, Truncates, TakesPrompts, 
         """
         return Scorer(self, verbose=verbose, batch_size=batch_size, sim_fn=sim_fn)
 
+    @checked
+    def encode_queries(self, texts: Texts, batch_size: PositiveInteger | None = None) -> np.ndarray:
+        """Encode queries.
+
+        Args:
+            texts: Strings.
+            batch_size: How many to encode at once, if not that of the encoder.
+
+        Returns:
+            float32 unit vectors of shape ``(len(texts), dimension)``.
+        """
+        return encode(self.encoding_model, texts, "query", batch_size or self.batch_size)
+
+    @checked
+    def encode_docs(self, texts: Texts, batch_size: PositiveInteger | None = None) -> np.ndarray:
+        """Encode documents, as :meth:`encode_queries` does queries."""
+        return encode(self.encoding_model, texts, "document", batch_size or self.batch_size)
+
+    @checked
+    def encode_queries_torch(self, texts: Texts, batch_size: PositiveInteger | None = None) -> torch.Tensor:
+        """Encode queries with the weights themselves, so that gradients flow, to vectors on their device."""
+        return encode_with_gradients(self.model, texts, batch_size or self.batch_size)
+
+    @checked
+    def with_prompts(self, *, query: str | None = None, document: str | None = None) -> Self:
+        """Make an encoder with other prompts that shares the weights of this one.
+
+        Its checksum is another one, so that an index remembers with which prompts it was built; :meth:`save` writes it
+        with its prompts.
+
+        Args:
+            query: What to put before each query, ``""`` for nothing; None leaves the prompt as it is.
+            document: What to put before each document, likewise.
+
+        Returns:
+            The encoder.
+
+        Example:
+            >>> questions = encoder.with_prompts(query="query: ")
+            >>> questions.model.prompts["query"], encoder.model.prompts["query"]
+            ('query: ', '')
+            >>> questions == encoder, questions.model[0] is encoder.model[0]
+            (False, True)
+        """
+        return self._variant(prompted(self.model, {"query": query, "document": document}))
+
+    @checked
+    def truncate(self, dimension: PositiveInteger) -> Self:
+        """Make an encoder whose vectors are the first dimensions of these, scaled to unit length again.
+
+        Training with ``matryoshka_dims`` of :class:`SelfDistillTrainer` is for them to lose little.
+
+        The encoder has an identity of its own: it searches an index that it has built, or that
+        :meth:`truncate_index` has cut. What cuts is a layer like others, which is saved, and which training changes.
+
+        Args:
+            dimension: How many dimensions to keep.
+
+        Returns:
+            The encoder, with weights of its own.
+
+        Raises:
+            ValueError: If the vectors do not have more dimensions.
+
+        Example:
+            >>> encoder.truncate(8).encode_queries(["sort the rows"]).shape
+            (1, 8)
+        """
+        shorter = self._variant(truncated(self.model, dimension))
+        if self.training_summary:
+            before = self.model.get_embedding_dimension()
+            shorter.training_summary = {**self.training_summary, "truncated_from": before}
+        return shorter
+
+    @checked
+    def truncate_index(
+        self, index: SelfDistillIndex, path: FolderPath, dimension: PositiveInteger, *, overwrite: bool = False
+    ) -> SelfDistillIndex:
+        """Cut the vectors of an index that this encoder built, without encoding anew.
+
+        Args:
+            index: The index.
+            path: The folder of the new index.
+            dimension: How many dimensions to keep.
+            overwrite: Whether to replace an index that is there.
+
+        Returns:
+            The index that ``encoder.truncate(dimension)`` would have built.
+
+        Raises:
+            EncoderMismatchError: If another encoder built the index.
+            ValueError: If its vectors do not have more dimensions.
+            FileExistsError: If there is an index at the path and ``overwrite`` is not set, or something else.
+
+        Example:
+            >>> import tempfile
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     index = SelfDistillIndex(f"{folder}/index.flex", verbose=False)
+            ...     _ = (encoder >> index).index([{"docno": "d1", "text": "sort the rows"}])
+            ...     shorter = encoder.truncate_index(index, f"{folder}/shorter.flex", 8)
+            ...     (encoder.truncate(8) >> shorter).search("sort rows")["docno"].tolist()
+            ['d1']
+        """
+        built_by = index.encoder
+        if built_by is not None and built_by.checksum != self.identity.checksum:
+            raise EncoderMismatchError(
+                f"{index!r} was built by the encoder {built_by}, and this one is {self.identity}; cut it with its own"
+            )
+        shorter = SelfDistillIndex(path, sim_fn=index.sim_fn, verbose=index.verbose)
+        mode = "overwrite" if overwrite else "create"
+        shorter.indexer(mode=mode).index(_prefixes(index, dimension, self.truncate(dimension).identity))
+        return shorter
+
+    def merge_adapter(self) -> Self:
+        """Make an encoder of plain weights, into which the adapter is merged.
+
+        It encodes faster, and can be saved, exported and shared as any other. Its vectors are the same but for
+        rounding, and its checksum is another: search with the one that you index with.
+
+        Returns:
+            An encoder with weights of its own; this one stays as it is.
+
+        Raises:
+            ValueError: If the encoder has no adapter, or PEFT cannot merge one of this kind.
+        """
+        if not adapters_of(self.model):
+            raise ValueError(f"{self!r} has no adapter to merge: its weights are plain already")
+        return self._variant(merged(self.model))
+
+    @checked
+    def save_adapter(self, path: FolderPath, *, overwrite: bool = False) -> Path:
+        """Write the adapter without its base to a folder, atomically.
+
+        ``pt.Artifact.load(path)`` and ``SentenceTransformer(path)`` read it, as long as the base is where it was:
+        ``adapter_config.json`` says where, and the metadata which checksum it has. ``pyterrier_dr.SBertBiEncoder`` 0.8
+        reads no folder without a base; save :meth:`merge_adapter` for that. What is loaded has the checksum of this
+        encoder.
+
+        Args:
+            path: The folder to write.
+            overwrite: Whether to replace an encoder that is there.
+
+        Returns:
+            The folder.
+
+        Raises:
+            ValueError: If the encoder has no adapter, or several, or its base is not where it was loaded from.
+            FileExistsError: If the folder is there and ``overwrite`` is not set, or holds something else than an
+                encoder.
+            FolderInUseError: If another process writes it.
+            OSError: If it may not be written, or the disk is full.
+        """
+        saved_base_of_adapter(self.model)
+        path = Path(path).expanduser()
+        storage.save(self.model, self._metadata(), path, overwrite=overwrite)
+        self.path = path
+        self.name = str(path)
+        return path
+
+    def build_package(self, *arguments: Any, **options: Any) -> str:
+        """Write the folder of the encoder to one file, as PyTerrier's artifacts do; an adapter is merged first."""
+        require_plain(self.model, "a package")
+        return super().build_package(*arguments, **options)
+
+    def to_hf(self, *arguments: Any, **options: Any) -> None:
+        """Upload the folder of the encoder, as PyTerrier's artifacts do; an adapter is merged first."""
+        require_plain(self.model, "an upload")
+        super().to_hf(*arguments, **options)
+
+    @checked
+    def export(self, path: FolderPath, *, overwrite: bool = False) -> Path:
+        """Write the model to a folder as :meth:`save` does, with its graph in OpenVINO's format, atomically.
+
+        The graph is ``openvino/openvino_model.xml``, or ``openvino/openvino_model_qint8_quantized.xml`` if the encoder
+        encodes in int8, where sentence-transformers' own backend looks for it. It takes ``input_ids``,
+        ``attention_mask`` and what else the tokenizer of the folder gives for texts, prompts put before them, and gives
+        ``last_hidden_state`` and ``sentence_embedding``, which is the unit vector. This package reads the folder too,
+        from its float32 weights; the encoder itself stays where it is.
+
+        Args:
+            path: The folder to write.
+            overwrite: Whether to replace an encoder that is there.
+
+        Returns:
+            The folder.
+
+        Raises:
+            ImportError: If OpenVINO is not installed: ``pip install pyterrier-selfdistill[int8]``.
+            ValueError: If OpenVINO cannot convert the model, or it has an adapter.
+            FileExistsError: If the folder is there and ``overwrite`` is not set, or holds something else than an
+                encoder.
+            FolderInUseError: If another process writes it.
+            OSError: If it may not be written, or the disk is full.
+        """
+        load_extra("openvino")
+        require_plain(self.model, "a graph")
+        path = Path(path).expanduser()
+        model = copied(self.model, torch.float32).to("cpu")
+        write = partial(write_graph, model, int8=self.precision == "int8")
+        storage.save(self.model, self._metadata(), path, overwrite=overwrite, write_more=write)
+        return path
+
     @property
     def query_length(self) -> int | None:
         """The number of tokens after which queries are cut."""
@@ -577,7 +501,7 @@ class SelfDistillBiEncoder(ComparedByKey, WithAdapter, Truncates, TakesPrompts, 
     @property
     def model_name(self) -> str:
         """The checksum of weights, layers, lengths and prompts, by which pyterrier-dr compares encoders."""
-        return self._checksum.of(self.model, self._settings)
+        return self._checksum.of(self.model, storage.encoding_settings(self.model))
 
     @property
     def identity(self) -> EncoderIdentity:
@@ -585,9 +509,41 @@ class SelfDistillBiEncoder(ComparedByKey, WithAdapter, Truncates, TakesPrompts, 
         return EncoderIdentity(self.name, self.model_name)
 
     @property
-    def _settings(self) -> tuple[Any, ...]:
-        """What decides on vectors besides layers and weights."""
-        return storage.encoding_settings(self.model)
+    def precision(self) -> str:
+        """The precision of encoding on this machine."""
+        return fastest_precision(self.device) if self.dtype == "auto" else self.dtype
+
+    @property
+    def encoding_model(self) -> SentenceTransformer:
+        """The model in the precision of encoding, which is a copy if that differs."""
+        return self._encoding_copy.of(self.model, self.precision, storage.encoding_settings(self.model))
+
+    @property
+    def dimension(self) -> int:
+        """The number of dimensions of vectors."""
+        return cast(int, self.model.get_embedding_dimension())
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the model."""
+        return self.model.device
+
+    def apply_attributes(self, **attributes: Any) -> Self:
+        """Make an encoder with the same model and other arguments, for :mod:`pyterrier.inspect`."""
+        given = {name: getattr(self, name) for name in ("model", "batch_size", "text_field", "verbose", "dtype")}
+        changed = type(self)(**{**given, **attributes})
+        if changed.model is self.model:
+            changed.name = self.name
+            changed.path = self.path
+            changed.training_summary = self.training_summary
+        return changed
+
+    def _variant(self, model: SentenceTransformer) -> Self:
+        """Make an encoder with a model that was made of this one's."""
+        variant = self.apply_attributes(model=model)
+        variant.name = self.name
+        variant.training_summary = self.training_summary
+        return variant
 
     def _metadata(self) -> dict[str, Any]:
         return storage.metadata(self.model, self.model_name, self.training_summary)
@@ -611,3 +567,40 @@ class SelfDistillBiEncoder(ComparedByKey, WithAdapter, Truncates, TakesPrompts, 
         if self.dtype != "auto":
             arguments.append(f"dtype={self.dtype!r}")
         return f"SelfDistillBiEncoder({', '.join(arguments)})"
+
+
+CHUNK = 4096
+"""How many vectors of an index are cut at once."""
+
+
+def truncated(model: SentenceTransformer, dimension: int) -> SentenceTransformer:
+    """Copy a model with a layer before its last that keeps the first dimensions."""
+    before = model.get_embedding_dimension()
+    if before is None or dimension >= before:
+        raise ValueError(f"dimension must be smaller than the {before} dimensions of the vectors, got {dimension}")
+    first_dimensions = torch.eye(dimension, before)
+    layer = Dense(before, dimension, bias=False, activation_function=nn.Identity(), init_weight=first_dimensions)
+    shorter = copy.deepcopy(model)
+    shorter.insert(len(shorter) - 1, layer.to(model.device))
+    return shorter.eval()
+
+
+def _prefixes(index: SelfDistillIndex, dimension: int, encoder: EncoderIdentity) -> Iterator[dict[str, Any]]:
+    """Iterate over the documents of an index with the prefixes of their vectors."""
+    docnos, vectors, _ = index.payload()
+    for start in range(0, len(vectors), CHUNK):
+        prefixes = torch.from_numpy(np.array(vectors[start : start + CHUNK, :dimension]))
+        rows = EncodedVector.rows(normalize(prefixes).numpy(), encoder)
+        names = docnos.fwd[np.arange(start, start + len(rows))]
+        for docno, vector in zip(names, rows, strict=True):
+            yield {"docno": docno, "doc_vec": vector}
+
+
+def prompted(model: SentenceTransformer, prompts: Mapping[str, str | None]) -> SentenceTransformer:
+    """Make a model with other prompts that shares the layers of this one."""
+    changed = copy.copy(model)
+    # in training it would compute as the model it is a copy of does in its steps
+    remove_autocast(changed)
+    changed.prompts = dict(model.prompts)
+    set_prompts(changed, prompts)
+    return changed

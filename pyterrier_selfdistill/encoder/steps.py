@@ -17,8 +17,6 @@ from sentence_transformers.util import batch_to_device
 from ..index.identity import ComparedByKey, EncodedVector, EncoderIdentity, EncoderMismatchError, encoders_of
 from ..losses import normalize
 from ..utils.checks import (
-    PositiveInteger,
-    checked,
     require_distinct_columns,
     require_identifiers,
     require_strings,
@@ -27,7 +25,6 @@ from ..utils.checks import (
     without_rows,
 )
 from ..utils.compat import schematic
-from .precision import EncodingCopy, fastest_precision
 
 WINDOW = 1024
 """How many texts are tokenized together; of 8,192 tokens each, that takes 200 MB."""
@@ -205,57 +202,6 @@ class EncoderPipeline(pt.Compose):
         inputs = super().transform_inputs()
         fitting = [columns for columns in inputs if pt.inspect.transformer_outputs(self, columns, strict=False)]
         return fitting or inputs
-
-
-class EncodesTexts:
-    """Encodes texts with a sentence-transformers model, or with a copy of it in the precision of encoding."""
-
-    model: SentenceTransformer
-    dtype: str
-    batch_size: int
-    _encoding_copy: EncodingCopy
-
-    @checked
-    def encode_queries(self, texts: Texts, batch_size: PositiveInteger | None = None) -> np.ndarray:
-        """Encode queries."""
-        return encode(self.encoding_model, texts, "query", batch_size or self.batch_size)
-
-    @checked
-    def encode_docs(self, texts: Texts, batch_size: PositiveInteger | None = None) -> np.ndarray:
-        """Encode documents; see :meth:`encode_queries`."""
-        return encode(self.encoding_model, texts, "document", batch_size or self.batch_size)
-
-    @checked
-    def encode_queries_torch(self, texts: Texts, batch_size: PositiveInteger | None = None) -> torch.Tensor:
-        """Encode queries with gradients, on the model's device, in float32; see :meth:`encode_queries`."""
-        return encode_with_gradients(self.model, texts, batch_size or self.batch_size)
-
-    @property
-    def precision(self) -> str:
-        """The precision of encoding: ``float32``, ``bfloat16``, ``float16`` or ``int8``."""
-        if self.dtype == "auto":
-            return fastest_precision(self.device)
-        return self.dtype
-
-    @property
-    def encoding_model(self) -> SentenceTransformer:
-        """What encodes: the model, or a copy of it in the precision of encoding, made again when the model changes."""
-        return self._encoding_copy.of(self.model, self.precision, self._settings)
-
-    @property
-    def _settings(self) -> tuple[Any, ...]:
-        """What decides on vectors besides layers and weights."""
-        raise NotImplementedError
-
-    @property
-    def dimension(self) -> int:
-        """The length of the vectors."""
-        return cast(int, self.model.get_embedding_dimension())
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return self.model.device
 
 
 def encode(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -27,6 +27,7 @@ from ..utils.checks import (
     PositiveInteger,
     Seed,
     checked,
+    plain,
     require_column_names,
     require_identifiers,
     require_strings,
@@ -48,23 +49,72 @@ WITH_GRAPHS = (
     *("gar", "ladr_proactive", "ladr_adaptive"),
     *SMALL_VECTORS,
 )
-"""The methods that keep what they compute in the folder of the index."""
-
-CORPUS_GRAPH = ("corpus_graph", "np_topk")
-"""The kind of artifact that pyterrier-dr makes of neighbours."""
+"""The methods that keep their graph or their vectors in the folder of the index."""
 
 SCORES = 2**26
-"""How many scores of documents the fastest retriever computes at once, of 4 bytes each."""
+"""How many scores of 4 bytes the fastest retriever computes at once."""
 
 LARGEST_QBATCH = 64
 """How many queries it searches for at once, at most."""
 
 FEWEST_CLUSTERS = 4
-"""How many clusters pyterrier-dr makes, at least, if it is not told how many."""
+"""The fewest clusters that pyterrier-dr makes, if it is not told how many."""
+
+
+@checked
+def _check_options(
+    *,
+    num_results: PositiveInteger | None = None,
+    batch_size: PositiveInteger | None = None,
+    qbatch: PositiveInteger = 64,
+    drop_query_vec: bool = False,
+    mask: np.ndarray | None = None,
+    device: str | None = None,
+    fp16: bool = False,
+    gpu: bool = False,
+    neighbours: Annotated[int, Field(ge=2), Expected("2 or a greater integer")] = 2,
+    ef_construction: PositiveInteger = 1,
+    ef_search: PositiveInteger = 1,
+    cache: bool = True,
+    search_bounded_queue: bool = True,
+    train_sample: PositiveInteger | None = None,
+    n_list: PositiveInteger | None = None,
+    n_probe: PositiveInteger = 1,
+    random_seed: Seed = 1,
+    storage_data_type: Literal["float32", "float8", "e4m3"] = "float32",
+    query_ef: PositiveInteger = 1,
+    rescore: PositiveInteger = 1,
+    k: PositiveInteger | pt.Artifact = 1,
+    hops: Count = 1,
+    depth: PositiveInteger = 1,
+    max_hops: Count | None = None,
+    dense_scorer: pt.Transformer | None = None,
+    budget: bool | PositiveInteger = False,
+) -> None:
+    """Check the options of retrievers and scorers, which pyterrier-dr does not."""
+
+
+def _method(name: str, docstring: str, like: Callable[..., Any] | None = None) -> Callable[..., IndexTransformer]:
+    """Put a check in front of a method of FlexIndex, or of one with the same signature."""
+    signature = inspect.signature(like or getattr(FlexIndex, name))
+    signature = signature.replace(return_annotation=IndexTransformer)
+
+    def make(self: SelfDistillIndex, *arguments: Any, **options: Any) -> IndexTransformer:
+        bound = signature.bind(self, *arguments, **options)
+        bound.apply_defaults()
+        checked_options = {option: plain(value) for option, value in bound.arguments.items() if option != "self"}
+        _check_options(**checked_options)
+        if checked_options.get("num_results", 1) is None and name not in SCORERS:
+            raise ValueError("num_results must be a positive integer, got None")
+        return IndexTransformer(self, name, checked_options)
+
+    make.__signature__ = signature  # type: ignore[attr-defined]
+    make.__name__, make.__qualname__, make.__doc__ = name, f"SelfDistillIndex.{name}", docstring
+    return make
 
 
 class IndexTransformer(ComparedByKey, pt.Transformer):
-    """A retriever or a re-ranker of a :class:`~.SelfDistillIndex`."""
+    """A retriever or a scorer of a :class:`SelfDistillIndex`: that of pyterrier-dr, with checked input."""
 
     def __init__(self, index: Any, method: str, options: dict[str, Any]) -> None:
         self.index = index
@@ -72,100 +122,76 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
         self.options = options
         self.inner = self._make()
 
-    @classmethod
-    def make(cls, method: str, self: FlexIndex, **options: Any) -> IndexTransformer:
-        """Make a transformer in a method of the index, of its ``**locals()``."""
-        return cls(self, method, options)
-
     def _make(self) -> Any:
-        """Have pyterrier-dr make the transformer, of the files of one index, also if that is replaced meanwhile."""
+        """Have pyterrier-dr make the transformer, also while the index is replaced."""
         return read_unchanged(self.index.index_path, self._make_of)
 
     def _make_of(self, signature: Signature) -> Any:
-        """Have pyterrier-dr make the transformer, of the files of the index that has a signature."""
         self._signature = signature
-        self.index.refresh()
-        with self._graphs_alone(), compat.no_warning_of_mapped_vectors():
+        self.index.refresh(signature)
+        folder = self.index.index_path.resolve()
+        with ExitStack() as stack, compat.no_warning_of_mapped_vectors():
+            if self.method not in WITH_GRAPHS:
+                return self._make_inner()
+            # one process computes a graph and others read it; who may not write there can only read
+            with suppress(PermissionError):
+                graphs = folder.with_name(f"{folder.name}.graphs")
+                stack.enter_context(folder_lock(graphs, "computing a graph of an index", wait=True))
             try:
                 return self._make_inner()
             finally:
                 # a graph of the old index may lie in the folder of the new one
-                if signature_of(self.index.index_path) != signature:
-                    compat.remove_files_of_retrievers(self.index.index_path)
-
-    @contextmanager
-    def _graphs_alone(self) -> Iterator[None]:
-        """Let one process at a time compute what is kept in the folder of the index; others wait and read it."""
-        folder = self.index.index_path.resolve()
-        with ExitStack() as stack:
-            if self.method in WITH_GRAPHS:
-                # who may not write there can only read
-                with suppress(PermissionError):
-                    # beside the folder, so that it is the lock of the index that replaces this one too
-                    graphs = folder.with_name(f"{folder.name}.graphs")
-                    stack.enter_context(folder_lock(graphs, "computing a graph of an index", wait=True))
-            yield
+                if signature_of(folder) != signature:
+                    compat.remove_files_of_retrievers(folder)
 
     def _make_inner(self) -> Any:
-        """Have pyterrier-dr make the transformer, without its faults."""
-        options = self._fitting_options()
+        index, method, options = self.index, self.method, dict(self.options)
         mask = options.get("mask")
         if mask is not None:
             self._check_mask(mask)
-        if self.method == "retriever":
-            return self._make_fastest(options)
-        if mask is not None and self.method == "np_retriever":
-            common = {name: options[name] for name in ("num_results", "mask", "drop_query_vec")}
-            return compat.masked_retriever(self.index, **common)
-        if self.method in SMALL_VECTORS:
-            return small_vectors.make_retriever(self.index, SMALL_VECTORS[self.method], **options)
-        if self.method == "voyager_retriever":
-            compat.make_voyager_graph(self.index, options)
-        inner = getattr(FlexIndex, self.method)(self.index, **options)
-        if self.method == "voyager_retriever":
-            compat.mend_voyager_query(inner, options["num_results"])
-            compat.mend_voyager_scores(inner)
-        return inner
-
-    def _make_fastest(self, options: dict[str, Any]) -> Any:
-        """Have pyterrier-dr make the exact retriever that is the fastest for the index on this machine."""
-        device = None
-        # one that is built later is made again then
-        if self.index.built() and self.index.sim_fn is SimFn.dot:
-            device = fastest_device(self.index.np_vecs().nbytes)
-        if options["batch_size"] is not None or device is None:
-            return IndexTransformer(self.index, "np_retriever", options).inner
-        del options["batch_size"]
-        qbatch = min(max(SCORES // len(self.index), 1), LARGEST_QBATCH)
-        return FlexIndex.torch_retriever(self.index, device=device, qbatch=qbatch, **options)
-
-    def _fitting_options(self) -> dict[str, Any]:
-        """Fit the options to pyterrier-dr, and to the number of documents."""
-        options = dict(self.options)
-        if self.method in SCORERS:
+        if method in SCORERS:
             # see compat.first_results
             options["num_results"] = None
         if isinstance(options.get("k"), int):
-            if len(self.index) == 1:
-                raise ValueError(f"{self.index!r} has one document, which has no neighbours; use scorer()")
-            self._check_graphs()
-            options["k"] = compat.make_corpus_graph(self.index, options["k"])
+            options["k"] = self._corpus_graph(options["k"])
         if "n_list" in options:
             options["n_list"] = self._fitting_clusters(options["n_list"], options["train_sample"])
-        return options
+        if method in SMALL_VECTORS:
+            return small_vectors.make_retriever(index, SMALL_VECTORS[method], **options)
+        if method == "voyager_retriever":
+            compat.make_voyager_graph(index, options)
+            inner = FlexIndex.voyager_retriever(index, **options)
+            compat.mend_voyager_query(inner, options["num_results"])
+            compat.mend_voyager_scores(inner)
+            return inner
+        if method == "retriever":
+            # an index that is built later has its retriever made again
+            device = None
+            if options["batch_size"] is None and index.built() and index.sim_fn is SimFn.dot:
+                device = fastest_device(index.np_vecs().nbytes)
+            if device is not None:
+                del options["batch_size"]
+                qbatch = min(max(SCORES // len(index), 1), LARGEST_QBATCH)
+                return FlexIndex.torch_retriever(index, device=device, qbatch=qbatch, **options)
+            method = "np_retriever"
+        if mask is not None and method == "np_retriever":
+            del options["batch_size"]
+            return compat.masked_retriever(index, **options)
+        return getattr(FlexIndex, method)(index, **options)
 
-    def _check_graphs(self) -> None:
-        """Check that what is kept as a graph is one, since PyTerrier would load any artifact that is installed."""
+    def _corpus_graph(self, k: int) -> int:
+        """Make the graph of ``k`` neighbours, and return how many there are."""
+        if len(self.index) == 1:
+            raise ValueError(f"{self.index!r} has one document, which has no neighbours; use scorer()")
+        # PyTerrier would load any artifact that lies there
         for metadata in self.index.index_path.glob(f"corpusgraph_k*/{METADATA_FILE}"):
             kind = artifact_kind(metadata.parent)
-            if kind != CORPUS_GRAPH:
+            if kind != ("corpus_graph", "np_topk"):
                 raise ValueError(f"{str(metadata.parent)!r} is no corpus graph, but has the kind {kind}; remove it")
+        return compat.make_corpus_graph(self.index, k)
 
     def _fitting_clusters(self, clusters: int | None, sample: int | None) -> int | None:
-        """Make no more clusters than there are documents to learn them from."""
-        documents = len(self.index)
-        if sample is not None:
-            documents = min(sample, documents)
+        documents = min(len(self.index), sample or len(self.index))
         if clusters is None and documents < FEWEST_CLUSTERS:
             return documents
         if clusters is not None and clusters > documents:
@@ -183,8 +209,7 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Retrieve or score."""
-        self.index.refresh()
-        if self.index.signature != self._signature:
+        if self.index.refresh() != self._signature:
             self.inner = self._make()
         require_column_names(inp, "the queries")
         if inp.empty:
@@ -196,23 +221,17 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
             require_comparable(self.index, inp)
         # under autocast, pyterrier-dr 0.8 multiplies vectors in 16 bits, and cannot make arrays of bfloat16
         with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-            return self._transform_some(inp)
-
-    def _transform_some(self, inp: pd.DataFrame) -> pd.DataFrame:
-        """Transform a frame that was checked."""
-        if self.method in SCORERS:
-            compat.require_scorable(inp)
-            return compat.first_results(self.inner.transform(inp), self.options["num_results"])
-        return compat.transform_queries(self.inner, inp)
+            if self.method in SCORERS:
+                compat.require_scorable(inp)
+                return compat.first_results(self.inner.transform(inp), self.options["num_results"])
+            return compat.transform_queries(self.inner, inp)
 
     def _transform_nothing(self, inp: pd.DataFrame) -> pd.DataFrame:
-        """Transform an empty frame."""
         if self.method in SCORERS:
             return compat.score_nothing(inp)
         if self.method == "voyager_retriever":
-            # pyterrier-dr 0.8.1 stacks the vectors of all queries and fails where there is none; numpy finds the same
-            numpy = FlexIndex.np_retriever(self.index, drop_query_vec=self.options["drop_query_vec"])
-            return numpy.transform(inp)
+            # pyterrier-dr 0.8.1 fails on no queries; numpy returns the same columns
+            return FlexIndex.np_retriever(self.index, drop_query_vec=self.options["drop_query_vec"]).transform(inp)
         return self.inner.transform(inp)
 
     def fuse_rank_cutoff(self, k: int) -> pt.Transformer | None:
@@ -225,29 +244,26 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
 
     def get_parameter(self, name: str) -> Any:
         """Return an option."""
-        if name in self.options:
-            return self.options[name]
-        return super().get_parameter(name)
+        return self.options[name] if name in self.options else super().get_parameter(name)
 
     def set_parameter(self, name: str, value: Any) -> None:
         """Change an option, as a grid search does."""
         if name not in self.options:
             raise ValueError(f"{self.method} has no option {name!r}, only {', '.join(self.options)}")
-        # the method of the index checks it
         changed = getattr(self.index, self.method)(**{**self.options, name: value})
         self.options, self.inner = changed.options, changed.inner
 
     @property
     def schematic(self) -> dict[str, Any]:
-        """The label, which is pyterrier-dr's."""
+        """The label of pyterrier-dr."""
         return compat.schematic(type(self.inner).__name__)
 
     def subtransformers(self) -> dict[str, pt.Transformer]:
-        """Return no parts: what does the work is not a pipeline."""
+        """Return no parts: the inner transformer is not a pipeline."""
         return {}
 
     def __getattr__(self, name: str) -> Any:
-        # only asked for what is not here; while unpickling, nothing is
+        # while unpickling, nothing is there
         if name.startswith("__") or name == "inner":
             raise AttributeError(name)
         return getattr(self.inner, name)
@@ -269,15 +285,12 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
 
     def __repr__(self) -> str:
         parameters = inspect.signature(getattr(type(self.index), self.method)).parameters
-        given = []
-        for name, value in self.options.items():
-            if value is not parameters[name].default:
-                given.append(f"{name}={value!r}")
-        return f"{self.index!r}.{self.method}({', '.join(given)})"
+        given = [(name, value) for name, value in self.options.items() if value is not parameters[name].default]
+        return f"{self.index!r}.{self.method}({', '.join(f'{name}={value!r}' for name, value in given)})"
 
 
 def fastest_device(size: int) -> str | None:
-    """Choose where to search vectors all at once."""
+    """Choose where to search vectors of so many bytes: all at once on a GPU or the CPU, or in parts from disk."""
     if torch.cuda.is_available() and size < torch.cuda.mem_get_info()[0] / 2:
         return "cuda"
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -338,39 +351,20 @@ def require_comparable(index: FlexIndex, queries: pd.DataFrame) -> None:
         )
 
 
+def _int8_retriever(
+    self: Any, *, num_results: int = 1000, rescore: int = 2, qbatch: int = 64, drop_query_vec: bool = False
+) -> Any: ...
+
+
+def _binary_retriever(
+    self: Any, *, num_results: int = 1000, rescore: int = 10, qbatch: int = 64, drop_query_vec: bool = False
+) -> Any: ...
+
+
 Mode = Annotated[IndexingMode | Literal["create", "overwrite"], Expected("'create' or 'overwrite'")]
-Neighbours = Annotated[int, Field(ge=2), Expected("2 or a greater integer")]
 
 
-class SearchesSmallVectors:
-    """An index that is searched by small copies of its vectors, with the scores of the full ones."""
-
-    @checked
-    def int8_retriever(
-        self,
-        *,
-        num_results: PositiveInteger = 1000,
-        rescore: PositiveInteger = 2,
-        qbatch: PositiveInteger = 64,
-        drop_query_vec: bool = False,
-    ) -> IndexTransformer:
-        """Search vectors of 8 bits a number with FAISS, and score ``rescore`` times as many by the full ones."""
-        return IndexTransformer.make("int8_retriever", **locals())
-
-    @checked
-    def binary_retriever(
-        self,
-        *,
-        num_results: PositiveInteger = 1000,
-        rescore: PositiveInteger = 10,
-        qbatch: PositiveInteger = 64,
-        drop_query_vec: bool = False,
-    ) -> IndexTransformer:
-        """Search vectors of a bit a number with FAISS, and score ``rescore`` times as many by the full ones."""
-        return IndexTransformer.make("binary_retriever", **locals())
-
-
-class SelfDistillIndex(ComparedByKey, SearchesSmallVectors, FlexIndex):
+class SelfDistillIndex(ComparedByKey, FlexIndex):
     """A dense index that knows which encoder built it.
 
     Used as :class:`pyterrier_dr.FlexIndex` is. What it adds: while it is built, another name holds what there is; a
@@ -409,40 +403,83 @@ class SelfDistillIndex(ComparedByKey, SearchesSmallVectors, FlexIndex):
         self.any_encoder = any_encoder
         self._signature: Signature | None = None
 
-    @property
-    def signature(self) -> Signature:
-        """What tells the files that are open from those of an index that replaced them."""
-        self.payload()
-        return cast(Signature, self._signature)
+    retriever = _method(
+        "retriever",
+        """Search all vectors, or those of a :meth:`mask`, with the fastest exact backend.
 
-    @property
-    def encoder(self) -> EncoderIdentity | None:
-        """The encoder that built the index, if its vectors say so.
+        That is :meth:`torch_retriever`: on a GPU with room for the vectors, else on the CPU, which maps them from disk,
+        if they take less than half of the memory. Otherwise :meth:`np_retriever` searches them, and also vectors with
+        another similarity than the dot product, or with a ``batch_size``.
+        """,
+    )
+    np_retriever = _method(
+        "np_retriever", "Search all vectors, or those of a :meth:`mask`, reading ``batch_size`` at once from disk."
+    )
+    torch_retriever = _method(
+        "torch_retriever",
+        "Search all vectors, or those of a :meth:`mask`, in the memory of ``device``; with ``fp16`` in half of it.",
+    )
+    faiss_flat_retriever = _method(
+        "faiss_flat_retriever", "Search all vectors in memory with FAISS, on all GPUs if ``gpu``, for 1,000 results."
+    )
+    faiss_hnsw_retriever = _method(
+        "faiss_hnsw_retriever",
+        """Search a graph of FAISS in which each document has ``neighbours``.
 
-        Raises:
-            FileNotFoundError: If there is no index.
-            ValueError: If it is damaged.
-        """
-        stored = self.payload(return_dvecs=False, return_docnos=False)[0].get("encoder")
-        return None if stored is None else EncoderIdentity(**stored)
+        Higher ``ef_construction`` and ``ef_search`` improve recall and slow down building and searching.
+        """,
+    )
+    faiss_ivf_retriever = _method(
+        "faiss_ivf_retriever",
+        """Search the ``n_probe`` nearest of ``n_list`` clusters with FAISS, learned from ``train_sample`` vectors.
 
-    def built(self) -> bool:
-        """Tell whether there is a complete index, which can be opened."""
-        if self._signature == signature_of(self.index_path):
-            return True
-        try:
-            open_index(self.index_path)
-        except (OSError, ValueError):
-            return False
-        return True
+        More clusters to search improve recall and slow down searching.
+        """,
+    )
+    voyager_retriever = _method(
+        "voyager_retriever",
+        """Search a graph of Voyager in which each document has ``neighbours``.
 
-    def payload(self, return_dvecs: bool = True, return_docnos: bool = True) -> list[Any]:
-        """Open the index, if it is complete, as :meth:`pyterrier_dr.FlexIndex.payload` does."""
-        if self._signature is None:
-            files = open_index(self.index_path)
-            self.__dict__.update(compat.opened_files(files.metadata, files.vectors, files.docnos))
-            self._signature = files.signature
-        return super().payload(return_dvecs, return_docnos)
+        Higher ``ef_construction`` and ``query_ef`` improve recall and slow down building and searching. Vectors are
+        stored as ``"float32"``, ``"float8"`` or ``"e4m3"``.
+        """,
+    )
+    int8_retriever = _method(
+        "int8_retriever",
+        "Search vectors of 8 bits a number with FAISS, and score ``rescore`` times as many by the full ones.",
+        like=_int8_retriever,
+    )
+    binary_retriever = _method(
+        "binary_retriever",
+        "Search vectors of a bit a number with FAISS, and score ``rescore`` times as many by the full ones.",
+        like=_binary_retriever,
+    )
+    np_scorer = scorer = _method(
+        "np_scorer", "Score the documents of results with their vectors from disk, and keep ``num_results``, or all."
+    )
+    torch_scorer = _method(
+        "torch_scorer", "Score documents as :meth:`scorer` does, with all vectors in the memory of ``device``."
+    )
+    gar = _method(
+        "gar", "Re-rank results and, in turns, the ``k`` neighbours of the best so far, ``batch_size`` at once."
+    )
+    ladr = pre_ladr = ladr_proactive = _method(
+        "ladr_proactive",
+        """Re-rank results and their ``k`` neighbours, ``hops`` far, until ``budget`` documents are scored.
+
+        A corpus graph may stand for ``k``, and True for a budget of ``num_results``.
+        """,
+    )
+    ada_ladr = ladr_adaptive = _method(
+        "ladr_adaptive",
+        "Re-rank as :meth:`ladr_proactive`, going on from the best ``depth`` until they stay, or for ``max_hops``.",
+    )
+
+    def vec_loader(self) -> pt.Transformer:
+        """Make a transformer that adds ``doc_vec``, as the index has it, to frames with ``docno``."""
+        return VectorLoader(self)
+
+    np_vec_loader = vec_loader
 
     @checked
     def indexer(self, *, mode: Mode = IndexingMode.create) -> FlexIndexer:
@@ -475,187 +512,50 @@ class SelfDistillIndex(ComparedByKey, SearchesSmallVectors, FlexIndex):
                 raise KeyError(f"document {docno!r} is not in {self!r}") from None
         return mask
 
-    def vec_loader(self) -> pt.Transformer:
-        """Make a transformer that adds ``doc_vec``, of the index, to frames with ``docno``."""
-        return VectorLoader(self)
+    @property
+    def encoder(self) -> EncoderIdentity | None:
+        """The encoder that built the index, if its vectors say so.
 
-    @checked
-    def retriever(
-        self,
-        *,
-        num_results: PositiveInteger = 1000,
-        batch_size: PositiveInteger | None = None,
-        drop_query_vec: bool = False,
-        mask: np.ndarray | None = None,
-    ) -> IndexTransformer:
-        """Search all vectors, or those of a :meth:`mask`, with the fastest exact backend.
-
-        That is :meth:`torch_retriever`: on a GPU if there is one with room for the vectors, and else on the CPU, which
-        maps them from disk, if they take less than half of the machine's memory. Larger indexes, those of another
-        similarity than the dot product, and a ``batch_size`` have :meth:`np_retriever` search them.
+        Raises:
+            FileNotFoundError: If there is no index.
+            ValueError: If it is damaged.
         """
-        return IndexTransformer.make("retriever", **locals())
+        stored = self.payload(return_dvecs=False, return_docnos=False)[0].get("encoder")
+        return None if stored is None else EncoderIdentity(**stored)
 
-    @checked
-    def np_retriever(
-        self,
-        *,
-        num_results: PositiveInteger = 1000,
-        batch_size: PositiveInteger | None = None,
-        drop_query_vec: bool = False,
-        mask: np.ndarray | None = None,
-    ) -> IndexTransformer:
-        """Search all vectors, or those of a :meth:`mask`, reading ``batch_size`` at once from disk."""
-        return IndexTransformer.make("np_retriever", **locals())
+    def built(self) -> bool:
+        """Tell whether there is a complete index, which can be opened."""
+        self.refresh()
+        try:
+            self.payload()
+        except (OSError, ValueError):
+            return False
+        return True
 
-    @checked
-    def torch_retriever(
-        self,
-        *,
-        num_results: PositiveInteger = 1000,
-        device: str | None = None,
-        fp16: bool = False,
-        qbatch: PositiveInteger = 64,
-        drop_query_vec: bool = False,
-        mask: np.ndarray | None = None,
-    ) -> IndexTransformer:
-        """Search all vectors, or those of a :meth:`mask`, in the memory of ``device``; with ``fp16`` in half of it."""
-        return IndexTransformer.make("torch_retriever", **locals())
-
-    @checked
-    def faiss_flat_retriever(
-        self, *, gpu: bool = False, qbatch: PositiveInteger = 64, drop_query_vec: bool = False
-    ) -> IndexTransformer:
-        """Search all vectors in memory with FAISS, on all GPUs if ``gpu``, for 1,000 results."""
-        return IndexTransformer.make("faiss_flat_retriever", **locals())
-
-    @checked
-    def faiss_hnsw_retriever(
-        self,
-        neighbours: Neighbours = 32,
-        *,
-        num_results: PositiveInteger = 1000,
-        ef_construction: PositiveInteger = 40,
-        ef_search: PositiveInteger = 16,
-        cache: bool = True,
-        search_bounded_queue: bool = True,
-        qbatch: PositiveInteger = 64,
-        drop_query_vec: bool = False,
-    ) -> IndexTransformer:
-        """Search a graph of FAISS in which each document has ``neighbours``.
-
-        The higher ``ef_construction`` and ``ef_search``, the better and the slower are building and searching.
-        """
-        return IndexTransformer.make("faiss_hnsw_retriever", **locals())
-
-    @checked
-    def faiss_ivf_retriever(
-        self,
-        *,
-        num_results: PositiveInteger = 1000,
-        train_sample: PositiveInteger | None = None,
-        n_list: PositiveInteger | None = None,
-        cache: bool = True,
-        n_probe: PositiveInteger = 1,
-        drop_query_vec: bool = False,
-    ) -> IndexTransformer:
-        """Search the ``n_probe`` nearest of ``n_list`` clusters with FAISS.
-
-        Clusters are learned from ``train_sample`` vectors. The more are searched, the better and the slower it is.
-        """
-        return IndexTransformer.make("faiss_ivf_retriever", **locals())
-
-    @checked
-    def voyager_retriever(
-        self,
-        neighbours: Neighbours = 12,
-        *,
-        num_results: PositiveInteger = 1000,
-        ef_construction: PositiveInteger = 200,
-        random_seed: Seed = 1,
-        storage_data_type: Literal["float32", "float8", "e4m3"] = "float32",
-        query_ef: PositiveInteger = 10,
-        drop_query_vec: bool = False,
-    ) -> IndexTransformer:
-        """Search a graph of Voyager in which each document has ``neighbours``.
-
-        The higher ``ef_construction`` and ``query_ef``, the better and the slower are building and searching. Vectors
-        are stored as ``"float32"``, ``"float8"`` or ``"e4m3"``.
-        """
-        return IndexTransformer.make("voyager_retriever", **locals())
-
-    @checked
-    def scorer(self, *, num_results: PositiveInteger | None = None) -> IndexTransformer:
-        """Score the documents of results with their vectors, read from disk, and keep ``num_results``, or all."""
-        return IndexTransformer.make("np_scorer", **locals())
-
-    @checked
-    def torch_scorer(
-        self, *, num_results: PositiveInteger | None = None, device: str | None = None, fp16: bool = False
-    ) -> IndexTransformer:
-        """Score the documents of results as :meth:`scorer` does, with all vectors in the memory of ``device``."""
-        return IndexTransformer.make("torch_scorer", **locals())
-
-    @checked
-    def gar(
-        self, k: PositiveInteger = 16, *, batch_size: PositiveInteger = 128, num_results: PositiveInteger = 1000
-    ) -> IndexTransformer:
-        """Re-rank results and, in turns, the ``k`` nearest neighbours of the best so far, ``batch_size`` at once."""
-        return IndexTransformer.make("gar", **locals())
-
-    @checked
-    def ladr_proactive(
-        self,
-        k: PositiveInteger | pt.Artifact = 16,
-        *,
-        hops: Count = 1,
-        num_results: PositiveInteger = 1000,
-        dense_scorer: pt.Transformer | None = None,
-        drop_query_vec: bool = False,
-        budget: bool | PositiveInteger = False,
-    ) -> IndexTransformer:
-        """Re-rank results and their ``k`` neighbours, ``hops`` far, until ``budget`` documents are scored.
-
-        A corpus graph may stand for ``k``, and True for a budget of ``num_results``.
-        """
-        return IndexTransformer.make("ladr_proactive", **locals())
-
-    @checked
-    def ladr_adaptive(
-        self,
-        k: PositiveInteger | pt.Artifact = 16,
-        *,
-        depth: PositiveInteger = 100,
-        num_results: PositiveInteger = 1000,
-        dense_scorer: pt.Transformer | None = None,
-        max_hops: Count | None = None,
-        drop_query_vec: bool = False,
-        budget: bool | PositiveInteger = False,
-    ) -> IndexTransformer:
-        """Re-rank as :meth:`ladr_proactive`, going on from the best ``depth`` until they stay, or for ``max_hops``."""
-        return IndexTransformer.make("ladr_adaptive", **locals())
-
-    # the other names that FlexIndex has for the same
-    np_scorer = scorer
-    np_vec_loader = vec_loader
-    ladr = pre_ladr = ladr_proactive
-    ada_ladr = ladr_adaptive
+    def payload(self, return_dvecs: bool = True, return_docnos: bool = True) -> list[Any]:
+        """Open the index, if it is complete, as :meth:`pyterrier_dr.FlexIndex.payload` does."""
+        if self._signature is None:
+            files = open_index(self.index_path)
+            self.__dict__.update(compat.opened_files(files.metadata, files.vectors, files.docnos))
+            self._signature = files.signature
+        return super().payload(return_dvecs, return_docnos)
 
     def close(self) -> None:
         """Close the files; they are opened again when they are needed."""
         self.__dict__.update(self.__getstate__())
 
-    def refresh(self) -> None:
-        """Close the files, if others are there by now."""
-        if self._signature != signature_of(self.index_path):
+    def refresh(self, signature: Signature | None = None) -> Signature:
+        """Close the files, if others are there now, and return the signature of those that are there."""
+        signature = signature or signature_of(self.index_path)
+        if self._signature not in (None, signature):
             self.close()
+        return signature
 
     def __getstate__(self) -> dict[str, Any]:
         # another process opens the files itself
         return {**vars(self), **compat.closed_files(), "_signature": None}
 
     def _key(self) -> tuple[Any, ...]:
-        self.refresh()
         encoder = self.encoder if self.built() else None
         return self.index_path, encoder, self.sim_fn, self.any_encoder
 
