@@ -101,7 +101,7 @@ def make_triples(folder: str, documents: int, store_texts: bool, limit: int | No
     docs = TsvDocs(file["docs"], namespace="benchmark", count_hint=documents)
     parts = ir_datasets.Dataset(docs, TsvQueries(file["queries"]), TsvDocPairs(file["docpairs"]))
     ir_datasets.registry.register("benchmark", parts)
-    dataset = pt.get_dataset("irds:benchmark")
+    dataset: Any = pt.get_dataset("irds:benchmark")
     dataset.irds_ref().docs_store().get("0")  # built before, as ir_datasets does it once for all uses
     started = time.monotonic()
     with PeakMemory() as memory:

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from pyterrier_selfdistill import AdaptiveMarginLoss, CalibratedLoss, SelfDistillationLoss
-from pyterrier_selfdistill.data.triples import from_texts
+from pyterrier_selfdistill.data.triples import read_triples
 from pyterrier_selfdistill.losses import arrange, divide, number_of_passes
 
 LOSSES = [
@@ -133,7 +133,7 @@ def test_the_loss_trains_in_sentence_transformers_itself(tiny_model, tmp_path):
         dataloader_pin_memory=False,
     )
     loss = SelfDistillationLoss(tiny_model)
-    trainer = SentenceTransformerTrainer(tiny_model, arguments, train_dataset=from_texts(rows).dataset, loss=loss)
+    trainer = SentenceTransformerTrainer(tiny_model, arguments, train_dataset=read_triples(rows).dataset, loss=loss)
     trainer.train()
     losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
     assert losses[-1] < losses[0] / 2

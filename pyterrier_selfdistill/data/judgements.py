@@ -83,14 +83,8 @@ def _count_unmatched(topics: pd.DataFrame, qrels: pd.DataFrame) -> dict[str, dic
         number, share = int(rows.sum()), float(rows.mean())
         unmatched[name] = {"number": number, "share": round(share, 4)}
         if share > MANY_UNMATCHED:
-            logger.warning(
-                "%.0f %% of the %s are left out (%d of %d), since their qid is in one only of topics (or results) and "
-                "judgements; check that both are of the same queries, and their identifiers alike",
-                100 * share,
-                name,
-                number,
-                len(rows),
-            )
+            left = f"{100 * share:.0f} % of the {name} are left out ({number} of {len(rows)})"
+            logger.warning("%s: their qid is either in the topics (or results) or in the judgements; check both", left)
     return unmatched
 
 

@@ -136,24 +136,7 @@ def from_topics(
     text_field: str = "text",
     fields: FieldNames | None = None,
 ) -> Triples:
-    """Make triples of judged positives and negatives drawn at random from a corpus.
-
-    Args:
-        topics: Queries: ``qid``, ``query``.
-        qrels: As in :func:`from_results`.
-        corpus: All documents.
-        negatives: How many negatives.
-        min_label: The lowest label of a positive.
-        seed: The seed of the draws.
-        text_field: The field with the text of documents.
-        fields: The fields of the corpus that make a text, if not the text field alone.
-
-    Returns:
-        The triples.
-
-    Raises:
-        ValueError: As :func:`from_results`; or if you ask for ranks.
-        TypeError: As :func:`from_results`.
+    """Make triples of judged positives and negatives drawn at random from a corpus, otherwise as :func:`from_results`.
 
     Example:
         >>> topics = pd.DataFrame([["1", "sort"]], columns=["qid", "query"])
@@ -208,7 +191,8 @@ def _draw_from_results(
                 score = scores[qid][positive]
                 most = score - negatives.relative_margin * abs(score)
                 allowed = [docno for docno in candidates if scores[qid][docno] <= most]
-            drawn[qid, positive] = _sample(allowed, len(allowed), _generator(seed, qid, positive))
+            order = _generator(seed, qid, positive).permutation(len(allowed))
+            drawn[qid, positive] = [allowed[index] for index in order]
     return drawn
 
 
@@ -256,7 +240,7 @@ def _draw_from_corpus(docnos: Sequence[str], judgements: Judgements, number: int
             generator = _generator(seed, qid, positive)
             if len(docnos) < 4 * (len(excluded) + number):
                 allowed = [docno for docno in docnos if docno not in excluded]
-                drawn[qid, positive] = _sample(allowed, number, generator)
+                drawn[qid, positive] = [allowed[index] for index in generator.permutation(len(allowed))[:number]]
                 continue
             # where few are excluded, drawing again is quicker than listing the allowed
             found: dict[str, None] = {}
@@ -271,12 +255,6 @@ def _draw_from_corpus(docnos: Sequence[str], judgements: Judgements, number: int
 def _generator(seed: int, qid: str, docno: str) -> np.random.Generator:
     # Python's own hash of strings is another one in each process
     return np.random.default_rng([seed, zlib.crc32(qid.encode()), zlib.crc32(docno.encode())])
-
-
-def _sample(candidates: Sequence[str], number: int, generator: np.random.Generator) -> list[str]:
-    """Draw distinct candidates, as many as asked for or as there are."""
-    order = generator.permutation(len(candidates))
-    return [candidates[index] for index in order[:number]]
 
 
 def _make_triples(
