@@ -1,0 +1,354 @@
+"""Comparisons: numbers as pt.Experiment and SciPy have them, and a page that takes input as text and loads nothing."""
+
+import html
+import itertools
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import ir_measures
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+import pytest
+from pyterrier.measures import RR, nDCG
+from scipy import stats
+
+from pyterrier_selfdistill import SelfDistillTrainer, compare
+from pyterrier_selfdistill.report import page
+
+EVIL = """</script></template><script>document.title = "taken"</script><img src=x onerror='document.title="taken"'>"'"""
+MEASURES = [nDCG @ 10, RR @ 10]
+
+
+@pytest.fixture
+def systems(collection):
+    """Results of all documents: ``right`` ranks as judged, ``wrong`` against the judgements, ``mixed`` both ways."""
+    judged = collection.results.merge(collection.qrels)
+    spread = pd.Series(range(len(judged))) / len(judged)
+    return {
+        "wrong": judged.assign(score=-judged["label"] + spread),
+        "right": judged.assign(score=judged["label"] + spread),
+        "mixed": judged.assign(score=judged["label"].where(judged["qid"] < "q4", -judged["label"]) + spread),
+    }
+
+
+@pytest.fixture
+def comparison(systems, collection):
+    return compare(systems, collection.topics, collection.qrels, MEASURES, baseline="wrong")
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def test_pipelines_are_compared_as_an_experiment_does(names, encoder, collection):
+    text = pt.text.get_text(names["dataset"])
+    systems = {"bm25": names["bm25"], "re-ranked": names["bm25"] >> text >> encoder}
+    comparison = compare(systems, collection.topics, collection.qrels, corpus=names["dataset"])
+    options = {"baseline": 0, "correction": "holm"}
+    expected = pt.Experiment(systems, collection.topics, collection.qrels, MEASURES, **options)
+    pd.testing.assert_frame_equal(comparison.table[expected.columns], expected)
+    by_query = pt.Experiment(systems, collection.topics, collection.qrels, MEASURES, perquery=True)
+    pd.testing.assert_frame_equal(comparison.per_query, by_query)
+    assert "Texts of documents are not shown" not in comparison.to_html()
+
+
+def test_intervals_are_those_of_the_tests(systems, collection):
+    comparison = compare(systems, collection.topics, collection.qrels, MEASURES, baseline=2)
+    options = {"baseline": 2, "correction": "holm"}
+    expected = pt.Experiment(systems, collection.topics, collection.qrels, MEASURES, **options)
+    pd.testing.assert_frame_equal(comparison.table[expected.columns], expected)
+    table = comparison.table.set_index("name")
+    values = comparison.per_query.pivot(index=["measure", "qid"], columns="name", values="value").loc["nDCG@10"]
+    row = table.loc["wrong"]
+    interval = stats.ttest_rel(values["wrong"], values["mixed"]).confidence_interval(0.95)
+    assert row[["nDCG@10 difference low", "nDCG@10 difference high"]].tolist() == pytest.approx(tuple(interval))
+    interval = stats.ttest_1samp(values["mixed"], 0).confidence_interval(0.95)
+    assert table.loc["mixed", ["nDCG@10 low", "nDCG@10 high"]].tolist() == pytest.approx(tuple(interval))
+    assert row["nDCG@10 difference"] == pytest.approx(row["nDCG@10"] - table.loc["mixed", "nDCG@10"])
+    assert table.loc["mixed"].filter(like="difference").isna().all()
+    # all its queries have the same reciprocal rank
+    assert table.loc["right", ["RR@10 low", "RR@10 high"]].isna().all()
+
+
+def test_one_query_has_no_interval(systems, collection):
+    table = compare(systems, collection.topics[:1], collection.qrels, MEASURES).table
+    assert table.filter(regex="low|high").isna().all(axis=None)
+
+
+def test_each_system_runs_once_on_judged_queries(systems, collection):
+    asked = []
+
+    def run(topics):
+        asked.append(topics["qid"].tolist())
+        return systems["right"]
+
+    qrels = collection.qrels[collection.qrels["qid"].isin(["q1", "q2"])]
+    # an index may be named like a column
+    topics = collection.topics.set_index("qid", drop=False)
+    comparison = compare({"first": pt.apply.generic(run), "second": systems["wrong"]}, topics, qrels)
+    assert asked == [["q1", "q2"]]
+    assert set(comparison.results["first"]["qid"]) == {"q1", "q2"}
+
+
+def test_results_are_ranked_again(systems, collection):
+    again = pt.apply.doc_score(lambda row: len(row["text"]))
+    comparison = compare({"given": systems["right"], "again": again}, collection.results, collection.qrels)
+    assert len(comparison.topics) == 8
+    assert len(comparison.results["again"]) == len(collection.results)
+
+
+def test_a_query_without_results_counts(systems, collection):
+    partial = systems["right"][systems["right"]["qid"] != "q0"]
+    comparison = compare([systems["right"], partial], collection.topics, collection.qrels, names=["all", "partial"])
+    assert comparison.table["RR@10"].tolist() == [1, 7 / 8]
+    assert "Found nothing." in comparison.to_html()
+
+
+def test_systems_that_agree_have_no_differences(systems, collection):
+    results = systems["right"].drop(columns="text")
+    comparison = compare({"a": results, "b": results}, collection.topics, collection.qrels, [RR @ 10])
+    assert comparison.table.loc[1, ["RR@10 difference", "RR@10 +", "RR@10 -"]].tolist() == [0, 0, 0]
+    assert "Texts of documents are not shown" not in comparison.to_html()
+
+
+IDENTITY = pt.Transformer.identity()
+RESULTS = pd.DataFrame([["q0", "d1", 0.5]], columns=["qid", "docno", "score"])
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"systems": {}}, ValueError, "two or more systems"),
+        ({"systems": "bm25"}, ValueError, "two or more systems"),
+        ({"systems": [IDENTITY, IDENTITY]}, ValueError, "distinct names"),
+        ({"systems": [IDENTITY, RESULTS]}, ValueError, "give names="),
+        ({"systems": [IDENTITY, IDENTITY], "names": ["a"]}, ValueError, "each of 2 systems, got 1"),
+        ({"names": ["a"]}, ValueError, "already"),
+        ({"baseline": "other"}, ValueError, r"baseline .*\['wrong', 'right', 'mixed'\], got 'other'"),
+        ({"baseline": 3}, ValueError, "baseline .* got 3"),
+        ({"baseline": -1}, ValueError, "baseline .* got -1"),
+        ({"measures": ["nDCG@10"]}, TypeError, "list of measures"),
+        ({"encoders": {"mine": "model"}}, TypeError, "encoders or trainers by name"),
+        ({"systems": {"x": RESULTS.drop(columns="score"), "y": RESULTS}}, ValueError, r"'x' .*\['score'\] missing"),
+        ({"systems": {"x": RESULTS[:0], "y": RESULTS}}, ValueError, "'x' .* 8 judged queries, got none"),
+        ({"systems": {"x": RESULTS.assign(docno=1), "y": RESULTS}}, TypeError, "docno of the results of 'x'"),
+        ({"systems": {"x": RESULTS.assign(score="high"), "y": RESULTS}}, TypeError, "'x' must have numbers"),
+        ({"systems": {"x": RESULTS.assign(score=np.nan), "y": RESULTS}}, TypeError, "'x' must have numbers"),
+        ({"systems": {"x": pd.concat([RESULTS] * 2), "y": RESULTS}}, ValueError, "'d1' twice for 'q0'"),
+        ({"qrels": pd.DataFrame([["q0", "d1", 0.5]], columns=["qid", "docno", "label"])}, ValueError, "got 0.5"),
+        ({"qrels": pd.DataFrame([["x", "d1", 1]], columns=["qid", "docno", "label"])}, ValueError, "got none"),
+    ],
+)
+def test_faulty_systems_and_judgements_are_refused(systems, collection, change, error, message):
+    options = {"systems": systems, "topics": collection.topics, "qrels": collection.qrels} | change
+    with pytest.raises(error, match=message):
+        compare(**options)
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_shows_rankings_side_by_side(comparison):
+    text = comparison.to_html()
+    assert text.count('<details class="query"') == 8 + 4
+    opened = re.search(r'<details class="query"[^>]* open>.*?</details>\n', text, flags=re.DOTALL)[0]
+    assert "+1.000" in opened
+    assert "label 2" in opened
+    assert re.search(r"▲ from \d+", opened)
+    assert "<mark>" in opened
+
+
+def test_changes_tell_where_documents_went():
+    before = pd.DataFrame([["q", "a", 2.0], ["q", "b", 1.0]], columns=["qid", "docno", "score"])
+    after = pd.DataFrame([["q", "b", 2.0], ["q", "c", 1.0]], columns=["qid", "docno", "score"])
+    qrels = pd.DataFrame([["q", "b", 1], ["q", "a", 0], ["q", "x", 2]], columns=["qid", "docno", "label"])
+    qrels = pd.concat([qrels, qrels.assign(qid="r"), qrels.assign(qid="s")])
+    values = pd.DataFrame({"before": [0.2, 0.5, 0.5], "after": [0.7, 0.5, 0.1]}, index=["q", "r", "s"])
+    changes = page.query_changes(before, after, values, {"q": "sort", "r": "plot", "s": "read"}, qrels)
+    assert [change["qid"] for change in changes["gained"]] == ["q"]
+    assert [change["qid"] for change in changes["lost"]] == ["s"]
+    change = changes["gained"][0]
+    fields = ("docno", "rank", "other_rank", "label", "is_relevant")
+    found = {
+        side: [tuple(document[name] for name in fields) for document in change[side]] for side in ("before", "after")
+    }
+    assert found["before"] == [("a", 1, None, 0, False), ("b", 2, 1, 1, True)]
+    assert found["after"] == [("b", 1, 2, 1, True), ("c", 2, None, None, False)]
+    assert [(document["docno"], document["rank"]) for document in change["relevant"]] == [("x", None), ("b", 1)]
+
+
+def test_rankings_order_ties_as_measures_do():
+    results = pd.DataFrame([["q", f"d{n}", 1.0] for n in range(5)], columns=["qid", "docno", "score"])
+    run = results.set_axis(["query_id", "doc_id", "score"], axis=1)
+    for docno, rank in page.rankings(results, {"q"})["q"].items():
+        measured = ir_measures.calc_aggregate([RR], [ir_measures.Qrel("q", docno, 1)], run)
+        assert measured[RR] == pytest.approx(1 / rank)
+
+
+@pytest.mark.parametrize("text", ["Sort THE rows, sorted; sort.", "", "Straße <b>sort</b>"])
+def test_matching_pieces_are_the_text(text):
+    pieces = page.matching_pieces(text, "how to SORT the strasse")
+    assert "".join(piece for piece, _ in pieces) == text
+    assert {piece.casefold() for piece, is_match in pieces if is_match} <= {"sort", "strasse", "straße"}
+    assert any(is_match for _, is_match in pieces) == ("sort" in text.casefold())
+
+
+def test_texts_and_numbers_are_short():
+    assert page.cut("ab cd", 4) == ("ab", "cd")
+    assert page.cut("abcd", 3) == ("abc", "d")
+    pieces = page.text_pieces("sort " * 100, "", 300)
+    assert len(pieces["start"][0][0]) <= page.TEXT_START < len(pieces["rest"][0][0]) + page.TEXT_START <= 300
+    assert pieces["is_cut"]
+    assert (page.signed(0.12345), page.signed(-0.5)) == ("+0.123", "\N{MINUS SIGN}0.500")
+    assert (page.p_value(0.0412), page.p_value(1e-9), page.p_value(np.nan)) == ("0.041", "< 0.001", page.NONE)
+    assert page.code_pieces("seed `42`") == [("seed ", False), ("42", True)]
+
+
+class Page(HTMLParser):
+    """The tags of a page with their attributes, and the text of its scripts."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.scripts = [("before the first", {})], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        if self.tags[-1][0] == "script":
+            self.scripts.append(data)
+
+
+def compare_with(suffix, systems, collection):
+    """Compare systems where all names, queries, identifiers and texts end with something."""
+    qrels = collection.qrels.assign(docno=collection.qrels["docno"] + suffix, qid=collection.qrels["qid"] + suffix)
+    given = {}
+    for name, results in systems.items():
+        changed = {column: results[column] + suffix for column in ("qid", "docno", "text")}
+        given[name + suffix] = results.assign(**changed)
+    return compare(given, collection.topics + suffix, qrels, [nDCG @ 10])
+
+
+def test_input_becomes_no_markup(systems, collection, encoder):
+    harmless = compare_with(re.sub(r"[<>'\"]", ".", EVIL), systems, collection)
+    text = compare_with(EVIL, systems, collection).to_html()
+    parsed = Page(text)
+    assert [tag for tag, _ in parsed.tags] == [tag for tag, _ in Page(harmless.to_html()).tags]
+    assert json.loads(parsed.scripts[0])["systems"] == [name + EVIL for name in systems]
+    assert EVIL not in text
+    assert not any(name.startswith("on") for _, attributes in parsed.tags for name in attributes)
+    encoder.name = EVIL
+    encoder.training_summary = {"seed": EVIL, "history": [{"step": 1, "loss": 0.5, EVIL: 0.5}]}
+    assert EVIL not in compare(systems, collection.topics, collection.qrels, encoders={EVIL: encoder}).to_html()
+
+
+def luminance(color):
+    channels = [int(color[position : position + 2], 16) / 255 for position in (1, 3, 5)]
+    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_the_page_loads_nothing_and_is_accessible(systems, collection, encoder):
+    text = compare(systems, collection.topics, collection.qrels, encoders={"mine": encoder}).to_html()
+    tags = Page(text).tags
+    for tag, attributes in tags:
+        assert tag not in ("link", "iframe", "base", "object", "embed")
+        assert attributes.get("src", "data:").startswith("data:")
+        assert not {"href", "srcset", "action"} & set(attributes)
+    assert not re.search(r"@import|url\(", text)
+    policy = next(attributes["content"] for _, attributes in tags if "http-equiv" in attributes)
+    assert policy.startswith("default-src 'none'; ")
+    assert "script-src 'unsafe-inline'" not in policy
+    levels = [int(tag[1]) for tag, _ in tags if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+    assert all("scope" in attributes for tag, attributes in tags if tag == "th")
+    identifiers = [attributes["id"] for _, attributes in tags if "id" in attributes]
+    assert len(identifiers) == len(set(identifiers))
+    for block in re.findall(r":root \{(.*?)\}", text, flags=re.DOTALL)[:2]:
+        colors = dict(re.findall(r"--([\w-]+): (#\w{6})", block))
+        for ink, paper in itertools.product(["ink", "muted", "up", "down", "same"], ["paper", "shade"]):
+            light, dark = sorted([luminance(colors[ink]), luminance(colors[paper])], reverse=True)
+            # 4.5 to 1, which WCAG 2 asks of text at its level AA
+            assert (light + 0.05) / (dark + 0.05) >= 4.5, (ink, paper)
+
+
+def test_ten_thousand_queries_take_less_than_five_megabytes():
+    names = [f"system {number}" for number in range(5)]
+    qids = [f"query-{number}" for number in range(10_000)]
+    rows = [(qid, f"document-{rank}", 11.0 - rank) for qid in qids[:1000] for rank in range(10)]
+    results = pd.DataFrame(rows, columns=["qid", "docno", "score"]).assign(text="sort the rows " * 1000)
+    topics = pd.DataFrame({"qid": qids, "query": "what is the meaning of " * 10})
+    qrels = pd.DataFrame({"qid": qids, "docno": "document-1", "label": 1})
+    scores = np.random.default_rng(0).uniform(size=(len(names), len(results)))
+    systems = {name: results.assign(score=score) for name, score in zip(names, scores, strict=True)}
+    text = compare(systems, topics, qrels, [RR]).to_html()
+    assert len(text.encode()) < 5e6
+    assert len(json.loads(Page(text).scripts[0])["qids"]) == 10_000
+
+
+def test_save_replaces_only_when_asked(comparison, tmp_path):
+    path = comparison.save(tmp_path / "new" / "report.html")
+    assert path.read_text(encoding="utf-8") == comparison.to_html()
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        comparison.save(path)
+    path.write_text("earlier")
+    comparison.save(path, overwrite=True)
+    assert path.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    assert [file.name for file in path.parent.iterdir()] == ["report.html"]
+    shown = comparison._repr_html_()
+    source = re.fullmatch(r'<iframe srcdoc="([^"]*)" sandbox="allow-scripts" [^>]*></iframe>', shown)[1]
+    assert html.unescape(source) == comparison.to_html()
+
+
+def test_models_are_described_without_paths(encoder, folder):
+    described = page.describe_model("base", encoder)
+    assert described["history"].empty
+    assert dict(described["facts"])["Checksum"] == f"`{encoder.model_name[:12]}`"
+    encoder.save(folder / "model")
+    assert dict(page.describe_model("base", encoder)["facts"])["Name"] == "`model`"
+    trainer = SelfDistillTrainer(encoder, "run", logging_steps=1, per_device_train_batch_size=2, verbose=False)
+    trainer.fit_triples([(f"sort {n}", f"sort the table {n}", f"plot {n}") for n in range(8)])
+    whole, milestones = page.describe_model("mine", trainer), page.describe_model("mine", trainer.encoder)
+    assert len(whole["history"]) == len(trainer.history) > len(milestones["history"]) == 1
+    assert "Loss" in dict(milestones["facts"])
+    assert whole["picture"].startswith("data:image/svg+xml;base64,")
+    assert not milestones["picture"]
+
+
+USER = """
+<script>
+const key = (name) => plot.dispatchEvent(new KeyboardEvent("keydown", {key: name}));
+chooser.value = "1";
+chooser.dispatchEvent(new Event("change"));
+key("ArrowRight");
+key("ArrowRight");
+told.querySelector("button").click();
+</script>
+"""
+"""Chooses the second system, goes to the query that gained second most, and opens its rankings."""
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
+@pytest.mark.parametrize("user", ["", USER])
+def test_only_the_script_of_the_page_runs(systems, collection, tmp_path, user):
+    text = compare_with(EVIL, systems, collection).to_html()
+    if user:
+        # escaping alone must keep the other scripts out
+        text = re.sub("<meta http-equiv=.*?>", "", text).replace("</body>", f"{user}</body>")
+    (tmp_path / "report.html").write_text(text, encoding="utf-8")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", "--dump-dom"]
+    command = ["chromium", *options, f"file://{tmp_path}/report.html"]
+    shown = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+    assert "<title>taken" not in shown
+    assert 'class="points up"' in shown
+    assert re.search(f'id="changes-{0 if user else 1}" hidden', shown)
+    if user:
+        opened = re.findall(
+            r'<details class="query" data-qid="(q\d).* open="">', shown[shown.index('id="changes-1"') :]
+        )
+        assert opened[1] == re.search(r'<div id="told".*?(q\d)', shown, flags=re.DOTALL)[1]
