@@ -252,7 +252,7 @@ def _named(systems: Mapping[str, System] | Sequence[System], names: Sequence[str
 
 def _run(name: str, system: System, topics: pd.DataFrame) -> pd.DataFrame:
     """Run a system on queries, and check its results."""
-    results = system if isinstance(system, pd.DataFrame) else system(topics)
+    results: pd.DataFrame = system if isinstance(system, pd.DataFrame) else system.transform(topics)
     called = f"the results of {name!r}"
     require_columns(results, ["qid", "docno", "score"], called)
     results = results[results["qid"].isin(topics["qid"])].reset_index(drop=True)
