@@ -21,7 +21,6 @@ from pydantic import AfterValidator
 from sentence_transformers import SentenceTransformer
 from transformers import AutoConfig, PreTrainedModel
 
-from ..index.identity import tensor_bytes
 from ..utils.checks import Expected, load_extra
 
 CONFIG_FILE = "adapter_config.json"
@@ -275,3 +274,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, set):
         return sorted(value)
     return json.loads(json.dumps(value, default=str))
+
+
+def tensor_bytes(tensor: torch.Tensor) -> bytes:
+    """Return the bytes of a tensor, those of its float32 values if it has 16 bits."""
+    if tensor.dtype in (torch.float16, torch.bfloat16):
+        tensor = tensor.float()
+    return tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()

@@ -18,7 +18,7 @@ from sentence_transformers.base.modules import Dense
 from torch import nn
 
 from ..data.corpus import Corpus, Documents
-from ..index.identity import ComparedByKey, EncodedVector, EncoderIdentity, EncoderMismatchError, ModelChecksum
+from ..index.identity import ComparedByKey, EncodedVector, EncoderIdentity, EncoderMismatchError
 from ..index.index import SelfDistillIndex
 from ..losses import normalize
 from ..utils.checks import Expected, FieldNames, FolderPath, PositiveInteger, checked, load_extra
@@ -26,7 +26,7 @@ from ..utils.compat import remove_autocast, schematic
 from . import storage
 from .adapters import adapters_of, merged, require_plain, saved_base_of_adapter
 from .card import artifact_card
-from .precision import EncodingCopy, Precision, copied, fastest_precision, write_graph
+from .precision import EncodingCopy, ModelChecksum, Precision, copied, fastest_precision, write_graph
 from .steps import DocumentEncoder, EncoderPipeline, QueryEncoder, Scorer, Texts, encode, encode_with_gradients
 from .storage import Device, PoolingMode, set_prompts
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import importlib
 import logging
 import warnings
@@ -19,10 +20,9 @@ from sentence_transformers.base.modules import Transformer
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 
-from ..index.identity import model_state
 from ..utils.checks import Expected, load_extra
-from ..utils.compat import remove_autocast
-from .adapters import adapters_of, merged
+from ..utils.compat import remove_autocast, tensor_version
+from .adapters import adapters_of, merged, tensor_bytes
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 """What a language model may be given for each token."""
@@ -239,6 +239,45 @@ def fastest_precision(device: torch.device) -> str:
     if has_bfloat16(device):
         return "bfloat16"
     return "float32"
+
+
+SAMPLED = 64
+"""How many values of each tensor are looked at, or somewhat more."""
+
+
+class ModelChecksum:
+    """A checksum of what a model computes, computed again only after the model has changed."""
+
+    def __init__(self) -> None:
+        self._state: tuple[Any, ...] | None = None
+        self._checksum = ""
+
+    def of(self, model: torch.nn.Module, settings: tuple[Any, ...]) -> str:
+        """Compute the checksum of a model's weights, layers and settings."""
+        # reading all weights takes a second for a large model
+        state = model_state(model, settings)
+        if state != self._state:
+            checksum = hashlib.sha256(repr((str(model), settings)).encode())
+            for tensor in model.state_dict().values():
+                checksum.update(tensor_bytes(tensor))
+            self._state = state
+            self._checksum = checksum.hexdigest()
+        return self._checksum
+
+
+def model_state(model: torch.nn.Module, settings: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Describe a model in a millisecond or so, so that it is seen when it changes."""
+    tensors = list(model.state_dict().values())
+    versions = [(tensor.data_ptr(), tensor_version(tensor)) for tensor in tensors]
+    # in-place changes raise a tensor's version, except those of fused optimizers, so some of its values count too
+    samples: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]] = {}
+    for tensor in tensors:
+        values = tensor.detach().reshape(-1)
+        step = max(1, len(values) // SAMPLED)
+        samples.setdefault((tensor.dtype, tensor.device), []).append(values[::step])
+    # together, since each copy from a GPU waits for it
+    sampled = [tensor_bytes(torch.cat(values)) for values in samples.values()]
+    return versions, sampled, str(model), settings
 
 
 class EncodingCopy:

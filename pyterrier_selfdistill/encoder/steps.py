@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias, cast
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, TypeAlias, cast
 
 import numpy as np
 import pandas as pd
 import pyterrier as pt
 import torch
+from more_itertools import chunked
 from pydantic import SkipValidation
 from pyterrier_dr import BiDocEncoder, BiQueryEncoder, BiScorer
 from sentence_transformers import SentenceTransformer
@@ -25,73 +26,6 @@ from ..utils.checks import (
     without_rows,
 )
 from ..utils.compat import schematic
-
-WINDOW = 1024
-"""How many texts are tokenized together; of 8,192 tokens each, that takes 200 MB."""
-
-TOKENS = {"input_ids", "attention_mask", "token_type_ids"}
-"""What a tokenizer gives for each token of a text."""
-
-PROMPTS = {"query": ["query"], "document": ["document", "passage", "corpus"]}
-"""The names of prompts for what texts are; the first that a model has is taken, as sentence-transformers does."""
-
-Role = Literal["query", "document"]
-
-
-class Batch(NamedTuple):
-    """Texts that are encoded together."""
-
-    texts: list[str]
-    features: dict[str, Any]
-
-
-def tokenize(model: SentenceTransformer, texts: list[str], role: Role) -> dict[str, Any]:
-    """Tokenize texts, with the prompt and the length for what they are."""
-    names = [*PROMPTS[role], model.default_prompt_name]
-    prompts = [model.prompts[name] for name in names if name in model.prompts]
-    return model.preprocess(texts, prompt=next(iter(prompts), None), task=role)
-
-
-def batches_of_like_length(model: SentenceTransformer, texts: list[str], role: Role, size: int) -> Iterator[Batch]:
-    """Iterate over batches, the longest texts first, so that what does not fit into memory fails at once."""
-    texts = sorted(texts, key=len, reverse=True)
-    for start in range(0, len(texts), WINDOW):
-        window = texts[start : start + WINDOW]
-        features = tokenize(model, window, role)
-        if _is_plain(features, len(window)):
-            yield from _cut(window, features, size)
-            continue
-        # of other models' features nobody knows what can be cut
-        for first in range(0, len(window), size):
-            batch = window[first : first + size]
-            yield Batch(batch, tokenize(model, batch, role))
-
-
-def _cut(texts: list[str], features: dict[str, Any], size: int) -> Iterator[Batch]:
-    """Cut tokenized texts into batches, without columns that are only padding."""
-    mask = features["attention_mask"]
-    longest_first = torch.argsort(mask.sum(dim=1), descending=True, stable=True)
-    for rows in longest_first.split(size):
-        # padding may be on either side
-        is_used = mask[rows].any(dim=0)
-        # tokenizers that add no token of their own leave nothing of empty texts
-        is_used[0] = True
-        batch = dict(features)
-        for name in TOKENS & features.keys():
-            batch[name] = features[name][rows][:, is_used]
-        yield Batch([texts[row] for row in rows.tolist()], batch)
-
-
-def _is_plain(features: dict[str, Any], count: int) -> bool:
-    """Tell whether features are a row of tokens for each text, and nothing else that has a shape."""
-    tensors = {name for name, value in features.items() if isinstance(value, torch.Tensor)}
-    if not {"input_ids", "attention_mask"} <= tensors <= TOKENS:
-        return False
-    shape = features["attention_mask"].shape
-    if len(shape) != 2 or shape[0] != count or shape[1] == 0:
-        return False
-    return all(features[name].shape == shape for name in tensors)
-
 
 READ_AHEAD = 2048
 """How many documents an indexing pipeline reads at once, to encode those of like length together."""
@@ -207,25 +141,19 @@ class EncoderPipeline(pt.Compose):
 def encode(
     model: SentenceTransformer, texts: Sequence[str], role: Literal["query", "document"], batch_size: int
 ) -> np.ndarray:
-    """Encode each distinct text once, those of like length together, so that little is padding."""
+    """Encode each distinct text once, the longest first, so that too little memory shows at once."""
     # pyterrier-dr asks for a progress bar by wrapping the texts in one
-    bar = None
-    if isinstance(texts, pt.tqdm):
-        bar = texts
-        texts = bar.iterable
-    texts = require_strings(texts, "texts")
+    bar = texts if isinstance(texts, pt.tqdm) else None
+    texts = require_strings(texts if bar is None else bar.iterable, "texts")
     positions: dict[str, list[int]] = {}
     for position, text in enumerate(texts):
         positions.setdefault(text, []).append(position)
     vectors = np.empty((len(texts), cast(int, model.get_embedding_dimension())), dtype=np.float32)
-    model.eval()
-    for batch in batches_of_like_length(model, list(positions), role, batch_size):
-        with torch.inference_mode():
-            features = batch_to_device(batch.features, model.device)
-            encoded = model(features, task=role)["sentence_embedding"]
-            # models may be told to give the first dimensions only
-            encoded = normalize(encoded[:, : model.truncate_dim]).cpu().numpy()
-        for text, vector in zip(batch.texts, encoded, strict=True):
+    encode_role = model.encode_query if role == "query" else model.encode_document
+    for window in chunked(sorted(positions, key=len, reverse=True), READ_AHEAD):
+        encoded = encode_role(window, batch_size=batch_size, show_progress_bar=False, convert_to_tensor=True)
+        # in float32, since unit vectors in 16 bits are not quite
+        for text, vector in zip(window, normalize(encoded).cpu().numpy(), strict=True):
             vectors[positions[text]] = vector
             if bar is not None:
                 bar.update(len(positions[text]))
@@ -236,12 +164,10 @@ def encode(
 
 def encode_with_gradients(model: SentenceTransformer, queries: Sequence[str], batch_size: int) -> torch.Tensor:
     """Encode queries as a step of training does."""
-    queries = require_strings(queries, "texts")
-    dimension = cast(int, model.get_embedding_dimension())
-    vectors = [torch.empty((0, dimension), device=model.device)]
-    for start in range(0, len(queries), batch_size):
-        features = tokenize(model, queries[start : start + batch_size], "query")
-        features = batch_to_device(features, model.device)
+    prompt = model.prompts.get("query") or model.prompts.get(model.default_prompt_name or "")
+    vectors = [torch.empty((0, cast(int, model.get_embedding_dimension())), device=model.device)]
+    for batch in chunked(require_strings(queries, "texts"), batch_size):
+        features = batch_to_device(model.preprocess(batch, prompt=prompt, task="query"), model.device)
         vectors.append(normalize(model(features, task="query")["sentence_embedding"]))
     return torch.cat(vectors)
 

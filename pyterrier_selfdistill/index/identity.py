@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from typing import Any, NamedTuple, cast
 
 import numpy as np
-import torch
-
-from ..utils.compat import tensor_version
 
 
 class EncoderMismatchError(ValueError):
@@ -61,52 +57,6 @@ def encoders_of(vectors: Iterable[Any]) -> set[EncoderIdentity]:
     """Find the encoders that are known to have made some of the vectors."""
     identities = {vector.encoder for vector in vectors if isinstance(vector, EncodedVector)}
     return cast(set[EncoderIdentity], identities - {None})
-
-
-class ModelChecksum:
-    """A checksum of what a model computes, computed again only after the model has changed."""
-
-    def __init__(self) -> None:
-        self._state: tuple[Any, ...] | None = None
-        self._checksum = ""
-
-    def of(self, model: torch.nn.Module, settings: tuple[Any, ...]) -> str:
-        """Compute the checksum of a model's weights, layers and settings."""
-        # reading all weights takes a second for a large model
-        state = model_state(model, settings)
-        if state != self._state:
-            checksum = hashlib.sha256(repr((str(model), settings)).encode())
-            for tensor in model.state_dict().values():
-                checksum.update(tensor_bytes(tensor))
-            self._state = state
-            self._checksum = checksum.hexdigest()
-        return self._checksum
-
-
-def model_state(model: torch.nn.Module, settings: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Describe a model in a millisecond or so, so that it is seen when it changes."""
-    tensors = list(model.state_dict().values())
-    versions = [(tensor.data_ptr(), tensor_version(tensor)) for tensor in tensors]
-    # in-place changes raise a tensor's version, except those of fused optimizers, so some of its values count too
-    samples: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]] = {}
-    for tensor in tensors:
-        values = tensor.detach().reshape(-1)
-        step = max(1, len(values) // SAMPLED)
-        samples.setdefault((tensor.dtype, tensor.device), []).append(values[::step])
-    # together, since each copy from a GPU waits for it
-    sampled = [tensor_bytes(torch.cat(values)) for values in samples.values()]
-    return versions, sampled, str(model), settings
-
-
-SAMPLED = 64
-"""How many values of each tensor are looked at, or somewhat more."""
-
-
-def tensor_bytes(tensor: torch.Tensor) -> bytes:
-    """Return the bytes of a tensor, those of its float32 values if it has 16 bits."""
-    if tensor.dtype in (torch.float16, torch.bfloat16):
-        tensor = tensor.float()
-    return tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 class ComparedByKey:

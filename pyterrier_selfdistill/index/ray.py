@@ -23,10 +23,10 @@ import pyterrier as pt
 import torch
 from more_itertools import chunked
 from pydantic import Field
+from pyterrier_dr import BiEncoder
 
 from ..data.corpus import Corpus, Documents
 from ..data.triples import string_table
-from ..encoder.biencoder import SelfDistillBiEncoder
 from ..utils.checks import Expected, FieldNames, PositiveInteger, checked
 from ..utils.compat import schematic
 from ..utils.folders import folder_lock
@@ -75,7 +75,7 @@ class RayIndexer(pt.Indexer):
     @checked
     def __init__(
         self,
-        encoder: SelfDistillBiEncoder,
+        encoder: BiEncoder,
         index: SelfDistillIndex,
         *,
         workers: PositiveInteger,
@@ -87,6 +87,8 @@ class RayIndexer(pt.Indexer):
         verbose: bool = False,
     ) -> None:
         load_ray()
+        if not hasattr(encoder, "identity"):
+            raise TypeError(f"encoder must be a SelfDistillBiEncoder, got a {type(encoder).__name__}")
         self.encoder = encoder
         self.target = index
         self.workers = workers
@@ -211,7 +213,7 @@ class ShardEncoder:
 
     def __init__(self, encoder: Any, folder: str, fields: Sequence[str], device: str, threads: int) -> None:
         torch.set_num_threads(threads)
-        self.encoder: SelfDistillBiEncoder = load_ray().get(encoder)
+        self.encoder = load_ray().get(encoder)
         self.encoder.model.to(device)
         self.folder = Path(folder)
         self.fields = fields
