@@ -161,8 +161,7 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
         if method == "voyager_retriever":
             compat.make_voyager_graph(index, options)
             inner = FlexIndex.voyager_retriever(index, **options)
-            compat.mend_voyager_query(inner, options["num_results"])
-            compat.mend_voyager_scores(inner)
+            compat.mend_voyager(inner, options["num_results"])
             return inner
         if method == "retriever":
             # an index that is built later has its retriever made again

@@ -21,8 +21,6 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 Checked = TypeVar("Checked", bound=Callable[..., Any])
 
-# --- options ---------------------------------------------------------------------------------------------------------
-
 
 def Expected(description: str) -> WrapValidator:  # noqa: N802 - it reads as a type
     """Describe the values that a type allows, in place of pydantic's words: ``Expected("a positive integer")``."""
@@ -138,9 +136,6 @@ def load_extra(module: str) -> Any:
             f"this needs {module}, which is not installed: pip install 'pyterrier-selfdistill[{EXTRAS[module]}]' "
             f"({error})"
         ) from error
-
-
-# --- columns and identifiers -----------------------------------------------------------------------------------------
 
 
 def require_columns(frame: pd.DataFrame, columns: Sequence[str], name: str) -> None:
@@ -279,9 +274,6 @@ def is_missing(value: object) -> bool:
     return pd.api.types.is_scalar(value) and bool(pd.isna(value))
 
 
-# --- topics and judgements -------------------------------------------------------------------------------------------
-
-
 def require_topics(topics: pd.DataFrame, *, empty: bool = False) -> None:
     """Check topics, or the queries of results: each ``qid`` has one ``query``, which may be empty if ``empty``."""
     require_columns(topics, ["qid", "query"], "topics")
@@ -325,9 +317,6 @@ def require_integer_labels(qrels: pd.DataFrame, name: str) -> None:
         raise ValueError(
             f"the labels of {name} must be integers, as measures need them, got {fractions.iloc[0]}; round them"
         )
-
-
-# --- vectors ---------------------------------------------------------------------------------------------------------
 
 
 def require_vector(name: str, vector: object) -> None:

@@ -43,9 +43,6 @@ def artifact_kind(folder: Path) -> tuple[Any, Any]:
         return None, None
 
 
-# --- locks -----------------------------------------------------------------------------------------------------------
-
-
 @contextmanager
 def folder_lock(path: str | Path, doing: str, *, wait: bool = False) -> Iterator[None]:
     """Keep other writers away from a folder, which may exist or not.
@@ -273,8 +270,6 @@ def explained_errors(path: str | Path) -> Iterator[None]:
             raise PermissionError(code, advice, str(target)) from error
         raise
 
-
-# --- settings --------------------------------------------------------------------------------------------------------
 
 SECRETS = ("token", "secret", "password", "api_key")
 """The ends of names of settings that are secret; transformers masks tokens only."""
