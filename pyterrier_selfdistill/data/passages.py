@@ -20,6 +20,7 @@ import pyterrier as pt
 from datasets import Dataset, DatasetDict
 from more_itertools import chunked
 
+from ..utils.compat import progress_bar
 from .triples import LABEL, Triples, join_collections, kept, write_triples
 
 ROWS = 2_048
@@ -77,7 +78,7 @@ def choose_passages(triples: Triples, passages: pt.Transformer, encoder: Any, *,
     identity = ["passages", triples.summary, checksum.hexdigest(), encoder.model_name, encoder.precision]
 
     def write(folder: Path) -> dict[str, Any]:
-        bar = pt.tqdm(total=len(triples.dataset), desc="Choosing passages", unit="triple", disable=not verbose)
+        bar = progress_bar(total=len(triples.dataset), desc="Choosing passages", unit="triple", disable=not verbose)
 
         def tables() -> Iterator[pa.Table]:
             for columns, passages_of in _blocks(triples.dataset, passages, encoder.text_field):

@@ -36,6 +36,7 @@ from ir_datasets.formats import GenericDocPair, TsvDocPairs
 from more_itertools import always_iterable, chunked, duplicates_everseen
 
 from ..utils.checks import FieldNames, PositiveInteger, Seed, checked, require_topics
+from ..utils.compat import progress_bar
 from ..utils.folders import atomic_folder
 from ..utils.processes import is_first
 from .corpus import Corpus, Documents
@@ -656,7 +657,7 @@ def _write_pairs(
             if sum(map(len, chosen)) >= limit:
                 return
 
-    with pt.tqdm(total=min(limit, number), desc="Making triples", unit="triple", disable=not verbose) as bar:
+    with progress_bar(total=min(limit, number), desc="Making triples", unit="triple", disable=not verbose) as bar:
         write_tables(folder / "documents.arrow", documents_of_chosen())
     triples = np.concatenate(chosen)[:limit]
     chosen.clear()

@@ -12,7 +12,6 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
-import pyterrier as pt
 from more_itertools import chunked
 from npids import Lookup
 from npids.builder import FwdLookupBuilder, InvLookupBuilder
@@ -313,7 +312,8 @@ class Indexer(FlexIndexer):
         documents = CheckedDocuments(inp)
         overwrite = self.mode is IndexingMode.overwrite
         with atomic_folder(path, overwrite=overwrite, recognize=is_index, doing="building an index") as folder:
-            write_index(folder, pt.tqdm(documents, desc="indexing", unit="dvec", disable=not self.target.verbose))
+            bar = compat.progress_bar(documents, desc="indexing", unit="dvec", disable=not self.target.verbose)
+            write_index(folder, bar)
             # vectors of other packages do not say who made them
             if documents.encoders:
                 write_encoder(folder, next(iter(documents.encoders)))

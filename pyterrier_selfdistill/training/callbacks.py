@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyterrier as pt
 from torch import nn
 from transformers import IntervalStrategy, ProgressCallback, TrainerCallback
 
 from ..data.triples import LABEL, TrainingSet, parts_of
 from ..encoder.biencoder import SelfDistillBiEncoder
-from ..utils.compat import limit_autocast_to_training
+from ..utils.compat import limit_autocast_to_training, progress_bar
 from ..utils.processes import agree
 from .history import deciding_measure, is_better
 
@@ -45,7 +44,8 @@ class ProgressBar(ProgressCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **options: Any) -> None:
         if state.is_world_process_zero:
-            self.training_bar = pt.tqdm(total=state.max_steps, initial=state.global_step, desc="Training", unit="step")
+            told = {"initial": state.global_step, "desc": "Training", "unit": "step"}
+            self.training_bar = progress_bar(total=state.max_steps, **told)
             self.shown: dict[str, str] = {}
         self.current_step = state.global_step
 
@@ -56,7 +56,7 @@ class ProgressBar(ProgressCallback):
             is_measure = key.startswith("eval_") and "@" in key
             if is_measure or key in ("loss", "margin", "target", "scale"):
                 self.shown[key.removeprefix("eval_")] = f"{value:.3f}"
-        self.training_bar.set_postfix(self.shown)
+        self.training_bar.set_postfix(self.shown, refresh=False)
 
 
 class SavedPrecision(TrainerCallback):
