@@ -21,36 +21,27 @@ from torch import Tensor, nn
 from .utils.checks import Expected, checked
 from .utils.processes import gather_batch
 
+# error functions of ``margin - target``, by name
 ERRORS: dict[str, Callable[[Tensor], Tensor]] = {
     "l2": torch.square,
     "l1": torch.abs,
     "soft": lambda difference: F.softplus(-difference),
 }
-"""Error functions of ``margin - target``, by name."""
 
 ErrorName = Literal["l2", "l1", "soft"]
-
 ParameterFree = Literal["distributed", "adaptive"]
+TARGETS = get_args(ParameterFree)  # the targets without a parameter
 
-TARGETS = get_args(ParameterFree)
-"""The targets without a parameter."""
-
+# the target of a margin
 Target = Annotated[
     ParameterFree | Annotated[float, Field(gt=0, le=2)], Expected(f"one of {TARGETS} or a number in (0, 2]")
 ]
-"""The target of a margin."""
 
 # --- margins ----------------------------------------------------------------------------------------------------------
 
 
 class MarginTerms(NamedTuple):
-    """A loss with its margins and targets.
-
-    Attributes:
-        loss: The scalar loss.
-        margin: The margins, ``(B*K,)``, or ``(B, B*K)`` with in-batch negatives.
-        target: The targets of the margins, in a shape that broadcasts with ``margin``.
-    """
+    """A loss with its margins and targets."""
 
     loss: Tensor
     margin: Tensor
@@ -183,19 +174,7 @@ class AdaptiveMarginLoss(nn.Module):
 
 
 def normalize(vectors: Tensor) -> Tensor:
-    """Scale vectors to unit length in at least float32.
-
-    Args:
-        vectors: Vectors of any length, ``(..., D)``.
-
-    Returns:
-        Unit vectors; a zero vector stays zero and gets a finite gradient.
-
-    Example:
-        >>> normalize(torch.tensor([[3.0, 4.0], [0.0, 0.0]], dtype=torch.bfloat16))
-        tensor([[0.6000, 0.8000],
-                [0.0000, 0.0000]])
-    """
+    """Scale vectors to unit length in at least float32."""
     vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
     length = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
     return vectors / torch.where(length > 0, length, 1.0)
@@ -220,21 +199,12 @@ def _unit_vectors(query: Tensor, positive: Tensor, negative: Tensor) -> tuple[Te
 
 # --- the calibrated softmax -------------------------------------------------------------------------------------------
 
-SCALES = (1.0, 1000.0)
-"""The range of the scale: at 1, a softmax of cosines hardly tells the documents of a batch apart."""
-
-HALVINGS = 30
-"""How often to halve this range, in logarithms: to a hundred millionth of the scale."""
+SCALES = (1.0, 1000.0)  # the range of the scale: at 1, a softmax of cosines hardly tells the documents of a batch apart
+HALVINGS = 30  # how often to halve this range, in logarithms: to a hundred millionth of the scale
 
 
 class CalibratedTerms(NamedTuple):
-    """A loss with its margins and its scale.
-
-    Attributes:
-        loss: The scalar loss.
-        margin: The margins, ``(B, B*K + B - 1)``.
-        scale: The factor of the margins, the inverse of the temperature; a scalar.
-    """
+    """A loss with its margins and its scale."""
 
     loss: Tensor
     margin: Tensor
@@ -339,11 +309,8 @@ def _logits(margin: Tensor, scale: Tensor) -> Tensor:
 
 # --- on texts ---------------------------------------------------------------------------------------------------------
 
-EmbeddingLoss: TypeAlias = AdaptiveMarginLoss | CalibratedLoss
-"""The losses of this package, on embeddings."""
-
-Features = dict[str, Any]
-"""The tokens of some texts, as a model of sentence-transformers takes them."""
+EmbeddingLoss: TypeAlias = AdaptiveMarginLoss | CalibratedLoss  # the losses of this package, on embeddings
+Features = dict[str, Any]  # the tokens of some texts, as a model of sentence-transformers takes them
 
 CITATION = """
 @inproceedings{gienapp2025selfdistillation,
@@ -500,33 +467,13 @@ def without_matryoshka(loss: nn.Module) -> nn.Module:
 
 # --- embedding in one pool --------------------------------------------------------------------------------------------
 
-MOST_PASSES = 8
-"""The largest number of passes for a pool; more would save little padding."""
-
-ROWS_OF_A_PASS = {"cpu": 8}
-"""How many texts make a pass worth its overhead, by the type of the device."""
-
-ROWS_OF_A_PASS_ELSEWHERE = 64
-"""The same for devices that compute many texts in the time of one."""
+MOST_PASSES = 8  # the largest number of passes for a pool; more would save little padding
+ROWS_OF_A_PASS = {"cpu": 8}  # how many texts make a pass worth its overhead, by the type of the device
+ROWS_OF_A_PASS_ELSEWHERE = 64  # the same for devices that compute many texts in the time of one
 
 
 def arrange(columns: Iterable[Features]) -> tuple[list[Features], Tensor | None]:
-    """Put all columns but the first, the queries, into one pool that is sorted by length.
-
-    Args:
-        columns: The tokens of each column: query, positive, and one or more negatives.
-
-    Returns:
-        The batches to embed, and the position of each document in the pool, column by column. Where the model has no
-        tokens or no padding (flattened inputs of flash attention), or treats columns differently, the batches are the
-        columns, and the positions are None.
-
-    Example:
-        >>> columns = [["sort"], ["sort the rows of a table"], ["read"]]
-        >>> (queries, pool), positions = arrange([encoder.model.preprocess(texts) for texts in columns])
-        >>> pool["attention_mask"].sum(dim=1), positions
-        (tensor([3, 8]), tensor([1, 0]))
-    """
+    """Put all columns but the first, the queries, into one pool that is sorted by length."""
     queries, *documents = columns
     pool = merge_feature_batches(documents) if len(documents) > 1 else None
     if pool is None or "attention_mask" not in pool:
@@ -548,14 +495,7 @@ def embed(model: nn.Module, batches: list[Features], positions: Tensor | None) -
 
 
 def restore(embeddings: list[Tensor], positions: Tensor | None) -> list[Tensor]:
-    """Put the embeddings of the batches of :func:`arrange` back into columns.
-
-    Example:
-        >>> queries, pool = torch.tensor([[1], [2]]), torch.tensor([[3], [4], [5], [6]])
-        >>> restore([queries, pool], torch.tensor([3, 0, 2, 1]))[1]
-        tensor([[6],
-                [3]])
-    """
+    """Put the embeddings of the batches of :func:`arrange` back into columns."""
     if positions is None:
         return embeddings
     queries, pool = embeddings
@@ -563,30 +503,13 @@ def restore(embeddings: list[Tensor], positions: Tensor | None) -> list[Tensor]:
 
 
 def number_of_passes(rows: int, device: torch.device) -> int:
-    """Choose into how many passes to divide a pool.
-
-    Example:
-        >>> number_of_passes(40, torch.device("cpu")), number_of_passes(40, torch.device("cuda"))
-        (5, 1)
-    """
+    """Choose into how many passes to divide a pool."""
     least = ROWS_OF_A_PASS.get(device.type, ROWS_OF_A_PASS_ELSEWHERE)
     return min(MOST_PASSES, math.ceil(rows / least))
 
 
 def divide(lengths: np.ndarray, number: int) -> list[int]:
-    """Divide texts into parts, so that padding each part to its longest text takes the fewest tokens.
-
-    Args:
-        lengths: The number of tokens of each text, ascending.
-        number: The number of parts.
-
-    Returns:
-        The end of each part.
-
-    Example:
-        >>> divide(np.array([5, 5, 5, 6, 50, 60]), 2)
-        [4, 6]
-    """
+    """Divide texts into parts, so that padding each part to its longest text takes the fewest tokens."""
     # texts of one length belong together, so that the parts can only end where a length does
     widths, starts = np.unique(lengths, return_index=True)
     if len(widths) < number:

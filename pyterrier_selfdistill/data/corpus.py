@@ -19,16 +19,12 @@ from pydantic import SkipValidation
 from ..utils.checks import FieldNames, checked, is_missing, require_distinct_columns
 
 # left alone where options are checked by their types, since that would read an iterable
+# A PyTerrier dataset with a corpus, a frame with ``docno`` and text, or an iterable of such records
 Corpus: TypeAlias = SkipValidation[pt.datasets.Dataset | pd.DataFrame | Iterable[Mapping[str, Any]]]
-"""A PyTerrier dataset with a corpus, a frame with ``docno`` and text, or an iterable of such records."""
 
 
 def reusable(corpus: Corpus) -> Corpus:
-    """Return a corpus that can be read more than once.
-
-    Data sets, frames and sequences stay; a list is made of others, also of ``dataset.get_corpus_iter()``, which has a
-    length and is empty after one pass.
-    """
+    """Return a corpus that can be read more than once."""
     if isinstance(corpus, pt.datasets.Dataset):
         return corpus
     if isinstance(corpus, pd.DataFrame):

@@ -14,36 +14,11 @@ from pydantic import AfterValidator
 from ..utils.checks import Expected, Seed, Share, checked, require_columns, require_identifiers
 
 logger = logging.getLogger(__name__)
-
-MANY_UNMATCHED = 0.1
-"""The share of queries, judgements or results above which a warning says that they are left out."""
+MANY_UNMATCHED = 0.1  # the share of queries, judgements or results above which a warning says that they are left out
 
 
 class Judgements:
-    """The positives of each query, and what the other judgements lack.
-
-    Args:
-        topics: ``qid`` and ``query``; of results, also ``docno``.
-        qrels: ``qid``, ``docno`` and ``label``.
-        min_label: The lowest label of a positive.
-
-    Attributes:
-        queries: The text of each query.
-        read: The number of judgements.
-        unmatched: How many queries, judgements and results have a ``qid`` that the other frame lacks, and their share.
-        relevant: The documents of each query with any label above 0.
-        positives: The documents of each query with a label of ``min_label`` or more, in the order of judgements.
-
-    Raises:
-        ValueError: If there are no positives.
-
-    Example:
-        >>> topics = pd.DataFrame([["1", "sort"]], columns=["qid", "query"])
-        >>> rows = [["1", "d1", 2], ["1", "d2", 1], ["1", "d3", 0]]
-        >>> judgements = Judgements(topics, pd.DataFrame(rows, columns=["qid", "docno", "label"]), min_label=2)
-        >>> judgements.positives, sorted(judgements.relevant["1"])
-        ({'1': ['d1']}, ['d1', 'd2'])
-    """
+    """The positives of each query, and what the other judgements lack."""
 
     def __init__(self, topics: pd.DataFrame, qrels: pd.DataFrame, min_label: int) -> None:
         # an index may be named like a column

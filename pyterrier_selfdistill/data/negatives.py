@@ -29,11 +29,10 @@ from .corpus import Corpus, Documents, join_texts
 from .judgements import Judgements
 from .triples import Triples, checksums, column_names, string_table, summarize
 
-SPARE = 8
-"""How many more negatives than needed are drawn from a corpus: some have the text of a positive."""
+SPARE = 8  # how many more negatives than needed are drawn from a corpus: some have the text of a positive
 
+# the documents that were drawn for each positive (``qid`` and ``docno``), first choice first
 Draws: TypeAlias = Mapping[tuple[str, str], list[str]]
-"""The documents that were drawn for each positive (``qid`` and ``docno``), first choice first."""
 
 
 @checked

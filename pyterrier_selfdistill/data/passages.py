@@ -23,40 +23,12 @@ from more_itertools import chunked
 from ..utils.compat import progress_bar
 from .triples import LABEL, Triples, join_collections, kept, write_triples
 
-ROWS = 2_048
-"""How many triples are divided and encoded at once."""
-
+ROWS = 2_048  # how many triples are divided and encoded at once
 COUNTED = ("read", "triples", "dropped", "queries", "positives", "negatives", "fingerprint")
 
 
 def choose_passages(triples: Triples, passages: pt.Transformer, encoder: Any, *, verbose: bool = False) -> Triples:
-    """Replace the documents of triples by their best passages.
-
-    The same triples, passages and encoder find the result again in PyTerrier's home.
-
-    Args:
-        triples: The triples, of one collection or of several.
-        passages: The transformer that divides documents, such as ``pt.text.sliding("text", prepend_attr=None)``.
-        encoder: The encoder that scores passages, or a mapping with one for each collection.
-        verbose: Whether to show a progress bar.
-
-    Returns:
-        The triples. Their summary counts under ``passages`` the documents, those with several passages, and the triples
-        that have one of these.
-
-    Raises:
-        ValueError: If the transformer cannot divide documents that have nothing but a text.
-
-    Example:
-        >>> from pyterrier_selfdistill.data.triples import read_triples
-        >>> triples = read_triples([("sort", "plot a file or sort rows", "read it")])
-        >>> passages = pt.text.sliding("text", length=2, stride=2, prepend_attr=None)
-        >>> chosen = choose_passages(triples, passages, encoder)
-        >>> chosen.dataset[0]["positive"] in ("plot a", "file or", "sort rows"), chosen.dataset[0]["negative"]
-        (True, 'read it')
-        >>> chosen.summary["passages"]
-        {'documents': 2, 'divided': 1, 'rows': 1}
-    """
+    """Replace the documents of triples by their best passages."""
     if isinstance(triples.dataset, DatasetDict):
         parts = {}
         for name, dataset in triples.dataset.items():
@@ -126,10 +98,7 @@ def _best_passages(
 
 
 def divide(texts: Sequence[str], passages: pt.Transformer, text_field: str) -> dict[str, list[str]]:
-    """Divide documents; one of which nothing is left is its own passage.
-
-    The transformer names a passage after its document and ``%p``, as PyTerrier does.
-    """
+    """Divide documents; one of which nothing is left is its own passage."""
     frame = pd.DataFrame({"docno": list(map(str, range(len(texts)))), text_field: texts})
     try:
         divided = pd.DataFrame(passages(frame))

@@ -42,10 +42,7 @@ from ..utils.processes import is_first
 from .corpus import Corpus, Documents
 
 logger = logging.getLogger(__name__)
-
-LABEL = "label"
-"""The column of numbers next to the texts, as sentence-transformers names it."""
-
+LABEL = "label"  # the column of numbers next to the texts, as sentence-transformers names it
 NEGATIVE = re.compile(r"negative(_\d+)?")
 UNNAMED = "f"
 TEXT_TYPES = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
@@ -55,9 +52,7 @@ PAIRS = 200_000
 LARGEST_ROW = 2**24
 ODD = np.uint64(0x9E3779B97F4A7C15)
 CACHE_FORMAT = 5
-
-TrainingSet: TypeAlias = Dataset | DatasetDict
-"""The triples of one collection, or of several by name."""
+TrainingSet: TypeAlias = Dataset | DatasetDict  # the triples of one collection, or of several by name
 
 
 class Triples(NamedTuple):
@@ -214,10 +209,7 @@ def parts_of(dataset: TrainingSet) -> list[Dataset]:
 
 
 def kept(identity: Sequence[Any], write: Callable[[Path], dict[str, Any]]) -> tuple[dict[str, Dataset], dict[str, Any]]:
-    """Load the Arrow files that were written for the same identity and their summary, or write them now to a folder.
-
-    The identity is all that they depend on, as JSON takes it. If a part of it is None, they stay in memory.
-    """
+    """Load the Arrow files that were written for the same identity and their summary, or write them now to a folder."""
     if None in identity:
         with tempfile.TemporaryDirectory() as temporary:
             summary = write(Path(temporary))
@@ -291,10 +283,7 @@ def write_tables(path: Path, tables: Iterable[pa.Table]) -> None:
 def write_triples(
     folder: Path, tables: Iterable[pa.Table], origin: Mapping[str, Any], read: int | None = None
 ) -> dict[str, Any]:
-    """Write the rows of tables that can be trained with, up to the limit of the origin, and return their summary.
-
-    ``read`` is how many rows there were; by default they are counted, up to the last one that is written.
-    """
+    """Write the rows of tables that can be trained with, up to the limit of the origin, and return their summary."""
     columns: dict[str, list[np.ndarray]] = {}
     counted, room = 0, origin.get("limit")
 

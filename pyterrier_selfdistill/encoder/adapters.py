@@ -23,14 +23,13 @@ from transformers import AutoConfig, PreTrainedModel
 
 from ..utils.checks import Expected, load_extra
 
-CONFIG_FILE = "adapter_config.json"
-"""Where PEFT says what an adapter is, and of which base."""
+CONFIG_FILE = "adapter_config.json"  # where PEFT says what an adapter is, and of which base
 
+# how PEFT names, inside of a layer that it wraps, the layer that was there
 WRAPPERS = {"base_layer", "original_module"}
-"""How PEFT names, inside of a layer that it wraps, the layer that was there."""
 
+# what PEFT notes in a configuration besides the adapter itself
 NOT_OF_THE_ADAPTER = {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision"}
-"""What PEFT notes in a configuration besides the adapter itself."""
 
 
 def _adapter_config(value: Any) -> Any:
@@ -39,10 +38,10 @@ def _adapter_config(value: Any) -> Any:
     return value
 
 
+# what to train in place of the weights of a language model; None for these themselves
 AdapterConfig = Annotated[
     Any, AfterValidator(_adapter_config), Expected("a configuration of PEFT, such as peft.LoraConfig(r=16)")
 ]
-"""What to train in place of the weights of a language model; None for these themselves."""
 
 
 def adapters_of(model: SentenceTransformer) -> Mapping[str, Any]:

@@ -569,8 +569,7 @@ class SelfDistillBiEncoder(ComparedByKey, BiEncoder):
         return f"SelfDistillBiEncoder({', '.join(arguments)})"
 
 
-CHUNK = 4096
-"""How many vectors of an index are cut at once."""
+CHUNK = 4096  # how many vectors of an index are cut at once
 
 
 def truncated(model: SentenceTransformer, dimension: int) -> SentenceTransformer:

@@ -13,9 +13,8 @@ from typing import Any
 
 from ..losses import CITATION
 
+# the columns of the training history that are not measures, and their titles
 PROGRESS = {"step": "step", "loss": "loss", "margin": "mean margin", "target": "mean target", "scale": "mean scale"}
-"""The columns of the training history that are not measures, and their titles."""
-
 PYTERRIER = "[PyTerrier](https://pyterrier.readthedocs.io)"
 
 USAGE = """```python

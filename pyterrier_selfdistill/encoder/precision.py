@@ -24,17 +24,10 @@ from ..utils.checks import Expected, load_extra
 from ..utils.compat import remove_autocast, tensor_version
 from .adapters import adapters_of, merged, tensor_bytes
 
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-"""What a language model may be given for each token."""
-
-GROUP = 128
-"""How many inputs of a linear layer are quantized together; common models have layers of a multiple of it."""
-
-LARGEST = 127
-"""The largest number of a row of weights, in magnitude."""
-
-GRAPH_FOLDER = "openvino"
-"""Where sentence-transformers looks for graphs in the folder of a model."""
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # what a language model may be given for each token
+GROUP = 128  # how many inputs of a linear layer are quantized together; common models have layers of a multiple of it
+LARGEST = 127  # the largest number of a row of weights, in magnitude
+GRAPH_FOLDER = "openvino"  # where sentence-transformers looks for graphs in the folder of a model
 
 
 class GraphModel(nn.Module):
@@ -215,12 +208,12 @@ def _precision_name(dtype: str | torch.dtype) -> str:
     return name
 
 
+# how to encode; ``auto`` is what :func:`fastest_precision` says
 Precision: TypeAlias = Annotated[
     str | torch.dtype,
     AfterValidator(_precision_name),
     Expected("'auto', 'float32', 'bfloat16', 'float16' or 'int8'"),
 ]
-"""How to encode; ``auto`` is what :func:`fastest_precision` says."""
 
 
 def has_bfloat16(device: torch.device) -> bool:
@@ -241,8 +234,7 @@ def fastest_precision(device: torch.device) -> str:
     return "float32"
 
 
-SAMPLED = 64
-"""How many values of each tensor are looked at, or somewhat more."""
+SAMPLED = 64  # how many values of each tensor are looked at, or somewhat more
 
 
 class ModelChecksum:

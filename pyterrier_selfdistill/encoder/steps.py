@@ -27,12 +27,11 @@ from ..utils.checks import (
 )
 from ..utils.compat import schematic
 
-READ_AHEAD = 2048
-"""How many documents an indexing pipeline reads at once, to encode those of like length together."""
+READ_AHEAD = 2048  # how many documents an indexing pipeline reads at once, to encode those of like length together
 
 
+# strings, which are checked where they are encoded; pyterrier-dr hands over a progress bar
 Texts: TypeAlias = SkipValidation[Sequence[str]]
-"""Strings, which are checked where they are encoded; pyterrier-dr hands over a progress bar."""
 
 
 class QueryEncoder(ComparedByKey, BiQueryEncoder):

@@ -26,14 +26,12 @@ from ..utils.folders import METADATA_FILE, artifact_kind, atomic_folder, portabl
 from .adapters import adapter_settings, adapters_of, base_checksum, describe_adapter, require_base, require_same_base
 from .card import saved_card
 
+# what PyTerrier reads in the metadata to find the class that loads the folder
 ARTIFACT = {"type": "biencoder", "format": "selfdistill", "package_hint": "pyterrier-selfdistill"}
-"""What PyTerrier reads in the metadata to find the class that loads the folder."""
-
 CARD_FILE = "README.md"
 
+# what sentence-transformers tells transformers, which would keep the type of the file
 FLOAT32 = {"dtype": torch.float32}
-"""What sentence-transformers tells transformers, which would keep the type of the file."""
-
 NAME_ON_HUB = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 

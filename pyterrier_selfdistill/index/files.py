@@ -27,11 +27,8 @@ from ..utils.compat import schematic
 from ..utils.folders import METADATA_FILE, artifact_kind, atomic_folder, portable_name, recover
 from .identity import EncoderIdentity, EncoderMismatchError, encoders_of
 
-DOCNOS_OF_A_BLOCK = 1 << 16
-"""How many identifiers, at least, are stored with as many bytes as the longest of them."""
-
-CHECKSUMS = 1 << 16
-"""How many checksums have their identifiers compared at once."""
+DOCNOS_OF_A_BLOCK = 1 << 16  # how many identifiers, at least, are stored with as many bytes as the longest of them
+CHECKSUMS = 1 << 16  # how many checksums have their identifiers compared at once
 
 
 def write_docnos(path: Path, docnos: Iterable[str]) -> int:
@@ -110,12 +107,8 @@ class KnownDocnos(InvLookup):
 VECTORS_FILE = "vecs.f4"
 DOCNOS_FILE = "docnos.npids"
 FILES = (METADATA_FILE, VECTORS_FILE, DOCNOS_FILE)
-
 KIND = {"type": FlexIndex.ARTIFACT_TYPE, "format": FlexIndex.ARTIFACT_FORMAT}
-
-ATTEMPTS = 100
-"""How often to read an index that is replaced each time while it is read."""
-
+ATTEMPTS = 100  # how often to read an index that is replaced each time while it is read
 Signature = tuple[Any, ...]
 Read = TypeVar("Read")
 
@@ -282,12 +275,9 @@ def _damage(folder: Path, damage: str) -> str:
     return f"the index at {str(folder)!r} is damaged: {damage}; {again}"
 
 
+# what identifiers cannot have in them: NUL, which ends them, and halves of characters
 NOT_STORABLE = re.compile("[\0\ud800-\udfff]")
-"""What identifiers cannot have in them: NUL, which ends them, and halves of characters."""
-
-
-DOCUMENTS = 1_000
-"""How many documents are checked at once."""
+DOCUMENTS = 1_000  # how many documents are checked at once
 
 
 class Indexer(FlexIndexer):

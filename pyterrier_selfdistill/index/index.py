@@ -41,24 +41,19 @@ from .identity import ComparedByKey, EncodedVector, EncoderIdentity, EncoderMism
 
 SCORERS = ("np_scorer", "torch_scorer")
 
+# the methods that search small vectors, and the kinds of these
 SMALL_VECTORS: dict[str, small_vectors.Kind] = {"int8_retriever": "int8", "binary_retriever": "binary"}
-"""The methods that search small vectors, and the kinds of these."""
 
+# the methods that keep their graph or their vectors in the folder of the index
 WITH_GRAPHS = (
     *("faiss_hnsw_retriever", "faiss_ivf_retriever", "voyager_retriever"),
     *("gar", "ladr_proactive", "ladr_adaptive"),
     *SMALL_VECTORS,
 )
-"""The methods that keep their graph or their vectors in the folder of the index."""
 
-SCORES = 2**26
-"""How many scores of 4 bytes the fastest retriever computes at once."""
-
-LARGEST_QBATCH = 64
-"""How many queries it searches for at once, at most."""
-
-FEWEST_CLUSTERS = 4
-"""The fewest clusters that pyterrier-dr makes, if it is not told how many."""
+SCORES = 2**26  # how many scores of 4 bytes the fastest retriever computes at once
+LARGEST_QBATCH = 64  # how many queries it searches for at once, at most
+FEWEST_CLUSTERS = 4  # the fewest clusters that pyterrier-dr makes, if it is not told how many
 
 
 @checked

@@ -33,11 +33,9 @@ from ..utils.folders import folder_lock
 from .index import SelfDistillIndex
 from .shards import ShardedIndex, load_ray, write_manifest
 
+# how many documents a shard has: a multiple of those that are encoded together, and of those that are scored so
 SHARD_SIZE = 1 << 16
-"""How many documents a shard has: a multiple of those that are encoded together, and of those that are scored so."""
-
 NO_DOCUMENTS = "there are no documents to index; the corpus is empty, or was read before"
-
 GpuNumber = Annotated[float, Field(ge=0, allow_inf_nan=False), Expected("0 or a positive number")]
 
 

@@ -31,11 +31,8 @@ from .files import DOCNOS_FILE, VECTORS_FILE, is_index, write_docnos, write_enco
 from .identity import ComparedByKey, EncoderIdentity, EncoderMismatchError
 from .index import SelfDistillIndex, require_comparable
 
-MANIFEST_FILE = "shards.json"
-"""The file in a folder of shards that lists them in the order of their documents."""
-
-COPY_BYTES = 1 << 20
-"""How many bytes are copied at once."""
+MANIFEST_FILE = "shards.json"  # the file in a folder of shards that lists them in the order of their documents
+COPY_BYTES = 1 << 20  # how many bytes are copied at once
 
 
 def load_ray() -> Any:
@@ -134,15 +131,12 @@ def read_manifest(folder: Path) -> list[Path]:
         ) from None
 
 
+# How many documents are scored at once. With shards of a multiple, scores are the same to the last bit.
 DOCUMENTS = 1 << 14
-"""How many documents are scored at once. With shards of a multiple, scores are the same to the last bit."""
+QUERIES = 128  # for how many queries documents are scored at once
 
-QUERIES = 128
-"""For how many queries documents are scored at once."""
-
+# what Ray does for an actor that dies: it starts another one, which opens the shard again
 RESTARTS = {"max_restarts": -1, "max_task_retries": 3}
-"""What Ray does for an actor that dies: it starts another one, which opens the shard again."""
-
 ActorOptions = dict[str, Any]
 Folders = Annotated[
     FolderPath | Annotated[Sequence[FolderPath], Field(min_length=1)],

@@ -30,12 +30,8 @@ from pyterrier_dr.util import assert_faiss
 from ..utils.folders import atomic_file
 
 Kind: TypeAlias = Literal["int8", "binary"]
-
-CHUNK = 4096
-"""How many vectors are copied at once."""
-
-SAMPLE = 100_000
-"""Of how many vectors, at least, the smallest and the largest number of each dimension is taken."""
+CHUNK = 4096  # how many vectors are copied at once
+SAMPLE = 100_000  # of how many vectors, at least, the smallest and the largest number of each dimension is taken
 
 
 def make_retriever(

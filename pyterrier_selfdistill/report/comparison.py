@@ -37,7 +37,6 @@ Systems: TypeAlias = Annotated[
 ]
 Baseline: TypeAlias = Annotated[int | str, Expected("the position of a system, or its name")]
 Encoders: TypeAlias = Annotated[Mapping[str, TrainedEncoder], Expected("a dictionary of encoders or trainers by name")]
-
 DEFAULT_MEASURES = (nDCG @ 10, RR @ 10)
 
 

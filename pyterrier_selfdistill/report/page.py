@@ -21,38 +21,21 @@ from ..training.trainer import SelfDistillTrainer
 from ..utils.folders import portable_name
 
 TrainedEncoder: TypeAlias = SelfDistillBiEncoder | SelfDistillTrainer
-
-CONFIDENCE = 0.95
-"""The confidence of intervals."""
-
-RESULT_DEPTH = 10
-"""How many documents of a ranking the page shows."""
-
-QUERIES_EACH_WAY = 10
-"""How many queries that gained, and how many that lost, the page shows for each system."""
-
-QUERY_LENGTH = 80
-"""How many characters of its query a point of the plot tells."""
-
-TEXT_START = 180
-"""How many characters of a text are visible before it is opened."""
-
-TEXT_LENGTH = 1000
-"""How many characters of a text are in the page, at most."""
-
-TEXT_BUDGET = 1_000_000
-"""How many characters all texts of documents have in the page together, at most."""
-
-NONE = "\N{EN DASH}"
-"""The text for a missing number."""
-
+CONFIDENCE = 0.95  # the confidence of intervals
+RESULT_DEPTH = 10  # how many documents of a ranking the page shows
+QUERIES_EACH_WAY = 10  # how many queries that gained, and how many that lost, the page shows for each system
+QUERY_LENGTH = 80  # how many characters of its query a point of the plot tells
+TEXT_START = 180  # how many characters of a text are visible before it is opened
+TEXT_LENGTH = 1000  # how many characters of a text are in the page, at most
+TEXT_BUDGET = 1_000_000  # how many characters all texts of documents have in the page together, at most
+NONE = "\N{EN DASH}"  # the text for a missing number
 WORD = re.compile(r"\w+")
 
+# english words that are not marked where they match
 FUNCTION_WORDS = (
     "a an and are as at be by can do does for from has have how if in into is it its not of on or so than that the "
     "then there these they this to was were what when where which who why will with you your"
 )
-"""English words that are not marked where they match."""
 
 
 def render_page(
@@ -66,18 +49,7 @@ def render_page(
     texts: Mapping[str, str],
     models: Sequence[Mapping[str, Any]],
 ) -> str:
-    """Write the page.
-
-    Args:
-        table: The measures of the systems, with their intervals.
-        measures: The names of the measures.
-        baseline: The name of the baseline.
-        values: The first measure: a row for each query, a column for each system.
-        queries: The texts of the queries by identifier.
-        changes: The :func:`query_changes` of each system but the baseline.
-        texts: The texts of documents by identifier.
-        models: The descriptions of encoders by :func:`describe_model`.
-    """
+    """Write the page."""
     environment = Environment(
         loader=PackageLoader("pyterrier_selfdistill.report"),
         autoescape=True,
@@ -179,15 +151,7 @@ def logged(value: float) -> str:
 def query_changes(
     before: pd.DataFrame, after: pd.DataFrame, values: pd.DataFrame, queries: Mapping[str, str], qrels: pd.DataFrame
 ) -> dict[str, list[dict[str, Any]]]:
-    """Describe the queries that ``gained`` most and ``lost`` most, the largest change first.
-
-    Args:
-        before: The results of the baseline.
-        after: The results of the system.
-        values: The measure of each query: one column for the baseline, then one for the system.
-        queries: The texts of the queries by identifier.
-        qrels: The judgements.
-    """
+    """Describe the queries that ``gained`` most and ``lost`` most, the largest change first."""
     differences = (values.iloc[:, 1] - values.iloc[:, 0]).sort_values(kind="stable")
     lost = differences[differences < 0].index[:QUERIES_EACH_WAY]
     gained = differences[differences > 0].index[::-1][:QUERIES_EACH_WAY]
@@ -238,24 +202,14 @@ def rankings(results: pd.DataFrame, qids: set[str]) -> dict[str, dict[str, int]]
 
 
 def text_pieces(text: str, query: str, length: int) -> dict[str, Any]:
-    """Divide a text of ``length`` characters into its visible ``start`` and its ``rest``, and mark words of the query.
-
-    Example:
-        >>> text_pieces("sort the rows", "sort", 8)
-        {'start': [('sort', True), (' the', False)], 'rest': [], 'is_cut': True}
-    """
+    """Divide a text of ``length`` characters into a visible ``start`` and a ``rest``; mark words of the query."""
     shown, beyond = cut(" ".join(text.split()), length)
     start, rest = cut(shown, TEXT_START)
     return {"start": matching_pieces(start, query), "rest": matching_pieces(rest, query), "is_cut": bool(beyond)}
 
 
 def matching_pieces(text: str, query: str) -> list[tuple[str, bool]]:
-    """Divide a text at the words that it shares with a query, without regard to case and function words.
-
-    Example:
-        >>> matching_pieces("Sort the rows", "how to sort the columns")
-        [('Sort', True), (' the rows', False)]
-    """
+    """Divide a text at the words that it shares with a query, without regard to case and function words."""
     words = {word.casefold() for word in WORD.findall(query)}.difference(FUNCTION_WORDS.split())
     pieces = []
     end = 0
@@ -268,12 +222,7 @@ def matching_pieces(text: str, query: str) -> list[tuple[str, bool]]:
 
 
 def cut(text: str, length: int) -> tuple[str, str]:
-    """Divide a text after at most ``length`` characters, between two words if possible, without the space there.
-
-    Example:
-        >>> cut("sort the rows", 10), cut("sort", 10)
-        (('sort the', 'rows'), ('sort', ''))
-    """
+    """Divide a text after at most ``length`` characters, between two words if possible, without the space there."""
     if len(text) <= length:
         return text, ""
     space = text.rfind(" ", 0, length + 1)

@@ -57,6 +57,7 @@ class Preset(NamedTuple):
     decay: float | None = None
 
 
+# recipes by name; any argument of one can be overridden
 PRESETS = {
     "default": Preset(
         {
@@ -88,7 +89,6 @@ PRESETS = {
         decay=0.99999,
     ),
 }
-"""Recipes by name; any argument of one can be overridden."""
 
 
 def exponential_decay(preset: Preset, overrides: Mapping[str, Any]) -> float | None:
@@ -100,8 +100,8 @@ def exponential_decay(preset: Preset, overrides: Mapping[str, Any]) -> float | N
 
 # --- the loss -------------------------------------------------------------------------------------------------------
 
+# makes a loss on texts for a model, as the classes of sentence-transformers' losses do
 LossMaker: TypeAlias = Callable[[SentenceTransformer], nn.Module]
-"""Makes a loss on texts for a model, as the classes of sentence-transformers' losses do."""
 
 Dimensions = Annotated[
     Sequence[PositiveInteger], Field(min_length=1), Expected("a list of numbers of dimensions such as [384, 192, 96]")
@@ -384,6 +384,7 @@ def require_known_collections(prompts: PromptsByCollection, dataset: TrainingSet
 
 # --- settings of a run ----------------------------------------------------------------------------------------------
 
+# training arguments that may change when a run is resumed: where batches are made, and where the run is reported
 HARMLESS_ARGUMENTS = {
     *("dataloader_num_workers", "dataloader_persistent_workers", "dataloader_pin_memory"),
     *("dataloader_prefetch_factor", "ddp_backend", "ddp_timeout", "disable_tqdm", "hub_always_push"),
@@ -392,7 +393,6 @@ HARMLESS_ARGUMENTS = {
     *("logging_first_step", "logging_steps", "logging_strategy", "project", "push_to_hub", "report_to"),
     *("run_name", "skip_memory_metrics", "trackio_space_id"),
 }
-"""Training arguments that may change when a run is resumed: where batches are made, and where the run is reported."""
 
 
 def run_settings(

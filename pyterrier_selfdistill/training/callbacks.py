@@ -19,19 +19,13 @@ from ..utils.processes import agree
 from .history import deciding_measure, is_better
 
 logger = logging.getLogger(__name__)
+MONITORED_DOCUMENTS = 32  # how many documents of the training data the monitor encodes
+MONITORED_TIMES = 5  # how often it encodes them while training, at equal distances
 
-MONITORED_DOCUMENTS = 32
-"""How many documents of the training data the monitor encodes."""
-
-MONITORED_TIMES = 5
-"""How often it encodes them while training, at equal distances."""
-
+# the share of the mean cosine distance of documents that must be left; ``benchmarks/RESULTS.md`` says why, under
+# "What goes wrong, and what shows it early"
 COLLAPSE = 2 / 3
-"""The share of the mean cosine distance of documents that must be left; ``benchmarks/RESULTS.md`` says why, under
-"What goes wrong, and what shows it early"."""
-
-FORGETTING = 0.4
-"""How much the cosines of documents must correlate with those before training; likewise."""
+FORGETTING = 0.4  # how much the cosines of documents must correlate with those before training; likewise
 
 AGAINST_DIVERGENCE = (
     "try a lower learning_rate, more warmup_steps, a lower max_grad_norm, or float32 with bf16=False and fp16=False. "
@@ -119,10 +113,7 @@ class BestCheckpoint(TrainerCallback):
 
 
 class SimilarityMonitor(TrainerCallback):
-    """Logs how similar documents are, and how their similarities correlate with those before training.
-
-    It warns of collapse, when documents become too similar, and of forgetting, when similarities change too much.
-    """
+    """Logs how similar documents are, and how their similarities correlate with those before training."""
 
     def __init__(
         self, encoder: SelfDistillBiEncoder, dataset: TrainingSet, log: Callable[[dict[str, float]], None]
@@ -203,10 +194,7 @@ def mean_cosine(vectors: np.ndarray) -> float:
 
 
 def representational_similarity(before: np.ndarray, after: np.ndarray) -> float:
-    """Correlate the cosines between ``(N, D)`` unit vectors with those between the same texts' vectors before.
-
-    Source: Kriegeskorte, Mur, Bandettini: Representational similarity analysis. Front. Syst. Neurosci. 2008.
-    """
+    """Correlate the cosines between ``(N, D)`` unit vectors with those between the same texts' vectors before."""
     if len(before) < 3:
         return math.nan
     pairs = np.triu_indices(len(before), k=1)

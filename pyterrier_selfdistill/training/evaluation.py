@@ -33,12 +33,8 @@ from ..utils.checks import (
 from ..utils.folders import scratch_folder
 
 logger = logging.getLogger(__name__)
-
-SEARCH_DEPTH = 1000
-"""How many documents to search for where a measure has no cutoff, as retrievers do by default."""
-
-LARGE_SHARE = 0.1
-"""The share of queries that may be left out without a warning."""
+SEARCH_DEPTH = 1000  # how many documents to search for where a measure has no cutoff, as retrievers do by default
+LARGE_SHARE = 0.1  # the share of queries that may be left out without a warning
 
 
 @checked
@@ -220,10 +216,7 @@ def search(
 
 
 class CollectionsEvaluator(BaseEvaluator):
-    """Measure in several data sets, each with its prompts; the means over them decide which model is best.
-
-    sentence-transformers' SequentialEvaluator overwrites measures of the same name, and has a mean of one measure only.
-    """
+    """Measure in several data sets, each with its prompts; the means over them decide which model is best."""
 
     def __init__(self, evaluators: Mapping[str, RetrievalEvaluator], prompts: PromptsByCollection) -> None:
         super().__init__()

@@ -13,21 +13,17 @@ from transformers import TrainingArguments
 
 logger = logging.getLogger(__name__)
 
+# the columns of a history that are not measures
 PROGRESS = [
     *("step", "epoch", "loss", "margin", "target", "scale", "learning_rate"),
     *("similarity", "representational_similarity"),
 ]
-"""The columns of a history that are not measures."""
 
-FEW_POINTS = 20
-"""A line with fewer points gets markers."""
+FEW_POINTS = 20  # A line with fewer points gets markers
 
 
 def history_frame(logs: Iterable[Mapping[str, Any]], measures: Iterable[str] = ()) -> pd.DataFrame:
-    """Make a frame of a trainer's log, with a row for each step that logged something.
-
-    Columns are those of ``PROGRESS``, then the measures, then the measures of each data set, such as ``nDCG@10 (a)``.
-    """
+    """Make a frame of a trainer's log, with a row for each step that logged something."""
     logs, measures = list(logs), list(measures)
     columns = {name: name for name in PROGRESS} | {f"eval_{name}": name for name in measures}
     for measure in measures:

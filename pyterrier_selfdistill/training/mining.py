@@ -25,8 +25,8 @@ from .evaluation import search
 
 logger = logging.getLogger(__name__)
 
+# how many documents hard negatives are mined from, after those that are never drawn, unless ``range_max`` says so
 MINING_DEPTH = 100
-"""How many documents hard negatives are mined from, after those that are never drawn, unless ``range_max`` says so."""
 
 
 @dataclass(frozen=True, eq=False)  # frames have no single answer to ==
@@ -128,10 +128,7 @@ def _first_qids(topics: pd.DataFrame) -> dict[str, str]:
 
 
 class HardNegativeMiner(TrainerCallback):
-    """Replaces the negatives of triples, from the second round on, by documents that the encoder finds then.
-
-    The steps are divided into equal rounds. Mined negatives are kept in the folder, so that a resumed run finds them.
-    """
+    """Replaces the negatives of triples, from the second round on, by documents that the encoder finds then."""
 
     def __init__(self, encoder: SelfDistillBiEncoder, queries: JudgedQueries, rounds: int, folder: Path) -> None:
         self.encoder = encoder

@@ -24,14 +24,10 @@ from .history import plot_history
 
 logger = logging.getLogger(__name__)
 
+# the file of a checkpoint that transformers writes last, so that a checkpoint without it was cut off
 TRAINER_STATE = "trainer_state.json"
-"""The file of a checkpoint that transformers writes last, so that a checkpoint without it was cut off."""
-
-SETTINGS = "settings.json"
-"""The file with the settings of the run, written before its first checkpoint."""
-
-LOG = "log.json"
-"""The file with the log of a finished run, written last."""
+SETTINGS = "settings.json"  # the file with the settings of the run, written before its first checkpoint
+LOG = "log.json"  # the file with the log of a finished run, written last
 
 
 class RunFolder:

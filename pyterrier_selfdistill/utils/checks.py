@@ -123,8 +123,8 @@ def plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
+# the extra of this package that installs a module
 EXTRAS = {"openvino": "int8", "peft": "adapters", "ray": "ray", "ray.data": "ray"}
-"""The extra of this package that installs a module."""
 
 
 def load_extra(module: str) -> Any:
@@ -185,15 +185,12 @@ def has_candidates(frame: pd.DataFrame, name: str) -> bool:
     return "docno" in frame
 
 
+# the types of the columns that encoders, retrievers and scorers add
 TYPES = {"docno": str, "docid": int, "score": np.float32, "rank": int, "query_vec": object, "doc_vec": object}
-"""The types of the columns that encoders, retrievers and scorers add."""
 
 
 def without_rows(frame: pd.DataFrame, given: pd.DataFrame) -> pd.DataFrame:
-    """Give the columns of an empty frame the types of the frame that it was made from, and of :data:`TYPES`.
-
-    Libraries make empty columns of floats, which pandas does not merge with identifiers.
-    """
+    """Give the columns of an empty frame the types of the frame that it was made from, and of :data:`TYPES`."""
     types = {**given.dtypes, **TYPES}
     return frame.astype({name: types[name] for name in frame.columns if name in types})
 
@@ -204,15 +201,7 @@ def without_rows(frame: pd.DataFrame, given: pd.DataFrame) -> pd.DataFrame:
 def require_texts(
     frame: pd.DataFrame, column: str, identifier: str, *, empty: bool = False, missing: bool = False
 ) -> None:
-    """Check that a column holds a text in every row; errors name rows by the column ``identifier``.
-
-    Args:
-        frame: The frame.
-        column: The column with texts.
-        identifier: The column that names a row in the error, if the frame has it.
-        empty: Whether a text may be empty.
-        missing: Whether a text may be missing: None or NaN.
-    """
+    """Check that a column holds a text in every row; errors name rows by the column ``identifier``."""
     if column not in frame:
         raise ValueError(
             f"expected a column {column!r}, got {list(frame.columns)}; put pt.text.get_text(dataset) before the "

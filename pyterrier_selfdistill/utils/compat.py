@@ -177,8 +177,7 @@ def remove_files_of_retrievers(folder: Path) -> None:
             file.unlink(missing_ok=True)
 
 
-LARGEST_BATCH = 8192
-"""How many documents are put into a graph, or compared with as many others, at once."""
+LARGEST_BATCH = 8192  # how many documents are put into a graph, or compared with as many others, at once
 
 
 def make_corpus_graph(index: FlexIndex, k: int) -> int:

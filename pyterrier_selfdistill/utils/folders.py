@@ -21,13 +21,9 @@ from filelock import FileLock, Timeout
 
 from .compat import system_error_code
 
-METADATA_FILE = "pt_meta.json"
-"""The file that describes a PyTerrier artifact in its folder."""
-
+METADATA_FILE = "pt_meta.json"  # the file that describes a PyTerrier artifact in its folder
 REMOVED = "was removed meanwhile; write again, or choose another path"
-
-SCRATCH = "selfdistill-scratch-"
-"""The prefix of temporary folders."""
+SCRATCH = "selfdistill-scratch-"  # the prefix of temporary folders
 
 
 class FolderInUseError(OSError):
@@ -45,12 +41,7 @@ def artifact_kind(folder: Path) -> tuple[Any, Any]:
 
 @contextmanager
 def folder_lock(path: str | Path, doing: str, *, wait: bool = False) -> Iterator[None]:
-    """Keep other writers away from a folder, which may exist or not.
-
-    The system releases the lock when the process ends, even if it is killed. ``doing`` tells other writers why they
-    have to wait: ``"building an index"``. Raises `FolderInUseError` if another process or thread has the lock, unless
-    ``wait`` is set.
-    """
+    """Keep other writers away from a folder, which may exist or not."""
     target = Path(path).resolve()
     # next to the folder, which may be replaced, or in it if that is the only place
     is_fixed = os.path.ismount(target) or not os.access(_existing(target.parent), os.W_OK)
@@ -110,24 +101,7 @@ def atomic_folder(
     doing: str = "writing",
     wait: bool = False,
 ) -> Iterator[Path]:
-    """Yield a temporary folder, which becomes ``path`` on exit.
-
-    If writing fails, or the process is killed, the earlier folder stays, or the next :func:`recover` puts it back.
-
-    Args:
-        path: The folder to write. Parents are made; a symbolic link is followed.
-        overwrite: Whether to replace a folder that is empty, or that ``recognize`` accepts.
-        recognize: Tells whether a folder holds nothing but an earlier version, so that it may be replaced.
-        doing: What to tell other processes that want to write there: ``"building an index"``.
-        wait: Whether to wait for another writer, in place of a `FolderInUseError`.
-
-    Example:
-        >>> with scratch_folder() as parent:
-        ...     with atomic_folder(parent / "model") as folder:
-        ...         _ = (folder / "weights").write_text("0.5")
-        ...     (parent / "model" / "weights").read_text()
-        '0.5'
-    """
+    """Yield a temporary folder, which becomes ``path`` on exit."""
     target = Path(path).resolve()
     unfinished = _beside(target, "unfinished")
     with folder_lock(target, doing, wait=wait), explained_errors(target):
@@ -217,10 +191,7 @@ def recover(path: str | Path) -> None:
 
 @contextmanager
 def scratch_folder(parent: str | Path | None = None) -> Iterator[Path]:
-    """Yield a temporary folder, in the system's place by default, and remove it on exit.
-
-    If the process is killed, the next one that makes a scratch folder in the same place removes it.
-    """
+    """Yield a temporary folder, in the system's place by default, and remove it on exit."""
     place = Path(parent or tempfile.gettempdir())
     for left in place.glob(f"{SCRATCH}*"):
         # not if it is in use, or another user's
@@ -271,8 +242,8 @@ def explained_errors(path: str | Path) -> Iterator[None]:
         raise
 
 
+# the ends of names of settings that are secret; transformers masks tokens only
 SECRETS = ("token", "secret", "password", "api_key")
-"""The ends of names of settings that are secret; transformers masks tokens only."""
 
 ABSOLUTE_PATH = re.compile(
     r"""
@@ -285,12 +256,7 @@ ABSOLUTE_PATH = re.compile(
 
 
 def portable_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Reduce settings to JSON without secrets, and with the last name of each absolute path.
-
-    Example:
-        >>> portable_settings({"hub_token": "hf_x", "seed": 7, "data": {"source": "/home/me/triples.tsv"}})
-        {'seed': 7, 'data': {'source': 'triples.tsv'}}
-    """
+    """Reduce settings to JSON without secrets, and with the last name of each absolute path."""
     portable: dict[str, Any] = _portable(json.loads(json.dumps(settings, default=str)))
     if isinstance(base_model := portable.get("base_model"), dict):
         base_model["name"] = portable_name(base_model.get("name"))

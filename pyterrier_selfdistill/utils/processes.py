@@ -23,8 +23,8 @@ from torch.utils.data import RandomSampler, Sampler
 
 Result = TypeVar("Result")
 
+# for how many seconds processes wait for each other: the first one may search a corpus meanwhile
 TIMEOUT = 24 * 60 * 60
-"""For how many seconds processes wait for each other: the first one may search a corpus meanwhile."""
 
 
 @contextmanager
@@ -71,11 +71,7 @@ def agree(work: Callable[[], Result]) -> Result:
 
 
 def gather_batch(columns: Sequence[Tensor]) -> list[Tensor]:
-    """Put together the embeddings of all processes, so that a loss sees the global batch.
-
-    Processes may have batches of different sizes. Gradients of a row are summed over processes, each of which computes
-    the whole loss; ``DistributedDataParallel`` takes the mean.
-    """
+    """Put together the embeddings of all processes, so that a loss sees the global batch."""
     if get_world_size() == 1:
         return list(columns)
     triples = torch.stack(list(columns), dim=1)
@@ -87,18 +83,7 @@ def gather_batch(columns: Sequence[Tensor]) -> list[Tensor]:
 
 
 class PartBatchSampler(Sampler[list[int]]):
-    """Divide each global batch evenly among processes, including the last, smaller one, which accelerate does not.
-
-    It yields the rows of the first process, of the second, and so on, as accelerate deals batches out.
-
-    Args:
-        batches: The global batches, as one process would train with them.
-        parts: The number of processes. Batches with fewer rows are left out.
-
-    Example:
-        >>> list(PartBatchSampler([[3, 1, 0, 2], [6, 5, 4], [7]], parts=2))
-        [[3, 1], [0, 2], [6, 5], [4]]
-    """
+    """Divide each global batch evenly among processes, including the last, smaller one, which accelerate does not."""
 
     def __init__(self, batches: Any, parts: int) -> None:
         self.batches = batches
