@@ -142,9 +142,9 @@ class AdaptiveMarginLoss(nn.Module):
             ValueError: If the shapes do not agree or the batch is empty.
             TypeError: If an argument is not a floating point tensor.
         """
+        q, p, n = _unit_vectors(query, positive, negative)
         # autocast would compute products in 16 bits, and differences of cosines are small
-        with torch.autocast(query.device.type, enabled=False):
-            q, p, n = _unit_vectors(query, positive, negative)
+        with torch.autocast(q.device.type, enabled=False):
             columns = torch.arange(len(n), device=n.device)
             owners = columns // (len(n) // len(q))
             positive_score = (q * p).sum(dim=-1)

@@ -1,331 +1,267 @@
-"""What is done to the package while things go wrong: training, saving, indexing, running a study.
-
-An :class:`Operation` knows how to begin in a folder, how to see whether what is in the folder is whole, and what to
-compare with the folder of an undisturbed run.
-"""
+"""What is done while things go wrong: training, saving and indexing, with a tiny encoder and a small collection."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import string
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 import matplotlib.image
 import numpy as np
 import pandas as pd
 import pyterrier as pt
+import torch
 from datasets import Dataset
+from transformers import BertConfig, BertModel, BertTokenizer
 
-from benchmarks.study.__main__ import main as study
-from benchmarks.study.records import Records
 from pyterrier_selfdistill import SelfDistillBiEncoder, SelfDistillIndex, SelfDistillTrainer
 
-from . import materials
-from .materials import PROBES, Materials
+VERBS = ["sort", "read", "write", "return", "plot"]
+THINGS = ["table", "matrix", "file", "array", "row", "column", "value", "data"]
+DIMENSION = 32
+TRIPLES = 20_000  # writing them takes long enough to be interrupted
+REPEATS = 4
+SIZES = {"old": 12_000, "new": 10_000}
+"""How many documents the two versions of an index have."""
+FIRST_COMPONENT = {"old": 0.25, "new": 0.75}
+"""The first component of the unit vectors of a version, which tells its scores from the other's."""
+BROKEN = "broken: "
 
 States = dict[str, str | None]
-"""What there is, by name: its version, None for nothing, or what is wrong with it."""
+"""The version of each result, None if it is missing, or what is wrong with it after :data:`BROKEN`."""
 
-BROKEN = "broken: "
-"""How the state of what is wrong begins."""
 
-REPEATS = 8
-"""How often a model or an index is replaced by an operation that does it again and again."""
+def corpus() -> pd.DataFrame:
+    documents = [(f"{verb}-{thing}", f"{verb} the {thing} by mean") for verb in VERBS for thing in THINGS]
+    return pd.DataFrame(documents, columns=["docno", "text"])
+
+
+def topics() -> pd.DataFrame:
+    return pd.DataFrame([(f"q{n}", f"mean {thing}") for n, thing in enumerate(THINGS)], columns=["qid", "query"])
+
+
+def results() -> pd.DataFrame:
+    return topics().merge(corpus(), how="cross")
+
+
+def qrels() -> pd.DataFrame:
+    """Judge the documents about the thing of a query relevant, and all others not."""
+    pairs = results()
+    is_relevant = pairs["query"].str.removeprefix("mean ") == pairs["docno"].str.partition("-")[2]
+    return pairs[["qid", "docno"]].assign(label=is_relevant.astype(int))
+
+
+@functools.cache
+def vectors(version: str) -> np.ndarray:
+    """Draw the unit vectors of a version of an index, all with its first component."""
+    drawn = np.random.default_rng(list(SIZES).index(version)).normal(size=(SIZES[version], DIMENSION))
+    first = FIRST_COMPONENT[version]
+    drawn[:, 0] = 0
+    drawn *= np.sqrt(1 - first**2) / np.linalg.norm(drawn, axis=1, keepdims=True)
+    drawn[:, 0] = first
+    return drawn.astype(np.float32)
+
+
+def records(version: str) -> list[dict[str, Any]]:
+    """Make the documents of a version of an index, named by it."""
+    return [{"docno": f"{version}-{row}", "doc_vec": vector} for row, vector in enumerate(vectors(version))]
+
+
+def write_materials(folder: Path) -> None:
+    """Write a language model with random weights and a file of triples, unless they are there."""
+    if (folder / "triples.tsv").exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    characters = string.ascii_lowercase + string.digits
+    words = [*VERBS, *THINGS, "the", "by", "mean", "-", *characters, *(f"##{character}" for character in characters)]
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
+    BertTokenizer(str(folder / "vocab.txt"), model_max_length=64).save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"hidden_size": DIMENSION, "intermediate_size": 64, "max_position_embeddings": 64}
+    sizes |= {"num_hidden_layers": 2, "num_attention_heads": 2}
+    BertModel(BertConfig(vocab_size=len(vocabulary), initializer_range=0.2, **sizes)).save_pretrained(folder)
+    lines = []
+    for number in range(TRIPLES):
+        thing, other = THINGS[number % len(THINGS)], THINGS[(number + 1) % len(THINGS)]
+        lines.append(f"mean {thing} {number}\tsort the {thing} by {number}\tplot the {other} by {number}\n")
+    (folder / "triples.tsv").write_text("".join(lines))
 
 
 @dataclass(frozen=True)
 class Operation:
-    """Something that takes a while and writes.
+    """An operation that writes for a while in a folder."""
 
-    Attributes:
-        materials: The files that it reads.
-    """
-
-    materials: Materials
-
-    name = ""
+    name: str
+    materials: Path
 
     def prepare(self, folder: Path) -> None:
-        """Put what was there before into the folder."""
+        """Write the earlier result, which the operation replaces, if it does."""
         folder.mkdir(parents=True)
 
     def setup(self, folder: Path) -> Callable[[], Any]:
-        """Load what is needed, in a process of its own, and return the work.
-
-        Doing the work again goes on after an interruption.
-        """
+        """Load everything, and return the work; doing it again goes on after an interruption."""
         raise NotImplementedError
 
     def inspect(self, folder: Path, reference: Path | None = None) -> States:
-        """See what is in the folder.
-
-        Args:
-            folder: The folder.
-            reference: The folder of an undisturbed run, whose result counts as whole too.
-
-        Returns:
-            The states of what there is, or could be.
-        """
+        """See the results in a folder; that of an undisturbed run, the reference, counts as whole too."""
         raise NotImplementedError
 
     def fingerprint(self, folder: Path) -> str:
-        """Compute a checksum of the result, in which undisturbed runs agree."""
+        """Compute a checksum of the result, which is the same after all undisturbed runs."""
         raise NotImplementedError
+
+    def encoder(self, version: str = "old") -> SelfDistillBiEncoder:
+        """Load the encoder; the new version has other weights."""
+        encoder = SelfDistillBiEncoder.from_pretrained(self.materials, device="cpu")
+        if version == "new":
+            weights = next(encoder.model.parameters())
+            with torch.no_grad():
+                weights.add_(torch.randn(weights.shape, generator=torch.Generator().manual_seed(1)))
+        return encoder
 
 
 @dataclass(frozen=True)
 class Fit(Operation):
-    """Train, and resume.
+    """Train and resume, or train over a model."""
 
-    Attributes:
-        name: What tables call it.
-        method: ``fit`` with judged positives, or ``fit_triples`` with a file.
-        evaluates: Whether it evaluates.
-        from_topics: Whether negatives come from the corpus.
-        overwrite: Whether there is a model already that is to be replaced.
-        options: Options of the trainer.
-    """
-
-    name: str = "fit"
-    method: Literal["fit", "fit_triples"] = "fit"
+    method: str = "fit"
     evaluates: bool = False
     from_topics: bool = False
     overwrite: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def prepare(self, folder: Path) -> None:
-        """Save the model that is to be replaced, if it is."""
         super().prepare(folder)
         if self.overwrite:
-            self.materials.encoder("old").save(folder / "run" / "model")
+            self.encoder("old").save(folder / "run" / "model")
 
     def setup(self, folder: Path) -> Callable[[], Any]:
-        """Make the trainer."""
-        options = {"eval_steps": 4, "logging_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-3}
-        resume = not self.overwrite
-        trainer = SelfDistillTrainer(
-            self.materials.encoder(),
-            folder / "run",
-            resume=resume,
-            overwrite=self.overwrite,
-            verbose=False,
-            corpus=materials.corpus(),
-            **{**options, **self.options},
-        )
-        evaluated = (materials.results(), materials.qrels()) if self.evaluates else ()
-        trained = materials.topics() if self.from_topics else materials.results()
-
-        def work() -> None:
-            if self.method == "fit_triples":
-                trainer.fit_triples(self.materials.triples, *evaluated)
-            else:
-                trainer.fit(trained, materials.qrels(), *evaluated)
-
-        return work
+        options: dict[str, Any] = {
+            "eval_steps": 4,
+            "logging_steps": 2,
+            "per_device_train_batch_size": 4,
+            "learning_rate": 1e-3,
+        }
+        options |= {"resume": not self.overwrite, "overwrite": self.overwrite, "corpus": corpus(), **self.options}
+        trainer = SelfDistillTrainer(self.encoder(), folder / "run", verbose=False, **options)
+        evaluated = (results(), qrels()) if self.evaluates else ()
+        if self.method == "fit_triples":
+            return partial(trainer.fit_triples, self.materials / "triples.tsv", *evaluated)
+        return partial(trainer.fit, topics() if self.from_topics else results(), qrels(), *evaluated)
 
     def inspect(self, folder: Path, reference: Path | None = None) -> States:
-        """See the model, the history, its drawing, and triples that are stored."""
-        known = {"old": self.materials.encoder("old")}
+        known = {"old": self.encoder("old")}
         if reference is not None:
             known["new"] = SelfDistillBiEncoder(reference / "run" / "model", device="cpu")
-        run = folder / "run"
+        run, history = folder / "run", partial(_read_history, reference=reference)
         states = {
             "model": state(run / "model", partial(version_of_model, known=known)),
-            "history": state(run / "history.csv", partial(_read_history, reference=reference)),
-            "drawing": state(run / "history.png", _read_drawing),
+            "history": state(run / "history.csv", history),
+            "drawing": state(run / "history.png", lambda path: str(matplotlib.image.imread(path).shape)),
         }
         for path in folder.glob("pyterrier/selfdistill/triples/[!.]*"):
             states[f"triples {path.name}"] = state(path, _read_triples)
         return states
 
     def fingerprint(self, folder: Path) -> str:
-        """Compute a checksum of the weights."""
-        weights = (folder / "run" / "model" / "model.safetensors").read_bytes()
-        return hashlib.sha256(weights).hexdigest()
+        return hashlib.sha256((folder / "run" / "model" / "model.safetensors").read_bytes()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Save(Operation):
     """Save a model over another one, again and again."""
 
-    name = "save over a model"
-
     def prepare(self, folder: Path) -> None:
-        """Save the first model."""
         super().prepare(folder)
-        self.materials.encoder("old").save(folder / "model")
+        self.encoder("old").save(folder / "model")
 
     def setup(self, folder: Path) -> Callable[[], Any]:
-        """Load the models."""
-        encoders = [self.materials.encoder("old"), self.materials.encoder("new")]
-
-        def work() -> None:
-            for _ in range(REPEATS // 2):
-                for encoder in encoders:
-                    encoder.save(folder / "model", overwrite=True)
-
-        return work
+        encoders = [self.encoder("old"), self.encoder("new")] * REPEATS
+        return lambda: [encoder.save(folder / "model", overwrite=True) for encoder in encoders]
 
     def inspect(self, folder: Path, reference: Path | None = None) -> States:
-        """See the model."""
-        known = {version: self.materials.encoder(version) for version in ("old", "new")}
+        known = {version: self.encoder(version) for version in ("old", "new")}
         return {"model": state(folder / "model", partial(version_of_model, known=known))}
 
     def fingerprint(self, folder: Path) -> str:
-        """Compute a checksum of the weights."""
         return hashlib.sha256((folder / "model" / "model.safetensors").read_bytes()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Index(Operation):
-    """Build an index: a new one, or one in the place of another, again and again.
-
-    Attributes:
-        overwrite: Whether there is one already.
-    """
+    """Build an index, or replace one again and again."""
 
     overwrite: bool = False
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        """What tables call it."""
-        return "build over an index" if self.overwrite else "build an index"
+    pause: float = 0.0
 
     def prepare(self, folder: Path) -> None:
-        """Build the first index, if there is one."""
         super().prepare(folder)
         if self.overwrite:
-            SelfDistillIndex(folder / "index.flex", verbose=False).index(materials.records("old"))
+            open_index(folder).index(records("old"))
 
     def setup(self, folder: Path) -> Callable[[], Any]:
-        """Draw the vectors."""
-        index = SelfDistillIndex(folder / "index.flex", verbose=False)
-        versions = [materials.records("old"), materials.records("new")]
-
-        def create() -> None:
-            if not index.built():
-                index.index(versions[1])
-
-        def replace() -> None:
-            for _ in range(REPEATS // 2):
-                for records in versions:
-                    index.indexer(mode="overwrite").index(records)
-
-        return replace if self.overwrite else create
+        index, old, new = open_index(folder), records("old"), records("new")
+        if self.overwrite:
+            return lambda: [index.indexer(mode="overwrite").index(each) for each in [old, new] * REPEATS]
+        return lambda: index.built() or index.index(slowly(new, self.pause) if self.pause else new)
 
     def inspect(self, folder: Path, reference: Path | None = None) -> States:
-        """See the index."""
         return {"index": state(folder / "index.flex", version_of_index)}
 
     def fingerprint(self, folder: Path) -> str:
-        """Compute a checksum of the vectors and the identifiers."""
-        index = SelfDistillIndex(folder / "index.flex", verbose=False)
-        checksum = hashlib.sha256(index.np_vecs().tobytes())
-        checksum.update(repr(list(index.docnos())).encode())
-        return checksum.hexdigest()
+        index = open_index(folder)
+        return hashlib.sha256(index.np_vecs().tobytes() + repr(list(index.docnos())).encode()).hexdigest()
 
 
-@dataclass(frozen=True)
-class StudyRun(Operation):
-    """Run a study."""
-
-    name = "run a study"
-
-    def setup(self, folder: Path) -> Callable[[], Any]:
-        """Make the command line."""
-        places = {
-            "--records": folder / "records",
-            "--work": folder / "work",
-            "--data": self.materials.collections,
-        }
-        arguments = ["run", str(self.materials.study)]
-        for option, place in places.items():
-            arguments += [option, str(place)]
-
-        def work() -> None:
-            if study(arguments) != 0:
-                raise RuntimeError("runs of the study failed")
-
-        return work
-
-    def inspect(self, folder: Path, reference: Path | None = None) -> States:
-        """See the records."""
-        try:
-            keys = Records(folder / "records").read()
-        except Exception as error:
-            return {"records": f"{BROKEN}{error}"}
-        return dict.fromkeys(keys, "new")
-
-    def fingerprint(self, folder: Path) -> str:
-        """Compute a checksum of what was measured."""
-        records = Records(folder / "records").read()
-        measured = []
-        for key in sorted(records):
-            record = records[key]
-            measured.append([key, record["means"], record["queries"], record["space"], record["training"]])
-        return hashlib.sha256(json.dumps(measured).encode()).hexdigest()
+def open_index(folder: Path) -> SelfDistillIndex:
+    return SelfDistillIndex(folder / "index.flex", verbose=False)
 
 
-def operations(materials: Materials) -> list[Operation]:
-    """List what is killed."""
-    steps = {"num_train_epochs": 3}
-    # a learning rate that does not end at 0, so that a step too many shows
-    few_steps = {"max_steps": 12, "lr_scheduler_type": "constant"}
-    return [
-        Fit(materials, "fit with validation", evaluates=True, options=steps),
-        Fit(materials, "fit with two rounds", from_topics=True, options={**steps, "rounds": 2}),
-        Fit(materials, "fit with gradient accumulation", options={**steps, "gradient_accumulation_steps": 2}),
-        Fit(materials, "fit with triples of a file", method="fit_triples", options=few_steps),
-        Save(materials),
-        Index(materials),
-        Index(materials, overwrite=True),
-        StudyRun(materials),
-    ]
+def slowly(rows: list[Any], seconds: float) -> Any:
+    yield from rows[: len(rows) // 2]
+    time.sleep(seconds)
+    yield from rows[len(rows) // 2 :]
 
 
 def state(path: Path, read: Callable[[Path], str]) -> str | None:
-    """Tell the version of what is at a path, or what is wrong with it.
-
-    Args:
-        path: The path.
-        read: How to read it, with an error if it is not whole.
-
-    Returns:
-        What reading returns; None if there is nothing.
-    """
+    """Tell the version of a result, None if there is nothing, or why it cannot be read."""
     if not path.exists():
         return None
     try:
         return read(path)
     except Exception as error:
-        first_line = str(error).partition("\n")[0]
-        return f"{BROKEN}{type(error).__name__}: {first_line}"
+        return f"{BROKEN}{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 def version_of_model(path: Path, known: Mapping[str, SelfDistillBiEncoder]) -> str:
     """Load a model, and tell which of the known ones has its vectors."""
-    model = cast(SelfDistillBiEncoder, pt.Artifact.load(str(path)))
-    found = model.encode_docs(PROBES)
+    probes = ["sort the table", "plot a matrix", "read"]
+    model: Any = pt.Artifact.load(str(path))
+    found = model.encode_docs(probes)
     for version, encoder in known.items():
-        if np.allclose(found, encoder.encode_docs(PROBES), atol=1e-5):
+        if np.allclose(found, encoder.encode_docs(probes), atol=1e-5):
             return version
     raise ValueError(f"the model has the vectors of none of {list(known)}")
 
 
 def version_of_index(path: Path) -> str:
-    """Open an index, read all of it, search it, and tell which version it is."""
-    index = SelfDistillIndex(path, verbose=False)
+    """Open an index, read all of it, search it, and tell its version."""
+    index = open_index(path.parent)
     docnos = list(index.docnos())
     version = docnos[0].partition("-")[0]
-    if docnos != [str(record["docno"]) for record in materials.records(version)]:
+    if docnos != [record["docno"] for record in records(version)]:
         raise ValueError(f"the {len(docnos)} identifiers are not those of the version {version!r}")
-    if not np.array_equal(index.np_vecs(), materials.vectors(version)):
+    if not np.array_equal(index.np_vecs(), vectors(version)):
         raise ValueError(f"the vectors are not those of the version {version!r}")
-    queries = pd.DataFrame({"qid": ["q"], "query_vec": [materials.vectors(version)[7]]})
+    queries = pd.DataFrame({"qid": ["q"], "query_vec": [vectors(version)[7]]})
     best = index.retriever(num_results=3).transform(queries)["docno"].iloc[0]
     if best != f"{version}-7":
         raise ValueError(f"the nearest to the vector of {version}-7 is {best}")
@@ -333,20 +269,13 @@ def version_of_index(path: Path) -> str:
 
 
 def _read_history(path: Path, reference: Path | None) -> str:
-    """Read a history, and tell how long it is."""
     history = pd.read_csv(path)
     if reference is not None and not history.equals(pd.read_csv(reference / "run" / "history.csv")):
         raise ValueError(f"the history of {len(history)} rows is not that of an undisturbed run")
     return f"{len(history)} rows"
 
 
-def _read_drawing(path: Path) -> str:
-    """Read a picture, and tell its size."""
-    return str(matplotlib.image.imread(path).shape)
-
-
 def _read_triples(path: Path) -> str:
-    """Read stored triples, and tell how many there are."""
     expected = json.loads((path / "summary.json").read_text())["triples"]
     found = len(Dataset.from_file(str(path / "triples.arrow")))
     if found != expected:

@@ -158,7 +158,9 @@ def read_triples(
     documents = Documents(corpus, fields)
 
     def write_pairs(folder: Path) -> dict[str, Any]:
-        texts = queries or {query.query_id: query.default_text() for query in source.irds_ref().queries_iter()}
+        texts = queries
+        if has_docpairs:
+            texts = {query.query_id: query.default_text() for query in source.irds_ref().queries_iter()}
         return _write_pairs(folder, _Pairs(tables, texts, documents), origin, store_texts, verbose and is_first())
 
     files, summary = kept([origin, store_texts, *identity, _part(corpus, "docs")], write_pairs)

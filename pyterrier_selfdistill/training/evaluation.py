@@ -100,13 +100,14 @@ class RetrievalEvaluator(BaseEvaluator):
         text_field = self.encoder_options.get("text_field", "text")
         # no other column: vectors of another encoder would be scored instead of the model's own
         columns = ["qid", "query"]
+        if corpus is not None:
+            self.documents = Documents(corpus, fields or [text_field])
         if self.searches:
             if corpus is None:
                 raise ValueError(
                     f"the validation topics have no candidates to rank, got {list(topics_or_results.columns)}; put a "
                     "retriever and pt.text.get_text before the trainer, or give corpus= to search"
                 )
-            self.documents = Documents(corpus, fields or [text_field])
             self.num_results = num_results or search_depth(self.measures)
         else:
             require_texts(topics_or_results, text_field, "docno", empty=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import reprlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -280,7 +280,8 @@ def require_judged(topics: pd.DataFrame, qrels: pd.DataFrame, *, empty: bool = F
     require_columns(topics, ["qid", "query"], "topics")
     require_columns(qrels, ["qid", "docno", "label"], "qrels")
     # first, since identifiers of two types are the usual reason
-    if not set(topics["qid"]) & set(qrels["qid"]):
+    are_hashable = all(isinstance(qid, Hashable) for frame in (topics, qrels) for qid in frame["qid"])
+    if are_hashable and not set(topics["qid"]) & set(qrels["qid"]):
         given, judged = (f"{ids.unique()[:3].tolist()} ({ids.dtype})" for ids in (topics["qid"], qrels["qid"]))
         raise ValueError(
             f"expected judgements of the topics, got none: topics have the qid {given}, qrels {judged}; identifiers "
