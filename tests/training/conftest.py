@@ -1,69 +1,84 @@
-"""What the tests of training share: a way to make trainers, and one to interrupt them."""
+"""Fixtures for the tests of training: trainers, a run that many tests read, and a way to stop a run."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from itertools import count
-from typing import Any
 
-import pandas as pd
 import pytest
+from ir_measures import RR, nDCG
 
-from pyterrier_selfdistill import SelfDistillationLoss, SelfDistillTrainer
-from pyterrier_selfdistill.training.run_folder import RunFolder
+from pyterrier_selfdistill import SelfDistillationLoss, SelfDistillBiEncoder, SelfDistillTrainer
 
+DEFAULTS = {"learning_rate": 1e-3, "per_device_train_batch_size": 8, "bf16": False, "verbose": False}
+"""Five steps an epoch on the small collection."""
 
-@pytest.fixture
-def make(encoder, tmp_path) -> Callable[..., SelfDistillTrainer]:
-    """Make a trainer that trains in five steps an epoch on the small collection: ``make("folder", option=value)``."""
+WHOLE = DEFAULTS | {"num_train_epochs": 2, "eval_steps": 3, "save_steps": 3, "logging_steps": 1}
+WHOLE |= {"measures": [nDCG @ 10, RR]}
+"""The options of ``whole`` that decide on its result."""
 
-    def make(folder: str = "run", **options: Any) -> SelfDistillTrainer:
-        defaults = {"learning_rate": 1e-3, "per_device_train_batch_size": 8, "verbose": False}
-        return SelfDistillTrainer(encoder, tmp_path / folder, **{**defaults, **options})
-
-    return make
+SECRETS = {"hub_token": "hf_abcdefghijklmnop", "hub_model_id": "/home/me/logs", "report_to": "tensorboard"}
 
 
 @pytest.fixture
-def satisfied(encoder, collection) -> pd.DataFrame:
-    """Judgements that no encoder can rank better by: of each query, what the first encoder finds first is relevant."""
+def make(encoder, tmp_path):
+    """Make a trainer: ``make("folder", option=value)``."""
+    return lambda folder="run", **options: SelfDistillTrainer(encoder, tmp_path / folder, **DEFAULTS | options)
+
+
+@pytest.fixture(scope="session")
+def whole(language_model, _collection, tmp_path_factory, _same_precision_everywhere):
+    """A run of ten steps with validation that was never stopped. Only read it."""
+    encoder = SelfDistillBiEncoder.from_pretrained(language_model, device="cpu", dtype="float32")
+    trainer = SelfDistillTrainer(encoder, tmp_path_factory.mktemp("whole") / "mine", **WHOLE, **SECRETS)
+    results, qrels = _collection.results, _collection.qrels
+    return trainer.fit(results, qrels, results, qrels)
+
+
+@pytest.fixture
+def satisfied(encoder, collection):
+    """Judgements that no encoder ranks better by: the first result of the untrained encoder is relevant."""
     ranked = encoder(collection.results)
     return ranked[["qid", "docno"]].assign(label=(ranked["rank"] == 0).astype(int))
 
 
 @pytest.fixture
-def interrupted(monkeypatch) -> Callable[[], AbstractContextManager[None]]:
-    """Interrupt what is trained in ``with interrupted():`` after seven steps."""
+def stopped(monkeypatch):
+    """Stop what trains in ``with stopped(at):`` after so many batches, or ``"saving"``, after the last step."""
 
     @contextmanager
-    def interrupted() -> Iterator[None]:
-        compute = SelfDistillationLoss.forward
-        steps = count()
+    def stopped(at):
+        compute, save = SelfDistillationLoss.forward, SelfDistillBiEncoder.save
+        batches = count()
 
-        def forward(*args: Any, **options: Any) -> Any:
-            if next(steps) == 7:
+        def stop_in_batch(*arguments, **options):
+            if next(batches) == at:
                 raise KeyboardInterrupt
-            return compute(*args, **options)
+            return compute(*arguments, **options)
+
+        def stop_saving(*arguments, **options):
+            if at == "saving":
+                raise KeyboardInterrupt
+            return save(*arguments, **options)
 
         with monkeypatch.context() as patch:
-            patch.setattr(SelfDistillationLoss, "forward", forward)
+            patch.setattr(SelfDistillationLoss, "forward", stop_in_batch)
+            patch.setattr(SelfDistillBiEncoder, "save", stop_saving)
             with pytest.raises(KeyboardInterrupt):
                 yield
 
-    return interrupted
+    return stopped
 
 
 @pytest.fixture
-def ended_before_saving(monkeypatch) -> Callable[[], AbstractContextManager[None]]:
-    """Interrupt what is trained in ``with ended_before_saving():`` after its last step, before its model is saved."""
+def seen(monkeypatch):
+    """The tokens of each batch that trains, column by column, as lists of texts."""
+    batches = []
+    compute = SelfDistillationLoss.forward
 
-    @contextmanager
-    def ended_before_saving() -> Iterator[None]:
-        def save(*_: Any) -> None:
-            raise KeyboardInterrupt
+    def record(self, features, labels=None):
+        features = list(features)
+        decode = self.model.tokenizer.batch_decode
+        batches.append([decode(column["input_ids"], skip_special_tokens=True) for column in features])
+        return compute(self, features, labels)
 
-        with monkeypatch.context() as patch:
-            patch.setattr(RunFolder, "save", save)
-            with pytest.raises(KeyboardInterrupt):
-                yield
-
-    return ended_before_saving
+    monkeypatch.setattr(SelfDistillationLoss, "forward", record)
+    return batches

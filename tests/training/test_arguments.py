@@ -1,45 +1,32 @@
-"""Recipes, precision by hardware, checks of options, and the arguments of the training loop."""
+"""Options of the trainer: recipes, precision, checks, settings that decide, and reports to trackers."""
 
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
 import pytest
 import torch
-from sentence_transformers import SentenceTransformerTrainer
 from sentence_transformers.base.sampler import BatchSamplers
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers.integrations import integration_utils
 
-from pyterrier_selfdistill import AdaptiveMarginLoss, SelfDistillTrainer
-from pyterrier_selfdistill.training.arguments import PRESETS, mixed_precision
+from pyterrier_selfdistill import AdaptiveMarginLoss, CalibratedLoss, SelfDistillTrainer
+from pyterrier_selfdistill.training.arguments import PRESETS, decisive, mixed_precision
 
 
-def test_the_paper_preset_is_that_of_the_paper():
+@pytest.mark.parametrize(("options", "factor"), [({}, 0.99999), ({"lr_scheduler_type": "constant"}, 1)], ids=str)
+def test_the_paper_preset_multiplies_the_learning_rate_unless_there_is_a_schedule(make, collection, options, factor):
     paper = PRESETS["paper"]
-    assert (paper.patience, paper.arguments["per_device_train_batch_size"]) == (16, 128)
-
-
-def test_any_training_argument_passes_through(make, collection, monkeypatch):
-    made = []
-    init = SentenceTransformerTrainer.__init__
-
-    def record(self, **options):
-        made.append(options["args"])
-        init(self, **options)
-
-    monkeypatch.setattr(SentenceTransformerTrainer, "__init__", record)
-    trainer = make(max_steps=2, gradient_accumulation_steps=2, lr_scheduler_type="cosine")
+    assert (paper.patience, paper.target, paper.arguments["per_device_train_batch_size"]) == (16, "distributed", 128)
+    options |= {"learning_rate": 5e-7, "logging_steps": 1, "batch_sampler": BatchSamplers.NO_DUPLICATES}
+    trainer = make(preset="paper", gradient_accumulation_steps=2, num_train_epochs=2, **options)
     trainer.fit(collection.results, collection.qrels)
-    assert (made[0].max_steps, made[0].gradient_accumulation_steps, made[0].seed) == (2, 2, 42)
-    assert made[0].lr_scheduler_type == "cosine"
-
-
-def test_what_decides_must_be_measured(make, collection, tmp_path):
-    results, qrels = collection.results, collection.qrels
-    with pytest.raises(
-        ValueError, match=r"must be one of the measures \['nDCG@10'\], got 'eval_RR'; give it in measures="
-    ):
-        make(metric_for_best_model="eval_RR").fit(results, qrels, results, qrels)
-    assert not (tmp_path / "run").exists()
-
-
-def test_arguments_of_any_type_are_recorded(make, collection):
-    trainer = make(batch_sampler=BatchSamplers.NO_DUPLICATES).fit(collection.results, collection.qrels)
+    rates = trainer.history["learning_rate"].dropna().to_numpy()
+    assert len(rates) == 6
+    np.testing.assert_allclose(rates, 5e-7 * factor ** np.arange(6), rtol=1e-6)
+    # an argument of any type is recorded
     assert "no_duplicates" in (trainer.encoder.path / "pt_meta.json").read_text()
 
 
@@ -58,44 +45,62 @@ def test_mixed_precision_follows_the_instructions_of_a_cpu(monkeypatch, capabili
     assert mixed_precision(torch.device("cpu")) == expected
 
 
-def test_mixed_precision_of_a_cpu_is_off_where_torch_cannot_tell(monkeypatch):
-    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    assert mixed_precision(torch.device("cpu")) == {}
-
-
 @pytest.mark.parametrize(("new", "expected"), [(True, {"bf16": True}), (False, {"fp16": True})])
 def test_mixed_precision_follows_the_age_of_a_gpu(monkeypatch, new, expected):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: new)
     assert mixed_precision(torch.device("cuda")) == expected
 
 
+# --- checks ---------------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"learning_rte": 1}, TypeError, r"\['learning_rte'\]"),
+        ({"learning_rte": 1}, TypeError, "learning_rte"),
         ({"preset": "papers"}, ValueError, "got 'papers'"),
-        ({"target": "distributed", "in_batch": True}, ValueError, "not defined with in_batch"),
-        ({"target": 0.5, "loss": AdaptiveMarginLoss()}, ValueError, "beside target"),
-        ({"loss": torch.nn.MSELoss()}, TypeError, "give its class"),
-        ({"loss": "l1"}, TypeError, "expected an AdaptiveMarginLoss.*got loss='l1'"),
-        ({"resume": True, "overwrite": True}, ValueError, "choose one"),
-        ({"negatives": 0}, ValueError, "negatives must be a positive integer or .* Negatives, got 0"),
-        ({"rounds": 0}, ValueError, "rounds must be a positive integer, got 0"),
+        ({"target": 3}, ValueError, "target.*got 3"),
+        ({"target": "distributed", "in_batch": True}, ValueError, "in_batch=True"),
+        ({"target": "calibrated", "in_batch": True}, ValueError, "in_batch=True"),
+        ({"target": "calibrated", "error": "l1"}, ValueError, "error='l1'"),
+        ({"target": 0.5, "loss": AdaptiveMarginLoss()}, ValueError, "AdaptiveMarginLoss.*target"),
+        ({"loss": torch.nn.MSELoss()}, TypeError, "MSELoss"),
+        ({"loss": "l1"}, TypeError, "loss='l1'"),
+        ({"loss": MultipleNegativesRankingLoss, "mini_batch_size": 4}, ValueError, "mini_batch_size=4"),
+        ({"matryoshka_weights": [1.0]}, ValueError, "matryoshka_weights"),
+        ({"matryoshka_dims": [32, 8, 8]}, ValueError, "matryoshka_dims"),
+        ({"matryoshka_dims": [32, 8], "matryoshka_weights": [1.0]}, ValueError, "matryoshka_weights"),
+        ({"resume": True, "overwrite": True}, ValueError, "resume=True.*overwrite=True"),
+        ({"resume": True, "save_only_model": True}, ValueError, "save_only_model=True"),
+        ({"resume": 1}, ValueError, "resume.*got 1"),
+        ({"negatives": 0}, ValueError, "negatives.*got 0"),
+        ({"rounds": 0}, ValueError, "rounds.*got 0"),
         ({"rounds": 2}, ValueError, "corpus="),
-        ({"min_label": 0}, ValueError, "min_label must be a positive integer, got 0"),
-        ({"patience": 0}, ValueError, "patience must be a positive integer, got 0"),
-        ({"measures": []}, ValueError, "must be a list of measures"),
-        ({"measures": ["ndcg_cut_10"]}, TypeError, "list of measures .*pyterrier.measures, got .'ndcg_cut_10'"),
-        ({"fields": "title"}, ValueError, r"fields must be a list of field names .*, got 'title'"),
-        ({"fields": []}, ValueError, r"fields must be a list of field names .*, got \[\]"),
-        ({"seed": -1}, ValueError, "seed must be an integer from 0 to 4294967295, got -1"),
-        ({"resume": 1}, ValueError, "resume must be a valid boolean, got 1"),
-        ({"max_steps": 0}, ValueError, "max_steps must be a positive integer or be -1, got 0"),
-        ({"num_train_epochs": 0}, ValueError, "num_train_epochs must be a positive number, got 0"),
-        ({"per_device_train_batch_size": 0}, ValueError, "must be a positive integer, got 0"),
-        ({"learning_rate": float("nan")}, ValueError, "learning_rate must be a positive number, got nan"),
-        ({"resume": True, "save_only_model": True}, ValueError, "save_only_model=True leaves out"),
+        ({"min_label": 0}, ValueError, "min_label.*got 0"),
+        ({"patience": 0}, ValueError, "patience.*got 0"),
+        ({"measures": []}, ValueError, "measures"),
+        ({"measures": ["ndcg_cut_10"]}, TypeError, "measures.*'ndcg_cut_10'"),
+        ({"fields": "title"}, ValueError, "fields.*got 'title'"),
+        ({"fields": []}, ValueError, r"fields.*got \[\]"),
+        ({"seed": -1}, ValueError, "seed.*got -1"),
+        ({"valid_share": 0}, ValueError, "valid_share.*got 0"),
+        ({"valid_share": 1}, ValueError, "valid_share.*got 1"),
+        ({"valid_share": "0.1"}, ValueError, "valid_share.*got '0.1'"),
+        ({"valid_share": float("nan")}, ValueError, "valid_share.*got nan"),
+        ({"valid_share": 0.1, "eval_strategy": "no"}, ValueError, "eval_strategy='no'"),
+        ({"max_steps": 0}, ValueError, "max_steps.*got 0"),
+        ({"num_train_epochs": 0}, ValueError, "num_train_epochs.*got 0"),
+        ({"per_device_train_batch_size": 0}, ValueError, "per_device_train_batch_size.*got 0"),
+        ({"learning_rate": float("nan")}, ValueError, "learning_rate.*got nan"),
+        ({"passages": "sliding"}, TypeError, "passages"),
+        ({"adapter": "lora"}, ValueError, "adapter"),
+        ({"prompts": {"query": "read: "}}, ValueError, "prompts"),
+        ({"prompts": {"one": {"positive": "read: "}}}, ValueError, "prompts"),
+        ({"report_to": "paper"}, ValueError, "report_to.*paper"),
+        ({"report_to": ["tensorboard", "paper"]}, ValueError, "report_to.*paper"),
+        ({"report_to": 3}, (TypeError, ValueError), "report_to"),
     ],
+    ids=str,
 )
 def test_bad_options(make, options, error, message):
     with pytest.raises(error, match=message):
@@ -103,5 +108,123 @@ def test_bad_options(make, options, error, message):
 
 
 def test_the_encoder_must_be_one(tiny_model, tmp_path):
-    with pytest.raises(TypeError, match=r"(?s)from_pretrained\(name\), got .*, a SentenceTransformer"):
+    with pytest.raises(TypeError, match="(?s)from_pretrained.*SentenceTransformer"):
         SelfDistillTrainer(tiny_model, tmp_path)
+
+
+def test_a_tracker_that_is_not_installed_is_an_error_at_once(make, monkeypatch):
+    monkeypatch.setattr(integration_utils, "is_wandb_available", lambda: False)
+    for report_to in ("wandb", ["tensorboard", "wandb"]):
+        with pytest.raises(ImportError, match="pip install wandb"):
+            make(report_to=report_to)
+    for report_to in ("none", "all", ["none"], "tensorboard", []):
+        make(report_to=report_to)
+
+
+@pytest.mark.parametrize(
+    ("options", "triples", "message"),
+    [
+        ({"rounds": 2, "corpus": [{"docno": "d", "text": "plot"}]}, 1, "rounds=2"),
+        ({"valid_share": 0.5}, 1, "valid_share=0.5"),
+        ({"lr_scheduler_type": "chilly"}, 1, "chilly"),
+        ({"eval_strategy": "steps"}, 1, "eval_strategy='steps'"),
+        ({"matryoshka_dims": [64, 32]}, 1, "32 dimensions"),
+        ({"dataloader_drop_last": True}, 7, "dataloader_drop_last=True.* 7 triples"),
+        ({"prompts": {"one": {"query": "read: "}}}, 1, "'one'"),
+    ],
+    ids=str,
+)
+def test_options_that_do_not_fit_the_triples(make, tmp_path, options, triples, message):
+    with pytest.raises(ValueError, match=message):
+        make(**options).fit_triples([("sort", "sort the rows", "plot")] * triples)
+    assert not (tmp_path / "run").exists()
+
+
+# --- settings of a run ----------------------------------------------------------------------------------------------
+
+SETTINGS = {
+    "data": {"source": "triples.tsv", "fingerprint": "01", "triples": 7},
+    "arguments": {"learning_rate": 1e-5, "report_to": "wandb", "hub_token": "hf_secret"},
+    "base_model": {"name": "my-model", "checksum": "02"},
+    "seed": 42,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ({"data": {"source": "elsewhere/triples.tsv", "fingerprint": "01", "triples": 7}}, True),
+        ({"base_model": {"name": "renamed", "checksum": "02"}}, True),
+        ({"arguments": {"learning_rate": 1e-5, "logging_steps": 3}}, True),
+        ({"data": {"fingerprint": "03"}}, False),
+        ({"base_model": {"name": "my-model", "checksum": "04"}}, False),
+        ({"arguments": {"learning_rate": 2e-5}}, False),
+        ({"seed": 43}, False),
+    ],
+    ids=str,
+)
+def test_settings_decide_if_they_change_the_result(change, same):
+    assert (decisive({**SETTINGS, **change}) == decisive(SETTINGS)) == same
+    assert "hf_secret" not in str(decisive(SETTINGS))
+
+
+def test_tensorboard_shows_the_history_and_the_settings(whole):
+    (events,) = whole.output_dir.rglob("events.out.tfevents.*")
+    board = EventAccumulator(str(events)).Reload()
+    history = whole.history.set_index("step")
+    for name in ("loss", "margin", "scale", "learning_rate", "similarity", "representational_similarity"):
+        board_name = f"train/{name}"
+        scalars = pd.Series({event.step: event.value for event in board.Scalars(board_name)})
+        pd.testing.assert_series_equal(
+            scalars, history[name].dropna(), check_names=False, check_index_type=False, rtol=1e-6
+        )
+    for name in ("nDCG@10", "RR"):
+        values = [event.value for event in board.Scalars(f"eval/{name}")]
+        np.testing.assert_allclose(values, history[name].dropna(), rtol=1e-6)
+    assert history["loss"].dropna().index.tolist() == list(range(1, 11))  # whatever else a step logs
+    assert history["similarity"].dropna().index.tolist() == [0, 2, 4, 6, 8, 10]
+
+    text = board.Tensors("args/text_summary")[0].tensor_proto.string_val[0].decode()
+    settings, summary = json.loads(text), whole.encoder.training_summary
+    assert (settings["run_name"], settings["learning_rate"], settings["seed"]) == ("mine", 1e-3, 42)
+    assert settings["selfdistill/loss/target"] == "calibrated"
+    assert settings["selfdistill/data/fingerprint"] == summary["data"]["fingerprint"]
+    assert settings["selfdistill/base_model/checksum"] == summary["base_model"]["checksum"]
+    assert settings["selfdistill/base_model/name"] == settings["_name_or_path"]
+    assert Path(settings["_name_or_path"]).name == settings["_name_or_path"]
+    for secret in ("hf_abcdefghijklmnop", "/home/me", str(whole.output_dir.parent)):
+        assert secret not in text
+
+
+def test_nothing_that_a_run_writes_holds_a_token_or_a_path(whole):
+    files = [path for path in whole.output_dir.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    for path in files:
+        written = path.read_bytes()
+        assert b"hf_abcdefghijklmnop" not in written, path
+        # transformers' state names the best checkpoint; we read it wherever the folder lies
+        if path.name != "trainer_state.json":
+            assert str(whole.output_dir.parent).encode() not in written, path
+            assert b"/home/me" not in written, path
+    settings = json.loads((whole.output_dir / "checkpoints/settings.json").read_text())
+    assert "hub_token" not in settings["arguments"]
+
+
+@pytest.mark.parametrize(
+    ("options", "recorded"),
+    [
+        ({"target": "adaptive", "in_batch": True}, {"target": "adaptive", "in_batch": True}),
+        ({"target": "distributed", "error": "soft"}, {"target": "distributed", "error": "soft"}),
+        ({"loss": AdaptiveMarginLoss("adaptive", detach_target=True)}, {"detach_target": True}),
+        ({"loss": CalibratedLoss(), "mini_batch_size": 3}, {"target": "calibrated"}),
+        ({"loss": MultipleNegativesRankingLoss}, {"name": "MultipleNegativesRankingLoss"}),
+        ({"loss": MultipleNegativesRankingLoss, "matryoshka_dims": [32, 8]}, {"matryoshka_dims": [32, 8]}),
+    ],
+    ids=str,
+)
+def test_losses_train_and_are_recorded(make, collection, options, recorded):
+    trainer = make(max_steps=1, logging_steps=1, **options).fit(collection.results, collection.qrels)
+    assert recorded.items() <= trainer.encoder.training_summary["loss"].items()
+    assert trainer.history["loss"].notna().any()
+    assert trainer.history["margin"].notna().any() == ("MultipleNegativesRankingLoss" not in str(options))
+    assert trainer.plot().axes[0].get_title() == "Loss"

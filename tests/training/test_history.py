@@ -1,11 +1,12 @@
-"""The history of a training: its frame, its milestones, its plot, its warning."""
+"""The history of a training: its frame, its milestones, its plot, its warning; and the similarity of documents."""
 
-import logging
+import math
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from pyterrier_selfdistill.training.callbacks import mean_cosine, representational_similarity
 from pyterrier_selfdistill.training.history import (
     PROGRESS,
     history_frame,
@@ -16,84 +17,95 @@ from pyterrier_selfdistill.training.history import (
 
 LOGS = [
     {"step": 0, "epoch": 0.0, "similarity": 0.3},
-    {"step": 0, "epoch": 0.0, "eval_RR": 0.1, "eval_runtime": 3.0},
+    {"step": 0, "epoch": 0.0, "eval_RR": 0.1, "eval_RR (a)": 0.2, "eval_runtime": 3.0},
     {"step": 1, "epoch": 0.5, "loss": 0.7, "margin": 0.1, "target": 0.6, "scale": 20.0, "learning_rate": 1e-5},
     {"step": 2, "epoch": 1.0, "similarity": 0.4, "representational_similarity": 0.9},
     {"step": 2, "epoch": 1.0, "loss": 0.5, "margin": 0.2, "target": 0.6, "learning_rate": 1e-6},
-    {"step": 2, "epoch": 1.0, "eval_RR": 0.3},
+    {"step": 2, "epoch": 1.0, "eval_RR": 0.3, "eval_RR (a)": 0.4},
     {"step": 2, "epoch": 1.0, "train_runtime": 5.0},
+    {"step": 3, "epoch": 1.5, "train_runtime": 5.0},
 ]
 
 
-def test_history_frame_has_one_row_a_step():
+def test_history_frame_has_one_row_a_step_that_logged_something():
+    nan = np.nan
     expected = pd.DataFrame(
         [
-            [0, 0.0, np.nan, np.nan, np.nan, np.nan, np.nan, 0.3, np.nan, 0.1],
-            [1, 0.5, 0.7, 0.1, 0.6, 20.0, 1e-5, np.nan, np.nan, np.nan],
-            [2, 1.0, 0.5, 0.2, 0.6, np.nan, 1e-6, 0.4, 0.9, 0.3],
+            [0, 0.0, nan, nan, nan, nan, nan, 0.3, nan, 0.1, 0.2],
+            [1, 0.5, 0.7, 0.1, 0.6, 20.0, 1e-5, nan, nan, nan, nan],
+            [2, 1.0, 0.5, 0.2, 0.6, nan, 1e-6, 0.4, 0.9, 0.3, 0.4],
         ],
-        columns=[*PROGRESS, "RR"],
+        columns=[*PROGRESS, "RR", "RR (a)"],
     )
     pd.testing.assert_frame_equal(history_frame(LOGS, ["RR"]), expected)
 
 
-def test_history_frame_leaves_steps_out_that_nothing_was_logged_for():
-    assert history_frame([{"step": 3, "epoch": 1.0, "train_runtime": 5.0}]).empty
-
-
-def test_milestones_are_the_evaluated_steps():
-    expected = [{"step": 0, "RR": 0.1}, {"step": 2, "loss": 0.5, "margin": 0.2, "target": 0.6, "RR": 0.3}]
-    assert milestones(history_frame(LOGS, ["RR"])) == expected
-
-
-@pytest.mark.parametrize("later", [[], [{"step": 3, "similarity": 0.4}]])
-def test_milestones_without_evaluation_are_the_last_loss(later):
-    expected = [{"step": 2, "loss": 0.5, "margin": 0.2, "target": 0.6}]
-    assert milestones(history_frame(LOGS + later)) == expected
-
-
-def test_milestones_of_an_empty_history_are_none():
-    assert milestones(history_frame([], ["RR"])) == []
-    assert milestones(history_frame([])) == []
-
-
-def test_plot_history_leaves_out_what_was_not_logged():
-    titles = [axes.get_title() for axes in plot_history(history_frame(LOGS[:2], ["RR"])).axes]
-    assert titles == ["Evaluation"]
-
-
-def test_fit_writes_a_plot_where_nothing_was_logged(make, collection, tmp_path):
-    make(logging_strategy="no").fit(collection.results, collection.qrels)
-    assert (tmp_path / "run" / "history.png").exists()
-
-
-def test_fit_warns_when_nothing_improves(make, collection, caplog):
-    results, qrels = collection.results, collection.qrels
-    with caplog.at_level(logging.WARNING, "pyterrier_selfdistill"):
-        make(learning_rate=1e-12).fit(results, qrels, results, qrels)
-    assert "did not improve nDCG@10" in caplog.text
+LAST_LOSS = {"step": 2, "loss": 0.5, "margin": 0.2, "target": 0.6}
 
 
 @pytest.mark.parametrize(
-    ("last", "greater_is_better", "warning"),
+    ("logs", "measures", "expected"),
     [
-        (0.1, True, "0.1000 before, 0.1000 at best after, in step 2, which is worse by 0.0000."),
-        (0.07, True, "0.1000 before, 0.0700 at best after, in step 2, which is worse by 0.0300."),
-        (0.2, True, None),
-        (0.2, False, None),
+        (LOGS, ["RR"], [{"step": 0, "RR": 0.1, "RR (a)": 0.2}, LAST_LOSS | {"RR": 0.3, "RR (a)": 0.4}]),
+        (LOGS, [], [LAST_LOSS]),
+        ([*LOGS, {"step": 4, "similarity": 0.4}], [], [LAST_LOSS]),
+        ([], ["RR"], []),
+        ([], [], []),
     ],
 )
-def test_warn_if_not_improved_compares_with_the_encoder_before(caplog, last, greater_is_better, warning):
-    logs = [{"step": 0, "eval_RR": 0.1}, {"step": 1, "eval_RR": 0.05}, {"step": 2, "eval_RR": last}]
-    warn_if_not_improved(history_frame(logs, ["RR"]), "RR", greater_is_better=greater_is_better)
-    assert ("did not improve RR" in caplog.text) == (warning is not None)
-    assert (warning or "") in caplog.text
+def test_milestones_are_the_evaluated_steps_or_the_last_with_a_loss(logs, measures, expected):
+    assert milestones(history_frame(logs, measures)) == expected
 
 
-def test_warn_if_not_improved_looks_for_the_least_where_less_is_better(caplog):
-    logs = [{"step": 0, "eval_RR": 0.1}, {"step": 1, "eval_RR": 0.3}, {"step": 2, "eval_RR": 0.2}]
-    warn_if_not_improved(history_frame(logs, ["RR"]), "RR", greater_is_better=False, keeps_start=False)
-    assert (
-        "0.2000 at best after, in step 2, which is worse by 0.1000. The result is the encoder of the last"
-        in caplog.text
-    )
+def test_plot_history_draws_only_logged_columns():
+    titles = [axes.get_title() for axes in plot_history(history_frame(LOGS, ["RR"])).axes]
+    assert titles == ["Loss", "Margin against target", "Scale", "Evaluation"]
+    assert [axes.get_title() for axes in plot_history(history_frame(LOGS[:2], ["RR"])).axes] == ["Evaluation"]
+    assert not plot_history(history_frame([])).axes
+
+
+@pytest.mark.parametrize(
+    ("later", "greater_is_better", "best", "by"),
+    [
+        ([0.05, 0.1], True, "0.1000 at best after, in step 2", "0.0000"),
+        ([0.05, 0.07], True, "0.0700 at best after, in step 2", "0.0300"),
+        ([0.3, 0.2], False, "0.2000 at best after, in step 2", "0.1000"),
+        ([0.05, 0.2], True, None, None),
+        ([0.05, 0.2], False, None, None),
+        ([], True, None, None),
+    ],
+)
+def test_a_warning_compares_the_best_step_with_the_untrained_encoder(caplog, later, greater_is_better, best, by):
+    logs = [{"step": step, "eval_RR": value} for step, value in enumerate([0.1, *later])]
+    warn_if_not_improved(history_frame(logs, ["RR"]), "RR", greater_is_better=greater_is_better, keeps_start=True)
+    assert bool(caplog.text) == (best is not None)
+    if best:
+        assert best in caplog.text
+        assert by in caplog.text
+
+
+# --- the similarity of documents ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def vectors():
+    vectors = np.random.default_rng(0).normal(size=(6, 4))
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def test_mean_cosine_is_the_mean_over_pairs(vectors):
+    cosines = [vectors[i] @ vectors[j] for i in range(6) for j in range(i)]
+    assert mean_cosine(vectors) == pytest.approx(np.mean(cosines))
+    assert mean_cosine(vectors[[0, 0, 0]]) == pytest.approx(1)
+    assert mean_cosine(vectors[:1]) == 0
+
+
+def test_representational_similarity_ignores_rotations(vectors):
+    rotation, _ = np.linalg.qr(np.random.default_rng(1).normal(size=(4, 4)))
+    assert representational_similarity(vectors, vectors @ rotation) == pytest.approx(1)
+    assert representational_similarity(vectors, vectors[::-1]) < 0.9
+
+
+def test_representational_similarity_is_unknown_for_too_few_or_equal_texts(vectors):
+    assert math.isnan(representational_similarity(vectors[:2], vectors[:2]))
+    assert math.isnan(representational_similarity(vectors, np.ones((6, 1))))
