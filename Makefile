@@ -87,7 +87,6 @@ lint: $(INSTALLED) ## Check style, types, docstrings and spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pydoclint --quiet pyterrier_selfdistill
 	$(BIN)/codespell
 
 format: $(INSTALLED) ## Bring the code into form

@@ -216,6 +216,8 @@ class SelfDistillBiEncoder(ComparedByKey, BiEncoder):
     ) -> pt.Transformer:
         """Index a corpus and return its retriever, in one call.
 
+        Later, ``encoder >> SelfDistillIndex(path)`` searches the same index.
+
         Args:
             corpus: A PyTerrier dataset, a frame or an iterable of records with ``docno`` and text.
             path: The folder of the index.
@@ -224,12 +226,12 @@ class SelfDistillBiEncoder(ComparedByKey, BiEncoder):
             overwrite: Whether to replace an index that is there.
 
         Returns:
-            The retriever; later, ``encoder >> SelfDistillIndex(path)`` searches the same index.
+            The retriever.
 
         Raises:
             FileExistsError: If there is an index already and ``overwrite`` is not set, or something else.
             FolderInUseError: If another process is building it.
-            ValueError: If a document has no identifier of its own or lacks a field, or there are no documents.
+            ValueError: If a document lacks a field or has the identifier of another one, or there are no documents.
             TypeError: If a document has no text, or its identifier is not a string.
 
         Example:
@@ -250,13 +252,7 @@ class SelfDistillBiEncoder(ComparedByKey, BiEncoder):
 
     @checked
     def cache_path(self, path: FolderPath) -> Path:
-        """Make a path for what is computed with this encoder, so that a changed encoder has a cache of its own.
-
-        Args:
-            path: Where caches of this kind are, whatever the encoder.
-
-        Returns:
-            The path, with a part of the encoder's checksum in its last name.
+        """Put a part of the encoder's checksum into a path, so that a changed encoder gets its own cache.
 
         Example:
             >>> str(encoder.cache_path("caches/scores.cache"))
@@ -288,15 +284,7 @@ class SelfDistillBiEncoder(ComparedByKey, BiEncoder):
 
     @checked
     def encode_queries(self, texts: Texts, batch_size: PositiveInteger | None = None) -> np.ndarray:
-        """Encode queries.
-
-        Args:
-            texts: Strings.
-            batch_size: How many to encode at once, if not that of the encoder.
-
-        Returns:
-            float32 unit vectors of shape ``(len(texts), dimension)``.
-        """
+        """Encode queries to float32 unit vectors of shape ``(len(texts), dimension)``."""
         return encode(self.encoding_model, texts, "query", batch_size or self.batch_size)
 
     @checked
@@ -313,15 +301,8 @@ class SelfDistillBiEncoder(ComparedByKey, BiEncoder):
     def with_prompts(self, *, query: str | None = None, document: str | None = None) -> Self:
         """Make an encoder with other prompts that shares the weights of this one.
 
-        Its checksum is another one, so that an index remembers with which prompts it was built; :meth:`save` writes it
-        with its prompts.
-
-        Args:
-            query: What to put before each query, ``""`` for nothing; None leaves the prompt as it is.
-            document: What to put before each document, likewise.
-
-        Returns:
-            The encoder.
+        An index remembers with which prompts it was built, since the checksum of the encoder is another one. ``""``
+        stands for no prompt, and None leaves the prompt of the model.
 
         Example:
             >>> questions = encoder.with_prompts(query="query: ")
@@ -336,16 +317,9 @@ class SelfDistillBiEncoder(ComparedByKey, BiEncoder):
     def truncate(self, dimension: PositiveInteger) -> Self:
         """Make an encoder whose vectors are the first dimensions of these, scaled to unit length again.
 
-        Training with ``matryoshka_dims`` of :class:`SelfDistillTrainer` is for them to lose little.
-
-        The encoder has an identity of its own: it searches an index that it has built, or that
-        :meth:`truncate_index` has cut. What cuts is a layer like others, which is saved, and which training changes.
-
-        Args:
-            dimension: How many dimensions to keep.
-
-        Returns:
-            The encoder, with weights of its own.
+        Train with ``matryoshka_dims`` of :class:`SelfDistillTrainer` so that they lose little. The encoder has its own
+        identity: it searches an index that it has built, or that :meth:`truncate_index` has cut. The cut is a layer,
+        which is saved.
 
         Raises:
             ValueError: If the vectors do not have more dimensions.
@@ -364,16 +338,7 @@ class SelfDistillBiEncoder(ComparedByKey, BiEncoder):
     def truncate_index(
         self, index: SelfDistillIndex, path: FolderPath, dimension: PositiveInteger, *, overwrite: bool = False
     ) -> SelfDistillIndex:
-        """Cut the vectors of an index that this encoder built, without encoding anew.
-
-        Args:
-            index: The index.
-            path: The folder of the new index.
-            dimension: How many dimensions to keep.
-            overwrite: Whether to replace an index that is there.
-
-        Returns:
-            The index that ``encoder.truncate(dimension)`` would have built.
+        """Cut an index that this encoder built to the one that ``encoder.truncate(dimension)`` would have built.
 
         Raises:
             EncoderMismatchError: If another encoder built the index.
@@ -400,13 +365,10 @@ class SelfDistillBiEncoder(ComparedByKey, BiEncoder):
         return shorter
 
     def merge_adapter(self) -> Self:
-        """Make an encoder of plain weights, into which the adapter is merged.
+        """Make an encoder of plain weights, with the adapter merged into a copy of them.
 
-        It encodes faster, and can be saved, exported and shared as any other. Its vectors are the same but for
-        rounding, and its checksum is another: search with the one that you index with.
-
-        Returns:
-            An encoder with weights of its own; this one stays as it is.
+        It encodes faster, and you can save, export and share it. Its vectors differ by rounding only, but its checksum
+        differs: search with the encoder that you index with.
 
         Raises:
             ValueError: If the encoder has no adapter, or PEFT cannot merge one of this kind.
@@ -417,26 +379,15 @@ class SelfDistillBiEncoder(ComparedByKey, BiEncoder):
 
     @checked
     def save_adapter(self, path: FolderPath, *, overwrite: bool = False) -> Path:
-        """Write the adapter without its base to a folder, atomically.
+        """Write the adapter without its base to a folder, as :meth:`save` writes a model.
 
         ``pt.Artifact.load(path)`` and ``SentenceTransformer(path)`` read it, as long as the base is where it was:
         ``adapter_config.json`` says where, and the metadata which checksum it has. ``pyterrier_dr.SBertBiEncoder`` 0.8
-        reads no folder without a base; save :meth:`merge_adapter` for that. What is loaded has the checksum of this
-        encoder.
-
-        Args:
-            path: The folder to write.
-            overwrite: Whether to replace an encoder that is there.
-
-        Returns:
-            The folder.
+        reads no folder without a base; save :meth:`merge_adapter` for that.
 
         Raises:
             ValueError: If the encoder has no adapter, or several, or its base is not where it was loaded from.
-            FileExistsError: If the folder is there and ``overwrite`` is not set, or holds something else than an
-                encoder.
-            FolderInUseError: If another process writes it.
-            OSError: If it may not be written, or the disk is full.
+            FileExistsError: As :meth:`save`, and so are FolderInUseError and OSError.
         """
         saved_base_of_adapter(self.model)
         path = Path(path).expanduser()
@@ -457,28 +408,16 @@ class SelfDistillBiEncoder(ComparedByKey, BiEncoder):
 
     @checked
     def export(self, path: FolderPath, *, overwrite: bool = False) -> Path:
-        """Write the model to a folder as :meth:`save` does, with its graph in OpenVINO's format, atomically.
+        """Write the model to a folder as :meth:`save` does, with its graph in OpenVINO's format.
 
         The graph is ``openvino/openvino_model.xml``, or ``openvino/openvino_model_qint8_quantized.xml`` if the encoder
-        encodes in int8, where sentence-transformers' own backend looks for it. It takes ``input_ids``,
-        ``attention_mask`` and what else the tokenizer of the folder gives for texts, prompts put before them, and gives
-        ``last_hidden_state`` and ``sentence_embedding``, which is the unit vector. This package reads the folder too,
-        from its float32 weights; the encoder itself stays where it is.
-
-        Args:
-            path: The folder to write.
-            overwrite: Whether to replace an encoder that is there.
-
-        Returns:
-            The folder.
+        encodes in int8, where sentence-transformers' own backend looks for it. It takes the tokens of texts with their
+        prompts, and returns ``last_hidden_state`` and ``sentence_embedding``, the unit vector.
 
         Raises:
             ImportError: If OpenVINO is not installed: ``pip install pyterrier-selfdistill[int8]``.
             ValueError: If OpenVINO cannot convert the model, or it has an adapter.
-            FileExistsError: If the folder is there and ``overwrite`` is not set, or holds something else than an
-                encoder.
-            FolderInUseError: If another process writes it.
-            OSError: If it may not be written, or the disk is full.
+            FileExistsError: As :meth:`save`, and so are FolderInUseError and OSError.
         """
         load_extra("openvino")
         require_plain(self.model, "a graph")

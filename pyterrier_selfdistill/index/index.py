@@ -481,14 +481,7 @@ class SelfDistillIndex(ComparedByKey, FlexIndex):
         return Indexer(self, mode)
 
     def mask(self, docnos: Iterable[str]) -> np.ndarray:
-        """Make the mask with which retrievers find the given documents only.
-
-        Args:
-            docnos: The identifiers of documents.
-
-        Returns:
-            Zeros and ones, of shape ``(len(index),)``, for the option ``mask`` of :meth:`retriever` and
-            :meth:`torch_retriever`.
+        """Make the option ``mask`` of retrievers that find the given documents only: zeros and ones, ``(len(index),)``.
 
         Raises:
             KeyError: If a document is not in the index.

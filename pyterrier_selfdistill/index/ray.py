@@ -108,17 +108,11 @@ class RayIndexer(pt.Indexer):
         return [["docno", *self.fields]]
 
     def index(self, iter: Any) -> SelfDistillIndex:  # type: ignore[override]
-        """Encode a corpus, join its shards to one index, and remove them.
-
-        Args:
-            iter: The corpus; see :meth:`encode`.
-
-        Returns:
-            The index.
+        """Encode a corpus as :meth:`encode` does, join its shards to one index, and remove them.
 
         Raises:
             FileExistsError: If there is an index already, and it is not to be replaced, or something else.
-            ValueError: If two documents have the same identifier, or as :meth:`encode` does.
+            ValueError: If two documents have the same identifier, or as :meth:`encode`.
         """
         path = self.target.index_path
         if path.exists() and not self.overwrite:
@@ -132,23 +126,18 @@ class RayIndexer(pt.Indexer):
         return self.target
 
     def encode(self, corpus: Any) -> ShardedIndex:
-        """Encode a corpus in shards, those that are not there already, and keep them.
+        """Encode the shards of a corpus that are missing, and keep all of them in :attr:`folder`.
 
-        Args:
-            corpus: A PyTerrier dataset, a frame, or an iterable of records with ``docno`` and text, which this process
-                reads and copies to Ray's object store; paths of files, which workers read, or a pattern of paths; or a
-                ``ray.data.Dataset``. Files are JSON lines or Parquet with these names, or TSV without a header:
-                ``docno``, then the fields (``.gz`` may follow, but for Parquet).
-
-        Returns:
-            The shards, which :class:`ShardedIndex` also finds by :attr:`folder`.
+        The corpus is a PyTerrier dataset, a frame, or an iterable of records with ``docno`` and text, which this
+        process copies to Ray's object store; paths of files or a pattern of paths, which workers read; or a
+        ``ray.data.Dataset``. Files are JSON lines or Parquet, or TSV without a header: ``docno``, then the fields
+        (``.gz`` may follow, except for Parquet).
 
         Raises:
             FileNotFoundError: If there is no such file, or the folder of shards is not one that all machines see.
             FolderInUseError: If another process encodes the same.
-            ValueError: If a document lacks an identifier or a field, or has the identifier of another one of its shard,
-                or there are no documents.
-            TypeError: If a document has no text, or its identifier is not a string.
+            ValueError: If a document lacks a field or has the identifier of another one of its shard, or there are
+            none. TypeError: If a document has no text, or its identifier is not a string.
         """
         ray = load_ray()
         folder = self.folder

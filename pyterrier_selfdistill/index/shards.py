@@ -286,15 +286,7 @@ class ShardedIndex(ComparedByKey):
         return sum(part.documents for part in self.parts)
 
     def search(self, queries: pd.DataFrame, num_results: int) -> Found:
-        """Find the best documents of all shards.
-
-        Args:
-            queries: A frame with ``query_vec``.
-            num_results: How many documents to find for a query.
-
-        Returns:
-            The documents, and their positions in one index of all shards.
-        """
+        """Find the best documents of all shards for a frame with ``query_vec``, with their positions in all shards."""
         of_shards: list[Found] = self._ask("search", queries, num_results)
         starts = np.cumsum([0, *(part.documents for part in self.parts)])
         of_all = []
@@ -306,27 +298,12 @@ class ShardedIndex(ComparedByKey):
 
     @checked
     def retriever(self, *, num_results: PositiveInteger = 1000, drop_query_vec: bool = False) -> ShardedRetriever:
-        """Search all vectors of all shards.
-
-        Args:
-            num_results: How many documents to find for a query.
-            drop_query_vec: Whether the results are without the vectors of queries.
-
-        Returns:
-            A transformer for frames with ``qid`` and ``query_vec``.
-        """
+        """Make a retriever for frames with ``qid`` and ``query_vec``, which searches all vectors of all shards."""
         return ShardedRetriever(self, num_results=num_results, drop_query_vec=drop_query_vec)
 
     @checked
     def join(self, path: FolderPath, *, overwrite: bool = False) -> SelfDistillIndex:
-        """Write one index of all shards, which stay as they are; this process must see their folders.
-
-        Args:
-            path: The folder of the index.
-            overwrite: Whether to replace an index that is there.
-
-        Returns:
-            The index.
+        """Write one index of all shards, which stay; this process must see their folders.
 
         Raises:
             FileExistsError: If there is an index already and ``overwrite`` is not set, or something else.
