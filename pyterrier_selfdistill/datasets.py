@@ -25,12 +25,8 @@ import pandas as pd
 import pyterrier as pt
 
 logger = logging.getLogger(__name__)
-
-MIN_SUMMARY_WORDS = 3
-"""Shorter summaries ("Return self") do not say what is looked for, and make no query."""
-
-MIN_TEXT_WORDS = 20
-"""Shorter rests ("See also: ...") tell nothing about the object, and make no document."""
+MIN_SUMMARY_WORDS = 3  # shorter summaries ("Return self") do not say what is looked for, and make no query
+MIN_TEXT_WORDS = 20  # shorter rests ("See also: ...") tell nothing about the object, and make no document
 
 # tests and scripts, vendored packages, and what Python 3.12 has withdrawn
 _NOT_API = {"benchmarks", "conftest", "setup", "test", "tests", "externals", "distutils"}
@@ -50,25 +46,7 @@ class Entry(NamedTuple):
 
 
 def split_docstring(docstring: str) -> tuple[str, str]:
-    """Split a docstring into its summary and the rest.
-
-    Left out of both are the signatures with which the docstrings of C functions begin, and the rulers under headings.
-
-    Args:
-        docstring: The docstring as it is in the source.
-
-    Returns:
-        The summary in one line, and the rest, in which the summary is not repeated.
-
-    Example:
-        >>> split_docstring('''add(x1, x2, /)
-        ...
-        ...     Add arguments
-        ...     element-wise.
-        ...
-        ...     The inputs are broadcast.''')
-        ('Add arguments element-wise.', 'The inputs are broadcast.')
-    """
+    """Split a docstring into its summary and the rest."""
     doc = _RULER.sub("", inspect.cleandoc(docstring)).strip()
     while signature := _SIGNATURE.match(doc):
         doc = doc[signature.end() :]
@@ -208,17 +186,10 @@ def _main(path: str, *packages: str) -> None:
             file.write(json.dumps(entry._asdict()).encode() + b"\n")
 
 
-if __name__ == "__main__":
-    _main(*sys.argv[1:])
+CACHE_FORMAT = 2  # the format of the cache, to raise whenever other documents or summaries are collected
 
-
-logger = logging.getLogger(__name__)
-
-CACHE_FORMAT = 2
-"""The format of the cache, to raise whenever other documents or summaries are collected."""
-
+# the split of a topic by its checksum modulo 100
 SPLITS = {"train": range(0, 70), "dev": range(70, 80), "test": range(80, 100)}
-"""The split of a topic by its checksum modulo 100."""
 
 
 class DocstringsDataset(pt.datasets.Dataset):
@@ -243,16 +214,7 @@ class DocstringsDataset(pt.datasets.Dataset):
     """
 
     def __init__(self, packages: Iterable[str]) -> None:
-        """Name the packages; the docstrings are collected later.
-
-        Args:
-            packages: The names of the packages, or of the distributions that provide them (``"scikit-learn"`` for
-                ``"sklearn"``). Their order does not matter.
-
-        Raises:
-            ValueError: If no package is named.
-            ModuleNotFoundError: If a package is not installed.
-        """
+        """Name the packages; the docstrings are collected later."""
         names = {name.strip() for name in packages} - {""}
         if not names:
             raise ValueError("no package is named to read docstrings from: write, e.g., 'docstrings:numpy,scipy'")
@@ -293,45 +255,17 @@ class DocstringsDataset(pt.datasets.Dataset):
         return self._judgements[is_in_split]
 
     def get_corpus_iter(self, *, verbose: bool = True) -> pt.model.IterDict:
-        """Return the documents, ordered by docno.
-
-        Args:
-            verbose: Whether to show a progress bar.
-
-        Returns:
-            An iterable with a length, of dicts with the keys docno (the qualified name of the object), title (again
-            this name) and text (the docstring without its summary).
-        """
+        """Return documents in the order of docno: ``docno`` and ``title`` (the name of the object) and ``text``."""
         entries = pt.tqdm(self._entries, desc=f"{self!r} documents", disable=not verbose)
         rows = ({"docno": entry.docno, "title": entry.docno, "text": entry.text} for entry in entries)
         return pt.utils.GeneratorLen(rows, len(self._entries))
 
     def get_topics(self, variant: str | None = None) -> pd.DataFrame:
-        """Return the summaries.
-
-        Args:
-            variant: ``"train"``, ``"dev"``, ``"test"``, or None for the topics of all three.
-
-        Returns:
-            A frame with the columns qid and query.
-
-        Raises:
-            ValueError: If the variant is unknown.
-        """
+        """Return the summaries (``qid``, ``query``) of ``"train"``, ``"dev"`` or ``"test"``, or of all three."""
         return self._split(variant)[["qid", "query"]].drop_duplicates("qid", ignore_index=True)
 
     def get_qrels(self, variant: str | None = None) -> pd.DataFrame:
-        """Return which docstring a summary belongs to.
-
-        Args:
-            variant: ``"train"``, ``"dev"``, ``"test"``, or None for the topics of all three.
-
-        Returns:
-            A frame with the columns qid, docno and label, which is always 1.
-
-        Raises:
-            ValueError: If the variant is unknown.
-        """
+        """Return which docstring a summary belongs to (``qid``, ``docno``, ``label``), as :meth:`get_topics`."""
         return self._split(variant)[["qid", "docno", "label"]].reset_index(drop=True)
 
     def get_corpus_lang(self) -> str:
@@ -343,18 +277,7 @@ class DocstringsDataset(pt.datasets.Dataset):
         return "en"
 
     def text_loader(self, fields: list[str] | str | Literal["*"] = "*", *, verbose: bool = False) -> pt.Transformer:
-        """Create a transformer that adds the title and the text to documents; see ``pt.text.get_text``.
-
-        Args:
-            fields: The field or fields to load, of title and text; ``"*"`` loads both.
-            verbose: Has no effect: the documents are held in memory.
-
-        Returns:
-            The transformer.
-
-        Raises:
-            ValueError: If a field is unknown.
-        """
+        """Make a transformer that adds ``title`` and ``text``, or the given fields, to documents."""
         available = ["title", "text"]
         if fields == "*":
             columns = available
@@ -476,3 +399,7 @@ def _run_collector(packages: Sequence[str], path: str) -> None:
             f"collecting the docstrings of {', '.join(packages)} ended with exit status {process.returncode}:\n"
             + process.stderr[-2000:]
         )
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])
