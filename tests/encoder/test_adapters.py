@@ -1,0 +1,212 @@
+"""Adapters of PEFT: trained on a base, saved without it, loaded with the same base only, merged."""
+
+import json
+import shutil
+import sys
+
+import numpy as np
+import peft
+import pyterrier as pt
+import pyterrier_dr
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+
+from pyterrier_selfdistill import SelfDistillBiEncoder
+from pyterrier_selfdistill.encoder.adapters import add_adapter, describe_adapter
+
+TEXTS = ["sort the rows of a table", "plot"]
+KINDS = {
+    "LoRA": peft.LoraConfig(r=2, init_lora_weights=False),
+    "LoRA on all layers, and one in full": peft.LoraConfig(
+        r=2, target_modules="all-linear", modules_to_save=["LayerNorm"], init_lora_weights=False
+    ),
+    "LoRA of embeddings": peft.LoraConfig(r=2, target_modules=["word_embeddings"], init_lora_weights=False),
+    "DoRA": peft.LoraConfig(r=2, use_dora=True, init_lora_weights=False),
+    "IA3": peft.IA3Config(init_ia3_weights=False),
+    "LoHa": peft.LoHaConfig(r=2, target_modules=["query"], init_weights=False),
+}
+
+
+@pytest.fixture
+def base(language_model, tmp_path):
+    """The folder of a base, to move and to change."""
+    return shutil.copytree(language_model, tmp_path / "base")
+
+
+@pytest.fixture
+def adapt(base):
+    """Make an encoder with an adapter, by default one that changes vectors."""
+
+    def adapt(config=None, seed=1):
+        encoder = SelfDistillBiEncoder.from_pretrained(base, query_length=20, device="cpu", dtype="float32")
+        if config is None:
+            config = peft.LoraConfig(r=2, lora_alpha=4, lora_dropout=0.1, init_lora_weights=False)
+        add_adapter(encoder.model, config, base=str(base), seed=seed)
+        encoder.model.eval()
+        return encoder
+
+    return adapt
+
+
+# --- plain weights --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", KINDS.values(), ids=KINDS)
+def test_adapters_merge_into_plain_weights(encoder, adapt, config):
+    adapted = adapt(config)
+    vectors = adapted.encode_docs(TEXTS)
+    assert not np.allclose(vectors, encoder.encode_docs(TEXTS), atol=1e-3)
+    plain = adapted.merge_adapter()
+    np.testing.assert_allclose(plain.encode_docs(TEXTS), vectors, atol=1e-5)
+    assert set(plain.model.state_dict()) == set(encoder.model.state_dict())
+    assert all(parameter.requires_grad for parameter in plain.model.parameters())
+    # the adapted one stays
+    np.testing.assert_array_equal(adapted.encode_docs(TEXTS), vectors)
+    assert adapted.model_name != plain.model_name
+
+
+def test_three_libraries_read_merged_weights(adapt, base, tmp_path):
+    plain = adapt().merge_adapter()
+    folder = plain.save(tmp_path / "plain")
+    base.rename(tmp_path / "elsewhere")
+    loaded = pt.Artifact.load(folder, dtype="float32")
+    assert loaded.model_name == plain.model_name
+    others = SentenceTransformer(str(folder), device="cpu"), pyterrier_dr.SBertBiEncoder(str(folder), device="cpu")
+    for vectors in (loaded.encode_docs(TEXTS), others[0].encode(TEXTS), others[1].encode_docs(TEXTS)):
+        np.testing.assert_allclose(vectors, plain.encode_docs(TEXTS), atol=1e-6)
+    for refused in (plain.merge_adapter, lambda: plain.save_adapter(tmp_path / "adapter")):
+        with pytest.raises(ValueError, match="adapter"):
+            refused()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_other_precisions_encode_with_merged_weights(adapt, dtype):
+    if dtype == "int8":
+        pytest.importorskip("openvino")
+    adapted = adapt()
+    lower, plain = adapted.apply_attributes(dtype=dtype), adapted.merge_adapter().apply_attributes(dtype=dtype)
+    np.testing.assert_array_equal(lower.encode_docs(TEXTS), plain.encode_docs(TEXTS))
+    np.testing.assert_allclose((lower.encode_docs(TEXTS) * adapted.encode_docs(TEXTS)).sum(axis=1), 1, atol=2e-2)
+
+
+@pytest.mark.parametrize("name", ["save", "export", "build_package", "to_hf"])
+def test_plain_weights_alone_leave_the_machine(adapt, tmp_path, name):
+    if name == "export":
+        pytest.importorskip("openvino")
+    adapted = adapt()
+    adapted.save_adapter(tmp_path / "adapter")
+    with pytest.raises(ValueError, match=r"merge_adapter\(\).*save_adapter"):
+        getattr(adapted, name)(str(tmp_path / "model"))
+    assert not (tmp_path / "model").exists()
+
+
+# --- an adapter without its base ------------------------------------------------------------------------------------
+
+
+def test_an_adapter_alone_is_small_and_loads_as_it_was(adapt, tmp_path):
+    adapted = adapt()
+    folder = adapted.save_adapter(tmp_path / "adapter")
+    assert not list(folder.rglob("model.safetensors"))
+    loaded = pt.Artifact.load(folder, dtype="float32")
+    assert loaded.model_name == adapted.model_name == adapted.copy().model_name
+    assert loaded.query_length == 20
+    for vectors in (loaded.encode_docs(TEXTS), SentenceTransformer(str(folder), device="cpu").encode(TEXTS)):
+        np.testing.assert_allclose(vectors, adapted.encode_docs(TEXTS), atol=1e-6)
+    described = json.loads((folder / "pt_meta.json").read_text())["model"]["adapter"]
+    assert len(described.pop("base_checksum")) == 64
+    assert described == {
+        **{"base": "base", "type": "LORA", "r": 2, "lora_alpha": 4, "lora_dropout": 0.1},
+        **{"init_lora_weights": False, "target_modules": ["query", "value"]},
+    }
+    again = loaded.save_adapter(tmp_path / "again")
+    assert SelfDistillBiEncoder.from_pretrained(again).model_name == adapted.model_name
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        adapted.save_adapter(folder)
+
+
+def test_pyterrier_dr_reads_no_adapter_without_a_base(adapt, tmp_path):
+    """Once it does, the docstring of save_adapter and the page on adapters can say so."""
+    folder = adapt().save_adapter(tmp_path / "adapter")
+    with pytest.raises(ValueError, match="Unrecognized model"):
+        pyterrier_dr.SBertBiEncoder(str(folder), device="cpu")
+
+
+def test_an_adapter_needs_its_base(adapt, base, tmp_path):
+    adapted = adapt()
+    folder = adapted.save_adapter(tmp_path / "adapter")
+    base.rename(tmp_path / "elsewhere")
+    for load in (SelfDistillBiEncoder, SelfDistillBiEncoder.from_pretrained, pt.Artifact.load):
+        with pytest.raises(FileNotFoundError, match="adapter of '.*base'"):
+            load(folder)
+    with pytest.raises(ValueError, match="base'"):
+        adapted.save_adapter(tmp_path / "late")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = str(tmp_path / "elsewhere")
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    assert pt.Artifact.load(folder).model_name == adapted.model_name
+
+
+def test_an_adapter_of_another_base_is_refused(adapt, base, tmp_path):
+    folder = adapt().save_adapter(tmp_path / "adapter")
+    other = SentenceTransformer(str(base), device="cpu")
+    with torch.no_grad():
+        other[0].model.embeddings.word_embeddings.weight.add_(0.1)
+    other[0].model.save_pretrained(base)
+    for load in (SelfDistillBiEncoder, SelfDistillBiEncoder.from_pretrained):
+        with pytest.raises(ValueError, match="base with the checksum"):
+            load(folder)
+
+
+def test_a_damaged_configuration_and_a_missing_library_are_explained(adapt, tmp_path, monkeypatch):
+    folder = adapt().save_adapter(tmp_path / "adapter")
+    (folder / "adapter_config.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"adapter_config\.json"):
+        SelfDistillBiEncoder(folder)
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ImportError, match=r"pyterrier-selfdistill\[adapters\]"):
+        SelfDistillBiEncoder(folder)
+
+
+# --- adding one -----------------------------------------------------------------------------------------------------
+
+
+def test_only_the_adapter_is_trained_from_the_same_weights_for_the_same_seed(adapt):
+    config = peft.LoraConfig(r=2)
+    first = []
+    for seed in (1, 1, 2):
+        torch.rand(seed)
+        state = torch.get_rng_state()
+        model = adapt(config, seed).model
+        assert torch.equal(torch.get_rng_state(), state)
+        trained = {name: weights for name, weights in model.named_parameters() if weights.requires_grad}
+        assert all("lora_" in name for name in trained)
+        first.append(next(iter(trained.values())))
+    assert torch.equal(first[0], first[1])
+    assert not torch.equal(first[0], first[2])
+    # the configuration that was given stays
+    assert config.target_modules is config.base_model_name_or_path is None
+
+
+@pytest.mark.parametrize("options", [{"bias": "all"}, {"init_lora_weights": "pissa"}])
+def test_an_adapter_that_changes_its_base_is_refused(adapt, options):
+    with pytest.raises(ValueError, match="base"):
+        adapt(peft.LoraConfig(**options))
+
+
+def test_the_checksum_sees_the_scale_and_whether_the_adapter_is_on(adapt):
+    seen = set()
+    for alpha in (1, 2):
+        encoder = adapt(peft.LoraConfig(r=2, lora_alpha=alpha, init_lora_weights=False))
+        seen.add(encoder.model_name)
+        encoder.model.disable_adapters()
+        seen.add(encoder.model_name)
+    assert len(seen) == 4
+
+
+def test_descriptions_are_the_same_for_the_same_adapter():
+    config = peft.LoraConfig(r=4, target_modules=["value", "query"], lora_dropout=0.1)
+    described = describe_adapter(config)
+    assert described == {"type": "LORA", "r": 4, "target_modules": ["query", "value"], "lora_dropout": 0.1}
+    assert json.loads(json.dumps(described)) == described
+    assert describe_adapter(peft.LoraConfig()) == {"type": "LORA"}

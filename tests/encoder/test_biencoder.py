@@ -1,0 +1,382 @@
+"""The bi-encoder: its vectors, how models are loaded, what makes two encoders equal, and what is made of one."""
+
+import hashlib
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+
+from pyterrier_selfdistill import EncoderMismatchError, SelfDistillBiEncoder, SelfDistillIndex
+
+load = SelfDistillBiEncoder.from_pretrained
+QUERIES = ["sort rows", "plot", "read a file"]
+DOCUMENTS = ["sort the rows of a table by column", "plot a matrix", "read", "write a file and return the mean value"]
+
+
+# --- vectors --------------------------------------------------------------------------------------------------------
+
+
+def test_vectors_are_float32_of_unit_length(encoder):
+    for vectors in (encoder.encode_queries(QUERIES), encoder.encode_docs(DOCUMENTS)):
+        assert vectors.dtype == np.float32
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+    assert encoder.encode_docs([]).shape == (0, encoder.dimension)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 100])
+def test_vectors_do_not_depend_on_batches(encoder, batch_size):
+    texts = [*DOCUMENTS, "", "aaaaaaaaaa", *DOCUMENTS[::-1]]
+    one_by_one = np.concatenate([encoder.encode_docs([text]) for text in texts])
+    np.testing.assert_allclose(encoder.encode_docs(texts, batch_size=batch_size), one_by_one, atol=1e-6)
+    np.testing.assert_allclose(one_by_one, encoder.model.encode_document(texts), atol=1e-6)
+
+
+def test_more_texts_than_are_tokenized_together_keep_their_order(encoder):
+    words = ["sort", "plot", "read", "table", "a", "mean", "file", "array", "row", "d"]
+    texts = [f"{a} {b} {c} {c * (3 if a == b else 1)}" for a in words for b in words for c in words] + ["plot"] * 200
+    vectors = encoder.encode_docs(texts, batch_size=64)
+    some = range(0, len(texts), 97)
+    expected = np.concatenate([encoder.encode_docs([texts[position]]) for position in some])
+    np.testing.assert_allclose(vectors[some], expected, atol=1e-6)
+
+
+def test_equal_texts_are_encoded_once(encoder):
+    rows = []
+    record = lambda layer, given, options: rows.extend(given[0]["input_ids"])  # noqa: E731
+    encoder.model[0].register_forward_pre_hook(record, with_kwargs=True)
+    encoder.encode_docs([*DOCUMENTS, *DOCUMENTS], batch_size=2)
+    assert len(rows) == len(DOCUMENTS)
+
+
+def test_encode_queries_torch_gives_gradients(encoder):
+    vectors = encoder.encode_queries_torch(QUERIES, batch_size=2)
+    np.testing.assert_allclose(vectors.detach().numpy(), encoder.encode_queries(QUERIES), atol=1e-6)
+    vectors.sum().backward()
+    gradients = [parameter.grad for parameter in encoder.model.parameters() if parameter.grad is not None]
+    assert any(gradient.abs().sum() > 0 for gradient in gradients)
+    assert encoder.encode_queries_torch([]).shape == (0, encoder.dimension)
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"), [("plot", "list of strings"), (["plot", None], r"\[1\]"), (["plot", 5], r"\[1\]")]
+)
+def test_what_is_not_a_list_of_strings_is_refused(encoder, texts, message):
+    for encode in (encoder.encode_docs, encoder.encode_queries, encoder.encode_queries_torch):
+        with pytest.raises(TypeError, match=message):
+            encode(texts)
+
+
+def test_models_with_features_of_their_own_encode_as_sentence_transformers(encoder):
+    texts = [*DOCUMENTS, "", "sort"]
+    words = StaticEmbedding(encoder.model.tokenizer.backend_tokenizer, embedding_dim=8)
+    static = SelfDistillBiEncoder(SentenceTransformer(modules=[words], device="cpu"))
+    np.testing.assert_allclose(static.encode_docs(texts, batch_size=4), static.model.encode_document(texts), atol=1e-6)
+
+
+def test_vectors_are_cut_where_the_model_says_so(tiny_model):
+    tiny_model.truncate_dim = 8
+    expected = tiny_model.encode_query(QUERIES, normalize_embeddings=True)
+    np.testing.assert_allclose(SelfDistillBiEncoder(tiny_model).encode_queries(QUERIES), expected, atol=1e-6)
+
+
+# --- loading --------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_token_of_a_plain_language_model_is_pooled_by_default(encoder, language_model):
+    features = encoder.model.preprocess(["plot a file"])
+    inputs = {name: features[name] for name in ("input_ids", "attention_mask")}
+    first = encoder.model[0].model(**inputs).last_hidden_state[:, 0]
+    expected = torch.nn.functional.normalize(first).detach().numpy()
+    np.testing.assert_allclose(encoder.encode_docs(["plot a file"]), expected, atol=1e-6)
+    mean = load(language_model, pooling="mean", device="cpu")
+    assert not np.allclose(mean.encode_docs(["plot a file"]), expected, atol=1e-3)
+
+
+def test_a_sentence_transformers_model_keeps_its_layers(tiny_model, tmp_path):
+    tiny_model.save(str(tmp_path / "model"))
+    assert load(tmp_path / "model", device="cpu").model[1].pooling_mode == "mean"
+    with pytest.raises(ValueError, match="pooling='cls'"):
+        load(tmp_path / "model", pooling="cls")
+
+
+def test_texts_are_cut_at_lengths(language_model):
+    encoder = load(language_model, query_length=4, document_length=6, device="cpu")
+    assert (encoder.query_length, encoder.document_length) == (4, 6)
+    words = ["sort", "the", "rows", "of", "a", "table", "by", "column"]
+    longer = " ".join(words)
+    for encode, length in [(encoder.encode_queries, 4), (encoder.encode_docs, 6)]:
+        # [CLS] and [SEP] count
+        cut = " ".join(words[: length - 2])
+        np.testing.assert_allclose(encode([longer]), encode([cut]), atol=1e-6)
+        assert not np.allclose(encode([longer]), encode([" ".join(words[: length - 3])]), atol=1e-3)
+
+
+def test_prompts_are_put_before_texts(encoder, language_model):
+    given = load(language_model, query_prompt="query: ", document_prompt="d: ", device="cpu")
+    for prompted in (given, encoder.with_prompts(query="query: ", document="d: ")):
+        queries = prompted.encode_queries(["plot"])
+        np.testing.assert_allclose(queries, encoder.encode_queries(["query: plot"]), atol=1e-6)
+        np.testing.assert_allclose(prompted.encode_queries_torch(["plot"]).detach(), queries, atol=1e-6)
+        np.testing.assert_allclose(prompted.encode_docs(["plot"]), encoder.encode_docs(["d: plot"]), atol=1e-6)
+    # prompts are cut with the text
+    short = load(language_model, query_length=4, query_prompt="query: ", device="cpu")
+    np.testing.assert_allclose(short.encode_queries(["plot"]), encoder.encode_queries(["query:"]), atol=1e-6)
+
+
+def test_prompts_have_the_names_that_sentence_transformers_gives_them(tiny_model):
+    tiny_model.prompts = {"passage": "d: ", "clustering": "query: "}
+    tiny_model.default_prompt_name = "clustering"
+    encoder = SelfDistillBiEncoder(tiny_model)
+    np.testing.assert_allclose(encoder.encode_docs(["plot"]), tiny_model.encode_document(["plot"]), atol=1e-6)
+    np.testing.assert_allclose(encoder.encode_queries(["plot"]), tiny_model.encode_query(["plot"]), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"query_length": 0}, "query_length .* got 0"),
+        ({"query_length": 65}, "query_length .* 64, .*got 65"),
+        ({"document_length": 65}, "document_length .* 64, .*got 65"),
+        ({"document_length": True}, "document_length .* got True"),
+        ({"dtype": "int4"}, "dtype .*got 'int4'"),
+        ({"dtype": torch.float64}, "dtype .*got torch.float64"),
+        ({"batch_size": 0}, "batch_size .*got 0"),
+        ({"batch_size": "8"}, "batch_size .*got '8'"),
+        ({"pooling": "first"}, "pooling .*got 'first'"),
+        ({"query_prompt": 7}, "query_prompt .*got 7"),
+        ({"text_field": ""}, "text_field .*got ''"),
+        ({"verbose": "no"}, "verbose .*got 'no'"),
+        ({"device": 0}, "device .*got 0"),
+        ({"device": "cuda:99"}, "device .*'cpu'"),
+    ],
+)
+def test_bad_options_are_refused(language_model, options, message):
+    with pytest.raises(ValueError, match=message):
+        load(language_model, **options)
+
+
+@pytest.mark.parametrize("name", ["./nothing", "nothing/", "../nothing", "a/b/nothing", "~/nothing", r"C:\\nothing"])
+def test_a_folder_that_is_missing_is_named(name, folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder))
+    for given in (name, Path(name), str(folder / "nothing")):
+        with pytest.raises(FileNotFoundError, match="nothing"):
+            load(given)
+
+
+@pytest.mark.parametrize("name", ["nothing", "me/nothing"])
+def test_a_name_that_cannot_be_downloaded_is_named(name):
+    with pytest.raises(OSError, match=f"(?s)'{name}'.*Hugging Face hub") as raised:
+        load(name)
+    assert not isinstance(raised.value, FileNotFoundError)
+
+
+def test_paths_may_begin_in_the_home_folder(encoder, folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder))
+    assert encoder.copy().save("~/model") == folder / "model"
+    assert SelfDistillBiEncoder("~/model").name == load("~/model").name == str(folder / "model")
+    encoder.build_retriever([{"docno": "d1", "text": "sort"}], "~/index.flex")
+    assert {path.name for path in folder.iterdir()} == {"model", "index.flex"}
+
+
+@pytest.mark.parametrize("model", [7, None, ""])
+def test_models_are_models_or_folders(model):
+    with pytest.raises((TypeError, ValueError), match=f"model must be .*got {model!r}"):
+        SelfDistillBiEncoder(model)
+
+
+@pytest.mark.parametrize("name", ["encode_docs", "encode_queries", "encode_queries_torch", "query_encoder", "scorer"])
+def test_batch_sizes_are_checked(encoder, name):
+    texts = [["sort"]] if name.startswith("encode") else []
+    with pytest.raises(ValueError, match="batch_size .*got 0"):
+        getattr(encoder, name)(*texts, batch_size=0)
+
+
+# --- equality, identity, checksum -----------------------------------------------------------------------------------
+
+OPTIONS = [
+    {},
+    {"pooling": "mean"},
+    {"query_length": 4},
+    {"document_length": 4},
+    {"query_prompt": "query: "},
+    {"document_prompt": "d: "},
+    {"batch_size": 7},
+    {"dtype": "bfloat16"},
+]
+
+
+def test_encoders_and_steps_are_equal_if_all_options_are(language_model):
+    encoders, again = [[load(language_model, device="cpu", **options) for options in OPTIONS] for _ in range(2)]
+    for number, one in enumerate(encoders):
+        assert [one == two for two in again] == [number == position for position in range(len(OPTIONS))]
+        for role in (lambda e: e, lambda e: e.query_encoder(), lambda e: e.doc_encoder(), lambda e: e.scorer()):
+            assert role(one) == role(again[number])
+            assert hash(role(one)) == hash(role(again[number]))
+            assert role(one) != role(encoders[number - 1])
+    # neither the batch size nor the precision changes whose vectors they are
+    checksums = [encoder.model_name for encoder in encoders]
+    assert len(set(checksums)) == len(OPTIONS) - 2
+    assert checksums[0] == checksums[-1] == checksums[-2]
+    assert pickle.loads(pickle.dumps(encoders[0])) == encoders[0].copy() == encoders[0]
+
+
+def test_the_checksum_is_of_layers_settings_and_weights(encoder):
+    """Indexes and caches on disk hold it, so it must stay the same."""
+    model = encoder.model
+    settings = encoder.query_length, encoder.document_length, model.max_seq_length, tuple(model.prompts.items())
+    expected = hashlib.sha256(repr((str(model), settings)).encode())
+    for tensor in model.state_dict().values():
+        expected.update(tensor.numpy().tobytes())
+    assert encoder.model_name == encoder.identity.checksum == expected.hexdigest()
+
+
+@pytest.mark.parametrize("options", [{"fused": True}, {"foreach": True}, {"fused": False, "foreach": False}])
+def test_the_checksum_follows_every_step_of_training(encoder, options):
+    parameters = [parameter for parameter in encoder.model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, **options)
+    names, paths = {encoder.model_name}, {encoder.cache_path("caches/scores.cache")}
+    for _ in range(3):
+        encoder.encode_queries_torch(QUERIES).sum().backward()
+        optimizer.step()
+        names.add(encoder.model_name)
+        paths.add(encoder.cache_path("caches/scores.cache"))
+    assert len(names) == len(paths) == 4
+    assert {(path.parent.name, path.suffix) for path in paths} == {("caches", ".cache")}
+
+
+def test_repr_tells_encoders_apart_by_name(encoder, language_model, tmp_path):
+    assert repr(encoder) == f"SelfDistillBiEncoder({language_model!r}, dtype='float32')"
+    path = str(encoder.copy().save(tmp_path / "trained"))
+    assert repr(pt.Artifact.load(path)) == f"SelfDistillBiEncoder({path!r})"
+
+
+# --- variants -------------------------------------------------------------------------------------------------------
+
+
+def test_variants_keep_name_and_history(encoder, tiny_model):
+    encoder.training_summary = {"seed": 7}
+    changed = encoder.apply_attributes(batch_size=7)
+    assert changed.batch_size == 7
+    assert changed.model is encoder.model
+    for variant in (changed, encoder.truncate(8), encoder.with_prompts(query="query: ")):
+        assert variant.name == encoder.name
+        assert variant.training_summary.items() >= {"seed": 7}.items()
+        assert (variant.model_name == encoder.model_name) == (variant is changed)
+    assert encoder.truncate(8).training_summary["truncated_from"] == 32
+    assert encoder.apply_attributes(model=tiny_model).training_summary == {}
+
+
+def test_other_prompts_share_the_weights(encoder):
+    changed = encoder.with_prompts(query="read: ")
+    before = changed.encode_docs(QUERIES)
+    with torch.no_grad():
+        next(encoder.model.parameters())[:, :8] += 1
+    assert np.abs(changed.encode_docs(QUERIES) - before).max() > 1e-3
+    np.testing.assert_array_equal(changed.encode_docs(QUERIES), encoder.encode_docs(QUERIES))
+    assert changed.with_prompts(query="", document="") == encoder
+    with pytest.raises(ValueError, match="query .*got 7"):
+        encoder.with_prompts(query=7)
+
+
+def prefixes(vectors, dimension):
+    cut = vectors[:, :dimension]
+    return cut / np.linalg.norm(cut, axis=1, keepdims=True)
+
+
+def test_truncated_vectors_are_prefixes_of_unit_length(encoder):
+    shorter = encoder.truncate(8)
+    expected = prefixes(encoder.encode_docs(DOCUMENTS), 8)
+    np.testing.assert_allclose(shorter.encode_docs(DOCUMENTS), expected, atol=1e-6)
+    np.testing.assert_allclose(shorter.truncate(3).encode_queries(DOCUMENTS), prefixes(expected, 3), atol=1e-6)
+    assert (shorter.dimension, encoder.dimension) == (8, 32)
+    with pytest.raises(ValueError, match="32 dimensions .*got 32"):
+        encoder.truncate(32)
+
+
+def test_variants_search_their_own_indexes_only(encoder, index, collection, tmp_path):
+    # the last has vectors as long as the first, so that only its identity tells them apart
+    variants = [encoder.truncate(8), encoder.with_prompts(document="read: "), encoder.truncate(16).truncate(8)]
+    for number, variant in enumerate(variants):
+        own = SelfDistillIndex(tmp_path / f"{number}.flex", verbose=False)
+        (variant >> own).index(collection.records)
+        assert len((variant >> own)(collection.topics)) == 320
+        for mixed in (encoder >> own, variant >> index, variants[number - 1] >> own):
+            with pytest.raises((EncoderMismatchError, ValueError)):
+                mixed(collection.topics)
+
+
+def test_an_index_is_cut_without_encoding_anew(encoder, other, index, collection, tmp_path):
+    cut = encoder.truncate_index(index, tmp_path / "cut.flex", 8)
+    built = SelfDistillIndex(tmp_path / "built.flex", verbose=False)
+    (encoder.truncate(8) >> built).index(collection.records)
+    np.testing.assert_allclose(cut.np_vecs(), built.np_vecs(), atol=1e-6)
+    assert cut.encoder == built.encoder
+    assert list(cut.docnos()) == list(built.docnos())
+    with pytest.raises(EncoderMismatchError):
+        other.truncate_index(index, tmp_path / "other.flex", 8)
+    with pytest.raises(FileExistsError):
+        encoder.truncate_index(index, tmp_path / "cut.flex", 4)
+    assert encoder.truncate_index(index, tmp_path / "cut.flex", 4, overwrite=True).np_vecs().shape == (40, 4)
+
+
+# --- build_retriever ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", [list, iter, pd.DataFrame])
+def test_build_retriever_indexes_any_corpus(encoder, collection, tmp_path, form, ranking):
+    topics, records = collection.topics, collection.records
+    retriever = encoder.build_retriever(form(records), tmp_path / "index.flex", num_results=3)
+    found = retriever(topics)
+    assert found.groupby("qid").size().unique().tolist() == [3]
+    assert ranking(found) == ranking(((encoder >> SelfDistillIndex(tmp_path / "index.flex")) % 3)(topics))
+    with pytest.raises(FileExistsError, match="already"):
+        encoder.build_retriever(form(records), tmp_path / "index.flex")
+    encoder.build_retriever(form(records[:2]), tmp_path / "index.flex", overwrite=True)
+    assert len(SelfDistillIndex(tmp_path / "index.flex")) == 2
+
+
+def test_build_retriever_joins_fields(encoder, tmp_path):
+    corpus = [{"docno": thing, "title": "plot", "body": f"a {thing}"} for thing in ("table", "file")]
+    encoder.build_retriever(corpus, tmp_path / "index.flex", fields=["title", "body"])
+    vectors = SelfDistillIndex(tmp_path / "index.flex").np_vecs()
+    np.testing.assert_allclose(vectors, encoder.encode_docs(["plot a table", "plot a file"]), atol=1e-6)
+
+
+GOOD = {"docno": "d1", "text": "sort"}
+
+
+@pytest.mark.parametrize(
+    ("corpus", "options", "error", "message"),
+    [
+        ([GOOD, {"docno": "d2"}], {}, ValueError, "'text'"),
+        ([GOOD, {"text": "plot"}], {}, ValueError, "'docno'"),
+        ([GOOD, {"docno": "d2", "text": None}], {}, TypeError, "'d2'"),
+        ([GOOD, {"docno": 2, "text": "plot"}], {}, TypeError, "docno .*got 2"),
+        ([GOOD, GOOD], {}, ValueError, "'d1'"),
+        ([], {}, ValueError, "no documents"),
+        ([GOOD], {"fields": ["title"]}, ValueError, "'title'"),
+        ([GOOD], {"fields": "text"}, ValueError, "fields"),
+        ([GOOD], {"fields": []}, ValueError, "fields"),
+        ([GOOD], {"num_results": 0}, ValueError, "num_results .*got 0"),
+        ([GOOD], {"overwrite": "yes"}, ValueError, "overwrite .*got 'yes'"),
+    ],
+)
+def test_build_retriever_leaves_nothing_of_an_error(encoder, tmp_path, corpus, options, error, message):
+    with pytest.raises(error, match=message):
+        encoder.build_retriever(corpus, tmp_path / "index.flex", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_build_retriever_replaces_no_folder_of_others(encoder, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.tex").write_text("mine")
+    for overwrite, message in {False: "already", True: "thesis.tex"}.items():
+        with pytest.raises(FileExistsError, match=message):
+            encoder.build_retriever([GOOD], tmp_path / "thesis", overwrite=overwrite)
+    assert (tmp_path / "thesis" / "thesis.tex").read_text() == "mine"
