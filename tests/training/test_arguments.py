@@ -31,24 +31,13 @@ def test_the_paper_preset_multiplies_the_learning_rate_unless_there_is_a_schedul
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "expected"),
-    [
-        ({"avx512_bf16": True, "amx_bf16": False}, {"bf16": True}),
-        ({"avx512_bf16": False, "amx_bf16": True}, {"bf16": True}),
-        ({"avx512_bf16": False, "amx_bf16": False}, {}),
-        ({"architecture": "arm64"}, {}),
-    ],
-    ids=str,
+    ("device", "new", "expected"),
+    [("cpu", True, ["bf16"]), ("cpu", False, []), ("cuda", True, ["bf16"]), ("cuda", False, ["fp16"])],
 )
-def test_mixed_precision_follows_the_instructions_of_a_cpu(monkeypatch, capabilities, expected):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    assert mixed_precision(torch.device("cpu")) == expected
-
-
-@pytest.mark.parametrize(("new", "expected"), [(True, {"bf16": True}), (False, {"fp16": True})])
-def test_mixed_precision_follows_the_age_of_a_gpu(monkeypatch, new, expected):
+def test_mixed_precision_is_the_fastest_that_the_device_has(monkeypatch, device, new, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": new}, raising=False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: new)
-    assert mixed_precision(torch.device("cuda")) == expected
+    assert mixed_precision(torch.device(device)) == dict.fromkeys(expected, True)
 
 
 # --- checks ---------------------------------------------------------------------------------------------------------
@@ -59,7 +48,6 @@ def test_mixed_precision_follows_the_age_of_a_gpu(monkeypatch, new, expected):
     [
         ({"learning_rte": 1}, TypeError, "learning_rte"),
         ({"preset": "papers"}, ValueError, "got 'papers'"),
-        ({"target": 3}, ValueError, "target.*got 3"),
         ({"target": "distributed", "in_batch": True}, ValueError, "in_batch=True"),
         ({"target": "calibrated", "in_batch": True}, ValueError, "in_batch=True"),
         ({"target": "calibrated", "error": "l1"}, ValueError, "error='l1'"),
@@ -81,7 +69,6 @@ def test_mixed_precision_follows_the_age_of_a_gpu(monkeypatch, new, expected):
         ({"measures": []}, ValueError, "measures"),
         ({"measures": ["ndcg_cut_10"]}, TypeError, "measures.*'ndcg_cut_10'"),
         ({"fields": "title"}, ValueError, "fields.*got 'title'"),
-        ({"fields": []}, ValueError, r"fields.*got \[\]"),
         ({"seed": -1}, ValueError, "seed.*got -1"),
         ({"valid_share": 0}, ValueError, "valid_share.*got 0"),
         ({"valid_share": 1}, ValueError, "valid_share.*got 1"),
@@ -159,7 +146,6 @@ SETTINGS = {
         ({"data": {"fingerprint": "03"}}, False),
         ({"base_model": {"name": "my-model", "checksum": "04"}}, False),
         ({"arguments": {"learning_rate": 2e-5}}, False),
-        ({"seed": 43}, False),
     ],
     ids=str,
 )

@@ -104,8 +104,6 @@ def test_representational_similarity_ignores_rotations(vectors):
     rotation, _ = np.linalg.qr(np.random.default_rng(1).normal(size=(4, 4)))
     assert representational_similarity(vectors, vectors @ rotation) == pytest.approx(1)
     assert representational_similarity(vectors, vectors[::-1]) < 0.9
-
-
-def test_representational_similarity_is_unknown_for_too_few_or_equal_texts(vectors):
+    # unknown for too few texts, or equal ones
     assert math.isnan(representational_similarity(vectors[:2], vectors[:2]))
     assert math.isnan(representational_similarity(vectors, np.ones((6, 1))))

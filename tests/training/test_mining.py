@@ -24,14 +24,6 @@ def columns(triples, *names):
     return set(zip(*(triples.dataset[name] for name in names), strict=True))
 
 
-@pytest.mark.parametrize("kind", ["results", "topics"])
-def test_triples_have_all_relevant_documents(collection, kind):
-    corpus = collection.corpus if kind == "topics" else None
-    triples = judged(getattr(collection, kind), collection.qrels, corpus).draw()
-    assert triples.summary["source"] == kind
-    assert columns(triples, "query", "positive") == relevant_texts(collection)
-
-
 def test_mining_draws_from_the_results_of_the_encoder(collection, encoder):
     queries = judged(collection.topics, collection.qrels, collection.corpus, negatives=Negatives(2, range_max=8))
     mined = queries.mine(encoder, step=1)

@@ -33,6 +33,11 @@ def test_queries_without_candidates_count_as_in_an_experiment(collection, encode
     assert evaluator(encoder.model) == experiment(first_stage >> encoder, topics, qrels)
     assert evaluator.coverage == {"queries": 8, "without_candidates": 4, "others": 0, "without_judgements": 0}
     assert "4 of 8 judged validation queries have no candidates" in caplog.text
+    caplog.clear()
+    RetrievalEvaluator(collection.results, qrels, [RR])
+    assert not caplog.records
+    RetrievalEvaluator(collection.results, qrels[qrels["qid"] < "q6"], [RR])
+    assert "2 of 8 validation queries have no judgements" in caplog.text
 
 
 def test_judgements_of_many_other_queries_do_not_count(collection, encoder, caplog):
@@ -78,14 +83,6 @@ def test_the_depth_of_a_search_depends_on_the_measures(encoder):
     qrels = pd.DataFrame([["1", "d1", 1]], columns=["qid", "docno", "label"])
     for options, found in [({}, 50), ({"num_results": 7}, 7)]:
         assert RetrievalEvaluator(topics, qrels, [NumRet], corpus=corpus, **options)(encoder.model)["NumRet"] == found
-
-
-def test_gaps_of_up_to_a_tenth_give_no_warning(collection, caplog):
-    results, qrels = collection.results, collection.qrels
-    RetrievalEvaluator(results, qrels, [RR])
-    assert not caplog.records
-    RetrievalEvaluator(results, qrels[qrels["qid"] < "q6"], [RR])
-    assert "2 of 8 validation queries have no judgements" in caplog.text
 
 
 def test_vectors_of_another_encoder_are_not_scored(collection, encoder, other):
