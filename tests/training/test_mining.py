@@ -99,7 +99,8 @@ def test_valid_share_trains_without_the_queries_that_it_evaluates_with(make, col
     """Candidates are ranked; for topics alone the corpus is searched. Both are what you would get with two sets."""
     frame, qrels, corpus = getattr(collection, kind), collection.qrels, collection.corpus
     training, valid, valid_qrels = judged(frame, qrels).hold_out(0.4)
-    shared, given = make("shared", valid_share=0.4, corpus=corpus, rounds=2), make("given", corpus=corpus, rounds=2)
+    options = {"corpus": corpus, "rounds": 2, "eval_steps": 3}
+    shared, given = make("shared", valid_share=0.4, **options), make("given", **options)
     for trainer, frames in {
         shared: (frame, qrels),
         given: (training.topics_or_results, training.qrels, valid, valid_qrels),
@@ -173,7 +174,6 @@ def test_a_mining_run_goes_on_bit_by_bit(make, collection, stopped):
     """Also if it was killed after the checkpoint of a round and before mining."""
     frames = collection.topics, collection.qrels
     options = {"corpus": collection.corpus, "rounds": 2, "num_train_epochs": 2, "save_steps": 1}
-    options |= {"dataloader_num_workers": 1}
     whole = make("whole", **options).fit(*frames)
     for stop in (5, 7):
         with stopped(stop):
