@@ -1,8 +1,7 @@
-"""The collection of docstrings: what becomes a document or a query, and that collecting leaves no trace."""
+"""The collection of docstrings: its documents and queries, and that collecting leaves no trace."""
 
 import importlib
 import logging
-import shutil
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -13,11 +12,13 @@ import pyterrier as pt
 import pytest
 from pyterrier.datasets import _core
 
-from pyterrier_selfdistill.datasets import DocstringsDataset, DocstringsDatasetProvider, collector, docstrings
+from pyterrier_selfdistill.datasets import DocstringsDataset, DocstringsDatasetProvider, split_docstring
+
+SPLITS = ("train", "dev", "test")
 
 
 def rest(topic: str) -> str:
-    return f"It is about {topic}. " + " ".join(f"{topic}-{i}" for i in range(collector.MIN_TEXT_WORDS))
+    return f"It is about {topic}. " + " ".join(f"{topic}-{i}" for i in range(20))
 
 
 PACKAGE = {
@@ -214,28 +215,11 @@ def home(site, tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.fixture
-def collections(monkeypatch):
-    """The packages of each run of the collector."""
-    runs = []
-    run_collector = docstrings._run_collector
-
-    def record(packages, path):
-        runs.append(list(packages))
-        run_collector(packages, path)
-
-    monkeypatch.setattr(docstrings, "_run_collector", record)
-    return runs
-
-
 def corpus(dataset: DocstringsDataset) -> dict[str, str]:
     return {document["docno"]: document["text"] for document in dataset.get_corpus_iter(verbose=False)}
 
 
-# --- Documents and queries ------------------------------------------------------------------------------------------
-
-
-def test_documents(dataset, site):
+def test_documents_and_queries(dataset, site, capsys):
     texts = corpus(dataset)
     assert list(texts) == DOCNOS
     assert texts["synthetic.Child"] == f"{rest('child')}\n\n: repeated."
@@ -243,18 +227,15 @@ def test_documents(dataset, site):
     assert texts["synthetic.implemented_in_c"] == rest("c")
     assert texts["synthetic.shadow"] == rest("shadow")
     assert not (site / "synthetic/tests/imported").exists()
-
-
-def test_corpus_iter(dataset, capsys):
     documents = dataset.get_corpus_iter()
     assert len(documents) == len(DOCNOS)
     assert all(document["title"] == document["docno"] for document in documents)
     assert f"{len(DOCNOS)}/{len(DOCNOS)}" in capsys.readouterr().err
-
-
-def test_queries(dataset):
-    topics = dataset.get_topics()
-    queries = dict(dataset.get_qrels().merge(topics)[["docno", "query"]].values)
+    topics, qrels = dataset.get_topicsqrels()
+    assert topics.columns.tolist() == ["qid", "query"]
+    assert qrels.columns.tolist() == ["qid", "docno", "label"]
+    assert set(qrels["label"]) == {1}
+    queries = dict(qrels.merge(topics)[["docno", "query"]].values)
     assert queries == {
         "synthetic": "Title of the package.",
         "synthetic.Child": "Summary of the child class.",
@@ -269,19 +250,7 @@ def test_queries(dataset):
         "synthetic.shadow": "Summary of the shadowing function.",
     }
     assert topics["query"].is_unique
-    assert not any(query.casefold() in corpus(dataset)[docno].casefold() for docno, query in queries.items())
-
-
-def test_frames(dataset):
-    topics, qrels = dataset.get_topicsqrels()
-    assert topics.columns.tolist() == ["qid", "query"]
-    assert qrels.columns.tolist() == ["qid", "docno", "label"]
-    assert set(qrels["label"]) == {1}
-    assert all(isinstance(qid, str) for qid in topics["qid"])
     assert topics["qid"].is_unique
-
-
-# --- Splits ---------------------------------------------------------------------------------------------------------
 
 
 def test_splits_partition_the_topics(site, home):
@@ -290,13 +259,13 @@ def test_splits_partition_the_topics(site, home):
     )
     write(site, "many", {"__init__.py": functions})
     dataset = DocstringsDataset(["many"])
-    topics, qrels = ({v: frame(v) for v in docstrings.SPLITS} for frame in (dataset.get_topics, dataset.get_qrels))
-    assert [len(topics[v]) / 200 for v in ("train", "dev", "test")] == pytest.approx([0.7, 0.1, 0.2], abs=0.08)
-    assert pd.concat(topics)["qid"].is_unique
+    topics = {variant: dataset.get_topics(variant) for variant in SPLITS}
+    qrels = {variant: dataset.get_qrels(variant) for variant in SPLITS}
+    assert [len(topics[variant]) / 200 for variant in SPLITS] == pytest.approx([0.7, 0.1, 0.2], abs=0.08)
     assert pd.concat(qrels)["docno"].is_unique
     for whole, parts in [(dataset.get_topics(), topics), (dataset.get_qrels(), qrels)]:
-        assert set(whole.itertuples(index=False)) == set(pd.concat(parts).itertuples(index=False))
-    assert all(set(topics[v]["qid"]) == set(qrels[v]["qid"]) for v in topics)
+        assert sorted(whole.itertuples(index=False)) == sorted(pd.concat(parts).itertuples(index=False))
+    assert all(set(topics[variant]["qid"]) == set(qrels[variant]["qid"]) for variant in SPLITS)
 
 
 def test_splits_are_stable(dataset):
@@ -304,48 +273,33 @@ def test_splits_are_stable(dataset):
     assert dict(dataset.get_qrels()[["docno", "qid"]].values)["synthetic.alias"] == "5f618533e137"
     assert dataset.get_qrels("test")["docno"].tolist() == ["synthetic", "synthetic.noisy", "synthetic.Child.attribute"]
     assert len(dataset.get_qrels("train")) == 8
-    assert dataset.get_topics("dev").columns.tolist() == ["qid", "query"]  # none of this small package
-
-
-def test_unknown_variant(dataset):
-    for frame in dataset.get_topics, dataset.get_qrels, dataset.get_topicsqrels:
-        with pytest.raises(ValueError, match=r"no variant 'valid'.*'train', 'dev', 'test'.*None"):
-            frame("valid")
-
-
-# --- Names ----------------------------------------------------------------------------------------------------------
-
-
-def test_get_dataset(dataset, site, monkeypatch):
-    monkeypatch.setitem(_core._loaded_providers, "docstrings", DocstringsDatasetProvider())
-    assert pt.get_dataset("docstrings:synthetic").get_topics().equals(dataset.get_topics())
-    for name in DocstringsDatasetProvider().list_dataset_names():
-        assert repr(pt.get_dataset(f"docstrings:{name}")) == "DocstringsDataset(['numpy', 'pandas'])"
-    with pytest.raises(ModuleNotFoundError, match="'missing'.*pip install missing"):
-        pt.get_dataset("docstrings:numpy,missing")
+    with pytest.raises(ValueError, match=r"'valid'.*'train', 'dev', 'test'.*None"):
+        dataset.get_topics("valid")
 
 
 @pytest.mark.parametrize("name", ["synthetic,numpy", " numpy, synthetic,", "Synthetic.Dist,numpy,numpy"])
-def test_names_are_a_set_of_packages_or_distributions(site, name):
-    assert DocstringsDatasetProvider().get_dataset(name).packages == ["numpy", "synthetic"]
+def test_names_are_a_set_of_packages_or_distributions(site, name, monkeypatch):
+    monkeypatch.setitem(_core._loaded_providers, "docstrings", DocstringsDatasetProvider())
+    assert pt.get_dataset(f"docstrings:{name}").packages == ["numpy", "synthetic"]
 
 
-@pytest.mark.parametrize("name", ["", " ", ","])
-def test_no_name(name):
-    with pytest.raises(ValueError, match="no package is named"):
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [(" ,", ValueError, "got none"), ("numpy,missing", ModuleNotFoundError, "'missing'.*pip install missing")],
+)
+def test_wrong_names(name, error, message):
+    with pytest.raises(error, match=message):
         DocstringsDatasetProvider().get_dataset(name)
 
 
-def test_description(home, collections):
+def test_nothing_is_collected_before_it_is_needed(home):
     dataset = DocstringsDataset(["synthetic"])
     assert dataset._describe_component("corpus") is True
-    assert dataset._describe_component("topics") == dataset._describe_component("qrels") == ["train", "dev", "test"]
+    assert dataset._describe_component("topics") == dataset._describe_component("qrels") == list(SPLITS)
     assert dataset._describe_component("index") is None
-    assert (dataset.get_corpus_lang(), dataset.get_topics_lang(), dataset.info_url()) == ("en", "en", None)
-    assert collections == []
-
-
-# --- Collecting and caching -----------------------------------------------------------------------------------------
+    loader = pt.text.get_text(dataset, ["text"])
+    assert pt.inspect.transformer_outputs(loader, ["qid", "docno"]) == ["qid", "docno", "text"]
+    assert list(home.iterdir()) == []
 
 
 def test_collecting_leaves_no_trace(home, capfd, caplog):
@@ -359,69 +313,42 @@ def test_collecting_leaves_no_trace(home, capfd, caplog):
     assert "skipped 2 modules: synthetic.broken (ImportError('no such dependency')), synthetic.exits" in caplog.text
 
 
-def test_cache_is_reused_until_a_version_changes(site, home, collections):
+def test_the_cache_is_used_until_a_version_changes(site, home):
     def document(topic):
         return {"__init__.py": f'"""Title.\n\n{rest(topic)}\n"""'}
 
     write(site, "versioned", document("old"))
-    assert collections == []
     assert corpus(DocstringsDataset(["versioned"])) == corpus(DocstringsDataset(["versioned-dist"]))
-    assert collections == [["versioned"]]
+    assert len(list(home.glob("docstrings/*"))) == 1
+    write(site, "versioned", document("new"))
+    assert corpus(DocstringsDataset(["versioned"])) == {"versioned": rest("old")}
     write(site, "versioned", document("new"), version="1.1")
     assert corpus(DocstringsDataset(["versioned"])) == {"versioned": rest("new")}
-    assert collections == [["versioned"]] * 2
-    write(site, "versioned", document("old"), version="1.0")
-    assert corpus(DocstringsDataset(["versioned"])) == {"versioned": rest("old")}
-    assert collections == [["versioned"]] * 2
 
 
-def test_killed_collector_leaves_no_cache(site, home):
-    """The collector dies while it writes the second document; the next one succeeds."""
-    documents = f'''
-        def first():
-            """First.
-
-            {rest("first")}
-            """
-        def second():
-            """Second.
-
-            {rest("second")}
-            """
-    '''
-    murder = """
-        import json, os
-        dumps, calls = json.dumps, []
-        def kill(row):
-            calls.append(row)
-            return dumps(row) if len(calls) == 1 else os._exit(9)
-        json.dumps = kill
-    """
-    write(site, "victim", {"__init__.py": documents + murder})
-    with pytest.raises(RuntimeError, match="docstrings of victim ended with exit status 9"):
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("raise ImportError('libfaulty is missing')", r"(?s)exit status 1.*libfaulty is missing"),
+        ("import json, os; json.dumps = lambda row: os._exit(9)", "exit status 9"),
+    ],
+)
+def test_a_collector_that_dies_leaves_no_cache(site, home, fault, message):
+    document = f'"""Title.\n\n{rest("first")}\n"""\n'
+    write(site, "victim", {"__init__.py": document + fault})
+    with pytest.raises(RuntimeError, match=message):
         DocstringsDataset(["victim"]).get_topics()
     assert list(home.glob("docstrings/*.jsonl.gz")) == []
-    shutil.rmtree(site / "victim")
-    write(site, "victim", {"__init__.py": documents})
-    assert list(corpus(DocstringsDataset(["victim"]))) == ["victim.first", "victim.second"]
 
 
-def test_package_that_cannot_be_imported(site, home):
-    write(site, "faulty", {"__init__.py": "raise ImportError('libfaulty is missing')"})
-    with pytest.raises(RuntimeError, match=r"(?s)docstrings of faulty ended with exit status 1.*libfaulty is missing"):
-        DocstringsDataset(["faulty"]).get_topics()
-
-
-def test_simultaneous_collections(dataset, home):
-    directory = home / "docstrings"
-    directory.mkdir()
+def test_two_collect_at_once(site, home):
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(docstrings._run_collector, [["synthetic"]] * 2, [str(directory / "synthetic.jsonl.gz")] * 2))
-    assert [path.name for path in directory.iterdir()] == ["synthetic.jsonl.gz"]
-    assert pd.read_json(directory / "synthetic.jsonl.gz", lines=True)["docno"].tolist() == DOCNOS
+        found = list(pool.map(corpus, [DocstringsDataset(["synthetic"]) for _ in range(2)]))
+    assert [list(texts) for texts in found] == [DOCNOS] * 2
+    assert len(list(home.glob("docstrings/*"))) == 1
 
 
-def test_real_package(home):
+def test_a_real_package(home):
     """NumPy has ufuncs, C functions, and classes whose docstrings begin with signatures."""
     dataset = DocstringsDataset(["numpy"])
     queries = dict(dataset.get_qrels().merge(dataset.get_topics())[["docno", "query"]].values)
@@ -434,10 +361,7 @@ def test_real_package(home):
     assert not [name for name in texts if ".tests." in name or "._" in name]
 
 
-# --- Loading texts --------------------------------------------------------------------------------------------------
-
-
-def test_text_loader(dataset):
+def test_texts_are_loaded(dataset):
     results = pd.DataFrame(
         {"docno": ["synthetic.alias", "synthetic", "synthetic.alias"], "text": "stale", "rank": [0, 1, 2]},
         index=[7, 7, 8],
@@ -447,14 +371,28 @@ def test_text_loader(dataset):
     assert loaded["text"].tolist() == [rest("function"), rest("package"), rest("function")]
     assert loaded["title"].tolist() == loaded["docno"].tolist() == results["docno"].tolist()
     assert "title" not in pt.text.get_text(dataset, "text")(results)
-    with pytest.raises(KeyError, match="synthetic.missing"):
+    with pytest.raises(KeyError, match=r"synthetic\.missing"):
         pt.text.get_text(dataset)(pd.DataFrame({"docno": ["synthetic.missing"]}))
-    with pytest.raises(ValueError, match=r"no field body: choose from \['title', 'text'\]"):
+    with pytest.raises(ValueError, match=r"body.*\['title', 'text'\]"):
         pt.text.get_text(dataset, ["text", "body"])
 
 
-def test_text_loader_is_inspected_without_collecting(home, collections):
-    loader = pt.text.get_text(DocstringsDataset(["synthetic"]), ["text"])
-    assert pt.inspect.transformer_inputs(loader) == [["docno"]]
-    assert pt.inspect.transformer_outputs(loader, ["qid", "docno"]) == ["qid", "docno", "text"]
-    assert collections == []
+@pytest.mark.parametrize(
+    ("docstring", "summary", "text"),
+    [
+        ("One line.", "One line.", ""),
+        ("", "", ""),
+        ("Two\n    lines.\n \n\n    Rest\n      indented.\n\n    More.", "Two lines.", "Rest\n  indented.\n\nMore."),
+        ("f(x)\nSummary on the next line.\n\nRest.", "Summary on the next line.", "Rest."),
+        ("f(x, y=(1, 2)) -> int\n\nf(x)\n\nOverloaded.\n\nRest.", "Overloaded.", "Rest."),
+        ("mod.f(x)\n--\n\nText signature.\n\nRest.", "Text signature.", "Rest."),
+        ("f(x) is a function.\n\nRest.", "f(x) is a function.", "Rest."),
+        ("=====\nTitle\n=====\nBody.\n\nRest.", "Title", "Body.\n\nRest."),
+        ("Parameters\n----------\nx : int", "Parameters", "x : int"),
+        ("Add  two numbers.\n\nadd two\nnumbers\n\nRest.", "Add two numbers.", "Rest."),
+        ("Add two numbers.\n\nTo add two numbers (a, b), call it.", "Add two numbers.", "To  (a, b), call it."),
+        ("Too short.\n\nToo short to ask for.", "Too short.", "Too short to ask for."),
+    ],
+)
+def test_split_docstring(docstring, summary, text):
+    assert split_docstring(docstring) == (summary, text)
