@@ -190,12 +190,12 @@ def _run_collector(packages: Sequence[str], path: str) -> None:
     environment = os.environ | {"PYTHONSAFEPATH": "1", "PYTHONHASHSEED": "0", "MPLBACKEND": "Agg"}
     environment["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, sys.path))
     command = [sys.executable, "-W", "ignore", "-c", script, path, *packages]
-    process = subprocess.run(command, env=environment, capture_output=True, check=False)
+    process = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     output = process.stderr.decode(errors="replace")
     logger.debug("collector of %s: %s", ", ".join(packages), output.strip())
     if not os.path.exists(path):
-        what = f"collecting the docstrings of {', '.join(packages)}"
-        raise RuntimeError(f"{what} ended with exit status {process.returncode}:\n{output[-2000:]}")
+        doing = f"collecting the docstrings of {', '.join(packages)}"
+        raise RuntimeError(f"{doing} ended with exit status {process.returncode}:\n{output[-2000:]}")
 
 
 def _collect(packages: Iterable[str]) -> list[Entry]:
@@ -240,6 +240,8 @@ def _attributes(module: ModuleType) -> Iterator[tuple[str, Any]]:
     package = module.__name__.partition(".")[0]
     exported = getattr(module, "__all__", None)
     for name in dir(module) if exported is None else exported:
+        if name.startswith("_"):
+            continue
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", DeprecationWarning)  # do not follow shims to where objects have moved
@@ -249,7 +251,7 @@ def _attributes(module: ModuleType) -> Iterator[tuple[str, Any]]:
             continue
         # ufuncs do not tell their origin: believe the module that claims them
         is_claimed = origin is None and exported is not None
-        if not name.startswith("_") and not isinstance(value, ModuleType) and (origin == package or is_claimed):
+        if not isinstance(value, ModuleType) and (origin == package or is_claimed):
             yield f"{module.__name__}.{name}", value
 
 
