@@ -220,7 +220,7 @@ class CalibratedLoss(nn.Module):
 
     .. math:: L = \frac{1}{B} \sum_i \log\Bigl(1 + \sum_j e^{-\beta m_{ij}}\Bigr)
 
-    which is InfoNCE with the scale :math:`\beta`, the inverse of the temperature, which :func:`calibrated_scale`
+    which is InfoNCE with the scale :math:`\beta`, the inverse of the temperature, which ``calibrated_scale``
     computes from the same margins, without gradient. You tune nothing: if all cosines were half as far apart, the
     scale would be twice as large, and the loss the same.
 

@@ -43,7 +43,7 @@ ModelName = Annotated[
 FieldName = Annotated[str, Field(min_length=1), Expected("the name of a field such as 'text'")]
 
 
-class SelfDistillBiEncoder(ComparedByKey, BiEncoder):
+class SelfDistillBiEncoder(ComparedByKey, pt.Artifact, BiEncoder):
     """A single-vector biencoder whose vectors are L2-normalized, so that dot products are cosines.
 
     By the columns of its input it encodes queries (``query`` to ``query_vec``), encodes documents (``text`` to
@@ -65,7 +65,7 @@ class SelfDistillBiEncoder(ComparedByKey, BiEncoder):
             ``dtype`` is unknown.
 
     Attributes:
-        dtype: The precision of encoding as it was given; :attr:`precision` is what it comes to.
+        dtype: The precision of encoding as it was given; ``precision`` says which it is on this machine.
         model: The sentence-transformers model.
         name: The folder or the hub name that the model comes from, if it is known.
         training_summary: How the model was trained: data, loss, arguments, measures. Empty if not by this package.

@@ -136,8 +136,8 @@ class RayIndexer(pt.Indexer):
         Raises:
             FileNotFoundError: If there is no such file, or the folder of shards is not one that all machines see.
             FolderInUseError: If another process encodes the same.
-            ValueError: If a document lacks a field or has the identifier of another one of its shard, or there are
-            none. TypeError: If a document has no text, or its identifier is not a string.
+            ValueError: If a document lacks a field or has the identifier of another one of its shard.
+            TypeError: If a document has no text, or its identifier is not a string.
         """
         ray = load_ray()
         folder = self.folder

@@ -472,7 +472,7 @@ class SelfDistillTrainer(pt.Estimator):
 
     @property
     def history(self) -> pd.DataFrame:
-        """The history of training: a row for each step that was logged or evaluated."""
+        """A row for each step of training that was logged or evaluated."""
         return history_frame(self._logs, map(str, self.measures))
 
     def plot(self) -> Figure:

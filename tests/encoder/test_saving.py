@@ -350,7 +350,6 @@ def test_the_card_of_an_upload_says_where_it_is(saved, branch, where):
     assert "# A tiny one\n" in card
 
 
-@pytest.mark.xfail(strict=True, raises=AttributeError, reason="the encoder is no pt.Artifact")
 def test_an_upload_holds_the_encoder_and_its_card(saved, tmp_path, monkeypatch):
     uploaded = {}
 
