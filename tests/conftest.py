@@ -127,6 +127,16 @@ def folder(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[Any]:
+    """Ray, with a small cluster of Ray, for all tests that need one."""
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    yield ray
+    ray.shutdown()
+
+
 FORMATS = {
     "docs": lambda file, name: TsvDocs(file, namespace=name),
     "queries": lambda file, name: TsvQueries(file),

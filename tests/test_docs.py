@@ -159,19 +159,13 @@ def test_at_a_glance_names_existing_options():
 
 
 @pytest.mark.ray
-def test_cluster(run, folder, collection):
-    import ray
-
+def test_cluster(run, folder, collection, ray_cluster):
     (folder / "corpus").mkdir()
     collection.corpus.to_json(folder / "corpus" / "1.jsonl", orient="records", lines=True)
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
-    try:
-        known = run("cluster.rst", {"workers=16, num_gpus=1": "workers=1", '"num_cpus": 4': '"num_cpus": 0'})
-        found = known["retriever"](known["topics"])
-        assert len(found) == ALL
-        pd.testing.assert_frame_equal(known["on_ray"](known["topics"]), found, atol=1e-6)
-    finally:
-        ray.shutdown()
+    known = run("cluster.rst", {"workers=16, num_gpus=1": "workers=1", '"num_cpus": 4': '"num_cpus": 0'})
+    found = known["retriever"](known["topics"])
+    assert len(found) == ALL
+    pd.testing.assert_frame_equal(known["on_ray"](known["topics"]), found, atol=1e-6)
 
 
 @pytest.mark.filterwarnings(r"ignore:.parallel\(\) is experimental:UserWarning")  # PyTerrier's own

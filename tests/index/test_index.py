@@ -1,0 +1,469 @@
+"""The folder of an index: built whole or not at all, bound to its encoder, opened only if it is complete."""
+
+import json
+import multiprocessing
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+import pyterrier_dr
+import pytest
+import torch
+from pyterrier_dr import FlexIndex, VectorPrf
+
+from pyterrier_selfdistill import EncoderMismatchError, FolderInUseError, SelfDistillIndex
+
+VECTORS = np.eye(8, dtype=np.float32)[:5]
+DOCUMENTS = [{"docno": f"d{number}", "doc_vec": vector} for number, vector in enumerate(VECTORS)]
+QUERIES = pd.DataFrame({"qid": ["a", "b"], "query_vec": list(VECTORS[:2])})
+RETRIEVERS = [
+    *("retriever", "np_retriever", "torch_retriever", "faiss_flat_retriever"),
+    *("faiss_hnsw_retriever", "faiss_ivf_retriever", "voyager_retriever", "int8_retriever", "binary_retriever"),
+]
+
+
+@pytest.fixture
+def empty(tmp_path):
+    """An index that is not built yet, alone in its folder."""
+    return SelfDistillIndex(tmp_path / "index.flex", verbose=False)
+
+
+@pytest.fixture
+def built(empty):
+    """An index of five documents, whose vectors do not say who made them."""
+    return empty.index(DOCUMENTS)
+
+
+# --- its encoder ----------------------------------------------------------------------------------------------------
+
+
+def test_index_remembers_its_encoder(encoder, index):
+    # a name that others know, and no folder of this machine
+    assert index.encoder.name == Path(encoder.name).name
+    assert index.encoder.checksum == encoder.identity.checksum
+    assert SelfDistillIndex.load(str(index.index_path)).encoder == index.encoder
+    assert encoder.name not in (index.index_path / "pt_meta.json").read_text()
+    assert isinstance(pt.Artifact.load(str(index.index_path)), FlexIndex)
+
+
+PIPELINES = {
+    **{method: lambda e, i, method=method: e >> getattr(i, method)() for method in RETRIEVERS},
+    "index": lambda e, i: e >> i,
+    "rewritten queries": lambda e, i: pt.apply.query(lambda row: row["query"] + " file") >> e >> i,
+    "a step between": lambda e, i: e >> pt.apply.generic(lambda frame: frame.iloc[::-1]) >> i,
+    "compiled": lambda e, i: ((e >> i.retriever()) % 5).compile(),
+    "scorer": lambda e, i: e.query_encoder() >> i.scorer(),
+    "re-ranker": lambda e, i: e.query_encoder() >> i.ladr_proactive(4),
+    "feedback": lambda e, i: (
+        e >> SelfDistillIndex(i.index_path, any_encoder=True) >> i.vec_loader() >> VectorPrf() >> i
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_queries_of_another_encoder_are_refused(index, encoder, other, collection, name):
+    topics = collection.topics
+    if name in ("scorer", "re-ranker"):
+        topics = topics.merge(pd.DataFrame({"docno": ["sort-table", "read-file"]}), how="cross").assign(score=1.0)
+    assert len(PIPELINES[name](encoder, index)(topics))
+    with pytest.raises(EncoderMismatchError) as error:
+        PIPELINES[name](other, index)(topics)
+    assert other.identity.checksum[:12] in str(error.value)
+    if name != "feedback":
+        assert index.encoder.checksum[:12] in str(error.value)
+
+
+def test_encoders_that_are_taken(index, encoder, other, collection, tmp_path, ranking):
+    topics = collection.topics
+    expected = (encoder >> index)(topics)
+    path = str(encoder.copy().save(tmp_path / "model"))
+    plain = topics.assign(query_vec=list(encoder.encode_queries(topics["query"])))
+    assert ranking((pt.Artifact.load(path) >> index)(topics)) == ranking(expected)
+    assert ranking((pyterrier_dr.SBertBiEncoder(path) >> index)(topics)) == ranking(expected)
+    assert ranking(index(plain)) == ranking(expected)
+    willing = SelfDistillIndex(index.index_path, verbose=False, any_encoder=True)
+    assert len((other >> willing)(topics)) == len(expected)
+    with pytest.raises(ValueError, match=r"\b3 dimensions"):
+        index(topics.assign(query_vec=[np.ones(3, dtype=np.float32)] * len(topics)))
+    with torch.no_grad():
+        next(encoder.model.parameters()).add_(0.1)
+    with pytest.raises(EncoderMismatchError, match="same name"):
+        (encoder >> index)(topics)
+
+
+def test_loaded_vectors_are_of_the_encoder_of_the_index(encoder, other, index, collection):
+    loaded = (encoder >> index >> index.vec_loader())(collection.topics)
+    assert {vector.encoder for vector in loaded["doc_vec"]} == {index.encoder}
+    assert len(encoder(loaded)) == len(loaded)
+    with pytest.raises(EncoderMismatchError, match="doc_vec"):
+        other(loaded)
+
+
+def test_vectors_of_two_encoders_make_no_index(encoder, other, empty, collection):
+    with pytest.raises(EncoderMismatchError, match="several"):
+        empty.index([*encoder(collection.records[:3]), *other(collection.records[3:])])
+    assert not empty.index_path.exists()
+
+
+# --- its files ------------------------------------------------------------------------------------------------------
+
+
+def test_folder_is_one_of_pyterrier_dr(encoder, index, collection, ranking, tmp_path):
+    plain = FlexIndex(str(index.index_path), verbose=False)
+    expected = (encoder >> index)(collection.topics)
+    assert ranking((encoder >> plain)(collection.topics)) == ranking(expected)
+    assert json.loads((index.index_path / "pt_meta.json").read_text())["format"] == "flex"
+    theirs = FlexIndex(str(tmp_path / "theirs.flex"), verbose=False)
+    (encoder >> theirs).index(collection.records)
+    ours = SelfDistillIndex(theirs.index_path, verbose=False)
+    assert ranking((encoder >> ours)(collection.topics)) == ranking(expected)
+    assert list(ours.docnos()) == list(index.docnos())
+
+
+def test_index_is_opened_by_each_process_itself(built):
+    built(QUERIES)
+    assert isinstance(built.np_vecs(), np.memmap)
+    assert built.np_vecs().mode == "r"
+    pickled = pickle.dumps(built)
+    assert len(pickled) < 1000
+    again = pickle.loads(pickled)
+    assert again == built
+    assert hash(again) == hash(built)
+    assert str(built.index_path) in repr(again)
+    built.close()
+    assert len(built) == 5
+    built.indexer(mode="overwrite").index(DOCUMENTS[:2])
+    assert len(again(QUERIES)) == 4
+    assert SelfDistillIndex(built.index_path, sim_fn="cos") != built
+
+
+def change_metadata(**changes):
+    def change(folder):
+        file = folder / "pt_meta.json"
+        metadata = {**json.loads(file.read_text()), **changes}
+        file.write_text(json.dumps({name: value for name, value in metadata.items() if value is not None}))
+
+    return change
+
+
+def write(name, content):
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def cut(name):
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-4])
+
+
+def remove(name):
+    return lambda folder: (folder / name).unlink()
+
+
+def put_a_folder(name):
+    return lambda folder: [(folder / name).unlink(), (folder / name).mkdir()]
+
+
+def put_a_file(folder):
+    shutil.rmtree(folder)
+    folder.write_text("a file")
+
+
+def flip_a_bit(folder):
+    content = bytearray((folder / "docnos.npids").read_bytes())
+    content[-20] ^= 1
+    (folder / "docnos.npids").write_bytes(content)
+
+
+DAMAGES = {
+    "vectors missing": (remove("vecs.f4"), "vecs.f4"),
+    "vectors cut off": (cut("vecs.f4"), "vecs.f4 .*156"),
+    "vectors empty": (write("vecs.f4", b""), "vecs.f4"),
+    "vectors a folder": (put_a_folder("vecs.f4"), "vecs.f4"),
+    "identifiers missing": (remove("docnos.npids"), "docnos.npids"),
+    "identifiers cut off": (cut("docnos.npids"), "docnos.npids"),
+    "identifiers empty": (write("docnos.npids", b""), "docnos.npids"),
+    "identifiers garbage": (write("docnos.npids", b"\xff" * 300), "docnos.npids"),
+    "identifiers changed": (flip_a_bit, "docnos.npids"),
+    "metadata missing": (remove("pt_meta.json"), "pt_meta.json"),
+    "metadata empty": (write("pt_meta.json", b""), "pt_meta.json"),
+    "metadata cut off": (cut("pt_meta.json"), "pt_meta.json"),
+    "metadata garbage": (write("pt_meta.json", b"\xff\xfe{"), "pt_meta.json"),
+    "metadata a list": (write("pt_meta.json", b"[]"), "pt_meta.json"),
+    "metadata nested deep": (write("pt_meta.json", b"[" * 100_000), "pt_meta.json"),
+    "metadata without a kind": (change_metadata(type=None), "pt_meta.json"),
+    "metadata of a model": (change_metadata(type="biencoder"), "biencoder"),
+    "no count": (change_metadata(doc_count=None), "doc_count None"),
+    "another count": (change_metadata(doc_count=4), "160 .*128"),
+    "count below zero": (change_metadata(doc_count=-5), "doc_count -5"),
+    "count of another type": (change_metadata(doc_count="5"), "doc_count '5'"),
+    "no dimension": (change_metadata(vec_size=None), "vec_size None"),
+    "counts of the same product": (change_metadata(doc_count=8, vec_size=5), "5 .*8"),
+    "encoder of another type": (change_metadata(encoder="me"), "encoder 'me'"),
+    "a file": (put_a_file, "file"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_index_is_never_opened_and_may_be_replaced(built, name):
+    damage, message = DAMAGES[name]
+    # open already, as it may be when it is damaged
+    assert built.built()
+    built(QUERIES)
+    damage(built.index_path)
+    for index in (built, SelfDistillIndex(built.index_path, verbose=False)):
+        assert not index.built()
+        with pytest.raises(ValueError, match=message):
+            index(QUERIES)
+        with pytest.raises(ValueError, match=message):
+            len(index)
+    if name == "a file":
+        with pytest.raises(FileExistsError):
+            built.indexer(mode="overwrite").index(DOCUMENTS[:2])
+        return
+    built.indexer(mode="overwrite").index(DOCUMENTS[:2])
+    assert built.built()
+    assert len(built) == 2
+
+
+def test_an_index_of_nothing(empty):
+    assert not empty.built()
+    retriever = empty.retriever()
+    for use in (lambda: retriever(QUERIES), lambda: len(empty), lambda: empty.encoder):
+        with pytest.raises(FileNotFoundError, match=r"index\.flex"):
+            use()
+    empty.index(DOCUMENTS)
+    assert len(retriever(QUERIES)) == 10
+
+
+def test_an_index_that_a_killed_builder_moved_away_is_put_back(built):
+    built.index_path.rename(built.index_path.with_name(".index.flex.replaced"))
+    assert SelfDistillIndex(built.index_path).built()
+    assert [path.name for path in built.index_path.parent.iterdir()] == ["index.flex"]
+
+
+def search(path, stop, answers):
+    """Search an index of some generation, which its size, identifiers and scores say, until told to stop."""
+    found = set()
+    while not stop.is_set():
+        retriever = SelfDistillIndex(path, verbose=False).retriever()
+        for _ in range(3):
+            results = retriever(QUERIES[:1])
+            docnos = {int(docno.partition("-")[0]) for docno in results["docno"]}
+            # all documents of one index, and the scores of the same one
+            assert docnos == {len(results)} == {int(results["score"].max())}
+            found |= docnos
+    answers.put(found)
+
+
+def generation(number):
+    vectors = np.eye(8, dtype=np.float32) * number
+    return [{"docno": f"{number}-{row}", "doc_vec": vectors[row]} for row in range(number)]
+
+
+def test_searchers_get_answers_of_one_index_while_it_is_replaced(empty):
+    empty.index(generation(2))
+    context = multiprocessing.get_context("fork")
+    stop, answers = context.Event(), context.Queue()
+    arguments = (empty.index_path, stop, answers)
+    searchers = [context.Process(target=search, args=arguments, daemon=True) for _ in range(4)]
+    for searcher in searchers:
+        searcher.start()
+    for replacement in range(20):
+        empty.indexer(mode="overwrite").index(generation(2 + replacement % 7))
+        time.sleep(0.03)
+    stop.set()
+    found = [answers.get(timeout=60) for _ in searchers]
+    for searcher in searchers:
+        searcher.join()
+    assert [searcher.exitcode for searcher in searchers] == [0] * 4
+    assert len(set.union(*found)) > 1
+
+
+# --- its identifiers ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "docnos",
+    [
+        ["d0"],
+        ["d\u00e9", "d\u00e8"],
+        ["e8c5d3", "2301"],
+        ["007", "008", "7"],
+        ["a", "b" * 100_000],
+        [" 1", "1", "01", "+1", "-1", "1_0", "\u0661"],
+        ["\u65e5\u672c", "\U0001f600", "a\nb", "a\tb", "ab" * 16, "550e8400-e29b-41d4-a716-446655440000"],
+        [str(number) for number in range(300)] + ["x"],
+        [f"d{number}" for number in range(5000)],
+    ],
+)
+def test_docnos_are_any_strings(empty, docnos):
+    empty.index({"docno": docno, "doc_vec": VECTORS[0]} for docno in docnos)
+    for index in (SelfDistillIndex(empty.index_path), FlexIndex(str(empty.index_path))):
+        lookup = index.docnos()
+        assert list(lookup) == docnos
+        assert lookup.fwd[list(range(len(docnos)))] == docnos
+        assert list(lookup.inv[docnos]) == list(range(len(docnos)))
+
+
+@pytest.mark.parametrize("kind", [list, np.array, pd.Series, lambda docnos: np.array(docnos, dtype=object)])
+def test_docnos_that_are_not_there_are_named(empty, kind):
+    empty.index({"docno": docno, "doc_vec": VECTORS[0]} for docno in ["a", "\u00e9", "\u65e5\u672c"])
+    lookup = empty.docnos()
+    assert list(lookup.inv[kind(["\u65e5\u672c", "a"])]) == [2, 0]
+    assert "a" in lookup.inv
+    assert "nobody" not in lookup.inv
+    with pytest.raises(LookupError, match="'nobody'"):
+        lookup.inv[kind(["a", "nobody"])]
+
+
+@pytest.mark.parametrize("place", [0, 999, 2999])
+def test_duplicates_are_named_wherever_they_are(empty, place):
+    docnos = [f"d{number}" for number in range(3000)]
+    with pytest.raises(ValueError, match=f"duplicate docno '{docnos[place]}'"):
+        empty.index({"docno": docno, "doc_vec": VECTORS[0]} for docno in [*docnos, docnos[place]])
+    assert not list(empty.index_path.parent.iterdir())
+
+
+# --- building it ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("document", "error", "message"),
+    [
+        ({"docno": "sort-table", "text": "again"}, ValueError, "duplicate docno 'sort-table'"),
+        ({"docno": "d1", "text": None}, TypeError, "'text'.*'d1'"),
+        ({"docno": "d1"}, TypeError, "'text'.*'d1'"),
+        ({"docno": 7, "text": "seven"}, TypeError, "docno 7"),
+        ({"text": "nobody"}, TypeError, "docno nan"),
+    ],
+)
+def test_a_bad_document_leaves_nothing(encoder, collection, empty, document, error, message):
+    with pytest.raises(error, match=message):
+        (encoder >> empty).index([*collection.records, document])
+    assert not empty.built()
+    assert not list(empty.index_path.parent.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("documents", "error", "message"),
+    [
+        *(([DOCUMENTS[0], {"docno": "d2", "doc_vec": vector}], ValueError, "doc_vec of 'd2'") for vector in [
+            *(np.full(8, value) for value in (np.nan, -np.inf, 1e300)),
+            *(np.ones(3), np.ones((1, 8)), np.array(0.6), np.ones(8, dtype=int), np.ones(8, dtype=object)),
+            *(np.array([]), [0.5] * 8, None),
+        ]),
+        *(([{"docno": docno, "doc_vec": VECTORS[0]}], ValueError, "docno") for docno in ("", "a\0", "\ud800")),
+        *((records, TypeError, "documents") for records in (3, None, [3], ["d1"], [("d1", VECTORS[0])])),
+        ([], ValueError, "no documents"),
+        ([{"docno": "d1", "text": "sort"}], ValueError, "doc_vec"),
+        (DOCUMENTS * 2, ValueError, "duplicate docno 'd"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("mode", ["create", "overwrite"])
+def test_bad_vectors_and_documents_change_nothing(empty, mode, documents, error, message):
+    if mode == "overwrite":
+        empty.index(DOCUMENTS)
+    with pytest.raises(error, match=message):
+        empty.indexer(mode=mode).index(documents)
+    if mode == "overwrite":
+        assert list(SelfDistillIndex(empty.index_path).docnos()) == ["d0", "d1", "d2", "d3", "d4"]
+    assert len(list(empty.index_path.parent.iterdir())) == (mode == "overwrite")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_vectors_are_floats_of_any_size(empty, dtype):
+    empty.index([{"docno": "d1", "doc_vec": np.array([0.6, 0.8], dtype=dtype)}])
+    np.testing.assert_allclose(empty.np_vecs(), [[0.6, 0.8]], atol=1e-3)
+
+
+def test_modes(built):
+    before = (built.index_path / "vecs.f4").read_bytes()
+    with pytest.raises(FileExistsError, match="overwrite"):
+        built.index(DOCUMENTS[:3])
+    assert (built.index_path / "vecs.f4").read_bytes() == before
+    key = hash(built.retriever())
+    (built.index_path / "hnsw_n-32_ef-40.faiss").write_text("computed from the index")
+    built.indexer(mode="overwrite").index(DOCUMENTS[:3])
+    assert len(built) == 3
+    assert [path.name for path in built.index_path.parent.iterdir()] == ["index.flex"]
+    assert {path.name for path in built.index_path.iterdir()} == {"vecs.f4", "docnos.npids", "pt_meta.json"}
+    assert isinstance(key, int)
+    for mode in (True, None, "append", 3):
+        with pytest.raises(ValueError, match=f"mode .*got {mode!r}"):
+            built.indexer(mode=mode)
+
+
+@pytest.mark.parametrize("of", ["thesis", "damaged index"])
+def test_folders_of_others_are_not_replaced(built, tmp_path, of):
+    folder = tmp_path / "thesis"
+    if of == "damaged index":
+        folder = built.index_path
+        (folder / "pt_meta.json").write_text("garbage")
+    folder.mkdir(exist_ok=True)
+    (folder / "thesis.tex").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"thesis\.tex"):
+        SelfDistillIndex(folder, verbose=False).indexer(mode="overwrite").index(DOCUMENTS[:1])
+    assert (folder / "thesis.tex").read_text() == "mine"
+
+
+def test_one_builder_at_a_time(empty):
+    refused = []
+
+    def build_too():
+        for mode in ("create", "overwrite"):
+            try:
+                SelfDistillIndex(empty.index_path).indexer(mode=mode).index(DOCUMENTS[1:])
+            except FolderInUseError as error:
+                refused.append(str(error))
+
+    def documents():
+        yield DOCUMENTS[0]
+        thread = threading.Thread(target=build_too)
+        thread.start()
+        thread.join()
+
+    empty.index(documents())
+    assert len(refused) == 2
+    assert str(os.getpid()) in refused[0]
+    assert list(empty.docnos()) == ["d0"]
+
+
+def test_an_index_that_was_built_meanwhile_stays(empty):
+    def documents():
+        empty.index_path.mkdir()
+        (empty.index_path / "vecs.f4").write_text("theirs")
+        yield DOCUMENTS[0]
+
+    with pytest.raises(FileExistsError):
+        empty.index(documents())
+    assert (empty.index_path / "vecs.f4").read_text() == "theirs"
+
+
+def test_a_builder_that_is_killed_leaves_no_index(empty):
+    program = """
+import sys, time
+import numpy as np
+from pyterrier_selfdistill import SelfDistillIndex
+def documents():
+    for i in range(5000):
+        yield {"docno": str(i), "doc_vec": np.ones(8, dtype=np.float32)}
+    print("indexing", flush=True)
+    time.sleep(60)
+SelfDistillIndex(sys.argv[1], verbose=False).index(documents())
+"""
+    process = subprocess.Popen([sys.executable, "-c", program, str(empty.index_path)], stdout=subprocess.PIPE)
+    assert process.stdout.readline().strip() == b"indexing"
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not empty.index_path.exists()
+    assert not empty.built()
+    empty.index(DOCUMENTS)
+    assert len(empty) == 5
