@@ -266,7 +266,8 @@ class ShardedIndex(ComparedByKey):
         searchers = []
         for path, own in zip(self.paths, options, strict=True):
             actor = remote.options(**{**RESTARTS, **own})
-            searchers.append(actor.remote(str(path), self.any_encoder))
+            # actors may have another working directory
+            searchers.append(actor.remote(str(path.absolute()), self.any_encoder))
         return searchers
 
     def _ask(self, method: str, *arguments: Any) -> list[Any]:
