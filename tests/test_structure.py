@@ -124,7 +124,11 @@ def requirements(extras):
 
 @pytest.mark.parametrize(
     ("folder", "extras"),
-    [("pyterrier_selfdistill", []), ("examples", ["examples"]), ("benchmarks", ["examples", "study"])],
+    [
+        ("pyterrier_selfdistill", []),
+        ("examples", ["examples"]),
+        ("benchmarks", ["examples", "study", "ray", "adapters", "ann", "int8"]),
+    ],
 )
 def test_imported_packages_are_declared(folder, extras):
     provided = importlib.metadata.packages_distributions()
