@@ -18,7 +18,7 @@ from sentence_transformers.base.modules import Dense
 from torch import nn
 
 from ..data.corpus import Corpus, Documents
-from ..index.identity import ComparedByKey, EncodedVector, EncoderIdentity, EncoderMismatchError
+from ..index.files import ComparedByKey, EncodedVector, EncoderIdentity, EncoderMismatchError
 from ..index.index import SelfDistillIndex
 from ..losses import normalize
 from ..utils.checks import Expected, FieldNames, FolderPath, PositiveInteger, checked, load_extra

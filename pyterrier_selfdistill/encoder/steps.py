@@ -15,7 +15,7 @@ from pyterrier_dr import BiDocEncoder, BiQueryEncoder, BiScorer
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import batch_to_device
 
-from ..index.identity import ComparedByKey, EncodedVector, EncoderIdentity, EncoderMismatchError, encoders_of
+from ..index.files import ComparedByKey, EncodedVector, EncoderIdentity, EncoderMismatchError, encoders_of
 from ..losses import normalize
 from ..utils.checks import (
     require_distinct_columns,

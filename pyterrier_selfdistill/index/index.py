@@ -34,10 +34,19 @@ from ..utils.checks import (
     require_vectors,
     without_rows,
 )
-from ..utils.folders import METADATA_FILE, artifact_kind, folder_lock, portable_name
+from ..utils.folders import METADATA_FILE, artifact_kind, folder_lock, portable_name, recover
 from . import small_vectors
-from .files import Indexer, Signature, open_index, read_unchanged, signature_of
-from .identity import ComparedByKey, EncodedVector, EncoderIdentity, EncoderMismatchError, encoders_of
+from .files import (
+    ComparedByKey,
+    EncodedVector,
+    EncoderIdentity,
+    EncoderMismatchError,
+    Indexer,
+    Signature,
+    encoders_of,
+    open_index,
+    signature_of,
+)
 
 SCORERS = ("np_scorer", "torch_scorer")
 
@@ -54,6 +63,7 @@ WITH_GRAPHS = (
 SCORES = 2**26  # how many scores of 4 bytes the fastest retriever computes at once
 LARGEST_QBATCH = 64  # how many queries it searches for at once, at most
 FEWEST_CLUSTERS = 4  # the fewest clusters that pyterrier-dr makes, if it is not told how many
+ATTEMPTS = 100  # how often to open an index that is replaced each time while it is opened
 
 
 @checked
@@ -115,29 +125,33 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
         self.index = index
         self.method = method
         self.options = options
-        self.inner = self._make()
+        self._make()
 
-    def _make(self) -> Any:
-        """Have pyterrier-dr make the transformer, also while the index is replaced."""
-        return read_unchanged(self.index.index_path, self._make_of)
-
-    def _make_of(self, signature: Signature) -> Any:
-        self._signature = signature
-        self.index.refresh(signature)
+    def _make(self) -> None:
+        """Have pyterrier-dr make the transformer, of the files that are there now."""
         folder = self.index.index_path.resolve()
         with ExitStack() as stack, compat.no_warning_of_mapped_vectors():
-            if self.method not in WITH_GRAPHS:
-                return self._make_inner()
-            # one process computes a graph and others read it; who may not write there can only read
-            with suppress(PermissionError):
-                graphs = folder.with_name(f"{folder.name}.graphs")
-                stack.enter_context(folder_lock(graphs, "computing a graph of an index", wait=True))
-            try:
-                return self._make_inner()
-            finally:
+            if self.method in WITH_GRAPHS:
+                # one process computes a graph and others read it; who may not write there can only read
+                with suppress(PermissionError):
+                    graphs = folder.with_name(f"{folder.name}.graphs")
+                    stack.enter_context(folder_lock(graphs, "computing a graph of an index", wait=True))
+            while True:
+                self._signature = None
+                # an index that is built later has its retrievers made again
+                with suppress(FileNotFoundError):
+                    self._signature = self.index.refresh()
+                error = None
+                try:
+                    self.inner = self._make_inner()
+                except Exception as raised:
+                    error = raised
+                if self.method not in WITH_GRAPHS or signature_of(folder) == self._signature:
+                    break
                 # a graph of the old index may lie in the folder of the new one
-                if signature_of(folder) != signature:
-                    compat.remove_files_of_retrievers(folder)
+                compat.remove_files_of_retrievers(folder)
+        if error is not None:
+            raise error
 
     def _make_inner(self) -> Any:
         index, method, options = self.index, self.method, dict(self.options)
@@ -159,15 +173,16 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
             compat.mend_voyager(inner, options["num_results"])
             return inner
         if method == "retriever":
-            # an index that is built later has its retriever made again
-            device = None
-            if options["batch_size"] is None and index.built() and index.sim_fn is SimFn.dot:
-                device = fastest_device(index.np_vecs().nbytes)
-            if device is not None:
-                del options["batch_size"]
-                qbatch = min(max(SCORES // len(index), 1), LARGEST_QBATCH)
-                return FlexIndex.torch_retriever(index, device=device, qbatch=qbatch, **options)
             method = "np_retriever"
+            if options["batch_size"] is None and self._signature is not None and index.sim_fn is SimFn.dot:
+                # all at once on a GPU or the CPU, or in parts from disk
+                size = index.np_vecs().nbytes
+                is_for_gpu = torch.cuda.is_available() and size < torch.cuda.mem_get_info()[0] / 2
+                if is_for_gpu or size < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2:
+                    del options["batch_size"]
+                    method = "torch_retriever"
+                    options["device"] = "cuda" if is_for_gpu else "cpu"
+                    options["qbatch"] = min(max(SCORES // len(index), 1), LARGEST_QBATCH)
         if mask is not None and method == "np_retriever":
             del options["batch_size"]
             return compat.masked_retriever(index, **options)
@@ -204,13 +219,14 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Retrieve or score."""
         if self.index.refresh() != self._signature:
-            self.inner = self._make()
+            self._make()
         require_column_names(inp, "the queries")
         if inp.empty:
             return without_rows(self._transform_nothing(inp), inp)
         if "qid" in inp:
             require_identifiers(inp, "qid", "the queries")
-        inp = with_own_docids(self.index, inp)
+        if "docno" in inp:
+            inp = with_own_docids(self.index, inp)
         if "query_vec" in inp:
             require_comparable(self.index, inp)
         # under autocast, pyterrier-dr 0.8 multiplies vectors in 16 bits, and cannot make arrays of bfloat16
@@ -283,14 +299,6 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
         return f"{self.index!r}.{self.method}({', '.join(f'{name}={value!r}' for name, value in given)})"
 
 
-def fastest_device(size: int) -> str | None:
-    """Choose where to search vectors of so many bytes: all at once on a GPU or the CPU, or in parts from disk."""
-    if torch.cuda.is_available() and size < torch.cuda.mem_get_info()[0] / 2:
-        return "cuda"
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return "cpu" if size < memory / 2 else None
-
-
 class VectorLoader(NumpyVectorLoader):
     """Add ``doc_vec``, as the index has it, to frames with ``docno``."""
 
@@ -316,8 +324,6 @@ class VectorLoader(NumpyVectorLoader):
 
 def with_own_docids(index: FlexIndex, frame: pd.DataFrame) -> pd.DataFrame:
     """Have the ``docid`` of documents be that of the index, where a first stage has put its own."""
-    if "docno" not in frame:
-        return frame
     require_identifiers(frame, "docno", "the documents")
     # pyterrier-dr would take the vectors at these positions, whatever is there
     if "docid" not in frame:
@@ -327,8 +333,7 @@ def with_own_docids(index: FlexIndex, frame: pd.DataFrame) -> pd.DataFrame:
 
 def require_comparable(index: FlexIndex, queries: pd.DataFrame) -> None:
     """Check that vectors of queries compare with those of an index."""
-    dimension = index.payload(return_dvecs=False, return_docnos=False)[0]["vec_size"]
-    require_vectors(queries, "query_vec", dimension, f"the vectors of {index!r}")
+    require_vectors(queries, "query_vec", index.np_vecs().shape[1], "the vectors of the index")
     own = index.encoder
     if own is None or index.any_encoder:
         return
@@ -507,14 +512,13 @@ class SelfDistillIndex(ComparedByKey, FlexIndex):
             FileNotFoundError: If there is no index.
             ValueError: If it is damaged.
         """
-        stored = self.payload(return_dvecs=False, return_docnos=False)[0].get("encoder")
+        stored = self.payload()[-1].get("encoder")
         return None if stored is None else EncoderIdentity(**stored)
 
     def built(self) -> bool:
         """Tell whether there is a complete index, which can be opened."""
-        self.refresh()
         try:
-            self.payload()
+            self.refresh()
         except (OSError, ValueError):
             return False
         return True
@@ -522,25 +526,32 @@ class SelfDistillIndex(ComparedByKey, FlexIndex):
     def payload(self, return_dvecs: bool = True, return_docnos: bool = True) -> list[Any]:
         """Open the index, if it is complete, as :meth:`pyterrier_dr.FlexIndex.payload` does."""
         if self._signature is None:
-            files = open_index(self.index_path)
-            self.__dict__.update(compat.opened_files(files.metadata, files.vectors, files.docnos))
-            self._signature = files.signature
+            self.refresh()
         return super().payload(return_dvecs, return_docnos)
 
     def close(self) -> None:
         """Close the files; they are opened again when they are needed."""
-        self.__dict__.update(self.__getstate__())
+        self.__dict__.update(compat.files_of_index(), _signature=None)
 
-    def refresh(self, signature: Signature | None = None) -> Signature:
-        """Close the files, if others are there now, and return the signature of those that are there."""
-        signature = signature or signature_of(self.index_path)
-        if self._signature not in (None, signature):
+    def refresh(self) -> Signature:
+        """Open the files, all of one index, unless they are open and still there, and return their signature."""
+        for _ in range(ATTEMPTS):
+            recover(self.index_path)
+            signature = signature_of(self.index_path)
+            if signature == self._signature:
+                return signature
             self.close()
-        return signature
+            try:
+                self.__dict__.update(compat.files_of_index(*open_index(self.index_path)), _signature=signature)
+            except Exception:
+                # files of two indexes raise errors of all kinds
+                if signature_of(self.index_path) == signature:
+                    raise
+        raise ValueError(f"{self!r} is replaced again and again; read it when that is done")
 
     def __getstate__(self) -> dict[str, Any]:
         # another process opens the files itself
-        return {**vars(self), **compat.closed_files(), "_signature": None}
+        return {**vars(self), **compat.files_of_index(), "_signature": None}
 
     def _key(self) -> tuple[Any, ...]:
         encoder = self.encoder if self.built() else None

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NamedTuple, cast
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -26,52 +24,16 @@ from ..utils.checks import (
     without_rows,
 )
 from ..utils.compat import schematic
-from ..utils.folders import atomic_folder
-from .files import DOCNOS_FILE, VECTORS_FILE, is_index, write_docnos, write_encoder, write_metadata
-from .identity import ComparedByKey, EncoderIdentity, EncoderMismatchError
+from .files import ComparedByKey, EncodedVector, EncoderIdentity, EncoderMismatchError, is_index
 from .index import SelfDistillIndex, require_comparable
 
 MANIFEST_FILE = "shards.json"  # the file in a folder of shards that lists them in the order of their documents
-COPY_BYTES = 1 << 20  # how many bytes are copied at once
 
 
 def load_ray() -> Any:
     """Import Ray, with Ray Data."""
     load_extra("ray.data")
     return load_extra("ray")
-
-
-def join_shards(shards: Sequence[SelfDistillIndex], path: Path, *, overwrite: bool = False) -> None:
-    """Write one index of the documents of several, in their order; atomically, and in memory for one part at a time."""
-    parts = [describe(shard) for shard in shards]
-    require_same_encoder(parts)
-    with atomic_folder(path, overwrite=overwrite, recognize=is_index, doing="joining shards") as folder:
-        with (folder / VECTORS_FILE).open("wb", buffering=0) as file:
-            for shard in shards:
-                append_file(shard.index_path / VECTORS_FILE, file)
-        number = write_docnos(folder / DOCNOS_FILE, _docnos_of(shards))
-        write_metadata(folder, parts[0].dimension, number)
-        if parts[0].encoder is not None:
-            write_encoder(folder, parts[0].encoder)
-
-
-def _docnos_of(shards: Sequence[SelfDistillIndex]) -> Iterator[str]:
-    for shard in shards:
-        yield from map(str, shard.docnos())
-
-
-def append_file(source: Path, target: Any) -> None:
-    """Append a file to another one, without its bytes passing through this process where the system can do so."""
-    with source.open("rb", buffering=0) as file:
-        # not on every system, nor between any two file systems
-        with suppress(AttributeError, OSError):
-            while os.copy_file_range(file.fileno(), target.fileno(), COPY_BYTES):
-                pass
-        # what is left: both files are where the system has stopped
-        shutil.copyfileobj(file, target, COPY_BYTES)
-
-
-# --- what shards are ------------------------------------------------------------------------------------------------
 
 
 class Part(NamedTuple):
@@ -310,10 +272,19 @@ class ShardedIndex(ComparedByKey):
             FileExistsError: If there is an index already and ``overwrite`` is not set, or something else.
             ValueError: If two documents have the same identifier.
         """
+        mode: Literal["create", "overwrite"] = "overwrite" if overwrite else "create"
         index = SelfDistillIndex(path, verbose=False)
-        shards = [SelfDistillIndex(shard, verbose=False) for shard in self.paths]
-        join_shards(shards, index.index_path, overwrite=overwrite)
+        index.indexer(mode=mode).index(self._documents())
         return index
+
+    def _documents(self) -> Iterator[dict[str, Any]]:
+        for path in self.paths:
+            shard = SelfDistillIndex(path, verbose=False)
+            vectors: Sequence[np.ndarray] = shard.np_vecs()
+            if self.encoder is not None:
+                vectors = EncodedVector.rows(shard.np_vecs(), self.encoder)
+            for docno, vector in zip(shard.docnos(), vectors, strict=True):
+                yield {"docno": docno, "doc_vec": vector}
 
     def _key(self) -> tuple[Any, ...]:
         return tuple(self.paths), tuple(self.parts), self.any_encoder

@@ -146,18 +146,12 @@ def schematic(label: str) -> dict[str, Any]:
 # --- pyterrier-dr: indexes and exact retrievers ----------------------------------------------------------------------
 
 
-def closed_files() -> dict[str, Any]:
-    """Give the attributes of a FlexIndex that has no file open."""
-    # pyterrier-dr 0.8.1 keeps its files in private attributes and cannot close them: old vectors would stay, and be
-    # pickled; delete when FlexIndex can be closed and pickles without its vectors
-    return {"_meta": None, "_docnos": None, "_dvecs": None, "_cache": {}}
-
-
-def opened_files(metadata: dict[str, Any], vectors: np.ndarray, docnos: Any) -> dict[str, Any]:
-    """Give the attributes of a FlexIndex whose files are open."""
-    # pyterrier-dr 0.8.1 opens each file when it needs it, so that a replaced index has identifiers of one and vectors
-    # of another; delete when FlexIndex opens all of them together
-    return {"_meta": metadata, "_dvecs": vectors, "_docnos": docnos}
+def files_of_index(metadata: Any = None, vectors: Any = None, docnos: Any = None) -> dict[str, Any]:
+    """Give the attributes of a FlexIndex that has these files open, or none."""
+    # pyterrier-dr 0.8.1 keeps its files in private attributes, opens each when it needs it, so that a replaced index
+    # has identifiers of one and vectors of another, and pickles them; delete when FlexIndex opens all of them together,
+    # closes them and pickles without them
+    return {"_meta": metadata, "_dvecs": vectors, "_docnos": docnos, "_cache": {}}
 
 
 def files_of_retrievers(folder: Path) -> list[Path]:

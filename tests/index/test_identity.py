@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pandas as pd
 
-from pyterrier_selfdistill.index.identity import EncodedVector, EncoderIdentity, encoders_of
+from pyterrier_selfdistill.index.files import EncodedVector, EncoderIdentity, encoders_of
 
 IDENTITY = EncoderIdentity("my-model", "0123456789abcdef")
 

@@ -181,7 +181,7 @@ def flip_a_bit(folder):
 
 DAMAGES = {
     "vectors missing": (remove("vecs.f4"), "vecs.f4"),
-    "vectors cut off": (cut("vecs.f4"), "vecs.f4 .*156"),
+    "vectors cut off": (cut("vecs.f4"), "vecs.f4.*156"),
     "vectors empty": (write("vecs.f4", b""), "vecs.f4"),
     "vectors a folder": (put_a_folder("vecs.f4"), "vecs.f4"),
     "identifiers missing": (remove("docnos.npids"), "docnos.npids"),
@@ -204,7 +204,7 @@ DAMAGES = {
     "no dimension": (change_metadata(vec_size=None), "vec_size None"),
     "counts of the same product": (change_metadata(doc_count=8, vec_size=5), "5 .*8"),
     "encoder of another type": (change_metadata(encoder="me"), "encoder 'me'"),
-    "a file": (put_a_file, "file"),
+    "a file": (put_a_file, "Not a directory"),
 }
 
 

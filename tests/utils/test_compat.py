@@ -169,14 +169,14 @@ def test_schematics_without_a_network(no_network):
 # --- indexes and exact retrievers ------------------------------------------------------------------------------------
 
 
-def test_open_and_closed_files(plain):
-    assert {name: getattr(plain, name) for name in compat.closed_files()} == compat.closed_files()
+def test_files_of_index(plain):
+    assert {name: getattr(plain, name) for name in compat.files_of_index()} == compat.files_of_index()
     plain.docnos()
     assert vars(plain)["_dvecs"] is None, DELETE
     plain.torch_vecs(device="cpu")
     assert len(pickle.dumps(plain)) > VECTORS.nbytes, DELETE
     vectors = np.zeros((40, 8), dtype=np.float32)
-    vars(plain).update(compat.opened_files({"doc_count": 40, "vec_size": 8}, vectors, "docnos"))
+    vars(plain).update(compat.files_of_index({"doc_count": 40, "vec_size": 8}, vectors, "docnos"))
     assert plain.payload()[0] == "docnos"
     assert plain.payload()[1] is vectors
 
