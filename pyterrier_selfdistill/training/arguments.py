@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
-import pyterrier as pt
 import torch
 from datasets import DatasetDict
 from pydantic import Field
@@ -21,7 +19,6 @@ from torch import nn
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import flatten_dict
 
-from ..data.corpus import Corpus
 from ..data.triples import LABEL, TrainingSet, Triples, parts_of
 from ..encoder.adapters import describe_adapter
 from ..encoder.biencoder import PromptsByCollection, SelfDistillBiEncoder
@@ -38,7 +35,7 @@ from ..losses import (
 from ..utils.checks import Count, Expected, PositiveInteger, PositiveNumber, checked
 from ..utils.compat import use_one_gpu
 from ..utils.folders import portable_settings
-from .evaluation import Evaluator
+from .evaluation import CollectionsEvaluator, Evaluator
 
 # --- presets --------------------------------------------------------------------------------------------------------
 
@@ -89,13 +86,6 @@ PRESETS = {
         decay=0.99999,
     ),
 }
-
-
-def exponential_decay(preset: Preset, overrides: Mapping[str, Any]) -> float | None:
-    """Return the preset's factor of the learning rate, or None if a schedule was given."""
-    if overrides.keys() & {"lr_scheduler_type", "warmup_steps", "warmup_ratio"}:
-        return None
-    return preset.decay
 
 
 # --- the loss -------------------------------------------------------------------------------------------------------
@@ -213,13 +203,26 @@ def make_training_arguments(
     prompts: PromptsByCollection,
 ) -> TrackedArguments:
     """Make the arguments of the training loop: our defaults, then the preset, then what the user gave."""
+    collections = list(dataset) if isinstance(dataset, DatasetDict) else []
+    known = [*collections, *(evaluator.evaluators if isinstance(evaluator, CollectionsEvaluator) else ())]
+    unknown = [name for name in prompts if name not in known]
+    if unknown:
+        raise ValueError(
+            f"prompts must be of collections, got those of {unknown}, and fit_triples was given the collections "
+            f"{known}; for prompts of all texts give query_prompt and document_prompt to "
+            "SelfDistillBiEncoder.from_pretrained"
+        )
     roles = {name: "document" for part in parts_of(dataset) for name in part.column_names if name != LABEL}
     roles["query"] = "query"
+    by_column: dict[str, Any] = {}
+    for name in (collections if prompts else []) or [""]:
+        by_role = {**encoder.model.prompts, **prompts.get(name, {})}
+        by_column[name] = {column: by_role[role] for column, role in roles.items() if by_role.get(role)}
     on_cpu = encoder.device.type == "cpu"
     arguments: dict[str, Any] = {
         "output_dir": str(folder),
         "seed": seed,
-        "prompts": _prompts(dataset, encoder, roles, prompts),
+        "prompts": by_column.get("", by_column),
         "router_mapping": roles,  # cuts queries and documents at their own lengths
         "use_cpu": on_cpu,
         "dataloader_pin_memory": not on_cpu,  # torch warns where there is nothing to copy to
@@ -239,15 +242,36 @@ def make_training_arguments(
             "eval_strategy": "steps",
             "eval_on_start": True,
             "load_best_model_at_end": True,
-            "metric_for_best_model": f"eval_{evaluator.primary_metric}",
+            "metric_for_best_model": evaluator.primary_metric,
             "greater_is_better": True,
         }
     arguments |= overrides
     arguments.setdefault("save_steps", arguments["eval_steps"])
+    strategy, batch = arguments.get("eval_strategy", "no"), arguments["per_device_train_batch_size"]
     if evaluator is None:
         del arguments["eval_steps"]
-    _require_fitting(arguments, evaluator, smallest=min(map(len, parts_of(dataset))))
+        if strategy != "no":
+            raise ValueError(
+                f"eval_strategy={strategy!r} evaluates, and there is nothing to evaluate with; give validation topics "
+                "and qrels to fit, or leave it out"
+            )
+    else:
+        measures = list(map(str, evaluator.measures))
+        named = arguments["metric_for_best_model"]
+        deciding = str(named).removeprefix("eval_")
+        if deciding not in measures:
+            raise ValueError(
+                f"metric_for_best_model must be one of the measures {measures}, got {named!r}; give it in measures= "
+                "too, or leave it out for the first of them"
+            )
+        arguments["metric_for_best_model"] = f"eval_{deciding}"
     drop_last = arguments.get("dataloader_drop_last", False)
+    smallest = min(map(len, parts_of(dataset)))
+    if drop_last and smallest < batch:
+        raise ValueError(
+            f"dataloader_drop_last=True leaves nothing of {smallest} triples to train with, since a batch has {batch}; "
+            "lower per_device_train_batch_size, or leave it out"
+        )
     if get_world_size() > 1:
         # sentence-transformers would set it, with a warning; here the last batch is divided among the processes
         arguments["dataloader_drop_last"] = True
@@ -261,70 +285,11 @@ def make_training_arguments(
     return made
 
 
-def _prompts(
-    dataset: TrainingSet, encoder: SelfDistillBiEncoder, roles: Mapping[str, str], prompts: PromptsByCollection
-) -> dict[str, Any]:
-    """Return the prompts by column, or by data set and column where data sets have their own."""
-
-    def by_column(given: Mapping[str, str]) -> dict[str, str]:
-        known = {**encoder.model.prompts, **given}
-        of_columns = {column: known.get(role) for column, role in roles.items()}
-        return {column: prompt for column, prompt in of_columns.items() if prompt}
-
-    if not prompts or not isinstance(dataset, DatasetDict):
-        return by_column({})
-    return {name: by_column(prompts.get(name, {})) for name in dataset}
-
-
-def _require_fitting(arguments: Mapping[str, Any], evaluator: Evaluator | None, smallest: int) -> None:
-    """Check the arguments against the evaluator and the number of triples."""
-    strategy = arguments.get("eval_strategy", "no")
-    if evaluator is None and strategy != "no":
-        raise ValueError(
-            f"eval_strategy={strategy!r} evaluates, and there is nothing to evaluate with; give validation topics and "
-            "qrels to fit, or leave it out"
-        )
-    if evaluator is not None:
-        measures = list(map(str, evaluator.measures))
-        named = arguments["metric_for_best_model"]
-        if str(named).removeprefix("eval_") not in measures:
-            raise ValueError(
-                f"metric_for_best_model must be one of the measures {measures}, got {named!r}; give it in measures= "
-                "too, or leave it out for the first of them"
-            )
-    if arguments.get("dataloader_drop_last") and smallest < arguments["per_device_train_batch_size"]:
-        raise ValueError(
-            f"dataloader_drop_last=True leaves nothing of {smallest} triples to train with, since a batch has "
-            f"{arguments['per_device_train_batch_size']}; lower per_device_train_batch_size, or leave it out"
-        )
-
-
-# --- checks of options ----------------------------------------------------------------------------------------------
-
-
-def require_arguments(arguments: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
-    """Check training arguments before there is anything to train."""
-    fields = dataclasses.fields(SentenceTransformerTrainingArguments)
-    unknown = sorted(arguments.keys() - {field.name for field in fields if field.init})
-    if unknown:
-        raise TypeError(
-            f"unknown arguments {unknown}: neither of SelfDistillTrainer nor of sentence-transformers' "
-            "SentenceTransformerTrainingArguments"
-        )
-    _require_sense(**arguments)
-    require_trackers(arguments.get("report_to", "none"))
-    if resume and overwrite:
-        raise ValueError("resume=True goes on with a run and overwrite=True replaces it; choose one")
-    if resume and arguments.get("save_only_model"):
-        raise ValueError(
-            "resume=True goes on from the optimizer's state in a checkpoint, which save_only_model=True leaves out; "
-            "choose one"
-        )
-
-
 @checked
-def _require_sense(
+def require_arguments(
     *,
+    resume: bool,
+    overwrite: bool,
     num_train_epochs: PositiveNumber = 1,
     max_steps: PositiveInteger | Literal[-1] = -1,
     per_device_train_batch_size: PositiveInteger = 1,
@@ -335,18 +300,26 @@ def _require_sense(
     save_steps: PositiveNumber = 1,
     logging_steps: PositiveNumber = 1,
     save_total_limit: PositiveInteger | None = None,
+    report_to: str | list[str] = "none",
     **others: Any,
 ) -> None:
-    """Check arguments that transformers fails on late, or obscurely."""
-
-
-@checked
-def require_trackers(report_to: str | list[str]) -> None:
-    """Check that the trackers are installed, before an earlier run is touched."""
-    names = [report_to] if isinstance(report_to, str) else report_to
-    if names in (["all"], ["none"]):
-        return
-    for name in names:
+    """Check training arguments before there is anything to train, also those that transformers fails on late."""
+    fields = dataclasses.fields(SentenceTransformerTrainingArguments)
+    unknown = sorted(others.keys() - {field.name for field in fields if field.init})
+    if unknown:
+        raise TypeError(
+            f"unknown arguments {unknown}: neither of SelfDistillTrainer nor of sentence-transformers' "
+            "SentenceTransformerTrainingArguments"
+        )
+    if resume and overwrite:
+        raise ValueError("resume=True goes on with a run and overwrite=True replaces it; choose one")
+    if resume and others.get("save_only_model"):
+        raise ValueError(
+            "resume=True goes on from the optimizer's state in a checkpoint, which save_only_model=True leaves out; "
+            "choose one"
+        )
+    trackers = [report_to] if isinstance(report_to, str) else report_to
+    for name in trackers if trackers not in (["all"], ["none"]) else []:
         try:
             (callback,) = get_reporting_integration_callbacks([name])
             # as the training loop does later
@@ -358,28 +331,6 @@ def require_trackers(report_to: str | list[str]) -> None:
                 f"report_to={report_to!r} needs {name}, which is not installed or not set up: pip install {name}, or "
                 f"leave it out ({error})"
             ) from error
-
-
-def require_rounds(rounds: int, corpus: Corpus | None, passages: pt.Transformer | None) -> None:
-    if rounds > 1 and corpus is None:
-        raise ValueError(f"rounds={rounds} mines hard negatives, which needs a corpus to search; give it as corpus=")
-    if rounds > 1 and passages is not None:
-        raise ValueError(
-            f"rounds={rounds} mines whole documents for triples of documents, and passages= trains with passages: "
-            "choose one"
-        )
-
-
-def require_known_collections(prompts: PromptsByCollection, dataset: TrainingSet, validation: Any) -> None:
-    named = [given for given in (dataset, validation) if isinstance(given, Mapping)]
-    known = list(dict.fromkeys(itertools.chain(*named)))
-    unknown = [name for name in prompts if name not in known]
-    if unknown:
-        raise ValueError(
-            f"prompts must be of collections, got those of {unknown}, and fit_triples was given the collections "
-            f"{known}; for prompts of all texts give query_prompt and document_prompt to "
-            "SelfDistillBiEncoder.from_pretrained"
-        )
 
 
 # --- settings of a run ----------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from ..data.triples import LABEL, TrainingSet, parts_of
 from ..encoder.biencoder import SelfDistillBiEncoder
 from ..utils.compat import limit_autocast_to_training, progress_bar
 from ..utils.processes import agree
-from .history import deciding_measure, is_better
+from .history import is_better
 
 logger = logging.getLogger(__name__)
 MONITORED_DOCUMENTS = 32  # how many documents of the training data the monitor encodes
@@ -102,7 +102,7 @@ class BestCheckpoint(TrainerCallback):
             control.should_evaluate = True
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **options: Any) -> None:
-        value = metrics[f"eval_{deciding_measure(args)}"]
+        value = metrics[args.metric_for_best_model]
         if state.global_step == 0:
             # the trainer evaluates on start, but compares only later evaluations
             state.best_metric = value

@@ -9,7 +9,6 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
-from transformers import TrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -81,11 +80,6 @@ class _HistoryFigure(Figure):
         buffer = BytesIO()
         self.savefig(buffer, format="png")
         return buffer.getvalue()
-
-
-def deciding_measure(arguments: TrainingArguments) -> str:
-    """Return the name of the measure that decides which checkpoint is best."""
-    return str(arguments.metric_for_best_model).removeprefix("eval_")
 
 
 def is_better(value: float, best: float | None, greater_is_better: bool) -> bool:

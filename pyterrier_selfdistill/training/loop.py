@@ -38,7 +38,7 @@ from .callbacks import (
     require_finite_weights,
 )
 from .evaluation import Evaluator
-from .history import deciding_measure, milestones, warn_if_not_improved
+from .history import milestones, warn_if_not_improved
 from .mining import HardNegativeMiner
 from .run_folder import SETTINGS, TRAINER_STATE, is_over
 
@@ -191,7 +191,7 @@ class TrainingLoop(SentenceTransformerTrainer):
         """Summarize the run, and warn if it did not improve the encoder."""
         best_step = best_measure = None
         if self.evaluator is not None:
-            measure = deciding_measure(self.args)
+            measure = str(self.args.metric_for_best_model).removeprefix("eval_")
             warn_if_not_improved(history, measure, bool(self.args.greater_is_better), self.model_step == 0)
             if self.args.load_best_model_at_end:
                 best_step = self.state.best_global_step

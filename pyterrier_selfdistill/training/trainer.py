@@ -52,12 +52,9 @@ from .arguments import (
     TrainingTarget,
     Weights,
     decisive,
-    exponential_decay,
     loss_maker,
     make_training_arguments,
     require_arguments,
-    require_known_collections,
-    require_rounds,
     run_settings,
 )
 from .evaluation import make_evaluator
@@ -174,8 +171,16 @@ class SelfDistillTrainer(pt.Estimator):
         **arguments: Any,
     ) -> None:
         require_adaptable(encoder.model, adapter)
-        require_rounds(rounds, corpus, passages)
-        require_arguments(arguments, resume=resume, overwrite=overwrite)
+        require_arguments(resume=resume, overwrite=overwrite, **arguments)
+        if rounds > 1 and corpus is None:
+            raise ValueError(
+                f"rounds={rounds} mines hard negatives, which needs a corpus to search; give it as corpus="
+            )
+        if rounds > 1 and passages is not None:
+            raise ValueError(
+                f"rounds={rounds} mines whole documents for triples of documents, and passages= trains with passages: "
+                "choose one"
+            )
         if valid_share is not None and arguments.get("eval_strategy") == "no":
             raise ValueError(
                 f"valid_share={valid_share} holds out queries to evaluate with, and eval_strategy='no' evaluates "
@@ -353,8 +358,6 @@ class SelfDistillTrainer(pt.Estimator):
         with joined(self._encoder.device, backend, timeout):
             triples = read_in_turn(lambda: self._with_passages(read()))
             logger.info("training with %s", triples.summary)
-            require_known_collections(self.prompts, triples.dataset, valid_topics_or_results)
-
             encoder, start = copy_to_train(self._encoder, self.adapter, self.seed)
             evaluator = None
             if self.arguments.get("eval_strategy") != "no":
@@ -411,6 +414,7 @@ class SelfDistillTrainer(pt.Estimator):
                 if self._run.is_finished():
                     self._trained, self._logs = self._run.load(self._encoder)
                     return
+                has_schedule = self.arguments.keys() & {"lr_scheduler_type", "warmup_steps", "warmup_ratio"}
                 loop = TrainingLoop(
                     encoder,
                     start,
@@ -419,7 +423,7 @@ class SelfDistillTrainer(pt.Estimator):
                     arguments,
                     evaluator=evaluator,
                     miner=miner,
-                    decay=exponential_decay(preset, self.arguments),
+                    decay=None if has_schedule else preset.decay,
                     patience=self.patience,
                     verbose=self.verbose,
                 )
