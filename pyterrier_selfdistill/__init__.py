@@ -1,7 +1,6 @@
 """Dense retrievers trained by self-distillation with adaptive relevance margins, for PyTerrier."""
 
-from .data.judgements import split_queries
-from .data.negatives import Negatives
+from .data.negatives import Negatives, split_queries
 from .encoder.biencoder import SelfDistillBiEncoder
 from .index.files import EncoderMismatchError
 from .index.index import SelfDistillIndex

@@ -25,10 +25,9 @@ Corpus: TypeAlias = SkipValidation[pt.datasets.Dataset | pd.DataFrame | Iterable
 
 def reusable(corpus: Corpus) -> Corpus:
     """Return a corpus that can be read more than once."""
-    if isinstance(corpus, pt.datasets.Dataset):
-        return corpus
     if isinstance(corpus, pd.DataFrame):
         require_distinct_columns(corpus, "corpus")
+    if isinstance(corpus, pt.datasets.Dataset | pd.DataFrame):
         return corpus
     first = None
     if isinstance(corpus, Iterable) and not isinstance(corpus, str | bytes | Mapping):
@@ -64,16 +63,21 @@ class Documents:
     def __init__(self, corpus: Corpus, fields: FieldNames) -> None:
         self.corpus = reusable(corpus)
         self.fields = list(fields)
-        self._store: Any = None
-        self._store_process: int | None = None
+        self._store: tuple[int, Any] | None = None  # the process that opened it, and the docstore
         self._texts: dict[str, str] = {}
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         """Iterate over identifiers and texts."""
         for record in self._records():
-            self._require_fields(record)
-            values = [record[name] for name in self.fields]
-            yield record["docno"], self._join(record["docno"], values)
+            if not isinstance(record, Mapping):
+                raise TypeError(f"documents must be records with a 'docno', got {reprlib.repr(record)} among them")
+            missing = sorted({"docno", *self.fields} - record.keys())
+            if missing:
+                raise ValueError(
+                    f"documents must have 'docno' and {_listed(self.fields)}, got {list(record)}: {_listed(missing)} "
+                    "missing; choose among the fields with fields="
+                )
+            yield record["docno"], self._join(record["docno"], [record[name] for name in self.fields])
 
     def docnos(self) -> list[str]:
         """List the identifiers, sorted."""
@@ -106,7 +110,7 @@ class Documents:
 
     def __getstate__(self) -> dict[str, Any]:
         # open files cannot be pickled
-        return {**self.__dict__, "_store": None, "_store_process": None}
+        return {**self.__dict__, "_store": None}
 
     def _texts_of_docstore(self, reference: Any, docnos: Collection[str]) -> dict[str, str]:
         known = reference.docs_cls()._fields
@@ -117,22 +121,20 @@ class Documents:
                 "them with fields="
             )
         # a forked process would move the place at which its parent reads the same file
-        if self._store_process != os.getpid():
-            self._store = reference.docs_store()
-            self._store_process = os.getpid()
-        texts = {}
-        for docno, document in self._store.get_many(docnos).items():
-            texts[docno] = self._join(docno, [getattr(document, name) for name in self.fields])
-        return texts
+        if self._store is None or self._store[0] != os.getpid():
+            self._store = os.getpid(), reference.docs_store()
+        found = self._store[1].get_many(docnos)
+        return {
+            docno: self._join(docno, [getattr(document, name) for name in self.fields])
+            for docno, document in found.items()
+        }
 
     def _reference(self) -> Any:
         """Return the dataset of ir_datasets, if the corpus is one that has documents."""
         if not isinstance(self.corpus, pt.datasets.Dataset) or not hasattr(self.corpus, "irds_ref"):
             return None
         reference = self.corpus.irds_ref()
-        if not reference.has_docs():
-            return None
-        return reference
+        return reference if reference.has_docs() else None
 
     def _records(self) -> Iterable[Mapping[str, Any]]:
         if isinstance(self.corpus, pt.datasets.Dataset):
@@ -143,16 +145,6 @@ class Documents:
         if isinstance(self.corpus, pd.DataFrame):
             return self.corpus.to_dict(orient="records")
         return self.corpus
-
-    def _require_fields(self, record: Mapping[str, Any]) -> None:
-        if not isinstance(record, Mapping):
-            raise TypeError(f"documents must be records with a 'docno', got {reprlib.repr(record)} among them")
-        missing = sorted({"docno", *self.fields} - record.keys())
-        if missing:
-            raise ValueError(
-                f"documents must have 'docno' and {_listed(self.fields)}, got {list(record)}: {_listed(missing)} "
-                "missing; choose among the fields with fields="
-            )
 
     def _join(self, docno: str, values: Sequence[Any]) -> str:
         """Join the fields of a document, once they are checked."""

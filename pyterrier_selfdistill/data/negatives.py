@@ -1,38 +1,43 @@
-"""Make triples of judged positives and drawn negatives.
+"""Judged queries: triples of their positives and drawn negatives, and splits of them.
 
-:func:`from_results` draws negatives from what a retriever found, :func:`from_topics` from a whole corpus. Each positive
-draws with a generator of its own, of the seed and its identifiers, so that a draw never depends on the other rows.
+:func:`from_results` draws negatives from the results of a retriever, :func:`from_topics` from a whole corpus. Each
+positive draws with its own generator, seeded by the seed and its identifiers, so a draw never depends on other rows.
 """
 
 from __future__ import annotations
 
+import logging
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 from datasets import Dataset
+from pydantic import AfterValidator
 
 from ..utils.checks import (
     Count,
+    Expected,
     FieldNames,
     PositiveInteger,
+    Seed,
     Share,
     checked,
     require_columns,
+    require_identifiers,
     require_judged,
     require_texts,
 )
 from .corpus import Corpus, Documents, join_texts
-from .judgements import Judgements
 from .triples import Triples, checksums, column_names, string_table, summarize
 
+logger = logging.getLogger(__name__)
+MANY_UNMATCHED = 0.1  # the share of queries, judgements or results above which a warning says that they are left out
 SPARE = 8  # how many more negatives than needed are drawn from a corpus: some have the text of a positive
 
-# the documents that were drawn for each positive (``qid`` and ``docno``), first choice first
-Draws: TypeAlias = Mapping[tuple[str, str], list[str]]
+Draws: TypeAlias = Mapping[tuple[str, str], list[str]]  # the documents drawn for each positive (qid and docno)
 
 
 @checked
@@ -82,8 +87,8 @@ def from_results(
     Documents with any label above 0, and copies of these, are never drawn.
 
     Args:
-        results: Retrieved documents: ``qid``, ``query``, ``docno``, the fields unless there is a ``corpus``, and
-            ``rank`` or ``score`` if the order of rows is not the order of ranks.
+        results: Retrieved documents: ``qid``, ``query``, ``docno``, the fields unless you pass a ``corpus``, and
+            ``rank`` or ``score`` unless the rows are in the order of ranks.
         qrels: Judgements: ``qid``, ``docno``, ``label``. Their number is ``read`` in the summary.
         negatives: How many negatives, and which.
         min_label: The lowest label of a positive.
@@ -114,9 +119,12 @@ def from_results(
     fields = fields or [text_field]
     texts: dict[str, str] = {}
     if corpus is None or set(fields) <= set(results.columns):
-        texts = _retrieved_texts(results, fields, required=corpus is None)
+        texts = _retrieved_texts(results, fields)
+    if corpus is None and not texts:
+        # the strict check says whether they are missing or empty
+        require_texts(results, fields[0], "docno")
     if corpus is not None:
-        wanted = judgements.relevant_documents().union(results["docno"])
+        wanted = set(results["docno"]).union(*judgements.relevant.values())
         texts |= Documents(corpus, fields).texts(sorted(wanted - texts.keys()))
     drawn = _draw_from_results(results, judgements, texts, negatives, seed)
     origin = {"source": "results", "seed": seed, "documents_without_text": len(set(results["docno"]) - texts.keys())}
@@ -150,27 +158,61 @@ def from_topics(
     judgements = Judgements(topics, qrels, min_label)
     documents = Documents(corpus, fields or [text_field])
     drawn = _draw_from_corpus(documents.docnos(), judgements, negatives.number + SPARE, seed)
-    wanted = judgements.relevant_documents().union(*drawn.values())
-    texts = documents.texts(sorted(wanted))
+    texts = documents.texts(sorted(set().union(*judgements.relevant.values(), *drawn.values())))
     return _make_triples(judgements, drawn, texts, negatives, {"source": "topics", "seed": seed})
 
 
-def _retrieved_texts(results: pd.DataFrame, fields: Sequence[str], *, required: bool) -> dict[str, str]:
+class Judgements:
+    """The positives of each query, and counts of queries, judgements and results that match nothing."""
+
+    def __init__(self, topics: pd.DataFrame, qrels: pd.DataFrame, min_label: int) -> None:
+        # an index may be named like a column
+        topics, qrels = topics.reset_index(drop=True), qrels.reset_index(drop=True)
+        self.queries = dict(zip(topics["qid"], topics["query"], strict=True))
+        self.read = len(qrels)
+        self.unmatched = _count_unmatched(topics, qrels)
+        known = qrels[qrels["qid"].isin(self.queries)]
+        self.relevant: dict[str, set[str]] = known[known["label"] > 0].groupby("qid")["docno"].agg(set).to_dict()
+        positives = known[known["label"] >= min_label].drop_duplicates(["qid", "docno"])
+        if positives.empty:
+            labels = sorted(known["label"].unique().tolist())
+            raise ValueError(
+                f"expected judgements with a label of {min_label} or more, got none among the {len(known)} of these "
+                f"topics, with the labels {labels[:10]}; training needs relevant documents"
+            )
+        by_query = positives.groupby("qid")["docno"].agg(list).to_dict()
+        # in the order of topics, which becomes the order of the triples
+        self.positives: dict[str, list[str]] = {qid: by_query[qid] for qid in self.queries if qid in by_query}
+
+
+def _count_unmatched(topics: pd.DataFrame, qrels: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """Count rows whose ``qid`` is in one of the frames only; warn of many."""
+    unjudged = ~topics["qid"].isin(qrels["qid"])
+    left_out = {"queries": unjudged[~topics["qid"].duplicated()], "judgements": ~qrels["qid"].isin(topics["qid"])}
+    if "docno" in topics:
+        left_out["results"] = unjudged
+    unmatched = {}
+    for name, rows in left_out.items():
+        number, share = int(rows.sum()), float(rows.mean())
+        unmatched[name] = {"number": number, "share": round(share, 4)}
+        if share > MANY_UNMATCHED:
+            left = f"{100 * share:.0f} % of the {name} are left out ({number} of {len(rows)})"
+            logger.warning("%s: their qid is either in the topics (or results) or in the judgements; check both", left)
+    return unmatched
+
+
+def _retrieved_texts(results: pd.DataFrame, fields: Sequence[str]) -> dict[str, str]:
     """Return the texts of results by document, without empty ones."""
     for field in fields:
         require_texts(results, field, "docno", empty=True, missing=True)
-    columns = [results[field] for field in fields]
     texts: dict[str, str] = {}
-    for docno, *values in zip(results["docno"], *columns, strict=True):
+    for docno, *values in results[["docno", *fields]].itertuples(index=False, name=None):
         text = join_texts(values)
         if text.strip() and texts.setdefault(docno, text) != text:
             raise ValueError(
                 f"a document must have one text in all results, got {texts[docno]!r} and {text!r} of {docno!r}; give "
                 "passages a docno of their own, or take the texts of corpus="
             )
-    if required and not texts:
-        # not one is there: the strict check says whether they are missing or empty
-        require_texts(results, fields[0], "docno")
     return texts
 
 
@@ -205,16 +247,11 @@ def _scores_by_query(results: pd.DataFrame, relative_margin: float | None) -> di
     ranked = results[["qid", "docno"]].assign(score=np.nan)
     if "score" in results and (relative_margin is not None or "rank" not in results):
         ranked["score"] = _to_numbers(results, "score")
-    if "rank" in results:
-        ranked["rank"] = _to_numbers(results, "rank")
-        ranked = ranked.sort_values(["qid", "rank"], kind="stable")
-    elif "score" in results:
-        ranked = ranked.sort_values(["qid", "score"], ascending=[True, False], kind="stable")
-    # the best rank counts, where a union of retrievers has a document more than once
-    ranked = ranked.drop_duplicates(["qid", "docno"])
+    order = _to_numbers(results, "rank") if "rank" in results else -ranked["score"]
     scores: dict[str, dict[str, float]] = {}
-    for qid, docno, score in zip(ranked["qid"], ranked["docno"], ranked["score"], strict=True):
-        scores.setdefault(qid, {})[docno] = score
+    for qid, docno, score in ranked.iloc[np.argsort(order, kind="stable")].itertuples(index=False, name=None):
+        # the best rank counts, where a union of retrievers has a document more than once
+        scores.setdefault(qid, {}).setdefault(docno, score)
     return scores
 
 
@@ -284,12 +321,59 @@ def _make_triples(
             f"{too_few} x positive with fewer than {negatives.number} negatives. Retrieve more "
             "documents, widen the ranks, or give corpus= for the text of relevant documents that are not retrieved"
         )
-    origin = {
-        **origin,
-        "negatives_from": asdict(negatives),
-        "queries_without_positives": len(judgements.queries) - len(judgements.positives),
-        "unmatched": judgements.unmatched,
-    }
+    without_positives = len(judgements.queries) - len(judgements.positives)
+    counts = {"queries_without_positives": without_positives, "unmatched": judgements.unmatched}
     table = string_table(dict(zip(column_names(negatives.number + 2), zip(*rows, strict=True), strict=True)))
     columns = {name: checksums(table[name]) for name in table.column_names}
+    origin = {**origin, "negatives_from": asdict(negatives), **counts}
     return Triples(Dataset(table), summarize(origin, judgements.read, columns))
+
+
+def _require_sum(shares: Mapping[str, float]) -> Mapping[str, float]:
+    if not np.isclose(sum(shares.values()), 1):
+        raise ValueError
+    return shares
+
+
+Shares: TypeAlias = Annotated[
+    Mapping[str, Share],
+    AfterValidator(_require_sum),
+    Expected("numbers from 0 to 1 that sum up to 1, such as {'train': 0.9, 'valid': 0.1}"),
+]
+
+DEFAULT_SHARES: Shares = {"train": 0.9, "valid": 0.1}
+
+
+@checked
+def split_queries(frame: pd.DataFrame, shares: Shares = DEFAULT_SHARES, seed: Seed = 0) -> dict[str, pd.DataFrame]:
+    """Split topics, results or judgements by query.
+
+    A checksum of the ``qid`` decides: the rows of a query stay together, topics and judgements are split alike, and a
+    query keeps its part when other queries come or go.
+
+    Args:
+        frame: Rows with ``qid``.
+        shares: The names of the parts and their shares, which sum up to 1.
+        seed: The start of the checksum, for other splits than the usual one.
+
+    Returns:
+        The parts by name.
+
+    Raises:
+        ValueError: If the shares are no numbers or do not sum up to 1, or there is no ``qid``.
+        TypeError: If a ``qid`` is not a string, or there is no frame.
+
+    Example:
+        >>> topics = pd.DataFrame({"qid": [str(i) for i in range(100)]})
+        >>> {name: len(part) for name, part in split_queries(topics, {"train": 0.8, "valid": 0.2}).items()}
+        {'train': 78, 'valid': 22}
+    """
+    require_columns(frame, ["qid"], "rows to split")
+    require_identifiers(frame, "qid", "rows to split")
+    checksums = np.array([zlib.crc32(qid.encode(), seed) for qid in frame["qid"]], dtype=np.int64)
+    # the percent alone decides where shares are whole percents, the rest of the checksum where they are not
+    places = checksums % 100 + checksums // 100 / (2**32 / 100)
+    ends = np.cumsum(list(shares.values()))
+    # rounded, since 100 * (0.7 + 0.1) is a little less than 80
+    chosen = np.searchsorted(np.round(100 * ends / ends[-1], 6), places, side="right")
+    return {name: frame[chosen == part] for part, name in enumerate(shares)}

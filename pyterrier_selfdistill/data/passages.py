@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +18,17 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyterrier as pt
-from datasets import Dataset, DatasetDict
+from datasets import Dataset
 from more_itertools import chunked
 
 from ..utils.compat import progress_bar
-from .triples import LABEL, Triples, join_collections, kept, write_triples
+from .triples import LABEL, Triples, kept, write_triples
 
 ROWS = 2_048  # how many triples are divided and encoded at once
-COUNTED = ("read", "triples", "dropped", "queries", "positives", "negatives", "fingerprint")
 
 
 def choose_passages(triples: Triples, passages: pt.Transformer, encoder: Any, *, verbose: bool = False) -> Triples:
-    """Replace the documents of triples by their best passages."""
-    if isinstance(triples.dataset, DatasetDict):
-        parts = {}
-        for name, dataset in triples.dataset.items():
-            of_collection = encoder[name] if isinstance(encoder, Mapping) else encoder
-            part = Triples(dataset, triples.summary["collections"][name])
-            parts[name] = choose_passages(part, passages, of_collection, verbose=verbose)
-        return join_collections(parts)
+    """Replace the documents of triples of one collection by their best passages."""
     documents: dict[int, bool] = {}
     checksum, rows = hashlib.sha256(), 0
     for columns, passages_of in _blocks(triples.dataset, passages, encoder.text_field):
@@ -46,7 +39,6 @@ def choose_passages(triples: Triples, passages: pt.Transformer, encoder: Any, *,
             # with a character between that texts do not have
             checksum.update("\0".join([*found, "\0"]).encode())
     counts = {"documents": len(documents), "divided": sum(documents.values()), "rows": rows}
-    origin = {name: value for name, value in triples.summary.items() if name not in COUNTED} | {"passages": counts}
     identity = ["passages", triples.summary, checksum.hexdigest(), encoder.model_name, encoder.precision]
 
     def write(folder: Path) -> dict[str, Any]:
@@ -58,7 +50,7 @@ def choose_passages(triples: Triples, passages: pt.Transformer, encoder: Any, *,
                 bar.update(len(columns["query"]))
 
         with bar:
-            return write_triples(folder, tables(), origin, triples.summary["read"])
+            return write_triples(folder, tables(), {**triples.summary, "passages": counts}, triples.summary["read"])
 
     files, summary = kept(identity, write)
     return Triples(files["triples"], summary)
@@ -82,19 +74,17 @@ def _best_passages(
 ) -> dict[str, list[str]]:
     """Choose of each document the passage with the highest cosine with its query."""
     several = {text: found for text, found in passages_of.items() if len(found) > 1}
-    vectors, queries = {}, np.empty((0, 0))
+    vectors = {}
     if several:
         encoded = encoder.encode_docs([passage for found in several.values() for passage in found])
         ends = np.cumsum([len(found) for found in several.values()])
         vectors = dict(zip(several, np.split(encoded, ends[:-1]), strict=True))
         queries = encoder.encode_queries(list(columns["query"]))
-    chosen: dict[str, list[str]] = {}
-    for name in _document_columns(columns):
-        chosen[name] = []
-        for row, text in enumerate(columns[name]):
-            best = int((vectors[text] @ queries[row]).argmax()) if text in vectors else 0
-            chosen[name].append(passages_of[text][best])
-    return chosen
+
+    def best(row: int, text: str) -> str:
+        return passages_of[text][int((vectors[text] @ queries[row]).argmax()) if text in vectors else 0]
+
+    return {name: list(starmap(best, enumerate(columns[name]))) for name in _document_columns(columns)}
 
 
 def divide(texts: Sequence[str], passages: pt.Transformer, text_field: str) -> dict[str, list[str]]:

@@ -16,6 +16,7 @@ import reprlib
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from operator import attrgetter
@@ -44,11 +45,9 @@ from .corpus import Corpus, Documents
 logger = logging.getLogger(__name__)
 LABEL = "label"  # the column of numbers next to the texts, as sentence-transformers names it
 NEGATIVE = re.compile(r"negative(_\d+)?")
-UNNAMED = "f"
 TEXT_TYPES = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
 ROWS = 10_000
-LOOKUPS = 20_000
-PAIRS = 200_000
+PAIRS = 20_000
 LARGEST_ROW = 2**24
 ODD = np.uint64(0x9E3779B97F4A7C15)
 CACHE_FORMAT = 5
@@ -61,10 +60,10 @@ class Triples(NamedTuple):
     Attributes:
         dataset: The texts, in the columns ``query``, ``positive``, ``negative`` or ``negative_1``, ..., ``negative_K``,
             and ``label`` if the source has it. Several collections are a ``DatasetDict``.
-        summary: The source and the settings; ``read``, the number of rows; ``triples``, how many of them are kept;
-            ``dropped``, how many are not; ``queries`` and ``positives``, how many different ones there are;
-            ``negatives``, how many a triple has; and ``fingerprint``, a checksum of all texts and labels in their
-            order. For several collections, the sums, and ``collections`` with the summary of each.
+        summary: The source and the settings; the numbers of rows ``read``, kept (``triples``) and ``dropped``; the
+            numbers of different ``queries`` and ``positives``; how many ``negatives`` a triple has; and
+            ``fingerprint``, a checksum of all texts and labels in their order. For several collections, the sums, and
+            ``collections`` with the summary of each.
     """
 
     dataset: TrainingSet
@@ -100,8 +99,7 @@ def read_triples(
         max_pairs_per_query: How many docpairs or rows of identifiers to keep of each query.
         limit: How many triples to keep, of each collection.
         seed: The seed of the shuffle.
-        store_texts: Whether to copy the texts of docpairs and identifiers. If not, each batch reads its documents from
-            the corpus.
+        store_texts: Whether to copy the documents. If not, each batch reads its documents from the corpus.
         verbose: Whether to show a progress bar.
 
     Returns:
@@ -130,8 +128,13 @@ def read_triples(
             with in_collection(name):
                 parts[name] = read_triples(part, **settings)
         return join_collections(parts)
-    has_docpairs = isinstance(source, pt.datasets.Dataset)
-    if not has_docpairs and topics is None:
+    queries: Any
+    if isinstance(source, pt.datasets.Dataset):
+        _require_docpairs(source)
+        queries = ((query.query_id, query.default_text()) for query in cast(Any, source).irds_ref().queries_iter())
+        identity, tables = [_part(source, "docpairs"), _part(source, "queries")], _docpairs(source)
+        kind, corpus = "docpairs", source
+    elif topics is None:
         if max_pairs_per_query is not None:
             raise ValueError(
                 f"max_pairs_per_query={max_pairs_per_query} needs a PyTerrier data set with docpairs, or topics= for "
@@ -141,27 +144,19 @@ def read_triples(
         write = partial(write_triples, tables=_tables(source), origin=origin)
         files, summary = kept([origin, _identity(source)], write)
         return Triples(files["triples"], summary)
-    if has_docpairs:
-        _require_docpairs(source)
-        queries: Any = None
-        identity, tables = [_part(source, "docpairs"), _part(source, "queries")], _docpairs(source)
-        corpus = source
     elif corpus is None:
         raise ValueError("topics= says that the source holds identifiers; give their documents as corpus=")
     else:
         require_topics(topics)
-        queries = pd.DataFrame(topics).set_index("qid")["query"].to_dict()
-        identity, tables = [_identity(source), queries], _tables(source, identifiers=True)
-    kind = "docpairs" if has_docpairs else "identifiers"
+        queries = dict(zip(topics["qid"], topics["query"], strict=True))
+        kind, identity, tables = "identifiers", [_identity(source), queries], _tables(source, identifiers=True)
     origin = {"source": _name(source), "kind": kind, "max_pairs_per_query": max_pairs_per_query, "limit": limit}
     origin |= {"seed": seed, "fields": list(fields)}
     documents = Documents(corpus, fields)
+    options = {"store_texts": store_texts, "verbose": verbose and is_first()}
 
     def write_pairs(folder: Path) -> dict[str, Any]:
-        texts = queries
-        if has_docpairs:
-            texts = {query.query_id: query.default_text() for query in source.irds_ref().queries_iter()}
-        return _write_pairs(folder, _Pairs(tables, texts, documents), origin, store_texts, verbose and is_first())
+        return _write_pairs(folder, tables, queries, documents, origin, **options)
 
     files, summary = kept([origin, store_texts, *identity, _part(corpus, "docs")], write_pairs)
     lookup = _Lookup(files["queries"], files["documents"], None if store_texts else documents)
@@ -292,7 +287,8 @@ def write_triples(
     def usable_rows() -> Iterator[pa.Table]:
         nonlocal counted, room
         for table in tables:
-            rows = np.flatnonzero(_usable(table))[:room]
+            trimmed = [_trimmed_checksums(table[name]) for name in table.column_names if name != LABEL]
+            rows = np.flatnonzero(_usable(*trimmed))[:room]
             usable = table.take(pa.array(rows))
             for name in table.column_names:
                 columns.setdefault(name, []).append(checksums(usable[name]))
@@ -350,14 +346,17 @@ def string_table(columns: Mapping[str, Sequence[str]]) -> pa.Table:
         ) from None
 
 
-def _usable(table: pa.Table) -> np.ndarray:
-    """Mark rows with a text in each column, and another one in negatives than in the positive."""
-    usable = np.ones(len(table), dtype=bool)
-    trimmed = {name: pc.utf8_trim_whitespace(table[name]) for name in table.column_names if name != LABEL}
-    for name, texts in trimmed.items():
-        usable &= pc.not_equal(texts, "").to_numpy()
-        if name not in ("query", "positive"):
-            usable &= pc.not_equal(texts, trimmed["positive"]).to_numpy()
+def _trimmed_checksums(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """Return a checksum of each text without the spaces around it, 0 for an empty text."""
+    texts = pc.utf8_trim_whitespace(column)
+    return np.where(np.asarray(pc.equal(texts, "")), 0, checksums(texts))
+
+
+def _usable(queries: np.ndarray, positives: np.ndarray, *negatives: np.ndarray) -> np.ndarray:
+    """Mark rows with a text in each column, and another one in negatives than in the positive, by trimmed checksums."""
+    usable = (queries != 0) & (positives != 0)
+    for others in negatives:
+        usable &= (others != 0) & (others != positives)
     return usable
 
 
@@ -464,16 +463,8 @@ def _read_file(path: Path, identifiers: bool, kind: str | None) -> Iterator[pa.T
     elif kind in (".json", ".jsonl"):
         yield from _read_json(path, identifiers)
     elif kind in (".tsv", ".csv"):
-        names: list[str] = []
         # quotes are texts in TSV, as in the files of MS MARCO
-        for table in _read_rows(path, quoted=kind == ".csv"):
-            start = 0
-            if not names:
-                names = [cell.strip().lower() for row in table[:1].to_pylist() for cell in row.values()]
-                names_query = not {"query", "anchor", "qid"}.isdisjoint(names)
-                start = int("positive" in names or (names_query and any(map(NEGATIVE.fullmatch, names))))
-                names = names if start else [name.removeprefix(UNNAMED) for name in table.column_names]
-            yield table[start:].rename_columns(names)
+        yield from _read_rows(path, quoted=kind == ".csv")
     else:
         raise ValueError("expected a file named .tsv, .csv, .jsonl or .parquet (.gz may follow)")
 
@@ -497,17 +488,24 @@ def _read_json(path: Path, identifiers: bool) -> Iterator[pa.Table]:
 
 
 def _read_rows(path: Path, *, quoted: bool) -> Iterator[pa.Table]:
-    """Read cells between tabs, or between commas and perhaps in quotes; columns are numbered."""
+    """Read cells between tabs, or between commas and perhaps in quotes; columns without names are numbered."""
     options = pa.csv.ParseOptions(delimiter="\t", quote_char=False)
     if quoted:
         options = pa.csv.ParseOptions(newlines_in_values=True)
     numbered = pa.csv.ReadOptions(autogenerate_column_names=True, block_size=LARGEST_ROW)
-    types = pa.csv.ConvertOptions(column_types={f"{UNNAMED}{number}": pa.string() for number in range(1_000)})
+    types = pa.csv.ConvertOptions(column_types={f"f{number}": pa.string() for number in range(1_000)})
+    names: list[str] = []
     with pa.input_stream(str(path), compression=_compression(path)) as file:
         for batch in pa.csv.open_csv(file, numbered, options, types):
             if any(pc.any(pc.match_substring(column, "\0")).as_py() for column in batch.columns):
                 raise ValueError("a text has a NUL, which no text has; convert the file to UTF-8")
-            yield pa.Table.from_batches([batch])
+            start = 0
+            if not names:
+                names = [column[0].as_py().strip().lower() for column in batch.columns]
+                names_query = not {"query", "anchor", "qid"}.isdisjoint(names)
+                start = int("positive" in names or (names_query and any(map(NEGATIVE.fullmatch, names))))
+                names = names if start else [str(number) for number in range(len(names))]
+            yield pa.Table.from_batches([batch[start:]]).rename_columns(names)
     if quoted and len(batch) and batch.columns[-1][-1].as_py().endswith("\n"):
         raise ValueError("the last row ends within quotes; close them")
 
@@ -544,20 +542,20 @@ def _require_docpairs(dataset: pt.datasets.Dataset) -> None:
         )
 
 
+@dataclass(eq=False)
 class _Lookup:
     """The transform of a dataset of row numbers, which gives each batch its texts."""
 
-    def __init__(self, queries: Dataset, documents: Dataset, corpus: Documents | None) -> None:
-        self._queries = queries
-        self._documents = documents
-        self._corpus = corpus
+    queries: Dataset
+    documents: Dataset
+    corpus: Documents | None  # where texts are looked up if they are not stored
 
     def __call__(self, batch: Mapping[str, Sequence[int]]) -> dict[str, list[str]]:
         texts = {}
         for name, rows in batch.items():
-            found = (self._queries if name == "query" else self._documents)[rows]
-            if name != "query" and self._corpus is not None:
-                known = self._corpus.texts(set(found["docno"]))
+            found = (self.queries if name == "query" else self.documents)[rows]
+            if name != "query" and self.corpus is not None:
+                known = self.corpus.texts(set(found["docno"]))
                 found["text"] = [known[docno] for docno in found["docno"]]
             texts[name] = list(found["text"])
         return texts
@@ -567,84 +565,74 @@ class _Lookup:
         return self
 
 
-class _Pairs:
-    """Pairs of identifiers as numbers, and checksums of their texts, which are looked up when they are needed."""
-
-    def __init__(self, tables: Iterable[pa.Table], queries: Mapping[str, str], documents: Documents) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "pairs"
-            write_tables(path, tables)
-            pairs = string_table({name: [] for name in column_names(3)})
-            if path.exists():
-                pairs = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
-            self.names = pairs.column_names
-            qids = pairs["query"].dictionary_encode().combine_chunks()
-            columns = [chunk for name in self.names[1:] for chunk in pairs[name].chunks]
-            docnos = pa.chunked_array(columns, pa.string()).dictionary_encode().combine_chunks()
-        self.queries = qids.indices.to_numpy()
-        self.columns = np.split(docnos.indices.to_numpy(), len(self.names) - 1)
-        self._docnos = docnos.dictionary
-        self.query_texts = pa.array([queries.get(qid) or "" for qid in qids.dictionary.to_pylist()], pa.string())
-        self._has_query = pc.not_equal(pc.utf8_trim_whitespace(self.query_texts), "").to_numpy(zero_copy_only=False)
-        self._documents = documents
-        # of each document: the row of its text, -1 before it is looked up; and checksums of the text
-        self.rows = np.full(len(self._docnos), -1, dtype=np.int32)
-        self.checksums = np.zeros(len(self._docnos), dtype=np.uint64)
-        self._trimmed = np.zeros(len(self._docnos), dtype=np.uint64)
-
-    def look_up(self, pairs: np.ndarray) -> Iterator[pa.Table]:
-        """Read the documents of some pairs that were not read before."""
-        numbers = np.unique(np.concatenate([column[pairs] for column in self.columns]))
-        numbers = numbers[self.rows[numbers] < 0]
-        start = int(self.rows.max(initial=-1)) + 1
-        for some in np.split(numbers, range(LOOKUPS, len(numbers), LOOKUPS)):
-            docnos = self._docnos.take(pa.array(some)).to_pylist()
-            found = self._documents.texts(docnos)
-            table = string_table({"docno": docnos, "text": [found.get(docno, "") for docno in docnos]})
-            trimmed = pc.utf8_trim_whitespace(table["text"])
-            self.rows[some] = np.arange(start, start + len(some))
-            self.checksums[some] = checksums(table["text"])
-            self._trimmed[some] = np.where(pc.equal(trimmed, "").to_numpy(), 0, checksums(trimmed))
-            start += len(some)
-            yield table
-
-    def are_usable(self, pairs: np.ndarray) -> np.ndarray:
-        """Mark pairs that can be trained with, once their documents were looked up."""
-        positives, *others = [self._trimmed[column[pairs]] for column in self.columns]
-        usable = self._has_query[self.queries[pairs]] & (positives != 0)
-        for negatives in others:
-            usable &= (negatives != 0) & (negatives != positives)
-        return usable
+def _numbered(tables: Iterable[pa.Table]) -> tuple[dict[str, np.ndarray], pa.Array, pa.Array]:
+    """Replace identifiers by numbers; return the columns, and the identifiers of queries and of documents."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "pairs"
+        write_tables(path, tables)
+        pairs = string_table({name: [] for name in column_names(3)})
+        if path.exists():
+            pairs = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+        names = pairs.column_names
+        qids = pairs["query"].dictionary_encode().combine_chunks()
+        columns = [chunk for name in names[1:] for chunk in pairs[name].chunks]
+        docnos = pa.chunked_array(columns, pa.string()).dictionary_encode().combine_chunks()
+    numbers = [qids.indices.to_numpy(), *np.split(docnos.indices.to_numpy(), len(names) - 1)]
+    return dict(zip(names, numbers, strict=True)), qids.dictionary, docnos.dictionary
 
 
 def _write_pairs(
-    folder: Path, pairs: _Pairs, origin: Mapping[str, Any], store_texts: bool, verbose: bool
+    folder: Path,
+    tables: Iterable[pa.Table],
+    queries: Any,
+    documents: Documents,
+    origin: Mapping[str, Any],
+    *,
+    store_texts: bool,
+    verbose: bool,
 ) -> dict[str, Any]:
     """Write triples of the row numbers of texts, and the texts, each once; return the summary."""
-    number = len(pairs.queries)
-    limit, most = origin["limit"] or number, origin["max_pairs_per_query"] or number
+    pairs, qids, docnos = _numbered(tables)
+    query_of, *documents_of = pairs.values()
+    number = len(query_of)
+    limit, most = origin["limit"] or number or 1, origin["max_pairs_per_query"] or number
     order = np.random.default_rng(origin["seed"]).permutation(np.arange(number, dtype=np.int32))
     # checksums of pairs, since a frame of all identifiers takes several times the memory
-    combined = pairs.queries.astype(np.uint64)
-    for column in pairs.columns:
+    combined = query_of.astype(np.uint64)
+    for column in documents_of:
         combined = combined * ODD + column.astype(np.uint64)
     order = order[~pd.Series(combined[order]).duplicated().to_numpy()]
     del combined
-    taken = np.zeros(len(pairs.query_texts), dtype=int)
+    texts = dict(queries)
+    query_texts = pa.array([texts.get(qid) or "" for qid in qids.to_pylist()], pa.string())
+    trimmed_queries = _trimmed_checksums(query_texts)
+    # of each document: the row of its text, -1 before it is looked up, and checksums of the text
+    row_of = np.full(len(docnos), -1, dtype=np.int32)
+    exact, trimmed = np.zeros((2, len(docnos)), dtype=np.uint64)
+    taken = np.zeros(len(qids), dtype=int)
     chosen = [np.empty(0, dtype=np.int32)]
 
     def documents_of_chosen() -> Iterator[pa.Table]:
-        for start in range(0, len(order), min(PAIRS, 2 * limit)):
-            block = order[start : start + min(PAIRS, 2 * limit)]
-            block = block[taken[pairs.queries[block]] < most]
-            for table in pairs.look_up(block):
+        size = min(PAIRS, 2 * limit)
+        for start in range(0, len(order), size):
+            block = order[start : start + size]
+            block = block[taken[query_of[block]] < most]
+            wanted = np.unique(np.concatenate([column[block] for column in documents_of]))
+            wanted = wanted[row_of[wanted] < 0]
+            if len(wanted):
+                names = docnos.take(pa.array(wanted)).to_pylist()
+                found = documents.texts(names)
+                table = string_table({"docno": names, "text": [found.get(docno, "") for docno in names]})
+                row_of[wanted] = np.arange(len(wanted)) + row_of.max() + 1
+                exact[wanted], trimmed[wanted] = checksums(table["text"]), _trimmed_checksums(table["text"])
                 yield table if store_texts else table.select(["docno"])
-            usable = block[pairs.are_usable(block)]
-            of_query = pairs.queries[usable]
-            usable = usable[taken[of_query] + pd.Series(of_query).groupby(of_query).cumcount().to_numpy() < most]
-            taken[:] += np.bincount(pairs.queries[usable], minlength=len(taken))
-            chosen.append(usable)
-            bar.update(len(usable))
+            usable = _usable(trimmed_queries[query_of[block]], *(trimmed[column[block]] for column in documents_of))
+            block = block[usable]
+            earlier = pd.Series(query_of[block]).groupby(query_of[block]).cumcount().to_numpy()
+            block = block[taken[query_of[block]] + earlier < most]
+            taken[:] += np.bincount(query_of[block], minlength=len(taken))
+            chosen.append(block)
+            bar.update(len(block))
             if sum(map(len, chosen)) >= limit:
                 return
 
@@ -652,11 +640,9 @@ def _write_pairs(
         write_tables(folder / "documents.arrow", documents_of_chosen())
     triples = np.concatenate(chosen)[:limit]
     chosen.clear()
-    columns = {"query": checksums(pairs.query_texts)[pairs.queries[triples]]}
-    rows = {"query": pairs.queries[triples]}
-    for name, column in zip(pairs.names[1:], pairs.columns, strict=True):
-        columns[name] = pairs.checksums[column[triples]]
-        rows[name] = pairs.rows[column[triples]]
-    write_tables(folder / "queries.arrow", [pa.table({"text": pairs.query_texts})])
-    write_tables(folder / "triples.arrow", [pa.table(rows)])
-    return summarize(origin, number, columns)
+    of_query, *of_documents = (numbers[triples] for numbers in pairs.values())
+    rows = [of_query, *(row_of[numbers] for numbers in of_documents)]
+    columns = [checksums(query_texts)[of_query], *(exact[numbers] for numbers in of_documents)]
+    write_tables(folder / "queries.arrow", [pa.table({"text": query_texts})])
+    write_tables(folder / "triples.arrow", [pa.table(dict(zip(pairs, rows, strict=True)))])
+    return summarize(origin, number, dict(zip(pairs, columns, strict=True)))

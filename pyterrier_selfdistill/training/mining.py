@@ -15,8 +15,7 @@ from datasets import Dataset
 from transformers import TrainerCallback
 
 from ..data.corpus import Corpus, Documents
-from ..data.judgements import split_queries
-from ..data.negatives import Negatives, from_results, from_topics
+from ..data.negatives import Negatives, from_results, from_topics, split_queries
 from ..data.triples import Triples
 from ..encoder.biencoder import SelfDistillBiEncoder
 from ..utils.checks import has_candidates, require_judged

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyterrier_selfdistill import Negatives, split_queries
-from pyterrier_selfdistill.data.judgements import Judgements
-from pyterrier_selfdistill.data.negatives import from_results, from_topics
+from pyterrier_selfdistill.data.negatives import Judgements, from_results, from_topics
 
 identifiers = st.integers(0, 5).map(str)
 
@@ -279,14 +278,6 @@ def test_frames_that_do_not_fit_are_errors(topics, results, qrels, corpus):
     for query in (None, 3, ""):
         with pytest.raises((TypeError, ValueError), match="'query' must hold .* in 1 of 2 rows \\('2'"):
             from_topics(topics.assign(query=pd.Series(["sort", query], dtype=object)), qrels, corpus)
-
-
-def test_judgements_tell_relevant_documents_from_positives(topics):
-    judgements = Judgements(
-        topics, qrels_of(("2", "d4", 2), ("1", "d1", 2), ("1", "d2", 1), ("1", "d3", 0)), min_label=2
-    )
-    assert list(judgements.positives.items()) == [("1", ["d1"]), ("2", ["d4"])]
-    assert judgements.relevant_documents() == {"d1", "d2", "d4"}
 
 
 @pytest.mark.parametrize(("judged", "warns"), [(17, True), (18, False)])

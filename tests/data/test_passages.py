@@ -102,15 +102,6 @@ def test_labels_several_negatives_and_texts_that_are_looked_up_go_along(home, na
     assert {len(text.split()) for text in chosen.dataset["positive"]} <= {2, 3}
 
 
-def test_each_collection_may_have_an_encoder(home):
-    triples = read_triples({"one": ROWS, "two": ROWS[:1]})
-    encoders = {"one": Counting("1"), "two": Counting("2")}
-    chosen = choose_passages(triples, PASSAGES, encoders)
-    assert (encoders["one"].encoded, encoders["two"].encoded) == (4, 4)
-    assert chosen.summary["collections"]["two"]["passages"]["rows"] == 1
-    assert choose_passages(triples, PASSAGES, Counting("1")).dataset["one"][:] == chosen.dataset["one"][:]
-
-
 def test_a_document_of_which_nothing_is_left_stays():
     nothing = pt.apply.generic(lambda frame: frame.assign(text=" "), transform_outputs=lambda columns: columns)
     assert divide(["sort", "read"], nothing, "text") == {"sort": ["sort"], "read": ["read"]}
