@@ -144,9 +144,7 @@ class RayIndexer(pt.Indexer):
         # as it is read where there is no GPU
         encoder = self.encoder.copy()
         encoder.model.to("cpu")
-        device = "cpu"
-        if self.num_gpus:
-            device = "cuda"
+        device = "cuda" if self.num_gpus else "cpu"
         with folder_lock(folder, "encoding shards"):
             blocks, fields = self._blocks(corpus)
             encoded = blocks.map_batches(
@@ -158,41 +156,44 @@ class RayIndexer(pt.Indexer):
                 num_cpus=self.num_cpus,
                 num_gpus=self.num_gpus,
             )
-            shards = [(row["shard"], row["host"]) for row in _run(encoded.take_all)]
+            shards = _run(encoded.take_all)
             if not shards:
                 raise ValueError(NO_DOCUMENTS)
-            _require_shared(folder, shards)
-            write_manifest(folder, [name for name, _ in shards])
+            for shard in shards:
+                if not (folder / shard["shard"]).is_dir():
+                    raise FileNotFoundError(
+                        f"the machine {shard['host']!r} wrote the shard {shard['shard']} to {str(folder)!r}, and "
+                        f"{socket.gethostname()!r} does not see it there; choose a path of the index on storage that "
+                        "all machines share"
+                    )
+            write_manifest(folder, [shard["shard"] for shard in shards])
         return ShardedIndex(folder)
 
     def _blocks(self, corpus: Any) -> tuple[Any, list[str]]:
         """Have Ray Data read a corpus in blocks of the size of shards; and say which columns make a text."""
         ray = load_ray()
-        if _is_path(corpus):
+        fields = self.fields
+        if isinstance(corpus, str | Path):
             corpus = [corpus]
-        if isinstance(corpus, list) and corpus and all(map(_is_path, corpus)):
-            corpus = read_files(corpus, self.fields)
-        if not isinstance(corpus, ray.data.Dataset):
-            references = [ray.put(table) for table in read_corpus(corpus, self.fields, self.shard_size)]
+        if isinstance(corpus, list) and corpus and all(isinstance(path, str | Path) for path in corpus):
+            corpus = read_files(corpus, fields)
+        is_read_here = not isinstance(corpus, ray.data.Dataset)
+        if is_read_here:
+            references = [ray.put(table) for table in read_corpus(corpus, fields, self.shard_size)]
             if not references:
                 raise ValueError(NO_DOCUMENTS)
-            blocks = ray.data.from_arrow_refs(references)
-            self._set_up(blocks.context)
-            return blocks, ["text"]
-        self._set_up(corpus.context)
-        blocks = corpus.repartition(target_num_rows_per_block=self.shard_size, strict=True)
-        if ray.available_resources().get("CPU", 0) < self.workers * self.num_cpus + 1:
-            # workers would take all cores, and wait for those who read
-            blocks = _run(blocks.materialize)
-        return blocks, self.fields
-
-    def _set_up(self, context: Any) -> None:
-        """Set how Ray Data works."""
+            corpus, fields = ray.data.from_arrow_refs(references), ["text"]
         # documents keep their positions
-        context.execution_options.preserve_order = True
-        context.raise_original_map_exception = True
-        context.enable_progress_bars = self.verbose
-        context.print_on_execution_start = self.verbose
+        corpus.context.execution_options.preserve_order = True
+        corpus.context.raise_original_map_exception = True
+        corpus.context.enable_progress_bars = self.verbose
+        corpus.context.print_on_execution_start = self.verbose
+        if not is_read_here:
+            corpus = corpus.repartition(target_num_rows_per_block=self.shard_size, strict=True)
+            if ray.available_resources().get("CPU", 0) < self.workers * self.num_cpus + 1:
+                # workers would take all cores, and wait for those who read
+                corpus = _run(corpus.materialize)
+        return corpus, fields
 
 
 class ShardEncoder:
@@ -237,7 +238,16 @@ def read_corpus(corpus: Corpus, fields: Sequence[str], size: int) -> Iterator[pa
 def read_files(paths: Sequence[str | Path], fields: Sequence[str]) -> Any:
     """Have the workers of Ray Data read the documents of files, in the order of the files."""
     ray = load_ray()
-    files = list(chain.from_iterable(map(_files, paths)))
+    files = []
+    for path in map(str, paths):
+        found = [path]
+        # other places than folders are left to Ray Data
+        if "://" not in path:
+            path = str(Path(path).expanduser().absolute())
+            found = [path] if Path(path).is_file() else sorted(glob.glob(path))
+        if not found:
+            raise FileNotFoundError(f"there is no file {path!r} to read documents from")
+        files += found
     columns = ["docno", *fields]
     strings = pa.schema([(name, pa.string()) for name in columns])
     kinds = {Path(file.removesuffix(".gz")).suffix for file in files}
@@ -261,36 +271,9 @@ def read_files(paths: Sequence[str | Path], fields: Sequence[str]) -> Any:
     )
 
 
-def _files(path: str | Path) -> list[str]:
-    """List the files of a pattern; other places than folders are left to Ray Data."""
-    if "://" in str(path):
-        return [str(path)]
-    absolute = Path(path).expanduser().absolute()
-    if absolute.is_file():
-        return [str(absolute)]
-    files = sorted(glob.glob(str(absolute)))
-    if not files:
-        raise FileNotFoundError(f"there is no file {str(path)!r} to read documents from")
-    return files
-
-
-def _is_path(value: Any) -> bool:
-    return isinstance(value, str | Path)
-
-
 def _run(work: Callable[[], Any]) -> Any:
     """Run what Ray Data is to do, and raise the errors of workers as if they were of this process."""
     try:
         return work()
     except load_ray().exceptions.RayTaskError as error:
         raise error.cause from None
-
-
-def _require_shared(folder: Path, shards: Sequence[tuple[str, str]]) -> None:
-    """Check that this process sees all shards."""
-    for name, host in shards:
-        if not (folder / name).is_dir():
-            raise FileNotFoundError(
-                f"the machine {host!r} wrote the shard {name} to {str(folder)!r}, and {socket.gethostname()!r} does "
-                "not see it there; choose a path of the index on storage that all machines share"
-            )

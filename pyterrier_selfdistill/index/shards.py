@@ -37,34 +37,12 @@ def load_ray() -> Any:
 
 
 class Part(NamedTuple):
-    """What a shard says of itself."""
+    """A shard as an index describes it."""
 
     name: str
     documents: int
     dimension: int
     encoder: EncoderIdentity | None
-
-
-def describe(shard: SelfDistillIndex) -> Part:
-    """Read what a shard says of itself."""
-    metadata = shard.payload(return_dvecs=False, return_docnos=False)[0]
-    return Part(str(shard.index_path), metadata["doc_count"], metadata["vec_size"], shard.encoder)
-
-
-def require_same_encoder(parts: Sequence[Part]) -> None:
-    """Check that the vectors of shards compare."""
-    first = parts[0]
-    for part in parts[1:]:
-        if getattr(part.encoder, "checksum", None) != getattr(first.encoder, "checksum", None):
-            raise EncoderMismatchError(
-                f"the shard {first.name!r} was built by {first.encoder}, and {part.name!r} by {part.encoder}; encode "
-                "all documents with one encoder"
-            )
-        if part.dimension != first.dimension:
-            raise ValueError(
-                f"the vectors of the shard {part.name!r} have {part.dimension} dimensions, and those of {first.name!r} "
-                f"have {first.dimension}; encode all documents with one encoder"
-            )
 
 
 def write_manifest(folder: Path, names: Sequence[str]) -> None:
@@ -87,7 +65,7 @@ def read_manifest(folder: Path) -> list[Path]:
         )
     try:
         return [folder / name for name in json.loads(path.read_text())["shards"]]
-    except (ValueError, LookupError, TypeError, RecursionError):
+    except (ValueError, LookupError, TypeError):
         raise ValueError(
             f"{str(path)!r} is damaged; encode the corpus again, which takes the shards that are there"
         ) from None
@@ -105,13 +83,8 @@ Folders = Annotated[
     Expected("the path of a folder of shards, or a list of the paths of shards"),
 ]
 
-
-class Found(NamedTuple):
-    """The best documents of a shard, the best first."""
-
-    scores: np.ndarray
-    positions: np.ndarray
-    docnos: np.ndarray
+# The best documents of a shard, the best first: their scores, positions and identifiers
+Found = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 class ShardSearcher:
@@ -121,15 +94,16 @@ class ShardSearcher:
         self.shard = SelfDistillIndex(path, verbose=False, any_encoder=any_encoder)
 
     def describe(self) -> Part:
-        """Read what the shard says of itself."""
-        return describe(self.shard)
+        """Describe the shard."""
+        count, dimension = self.shard.np_vecs().shape
+        return Part(str(self.shard.index_path), count, dimension, self.shard.encoder)
 
     def search(self, queries: pd.DataFrame, num_results: int) -> Found:
         """Find the best documents."""
         require_comparable(self.shard, queries)
         vectors = np.stack(queries["query_vec"]).astype(np.float32)
         scores, positions = search_vectors(self.shard.np_vecs(), vectors, num_results)
-        return Found(scores, positions, self.shard.docnos().fwd[positions].astype(object))
+        return scores, positions, self.shard.docnos().fwd[positions].astype(object)
 
 
 def search_vectors(documents: np.ndarray, queries: np.ndarray, num_results: int) -> tuple[np.ndarray, np.ndarray]:
@@ -211,26 +185,35 @@ class ShardedIndex(ComparedByKey):
         self.any_encoder = any_encoder
         self._searchers = self._make_searchers()
         self.parts: list[Part] = self._ask("describe")
-        require_same_encoder(self.parts)
+        first = self.parts[0]
+        for part in self.parts:
+            if getattr(part.encoder, "checksum", None) != getattr(first.encoder, "checksum", None):
+                raise EncoderMismatchError(
+                    f"the shard {first.name!r} was built by {first.encoder}, and {part.name!r} by {part.encoder}; "
+                    "encode all documents with one encoder"
+                )
+            if part.dimension != first.dimension:
+                raise ValueError(
+                    f"the vectors of the shard {part.name!r} have {part.dimension} dimensions, and {first.name!r} has "
+                    f"vectors of {first.dimension}; encode all documents with one encoder"
+                )
 
     def _make_searchers(self) -> list[Any]:
         if self.actors is None:
             return [ShardSearcher(str(path), self.any_encoder) for path in self.paths]
-        options = self.actors
-        if isinstance(options, Mapping):
-            options = [options] * len(self.paths)
+        options = [self.actors] * len(self.paths) if isinstance(self.actors, Mapping) else self.actors
         if len(options) != len(self.paths):
             raise ValueError(
                 f"actors must be the options of all actors, or a list with those of each of {len(self.paths)} shards, "
                 f"got {len(options)}"
             )
         remote = load_ray().remote(ShardSearcher)
-        searchers = []
-        for path, own in zip(self.paths, options, strict=True):
-            actor = remote.options(**{**RESTARTS, **own})
-            # actors may have another working directory
-            searchers.append(actor.remote(str(path.absolute()), self.any_encoder))
-        return searchers
+        # actors may have another working directory
+        paths = [str(path.absolute()) for path in self.paths]
+        return [
+            remote.options(**{**RESTARTS, **own}).remote(path, self.any_encoder)
+            for path, own in zip(paths, options, strict=True)
+        ]
 
     def _ask(self, method: str, *arguments: Any) -> list[Any]:
         """Call a method of all searchers: one after another in this process, or at once on Ray."""
@@ -250,14 +233,15 @@ class ShardedIndex(ComparedByKey):
 
     def search(self, queries: pd.DataFrame, num_results: int) -> Found:
         """Find the best documents of all shards for a frame with ``query_vec``, with their positions in all shards."""
-        of_shards: list[Found] = self._ask("search", queries, num_results)
-        starts = np.cumsum([0, *(part.documents for part in self.parts)])
-        of_all = []
-        for found, start in zip(of_shards, starts, strict=False):
-            of_all.append(found._replace(positions=found.positions + start))
-        merged = Found(*map(np.hstack, zip(*of_all, strict=True)))
-        best = best_columns(merged.scores, merged.positions, num_results)
-        return Found(*(np.take_along_axis(values, best, axis=1) for values in merged))
+        first = 0
+        found = []
+        for part, of_shard in zip(self.parts, self._ask("search", queries, num_results), strict=True):
+            scores, positions, docnos = of_shard
+            found.append((scores, positions + first, docnos))
+            first += part.documents
+        scores, positions, docnos = map(np.hstack, zip(*found, strict=True))
+        best = best_columns(scores, positions, num_results)
+        return tuple(np.take_along_axis(values, best, axis=1) for values in (scores, positions, docnos))
 
     @checked
     def retriever(self, *, num_results: PositiveInteger = 1000, drop_query_vec: bool = False) -> ShardedRetriever:
@@ -307,20 +291,18 @@ class ShardedRetriever(ComparedByKey, pt.Transformer):
         """Retrieve."""
         require_column_names(inp, "the queries")
         pt.validate.query_frame(inp, extra_columns=["query_vec"])
-        kept = inp
-        if self.drop_query_vec:
-            kept = inp.drop(columns="query_vec")
+        kept = inp.drop(columns="query_vec") if self.drop_query_vec else inp
         if inp.empty:
             added = dict.fromkeys(["docno", "docid", "score", "rank"])
             return without_rows(kept.assign(**added), inp)
         require_identifiers(inp, "qid", "the queries")
-        found = self.index.search(inp[["query_vec"]], self.num_results)
-        each = found.scores.shape[1]
+        scores, positions, docnos = self.index.search(inp[["query_vec"]], self.num_results)
+        each = scores.shape[1]
         results = kept.iloc[np.repeat(np.arange(len(kept)), each)].reset_index(drop=True)
         return results.assign(
-            docno=found.docnos.ravel(),
-            docid=found.positions.ravel(),
-            score=found.scores.ravel(),
+            docno=docnos.ravel(),
+            docid=positions.ravel(),
+            score=scores.ravel(),
             rank=np.tile(np.arange(each), len(kept)),
         )
 
