@@ -50,14 +50,17 @@ from .files import (
 
 SCORERS = ("np_scorer", "torch_scorer")
 
-# the methods that search small vectors, and the kinds of these
-SMALL_VECTORS: dict[str, small_vectors.Kind] = {"int8_retriever": "int8", "binary_retriever": "binary"}
+# the methods that FlexIndex lacks
+OWN_METHODS: dict[str, Callable[..., Any]] = {
+    "int8_retriever": small_vectors.int8_retriever,
+    "binary_retriever": small_vectors.binary_retriever,
+}
 
 # the methods that keep their graph or their vectors in the folder of the index
 WITH_GRAPHS = (
     *("faiss_hnsw_retriever", "faiss_ivf_retriever", "voyager_retriever"),
     *("gar", "ladr_proactive", "ladr_adaptive"),
-    *SMALL_VECTORS,
+    *OWN_METHODS,
 )
 
 SCORES = 2**26  # how many scores of 4 bytes the fastest retriever computes at once
@@ -99,21 +102,21 @@ def _check_options(
     """Check the options of retrievers and scorers, which pyterrier-dr does not."""
 
 
-def _method(name: str, docstring: str, like: Callable[..., Any] | None = None) -> Callable[..., IndexTransformer]:
-    """Put a check in front of a method of FlexIndex, or of one with the same signature."""
-    signature = inspect.signature(like or getattr(FlexIndex, name))
-    signature = signature.replace(return_annotation=IndexTransformer)
+def _method(name: str, docstring: str) -> Callable[..., IndexTransformer]:
+    """Put a check in front of a method of FlexIndex, or of one of ours."""
+    signature = inspect.signature(OWN_METHODS.get(name) or getattr(FlexIndex, name))
 
     def make(self: SelfDistillIndex, *arguments: Any, **options: Any) -> IndexTransformer:
         bound = signature.bind(self, *arguments, **options)
         bound.apply_defaults()
-        checked_options = {option: plain(value) for option, value in bound.arguments.items() if option != "self"}
+        _, *given = bound.arguments.items()
+        checked_options = {option: plain(value) for option, value in given}
         _check_options(**checked_options)
         if checked_options.get("num_results", 1) is None and name not in SCORERS:
             raise ValueError("num_results must be a positive integer, got None")
         return IndexTransformer(self, name, checked_options)
 
-    make.__signature__ = signature  # type: ignore[attr-defined]
+    make.__signature__ = signature.replace(return_annotation=IndexTransformer)  # type: ignore[attr-defined]
     make.__name__, make.__qualname__, make.__doc__ = name, f"SelfDistillIndex.{name}", docstring
     return make
 
@@ -155,18 +158,9 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
 
     def _make_inner(self) -> Any:
         index, method, options = self.index, self.method, dict(self.options)
-        mask = options.get("mask")
-        if mask is not None:
-            self._check_mask(mask)
-        if method in SCORERS:
-            # see compat.first_results
-            options["num_results"] = None
-        if isinstance(options.get("k"), int):
-            options["k"] = self._corpus_graph(options["k"])
-        if "n_list" in options:
-            options["n_list"] = self._fitting_clusters(options["n_list"], options["train_sample"])
-        if method in SMALL_VECTORS:
-            return small_vectors.make_retriever(index, SMALL_VECTORS[method], **options)
+        self._fit_options(options)
+        if method in OWN_METHODS:
+            return OWN_METHODS[method](index, **options)
         if method == "voyager_retriever":
             compat.make_voyager_graph(index, options)
             inner = FlexIndex.voyager_retriever(index, **options)
@@ -183,38 +177,39 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
                     method = "torch_retriever"
                     options["device"] = "cuda" if is_for_gpu else "cpu"
                     options["qbatch"] = min(max(SCORES // len(index), 1), LARGEST_QBATCH)
-        if mask is not None and method == "np_retriever":
+        if method == "np_retriever" and options["mask"] is not None:
             del options["batch_size"]
             return compat.masked_retriever(index, **options)
         return getattr(FlexIndex, method)(index, **options)
 
-    def _corpus_graph(self, k: int) -> int:
-        """Make the graph of ``k`` neighbours, and return how many there are."""
-        if len(self.index) == 1:
-            raise ValueError(f"{self.index!r} has one document, which has no neighbours; use scorer()")
-        # PyTerrier would load any artifact that lies there
-        for metadata in self.index.index_path.glob(f"corpusgraph_k*/{METADATA_FILE}"):
-            kind = artifact_kind(metadata.parent)
-            if kind != ("corpus_graph", "np_topk"):
-                raise ValueError(f"{str(metadata.parent)!r} is no corpus graph, but has the kind {kind}; remove it")
-        return compat.make_corpus_graph(self.index, k)
-
-    def _fitting_clusters(self, clusters: int | None, sample: int | None) -> int | None:
-        documents = min(len(self.index), sample or len(self.index))
-        if clusters is None and documents < FEWEST_CLUSTERS:
-            return documents
-        if clusters is not None and clusters > documents:
-            raise ValueError(f"n_list={clusters} clusters cannot be learned from {documents} documents; take fewer")
-        return clusters
-
-    def _check_mask(self, mask: np.ndarray) -> None:
-        if np.shape(mask) != (len(self.index),):
+    def _fit_options(self, options: dict[str, Any]) -> None:
+        """Have options fit the documents of the index, or raise an error if they cannot."""
+        index = self.index
+        if options.get("mask") is not None and np.shape(options["mask"]) != (len(index),):
             raise ValueError(
-                f"the mask has the shape {np.shape(mask)}, and {self.index!r} has {len(self.index)} documents; "
+                f"the mask has the shape {np.shape(options['mask'])}, and {index!r} has {len(index)} documents; "
                 "index.mask(docnos) makes one"
             )
-        if not np.isin(mask, [0, 1]).all():
-            raise ValueError(f"the mask must hold zeros and ones, got {mask!r}; index.mask(docnos) makes one")
+        if self.method in SCORERS:
+            # see compat.first_results
+            options["num_results"] = None
+        if isinstance(options.get("k"), int):
+            if len(index) == 1:
+                raise ValueError(f"{index!r} has one document, which has no neighbours; use scorer()")
+            # PyTerrier would load any artifact that lies there
+            for metadata in index.index_path.glob(f"corpusgraph_k*/{METADATA_FILE}"):
+                kind = artifact_kind(metadata.parent)
+                if kind != ("corpus_graph", "np_topk"):
+                    raise ValueError(f"{str(metadata.parent)!r} is no corpus graph, but has the kind {kind}; remove it")
+            options["k"] = compat.make_corpus_graph(index, options["k"])
+        if "n_list" in options:
+            sample = min(len(index), options["train_sample"] or len(index))
+            if options["n_list"] is None and sample < FEWEST_CLUSTERS:
+                options["n_list"] = sample
+            if (options["n_list"] or 0) > sample:
+                raise ValueError(
+                    f"n_list={options['n_list']} clusters cannot be learned from {sample} documents; take fewer"
+                )
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Retrieve or score."""
@@ -350,16 +345,6 @@ def require_comparable(index: FlexIndex, queries: pd.DataFrame) -> None:
         )
 
 
-def _int8_retriever(
-    self: Any, *, num_results: int = 1000, rescore: int = 2, qbatch: int = 64, drop_query_vec: bool = False
-) -> Any: ...
-
-
-def _binary_retriever(
-    self: Any, *, num_results: int = 1000, rescore: int = 10, qbatch: int = 64, drop_query_vec: bool = False
-) -> Any: ...
-
-
 Mode = Annotated[IndexingMode | Literal["create", "overwrite"], Expected("'create' or 'overwrite'")]
 
 
@@ -446,12 +431,10 @@ class SelfDistillIndex(ComparedByKey, FlexIndex):
     int8_retriever = _method(
         "int8_retriever",
         "Search vectors of 8 bits a number with FAISS, and score ``rescore`` times as many by the full ones.",
-        like=_int8_retriever,
     )
     binary_retriever = _method(
         "binary_retriever",
         "Search vectors of a bit a number with FAISS, and score ``rescore`` times as many by the full ones.",
-        like=_binary_retriever,
     )
     np_scorer = scorer = _method(
         "np_scorer", "Score the documents of results with their vectors from disk, and keep ``num_results``, or all."

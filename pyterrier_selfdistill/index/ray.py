@@ -239,14 +239,14 @@ def read_files(paths: Sequence[str | Path], fields: Sequence[str]) -> Any:
     """Have the workers of Ray Data read the documents of files, in the order of the files."""
     ray = load_ray()
     files = []
-    for path in map(str, paths):
-        found = [path]
-        # other places than folders are left to Ray Data
-        if "://" not in path:
-            path = str(Path(path).expanduser().absolute())
-            found = [path] if Path(path).is_file() else sorted(glob.glob(path))
+    for place in map(str, paths):
+        # Ray Data reads from other places than folders too
+        found = [place]
+        if "://" not in place:
+            path = Path(place).expanduser().absolute()
+            found = [str(path)] if path.is_file() else sorted(glob.glob(str(path)))
         if not found:
-            raise FileNotFoundError(f"there is no file {path!r} to read documents from")
+            raise FileNotFoundError(f"there is no file {place!r} to read documents from")
         files += found
     columns = ["docno", *fields]
     strings = pa.schema([(name, pa.string()) for name in columns])

@@ -241,7 +241,8 @@ class ShardedIndex(ComparedByKey):
             first += part.documents
         scores, positions, docnos = map(np.hstack, zip(*found, strict=True))
         best = best_columns(scores, positions, num_results)
-        return tuple(np.take_along_axis(values, best, axis=1) for values in (scores, positions, docnos))
+        scores, positions, docnos = (np.take_along_axis(of, best, axis=1) for of in (scores, positions, docnos))
+        return scores, positions, docnos
 
     @checked
     def retriever(self, *, num_results: PositiveInteger = 1000, drop_query_vec: bool = False) -> ShardedRetriever:
