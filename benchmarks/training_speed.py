@@ -39,7 +39,7 @@ from benchmarks.machine import PeakMemory
 from benchmarks.pages import table
 from benchmarks.study.losses import Teacher
 from pyterrier_selfdistill import AdaptiveMarginLoss, SelfDistillationLoss, SelfDistillBiEncoder, SelfDistillTrainer
-from pyterrier_selfdistill.training import callbacks
+from pyterrier_selfdistill.training import loop
 from pyterrier_selfdistill.training.arguments import mixed_precision
 
 QUERY, DOCUMENT = LENGTHS["query_length"], LENGTHS["document_length"]
@@ -128,7 +128,7 @@ def train_ours(triples: pd.DataFrame, loss: Any = None) -> float:
     """Train with this package, and return the seconds without loading the model."""
     encoder = SelfDistillBiEncoder.from_pretrained(MINILM, **LENGTHS)
     # documents are compared with those before training five times, however short a training is
-    with tempfile.TemporaryDirectory() as folder, patch.object(callbacks, "MONITORED_TIMES", 0):
+    with tempfile.TemporaryDirectory() as folder, patch.object(loop, "MONITORED_TIMES", 0):
         options: dict[str, Any] = {"per_device_train_batch_size": BATCH, "save_strategy": "no", "verbose": False}
         trainer = SelfDistillTrainer(encoder, f"{folder}/run", loss=loss, **options).fit_triples(triples)
         return trainer.encoder.training_summary["seconds"]

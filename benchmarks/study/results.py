@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pyterrier_selfdistill.training.callbacks import has_collapsed, has_forgotten
+from pyterrier_selfdistill.training.loop import FORGETTING, has_collapsed
 
 from .config import Run, Study
 from .records import Record, Records
@@ -191,7 +191,7 @@ class Results:
                 agreement = record["space"].get("representational_similarity", math.nan)
                 collapsed = has_collapsed(before.average("space", "similarity"), record["space"]["similarity"])
                 harmed = record["means"][system.test]["nDCG@10"] - before.mean(system.test) < -HARM
-                rows.append((harmed, collapsed, has_forgotten(agreement), not math.isnan(agreement)))
+                rows.append((harmed, collapsed, agreement < FORGETTING, not math.isnan(agreement)))
         harmed, collapsed, forgotten, measured = np.array(rows, dtype=bool).T
         table = []
         for warning, due, runs in [

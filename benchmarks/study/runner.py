@@ -33,7 +33,7 @@ from transformers import AutoModel
 from benchmarks.machine import PeakMemory, commit, describe_machine, describe_versions
 from pyterrier_selfdistill import Negatives, SelfDistillBiEncoder, SelfDistillIndex, SelfDistillTrainer
 from pyterrier_selfdistill.data.negatives import from_results, from_topics
-from pyterrier_selfdistill.training.callbacks import mean_cosine, representational_similarity
+from pyterrier_selfdistill.training.loop import mean_cosine, representational_similarity
 from pyterrier_selfdistill.utils.folders import atomic_folder, scratch_folder
 
 from .collection import SPLITS, Collection, judged_positives, load_collection, pool_documents

@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from ..encoder.biencoder import SelfDistillBiEncoder
 from ..encoder.card import description_rows, training_rows
 from ..encoder.storage import metadata
-from ..training.history import PROGRESS, plot_history
+from ..training.run_folder import PROGRESS, plot_history
 from ..training.trainer import SelfDistillTrainer
 from ..utils.folders import portable_name
 

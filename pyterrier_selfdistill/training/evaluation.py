@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -122,13 +123,32 @@ class RetrievalEvaluator(BaseEvaluator):
         if self.searches or missing > qrels["qid"][is_asked].nunique():
             self.qrels = self.qrels[is_asked]
             others, missing = missing, 0
+        queries, without_judgements = self.qrels["qid"].nunique(), topics_or_results["qid"][~is_judged].nunique()
         self.coverage = {
-            "queries": self.qrels["qid"].nunique(),
+            "queries": queries,
             "without_candidates": missing,
             "others": others,
-            "without_judgements": topics_or_results["qid"][~is_judged].nunique(),
+            "without_judgements": without_judgements,
         }
-        self._warn_of_gaps()
+        advice = "give the judgements of the validation queries only"
+        if others and not self.searches:
+            logger.warning(
+                "%d judged validation queries have no candidates, and %d have: they are taken for queries of another "
+                "set and left out; %s",
+                *(others, queries, advice),
+            )
+        if missing > LARGE_SHARE * queries:
+            logger.warning(
+                "%d of %d judged validation queries have no candidates and count as 0; if they are queries of another "
+                "set, %s",
+                *(missing, queries, advice),
+            )
+        topics = queries - missing + without_judgements
+        if without_judgements > LARGE_SHARE * topics:
+            logger.warning(
+                "%d of %d validation queries have no judgements and are left out; give judgements of all",
+                *(without_judgements, topics),
+            )
 
     def __call__(
         self, model: BaseModel, output_path: str | None = None, epoch: float = -1, steps: int = -1
@@ -159,28 +179,6 @@ class RetrievalEvaluator(BaseEvaluator):
         if self.searches:
             described["corpus"] = self.documents.fingerprint()
         return described
-
-    def _warn_of_gaps(self) -> None:
-        queries, without_candidates, others, without_judgements = self.coverage.values()
-        advice = "give the judgements of the validation queries only"
-        if others and not self.searches:
-            logger.warning(
-                "%d judged validation queries have no candidates, and %d have: they are taken for queries of another "
-                "set and left out; %s",
-                *(others, queries, advice),
-            )
-        if without_candidates > LARGE_SHARE * queries:
-            logger.warning(
-                "%d of %d judged validation queries have no candidates and count as 0; if they are queries of another "
-                "set, %s",
-                *(without_candidates, queries, advice),
-            )
-        topics = queries - without_candidates + without_judgements
-        if without_judgements > LARGE_SHARE * topics:
-            logger.warning(
-                "%d of %d validation queries have no judgements and are left out; give judgements of all",
-                *(without_judgements, topics),
-            )
 
 
 def search_depth(measures: Sequence[Measure]) -> int:
@@ -269,18 +267,14 @@ def make_evaluator(
     if topics_or_results is None or qrels is None:
         raise ValueError("evaluation needs validation topics (or results) and qrels; only one of them was given")
 
-    def make(frame: pd.DataFrame, judgements: pd.DataFrame) -> RetrievalEvaluator:
-        encoder_options = {"batch_size": encoder.batch_size, "text_field": encoder.text_field, "dtype": encoder.dtype}
-        return RetrievalEvaluator(
-            frame,
-            judgements,
-            measures,
-            corpus=corpus,
-            fields=fields,
-            passages=passages,
-            encoder_options=encoder_options,
-        )
-
+    make = partial(
+        RetrievalEvaluator,
+        measures=measures,
+        corpus=corpus,
+        fields=fields,
+        passages=passages,
+        encoder_options={"batch_size": encoder.batch_size, "text_field": encoder.text_field, "dtype": encoder.dtype},
+    )
     if isinstance(topics_or_results, Mapping) != isinstance(qrels, Mapping):
         raise ValueError(
             "validation topics (or results) and qrels must both be of one collection, or both name collections such as "

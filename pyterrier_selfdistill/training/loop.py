@@ -1,13 +1,17 @@
-"""The training loop of sentence-transformers with this package's additions."""
+"""The training loop of sentence-transformers with this package's additions, and its callbacks."""
 
 from __future__ import annotations
 
+import itertools
+import logging
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pandas as pd
 import sentence_transformers
 import torch
@@ -17,43 +21,47 @@ from datasets import DatasetDict
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.util import get_world_size
 from torch import nn
-from transformers import EarlyStoppingCallback, PrinterCallback, TrainerState
+from transformers import (
+    EarlyStoppingCallback,
+    IntervalStrategy,
+    PrinterCallback,
+    ProgressCallback,
+    TrainerCallback,
+    TrainerState,
+)
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
-from ..data.triples import TrainingSet, Triples
+from ..data.triples import LABEL, TrainingSet, Triples, parts_of
 from ..encoder.biencoder import SelfDistillBiEncoder
 from ..losses import SelfDistillationLoss, without_matryoshka
-from ..utils.compat import no_transformers_progress_bars, no_widget_examples, remove_autocast
-from ..utils.folders import explained_errors
-from ..utils.processes import PartBatchSampler, in_turn, is_first
-from .callbacks import (
-    AGAINST_DIVERGENCE,
-    BestCheckpoint,
-    CheckpointGuard,
-    ProgressBar,
-    SavedPrecision,
-    SimilarityMonitor,
-    require_finite_weights,
+from ..utils.compat import (
+    limit_autocast_to_training,
+    no_transformers_progress_bars,
+    no_widget_examples,
+    progress_bar,
+    remove_autocast,
 )
+from ..utils.folders import explained_errors
+from ..utils.processes import PartBatchSampler, agree, is_first
 from .evaluation import Evaluator
-from .history import milestones, warn_if_not_improved
 from .mining import HardNegativeMiner
-from .run_folder import SETTINGS, TRAINER_STATE, is_over
+from .run_folder import SETTINGS, TRAINER_STATE, milestones, warn_if_not_improved
 
+logger = logging.getLogger(__name__)
+MONITORED_DOCUMENTS = 32  # how many documents of the training data the monitor encodes
+MONITORED_TIMES = 5  # how often it encodes them while training, at equal distances
 
-def read_in_turn(read: Callable[[], Triples]) -> Triples:
-    """Read triples in all processes, which must be the same ones; the first writes the cache that others find."""
-    with in_turn():
-        triples = read()
-    fingerprints = gather_object([triples.summary["fingerprint"]])
-    if len(set(fingerprints)) > 1:
-        raise ValueError(
-            f"the processes were given different triples: their fingerprints are {fingerprints}; give all the same "
-            "source, in the same order. Each process gets its part of a batch from the trainer"
-        )
-    return triples
+# the share of the mean cosine distance of documents that must be left; ``benchmarks/RESULTS.md`` says why, under
+# "What goes wrong, and what shows it early"
+COLLAPSE = 2 / 3
+FORGETTING = 0.4  # how much the cosines of documents must correlate with those before training; likewise
+
+AGAINST_DIVERGENCE = (
+    "try a lower learning_rate, more warmup_steps, a lower max_grad_norm, or float32 with bf16=False and fp16=False. "
+    "Checkpoints from before are kept, and no model was written"
+)
 
 
 def sees_global_batch(loss: nn.Module) -> bool:
@@ -61,8 +69,8 @@ def sees_global_batch(loss: nn.Module) -> bool:
     return isinstance(without_matryoshka(loss), SelfDistillationLoss)
 
 
-def require_whole_models(arguments: SentenceTransformerTrainingArguments) -> None:
-    """Check that each process has all weights, with which it encodes between the steps."""
+def require_processes(triples: Triples, arguments: SentenceTransformerTrainingArguments, loss: nn.Module) -> None:
+    """Check that each process has all weights and the same triples, of which there are enough to share."""
     by_launcher = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     if arguments.fsdp or by_launcher or is_deepspeed_zero3_enabled():
         raise ValueError(
@@ -70,20 +78,23 @@ def require_whole_models(arguments: SentenceTransformerTrainingArguments) -> Non
             "all of them; train without, or with the first or second stage of ZeRO, which divide what is larger: the "
             "gradients and the optimizer's state"
         )
-
-
-def require_batches(triples: int, arguments: SentenceTransformerTrainingArguments, loss: nn.Module) -> None:
-    """Check that there is a batch for several processes to share."""
     processes = get_world_size()
     if processes == 1:
         return
+    fingerprints = gather_object([triples.summary["fingerprint"]])
+    if len(set(fingerprints)) > 1:
+        raise ValueError(
+            f"the processes were given different triples: their fingerprints are {fingerprints}; give all the same "
+            "source, in the same order. Each process gets its part of a batch from the trainer"
+        )
     needed = processes
     if arguments.dataloader_drop_last or not sees_global_batch(loss):
         needed = processes * arguments.train_batch_size
-    if triples < needed:
+    smallest = min(map(len, parts_of(triples.dataset)))
+    if smallest < needed:
         raise ValueError(
-            f"{triples} triples make no batch for {processes} processes, which need {needed}; give more triples, lower "
-            "per_device_train_batch_size, or start fewer processes"
+            f"{smallest} triples make no batch for {processes} processes, which need {needed}; give more triples, "
+            "lower per_device_train_batch_size, or start fewer processes"
         )
 
 
@@ -116,7 +127,10 @@ class TrainingLoop(SentenceTransformerTrainer):
         self.tokenize = self.data_collator
         # transformers adds it where its own bar is off, and it prints to the standard output
         self.remove_callback(PrinterCallback)
-        self.add_callback(SavedPrecision())
+        if evaluator is not None:
+            # first, since it would count a step without improvement when Checkpoints takes the start for the best
+            self.add_callback(EarlyStoppingCallback(patience))
+        self.add_callback(Checkpoints())
         if verbose:
             self.add_callback(ProgressBar())
         self.add_callback(self.monitor)
@@ -124,75 +138,55 @@ class TrainingLoop(SentenceTransformerTrainer):
             # a loader fetches ahead, and its workers see no mined negatives: rows are tokenized when their step comes
             self.data_collator = RowCollator(self.tokenize)  # type: ignore[assignment]
             self.add_callback(miner)
-        if evaluator is not None:
-            self.add_callback(EarlyStoppingCallback(patience))
-            self.add_callback(BestCheckpoint())
-        # last, when it is known whether a checkpoint follows
-        self.add_callback(CheckpointGuard(self.folder / SETTINGS))
 
     def run(self, checkpoint: Path | None) -> None:
         """Train, from a checkpoint if there is one, and leave the best weights in the model."""
-        state = TrainerState()
+        is_over = False
         if checkpoint is not None:
+            self.args.eval_on_start = False  # the interrupted run did, and its log says so
             state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
-        if checkpoint is not None and is_over(state):
-            self._take_over(state)
+            # read from a file, these are states and not callbacks
+            states = cast(dict[str, Any], state.stateful_callbacks or {})
+            control = states.get("TrainerControl", {}).get("args", {})
+            is_over = state.global_step >= state.max_steps or control.get("should_training_stop", False)
+        if is_over:
+            self.state = state
         else:
-            self._train_from(checkpoint)
+            started = time.monotonic()
+            with explained_errors(self.folder), no_transformers_progress_bars():
+                self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            self.seconds = time.monotonic() - started
+            self.require_finite_losses()
+        best = self.state.best_global_step
+        self.kept_step = self.state.global_step
+        if self.args.load_best_model_at_end and best is not None:
+            self.kept_step = best
         model = cast(nn.Module, self.model)
+        if is_over and self.kept_step > 0:
+            saved = SentenceTransformer(
+                str(self.folder / f"checkpoint-{self.kept_step}"), device=str(self.model.device)
+            )
+            model.load_state_dict(saved.state_dict())
+        elif self.kept_step == 0:
+            # better checkpoints were loaded by the training loop
+            model.load_state_dict(self.start.model.state_dict())
+        if is_over and is_first():
+            # the process may not have come to this; by step, since removing one changes its time
+            kept = str(self.folder / f"checkpoint-{best}") if best else None
+            rotate_checkpoints(str(self.folder), self.args.save_total_limit, best_model_checkpoint=kept)
         broadcast(model.state_dict())
         remove_autocast(model)
         model.eval()
         require_finite_weights(model, self.state.global_step)
         # of the model that is kept, not of the last step
-        self.monitor.compare(self.model_step)
-
-    def _train_from(self, checkpoint: Path | None) -> None:
-        if checkpoint is not None:
-            self.args.eval_on_start = False  # the interrupted run did, and its log says so
-        started = time.monotonic()
-        with explained_errors(self.folder), no_transformers_progress_bars():
-            self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        self.seconds = time.monotonic() - started
-        self.require_finite_losses()
-        if self.model_step == 0:
-            # better checkpoints were loaded by the training loop
-            self._load(0)
-
-    def _take_over(self, state: TrainerState) -> None:
-        """Finish a run that ended after its last step."""
-        self.state = state
-        self._load(self.model_step)
-        # the process may not have come to this; by step, since removing one changes its time
-        best = None
-        if state.best_global_step:
-            best = str(self._checkpoint(state.best_global_step))
-        if is_first():
-            rotate_checkpoints(str(self.folder), self.args.save_total_limit, best_model_checkpoint=best)
-
-    def _load(self, step: int) -> None:
-        saved = self.start.model
-        if step > 0:
-            saved = SentenceTransformer(str(self._checkpoint(step)), device=str(self.model.device))
-        self.model.load_state_dict(saved.state_dict())
-
-    def _checkpoint(self, step: int) -> Path:
-        return self.folder / f"checkpoint-{step}"
-
-    @property
-    def model_step(self) -> int:
-        """The step of the weights that are kept."""
-        best = self.state.best_global_step
-        if self.args.load_best_model_at_end and best is not None:
-            return best
-        return self.state.global_step
+        self.monitor.compare(self.kept_step)
 
     def summary(self, settings: Mapping[str, Any], history: pd.DataFrame) -> dict[str, Any]:
         """Summarize the run, and warn if it did not improve the encoder."""
         best_step = best_measure = None
         if self.evaluator is not None:
             measure = str(self.args.metric_for_best_model).removeprefix("eval_")
-            warn_if_not_improved(history, measure, bool(self.args.greater_is_better), self.model_step == 0)
+            warn_if_not_improved(history, measure, bool(self.args.greater_is_better), self.kept_step == 0)
             if self.args.load_best_model_at_end:
                 best_step = self.state.best_global_step
                 best_measure = {"name": measure, "value": self.state.best_metric}
@@ -292,3 +286,154 @@ class RowCollator:
 
     def __call__(self, rows: list[dict[str, str]]) -> list[dict[str, str]]:
         return rows
+
+
+# --- callbacks --------------------------------------------------------------------------------------------------------
+
+
+class ProgressBar(ProgressCallback):
+    """A bar of PyTerrier's with the last loss, margin and measures."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **options: Any) -> None:
+        if state.is_world_process_zero:
+            told = {"initial": state.global_step, "desc": "Training", "unit": "step"}
+            self.training_bar = progress_bar(total=state.max_steps, **told)
+            self.shown: dict[str, str] = {}
+        self.current_step = state.global_step
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **options: Any) -> None:
+        if not state.is_world_process_zero or self.training_bar is None:
+            return
+        for key, value in logs.items():
+            is_measure = key.startswith("eval_") and "@" in key
+            if is_measure or key in ("loss", "margin", "target", "scale"):
+                self.shown[key.removeprefix("eval_")] = f"{value:.3f}"
+        self.training_bar.set_postfix(self.shown, refresh=False)
+
+
+class Checkpoints(TrainerCallback):
+    """Evaluates after the last step too, lets the encoder before training compete, and saves each best checkpoint.
+
+    It stops a run before that saves or evaluates weights that are not finite, or saves in a folder that was removed.
+    """
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **options: Any) -> None:
+        # validation measures the weights that are saved
+        limit_autocast_to_training(model)
+        if state.best_global_step:
+            # a folder that was moved
+            state.best_model_checkpoint = str(Path(args.output_dir) / f"checkpoint-{state.best_global_step}")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **options: Any) -> None:
+        # an evaluation at the end of each epoch comes after the last step anyway
+        if state.global_step >= state.max_steps and args.eval_strategy == IntervalStrategy.STEPS:
+            control.should_evaluate = True
+        self.on_epoch_end(args, state, control, **options)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **options: Any) -> None:
+        if control.should_evaluate or control.should_save:
+            require_finite_weights(model, state.global_step)
+        settings_file = Path(args.output_dir) / SETTINGS
+        if control.should_save and not agree(settings_file.exists):
+            raise FileNotFoundError(
+                f"the folder of this run was removed while it trained: {str(settings_file)!r} is missing after "
+                f"{state.global_step} steps; train again, and leave the folder alone until then"
+            )
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **options: Any) -> None:
+        value, best = metrics[args.metric_for_best_model], state.best_metric
+        if state.global_step == 0:
+            # the trainer evaluates on start, but compares only later evaluations
+            state.best_metric = value
+            state.best_global_step = 0
+        elif args.load_best_model_at_end:
+            # the trainer saves by save_steps alone, and would find no checkpoint of a best step between
+            control.should_save |= best is None or (value > best if args.greater_is_better else value < best)
+
+
+def require_finite_weights(model: nn.Module, step: int) -> None:
+    for name, weights in model.named_parameters():
+        if not weights.isfinite().all():
+            raise FloatingPointError(f"the weights of {name!r} are not finite after step {step}: {AGAINST_DIVERGENCE}")
+
+
+class SimilarityMonitor(TrainerCallback):
+    """Logs how similar documents are, and how their similarities correlate with those before training."""
+
+    def __init__(
+        self, encoder: SelfDistillBiEncoder, dataset: TrainingSet, log: Callable[[dict[str, float]], None]
+    ) -> None:
+        self.encoder = encoder
+        self.log = log
+        parts = parts_of(dataset)
+        of_each = math.ceil(MONITORED_DOCUMENTS / len(parts))
+        texts: dict[str, None] = {}  # a set that keeps the order
+        for part in parts:
+            rows = part[:of_each]
+            # not all names of the rows, to which sentence-transformers adds the name of the data set
+            columns = [rows[name] for name in part.column_names if name not in ("query", LABEL)]
+            texts |= dict.fromkeys(list(dict.fromkeys(itertools.chain(*columns)))[:of_each])
+        self.texts = list(texts)[:MONITORED_DOCUMENTS]
+        # here and not when training begins, since a checkpoint to resume from is loaded before that
+        self.vectors = encoder.encode_docs(self.texts)
+        self.similarity: dict[str, float | None] = {"before": round(mean_cosine(self.vectors), 4)}
+        self.warned: set[str] = set()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **options: Any) -> None:
+        self.steps = {math.ceil(state.max_steps * part / MONITORED_TIMES) for part in range(1, MONITORED_TIMES + 1)}
+        if state.global_step == 0:
+            self.log({"similarity": cast(float, self.similarity["before"])})
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **options: Any) -> None:
+        if state.global_step not in self.steps:
+            return
+        self.compare(state.global_step)
+        after, representational = self.similarity["after"], self.similarity["representational"]
+        values = {"similarity": after, "representational_similarity": representational}
+        should_log = control.should_log
+        self.log({name: value for name, value in values.items() if value is not None})
+        # transformers would take the loss of this step, which follows, for logged too
+        control.should_log = should_log
+
+    def compare(self, step: int) -> None:
+        """Compare documents with those before training."""
+        vectors = self.encoder.encode_docs(self.texts)
+        before, after = mean_cosine(self.vectors), mean_cosine(vectors)
+        representational = representational_similarity(self.vectors, vectors)
+        self.similarity["after"] = round(after, 4)
+        self.similarity["representational"] = None if math.isnan(representational) else round(representational, 4)
+        harms = {}
+        if has_collapsed(before, after):
+            harms["collapse"] = (
+                f"the mean cosine of documents was {before:.2f} before training and is {after:.2f} after {step} steps. "
+                "Try another target, negatives that are not unjudged positives, or a lower learning_rate"
+            )
+        if representational < FORGETTING:
+            harms["forgetting"] = (
+                f"the cosines of documents correlate with those before training by {representational:.2f} after {step} "
+                "steps. That does no harm to a raw language model; for an encoder that could already search, try a "
+                "lower learning_rate, and evaluate on validation queries"
+            )
+        for harm in harms.keys() - self.warned:
+            logger.warning("%s: %s", harm, harms[harm])
+        self.warned |= harms.keys()
+
+
+def mean_cosine(vectors: np.ndarray) -> float:
+    """Compute the mean cosine between two of ``(N, D)`` unit vectors."""
+    number = len(vectors)
+    total = vectors.sum(axis=0, dtype=np.float64)
+    return float((total @ total - number) / max(number * (number - 1), 1))
+
+
+def representational_similarity(before: np.ndarray, after: np.ndarray) -> float:
+    """Correlate the cosines between ``(N, D)`` unit vectors with those between the same texts' vectors before."""
+    if len(before) < 3:
+        return math.nan
+    pairs = np.triu_indices(len(before), k=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(np.corrcoef((before @ before.T)[pairs], (after @ after.T)[pairs])[0, 1])
+
+
+def has_collapsed(before: float, after: float) -> bool:
+    return 1 - after < COLLAPSE * (1 - before)

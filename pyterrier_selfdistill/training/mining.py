@@ -19,7 +19,7 @@ from ..data.negatives import Negatives, from_results, from_topics, split_queries
 from ..data.triples import Triples
 from ..encoder.biencoder import SelfDistillBiEncoder
 from ..utils.checks import has_candidates, require_judged
-from ..utils.processes import agree, is_first
+from ..utils.processes import agree
 from .evaluation import search
 
 logger = logging.getLogger(__name__)
@@ -64,6 +64,11 @@ class JudgedQueries:
         training = replace(self, topics_or_results=topics[~of_held_out], qrels=qrels[~is_held_out])
         return training, topics[of_held_out], qrels[is_held_out]
 
+    @property
+    def documents(self) -> Documents:
+        """The documents to mine from."""
+        return Documents(cast(Corpus, self.corpus), self.fields or [self.text_field])
+
     def draw(self) -> Triples:
         """Make the triples to begin with: negatives are drawn from results, or from the corpus for topics alone."""
         if has_candidates(self.topics_or_results, "results"):
@@ -92,20 +97,9 @@ class JudgedQueries:
         one_query = _first_qids(topics)
         qids = self.qrels["qid"].map(lambda qid: one_query.get(qid, qid))
         depth = self.negatives.range_max or self.negatives.range_min + MINING_DEPTH
-        results = search(encoder, topics.drop_duplicates("query"), self._documents(), depth, folder)
+        results = search(encoder, topics.drop_duplicates("query"), self.documents, depth, folder)
         # another seed, or positives would draw the same ranks in each round
         return self._draw_from(results, self.qrels.assign(qid=qids), self.seed + step)
-
-    def describe(self) -> dict[str, Any]:
-        """Describe what mining depends on, in addition to the first triples."""
-        return {
-            "negatives": asdict(self.negatives),
-            "min_label": self.min_label,
-            "corpus": self._documents().fingerprint(),
-        }
-
-    def _documents(self) -> Documents:
-        return Documents(cast(Corpus, self.corpus), self.fields or [self.text_field])
 
     def _draw_from(self, results: pd.DataFrame, qrels: pd.DataFrame, seed: int) -> Triples:
         return from_results(
@@ -137,7 +131,13 @@ class HardNegativeMiner(TrainerCallback):
         self.mined: dict[tuple[str, str], tuple[str, ...]] = {}
 
     def describe(self) -> dict[str, Any]:
-        return {"rounds": self.rounds, **self.queries.describe()}
+        """Describe what mining depends on, in addition to the first triples."""
+        return {
+            "rounds": self.rounds,
+            "negatives": asdict(self.queries.negatives),
+            "min_label": self.queries.min_label,
+            "corpus": self.queries.documents.fingerprint(),
+        }
 
     def replace(self, rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
         """Give triples the negatives that were mined last."""
@@ -170,8 +170,7 @@ class HardNegativeMiner(TrainerCallback):
 
     def _mine(self, step: int) -> None:
         agree(lambda: self._search(step))
-        if not is_first():
-            self._read(step)
+        self._read(step)
 
     def _search(self, step: int) -> None:
         logger.info("mining hard negatives after %d steps", step)
@@ -179,18 +178,15 @@ class HardNegativeMiner(TrainerCallback):
         # atomic, since a run that is resumed reads whatever is there
         with pt.io.finalized_open(str(self._path(step)), "b") as file:
             triples.to_parquet(file)
-        self._use(triples)
 
     def _read(self, step: int) -> None:
-        self._use(Dataset.from_parquet(str(self._path(step)), keep_in_memory=True))
-
-    def _path(self, step: int) -> Path:
-        return self.folder / f"mined-{step}.parquet"
-
-    def _use(self, triples: Dataset) -> None:
+        triples = Dataset.from_parquet(str(self._path(step)), keep_in_memory=True)
         columns = triples[:]
         negatives = zip(*(columns[name] for name in _negative_columns(columns)), strict=True)
         self.mined = dict(zip(zip(columns["query"], columns["positive"], strict=True), negatives, strict=True))
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"mined-{step}.parquet"
 
 
 def _negative_columns(columns: Iterable[str]) -> list[str]:

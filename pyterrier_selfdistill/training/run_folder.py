@@ -1,26 +1,23 @@
-"""The folder of a run: model, checkpoints, history."""
+"""The folder of a run: model, checkpoints, and the history as a frame, as a plot, and in the summary of a model."""
 
 from __future__ import annotations
 
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, cast
 
 import pandas as pd
 import pyterrier as pt
+from matplotlib.figure import Figure
 from sentence_transformers.util import get_world_size
-from transformers import TrainerState
 
-from ..encoder.adapters import adapters_of
 from ..encoder.biencoder import SelfDistillBiEncoder
 from ..encoder.storage import is_saved_encoder
-from ..utils.folders import folder_lock, portable_settings
-from ..utils.processes import agree
-from .history import plot_history
+from ..utils.folders import portable_settings
 
 logger = logging.getLogger(__name__)
 
@@ -41,44 +38,73 @@ class RunFolder:
         self._settings_file = self.checkpoints / SETTINGS
         self._log_file = self.checkpoints / LOG
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Keep other runs out of the folder."""
-        with ExitStack() as stack:
-            agree(lambda: stack.enter_context(folder_lock(self.path, "training an encoder")))
-            yield
-
     def claim(self, settings: Mapping[str, Any], *, resume: bool, overwrite: bool) -> Path | None:
         """Make the folder that of a run with these settings, and return the checkpoint to go on from, if any."""
-        return agree(lambda: self._claim(portable_settings(settings), resume, overwrite))
-
-    def _claim(self, settings: dict[str, Any], resume: bool, overwrite: bool) -> Path | None:
-        self._require_ours()
+        settings = portable_settings(settings)
+        if self.checkpoints.exists() and not self._settings_file.exists():
+            found = sorted(path.name for path in self.checkpoints.iterdir() if not path.name.startswith("."))
+            if found:
+                raise FileExistsError(
+                    f"{str(self.checkpoints)!r} holds {found[:3]} and no {SETTINGS}, so no run of this package wrote "
+                    "it; choose another output_dir"
+                )
         if overwrite:
             self._remove_checkpoints()
         complete = [state.parent for state in self.checkpoints.glob(f"checkpoint-*/{TRAINER_STATE}") if _is_json(state)]
         if not overwrite:
-            self._require_free(bool(complete), resume)
-        if complete or self._is_finished():
-            self._require_same_settings(settings)
-            complete = [checkpoint for checkpoint in complete if _has_states_of_all_processes(checkpoint)]
+            self._require_same_run(settings, bool(complete), resume)
+        if (processes := get_world_size()) > 1:
+            states = [f"rng_state_{rank}.pth" for rank in range(processes)]
+            complete = [path for path in complete if all((path / name).exists() for name in states)]
         for checkpoint in set(self.checkpoints.glob("checkpoint-*")) - set(complete):
             shutil.rmtree(checkpoint)
         for left in [*self.path.glob(".*.tmp*"), *self.checkpoints.glob(".*.tmp*")]:
             left.unlink()
         if complete:
             return max(complete, key=lambda checkpoint: int(checkpoint.name.rpartition("-")[2]))
-        if not self._is_finished():
+        if not self.is_finished():
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             _write_json(self._settings_file, settings)
         return None
 
     def is_finished(self) -> bool:
         """Tell whether the run is finished, also when it was killed right after."""
-        return agree(self._is_finished)
-
-    def _is_finished(self) -> bool:
         return self._log_file.exists() and self.model.exists()
+
+    def _remove_checkpoints(self) -> None:
+        # the log first and the settings last: a run that is half removed is not finished, and still ours
+        self._log_file.unlink(missing_ok=True)
+        for path in self.checkpoints.glob("*"):
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path != self._settings_file:
+                path.unlink()
+        self._settings_file.unlink(missing_ok=True)
+
+    def _require_same_run(self, settings: Mapping[str, Any], has_checkpoints: bool, resume: bool) -> None:
+        # a run that saves the best checkpoints only has none if the start was best
+        resumable = has_checkpoints or self.is_finished()
+        if resume and self.model.exists() and not resumable:
+            raise FileExistsError(
+                f"{str(self.path)!r} holds a model but no checkpoint to resume from; load the model with "
+                "pt.Artifact.load, or train another with overwrite=True"
+            )
+        if not resume and (self.model.exists() or resumable):
+            raise FileExistsError(
+                f"{str(self.path)!r} holds a run; go on with resume=True, replace it with overwrite=True, or choose "
+                "another output_dir"
+            )
+        earlier = json.loads(self._settings_file.read_text()) if resumable else settings
+        changes = []
+        for name in sorted(settings.keys() | earlier.keys()):
+            before, now = earlier.get(name), settings.get(name)
+            if before != now:
+                changes.append(f"{name} was {before} and is {now}")
+        if changes:
+            raise ValueError(
+                f"resume=True, but the run in {str(self.path)!r} had other settings: {'; '.join(changes)}. Set them as "
+                "they were, or begin anew with overwrite=True"
+            )
 
     def load(self, first: SelfDistillBiEncoder) -> tuple[SelfDistillBiEncoder, list[dict[str, Any]]]:
         """Read the encoder and the log of a finished run."""
@@ -94,27 +120,15 @@ class RunFolder:
         return encoder, json.loads(self._log_file.read_text())
 
     def save(
-        self, encoder: SelfDistillBiEncoder, history: pd.DataFrame, log: Sequence[Mapping[str, Any]]
-    ) -> SelfDistillBiEncoder:
-        """Write the encoder and its history, and its adapter alone if it has one; return it with plain weights."""
-        trained = encoder
-        if adapters_of(trained.model):
-            encoder = trained.merge_adapter()
-        agree(lambda: self._save(trained, encoder, history, log))
-        # for the other processes too, which have not saved it
-        encoder.path = self.model
-        encoder.name = str(self.model)
-        return encoder
-
-    def _save(
         self,
-        trained: SelfDistillBiEncoder,
         encoder: SelfDistillBiEncoder,
+        adapted: SelfDistillBiEncoder | None,
         history: pd.DataFrame,
         log: Sequence[Mapping[str, Any]],
     ) -> None:
-        if trained is not encoder:
-            trained.save_adapter(self.adapter, overwrite=True)
+        """Write the encoder and its history, and the adapter alone if there is one."""
+        if adapted is not None:
+            adapted.save_adapter(self.adapter, overwrite=True)
         elif is_saved_encoder(self.adapter):
             shutil.rmtree(self.adapter)
         encoder.save(self.model, overwrite=True)
@@ -123,61 +137,6 @@ class RunFolder:
         with pt.io.finalized_open(str(self.path / "history.png"), "b") as drawing:
             plot_history(history).savefig(cast(IO[bytes], drawing), dpi=150, format="png")
         _write_json(self._log_file, log)
-
-    def _require_ours(self) -> None:
-        if not self.checkpoints.exists() or self._settings_file.exists():
-            return
-        found = sorted(path.name for path in self.checkpoints.iterdir() if not path.name.startswith("."))
-        if found:
-            raise FileExistsError(
-                f"{str(self.checkpoints)!r} holds {found[:3]} and no {SETTINGS}, so no run of this package wrote it; "
-                "choose another output_dir"
-            )
-
-    def _require_free(self, has_checkpoints: bool, resume: bool) -> None:
-        # a run that saves the best checkpoints only has none if the start was best
-        resumable = has_checkpoints or self._is_finished()
-        if resume and self.model.exists() and not resumable:
-            raise FileExistsError(
-                f"{str(self.path)!r} holds a model but no checkpoint to resume from; load the model with "
-                "pt.Artifact.load, or train another with overwrite=True"
-            )
-        if not resume and (self.model.exists() or resumable):
-            raise FileExistsError(
-                f"{str(self.path)!r} holds a run; go on with resume=True, replace it with overwrite=True, or choose "
-                "another output_dir"
-            )
-
-    def _require_same_settings(self, settings: dict[str, Any]) -> None:
-        earlier = json.loads(self._settings_file.read_text())
-        changes = []
-        for name in sorted(settings.keys() | earlier.keys()):
-            before, now = earlier.get(name), settings.get(name)
-            if before != now:
-                changes.append(f"{name} was {before} and is {now}")
-        if changes:
-            raise ValueError(
-                f"resume=True, but the run in {str(self.path)!r} had other settings: {'; '.join(changes)}. Set them as "
-                "they were, or begin anew with overwrite=True"
-            )
-
-    def _remove_checkpoints(self) -> None:
-        # the log first and the settings last: a run that is half removed is not finished, and still ours
-        self._log_file.unlink(missing_ok=True)
-        for path in self.checkpoints.glob("*"):
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path != self._settings_file:
-                path.unlink()
-        self._settings_file.unlink(missing_ok=True)
-
-
-def is_over(state: TrainerState) -> bool:
-    """Tell whether a run had taken its last step when it wrote a checkpoint with this state."""
-    # read from a file, these are states and not callbacks
-    states = cast(dict[str, Any], state.stateful_callbacks or {})
-    control = states.get("TrainerControl", {}).get("args", {})
-    return state.global_step >= state.max_steps or control.get("should_training_stop", False)
 
 
 def _write_json(path: Path, content: Any) -> None:
@@ -193,6 +152,94 @@ def _is_json(path: Path) -> bool:
     return True
 
 
-def _has_states_of_all_processes(checkpoint: Path) -> bool:
-    processes = get_world_size()
-    return processes == 1 or all((checkpoint / f"rng_state_{rank}.pth").exists() for rank in range(processes))
+# --- history ----------------------------------------------------------------------------------------------------------
+
+# the columns of a history that are not measures
+PROGRESS = [
+    *("step", "epoch", "loss", "margin", "target", "scale", "learning_rate"),
+    *("similarity", "representational_similarity"),
+]
+
+FEW_POINTS = 20  # A line with fewer points gets markers
+
+
+def history_frame(logs: Iterable[Mapping[str, Any]], measures: Iterable[str] = ()) -> pd.DataFrame:
+    """Make a frame of a trainer's log, with a row for each step that logged something."""
+    logs, measures = list(logs), list(measures)
+    columns = {name: name for name in PROGRESS} | {f"eval_{name}": name for name in measures}
+    for measure in measures:
+        for log in logs:
+            of_data_sets = [name for name in log if name.startswith(f"eval_{measure} (")]
+            columns |= {name: name.removeprefix("eval_") for name in of_data_sets}
+    rows: dict[int, dict[str, Any]] = {}
+    for log in logs:
+        known = {columns[key]: value for key, value in log.items() if key in columns}
+        if known.keys() - {"step", "epoch"}:
+            rows.setdefault(log["step"], {}).update(known)
+    return pd.DataFrame([rows[step] for step in sorted(rows)], columns=list(columns.values()))
+
+
+def milestones(history: pd.DataFrame) -> list[dict[str, Any]]:
+    """Select the rows with measures, or the last row with a loss, for the summary of a model."""
+    measures = [name for name in history if name not in PROGRESS]
+    rows = history[history[measures].notna().any(axis=1)]
+    if rows.empty:
+        # the similarity of documents may have been logged after the last loss
+        rows = history.dropna(subset="loss").tail(1)
+    selected = []
+    for row in rows[["step", "loss", "margin", "target", "scale", *measures]].to_dict(orient="records"):
+        selected.append({str(name): value for name, value in row.items() if pd.notna(value)})
+    return selected
+
+
+def plot_history(history: pd.DataFrame) -> Figure:
+    """Draw the loss, the margin with its target, the scale and the first measure, as far as they were logged."""
+    measures = [name for name in history if name not in PROGRESS]
+    lines = {
+        "Loss": ["loss"],
+        "Margin against target": ["margin", "target"],
+        "Scale": ["scale"],
+        "Evaluation": measures[:1],
+    }
+    panels = {title: [name for name in names if history[name].notna().any()] for title, names in lines.items()}
+    panels = {title: names for title, names in panels.items() if names}
+    figure = _HistoryFigure(figsize=(4 * max(len(panels), 1), 3), layout="constrained")
+    for position, (title, columns) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(1, len(panels), position, title=title, xlabel="step")
+        for column in columns:
+            values = history[["step", column]].dropna()
+            (line,) = axes.plot(values["step"], values[column], label=column)
+            if len(values) < FEW_POINTS:
+                line.set_marker("o")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    return figure
+
+
+class _HistoryFigure(Figure):
+    """A figure that notebooks show without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = BytesIO()
+        self.savefig(buffer, format="png")
+        return buffer.getvalue()
+
+
+def warn_if_not_improved(history: pd.DataFrame, metric: str, greater_is_better: bool, keeps_start: bool) -> None:
+    """Warn when no later evaluation is better than the one before training."""
+    values = history.set_index("step")[metric].dropna()
+    if 0 not in values.index or len(values) < 2:
+        return
+    before, after = values.iloc[0], values.iloc[1:]
+    step = after.idxmax() if greater_is_better else after.idxmin()
+    if after[step] > before if greater_is_better else after[step] < before:
+        return
+    result = "the encoder of the last step, since load_best_model_at_end=False"
+    if keeps_start:
+        result = "the encoder that training started from"
+    logger.warning(
+        "training did not improve %s on the validation queries: %.4f before, %.4f at best after, in step %d, which is "
+        "worse by %.4f. The result is %s. Try a lower learning_rate, another target, harder negatives (a retriever "
+        "before the trainer) or more data",
+        *(metric, before, after[step], step, abs(after[step] - before), result),
+    )

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -28,7 +29,7 @@ from torch import nn
 from ..data.corpus import Corpus, reusable
 from ..data.negatives import Negatives
 from ..data.passages import choose_passages
-from ..data.triples import Triples, join_collections, parts_of, read_triples
+from ..data.triples import Triples, join_collections, read_triples
 from ..encoder.adapters import AdapterConfig, add_adapter, require_adaptable, saved_base
 from ..encoder.biencoder import PromptsByCollection, SelfDistillBiEncoder
 from ..encoder.precision import copied
@@ -45,7 +46,8 @@ from ..utils.checks import (
     plain,
 )
 from ..utils.compat import schematic
-from ..utils.processes import TIMEOUT, agree, is_first, joined
+from ..utils.folders import folder_lock
+from ..utils.processes import TIMEOUT, agree, in_turn, is_first, joined
 from .arguments import (
     PRESETS,
     Dimensions,
@@ -58,10 +60,9 @@ from .arguments import (
     run_settings,
 )
 from .evaluation import make_evaluator
-from .history import history_frame, plot_history
-from .loop import TrainingLoop, read_in_turn, require_batches, require_whole_models
+from .loop import TrainingLoop, require_processes
 from .mining import HardNegativeMiner, JudgedQueries
-from .run_folder import RunFolder
+from .run_folder import RunFolder, history_frame, plot_history
 
 logger = logging.getLogger(__name__)
 
@@ -355,8 +356,11 @@ class SelfDistillTrainer(pt.Estimator):
     ) -> None:
         """Read, prepare, train, save."""
         backend, timeout = self.arguments.get("ddp_backend"), self.arguments.get("ddp_timeout", TIMEOUT)
-        with joined(self._encoder.device, backend, timeout):
-            triples = read_in_turn(lambda: self._with_passages(read()))
+        with joined(self._encoder.device, backend, timeout), ExitStack() as stack:
+            with in_turn():
+                triples = read()
+                if self.passages is not None:
+                    triples = self._with_passages(triples, self.passages)
             logger.info("training with %s", triples.summary)
             encoder, start = copy_to_train(self._encoder, self.adapter, self.seed)
             evaluator = None
@@ -387,8 +391,7 @@ class SelfDistillTrainer(pt.Estimator):
             if queries is not None and self.rounds > 1:
                 miner = HardNegativeMiner(encoder, queries, self.rounds, self._run.checkpoints)
             loss = self._make_loss(encoder.model)
-            require_whole_models(arguments)
-            require_batches(min(map(len, parts_of(triples.dataset))), arguments, loss)
+            require_processes(triples, arguments, loss)
             settings = agree(
                 lambda: run_settings(
                     triples,
@@ -409,41 +412,46 @@ class SelfDistillTrainer(pt.Estimator):
 
             # only now, since a bad argument must not cost an earlier run; a trainer that fits again replaces its own
             overwrite = self.overwrite or self._trained is not None
-            with self._run.lock():
-                checkpoint = self._run.claim(decisive(settings), resume=self.resume, overwrite=overwrite)
-                if self._run.is_finished():
-                    self._trained, self._logs = self._run.load(self._encoder)
-                    return
-                has_schedule = self.arguments.keys() & {"lr_scheduler_type", "warmup_steps", "warmup_ratio"}
-                loop = TrainingLoop(
-                    encoder,
-                    start,
-                    triples.dataset,
-                    loss,
-                    arguments,
-                    evaluator=evaluator,
-                    miner=miner,
-                    decay=None if has_schedule else preset.decay,
-                    patience=self.patience,
-                    verbose=self.verbose,
-                )
-                loop.run(checkpoint)
-                self._logs = agree(lambda: loop.state.log_history)
-                encoder.training_summary = agree(lambda: loop.summary(settings, self.history))
-                self._trained = self._run.save(encoder, self.history, self._logs)
+            agree(lambda: stack.enter_context(folder_lock(self.output_dir, "training an encoder")))
+            checkpoint = agree(lambda: self._run.claim(decisive(settings), resume=self.resume, overwrite=overwrite))
+            if agree(self._run.is_finished):
+                self._trained, self._logs = self._run.load(self._encoder)
+                return
+            has_schedule = self.arguments.keys() & {"lr_scheduler_type", "warmup_steps", "warmup_ratio"}
+            loop = TrainingLoop(
+                encoder,
+                start,
+                triples.dataset,
+                loss,
+                arguments,
+                evaluator=evaluator,
+                miner=miner,
+                decay=None if has_schedule else preset.decay,
+                patience=self.patience,
+                verbose=self.verbose,
+            )
+            loop.run(checkpoint)
+            self._logs = agree(lambda: loop.state.log_history)
+            encoder.training_summary = agree(lambda: loop.summary(settings, self.history))
+            adapted = None if self.adapter is None else encoder
+            if adapted is not None:
+                encoder = adapted.merge_adapter()
+            agree(lambda: self._run.save(encoder, adapted, self.history, self._logs))
+            # for the other processes too, which have not saved it
+            encoder.path = self._run.model
+            encoder.name = str(self._run.model)
+            self._trained = encoder
 
-    def _with_passages(self, triples: Triples) -> Triples:
-        """Replace documents by their best passages, if the trainer has passages."""
-        if self.passages is None:
-            return triples
+    def _with_passages(self, triples: Triples, passages: pt.Transformer) -> Triples:
+        """Replace documents by their best passages."""
         verbose = self.verbose and is_first()
         if not isinstance(triples.dataset, DatasetDict):
-            return choose_passages(triples, self.passages, self._encoder, verbose=verbose)
+            return choose_passages(triples, passages, self._encoder, verbose=verbose)
         chosen = {}
         for name, dataset in triples.dataset.items():
             part = Triples(dataset, triples.summary["collections"][name])
             encoder = self._encoder.with_prompts(**self.prompts.get(name, {}))
-            chosen[name] = choose_passages(part, self.passages, encoder, verbose=verbose)
+            chosen[name] = choose_passages(part, passages, encoder, verbose=verbose)
         return join_collections(chosen)
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:

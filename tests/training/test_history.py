@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pyterrier_selfdistill.training.callbacks import mean_cosine, representational_similarity
-from pyterrier_selfdistill.training.history import (
+from pyterrier_selfdistill.training.loop import mean_cosine, representational_similarity
+from pyterrier_selfdistill.training.run_folder import (
     PROGRESS,
     history_frame,
     milestones,

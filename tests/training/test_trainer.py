@@ -16,8 +16,8 @@ from sentence_transformers.sentence_transformer.losses import MarginMSELoss
 from torch import nn
 
 from pyterrier_selfdistill import NotFittedError, SelfDistillationLoss, SelfDistillBiEncoder, SelfDistillTrainer
-from pyterrier_selfdistill.training.callbacks import mean_cosine
-from pyterrier_selfdistill.training.history import PROGRESS
+from pyterrier_selfdistill.training.loop import mean_cosine
+from pyterrier_selfdistill.training.run_folder import PROGRESS
 from tests.training.together import ROWS
 
 ONE, TWO = [row[:3] for row in ROWS], ROWS[:14]
