@@ -33,7 +33,7 @@ def _own_home(tmp_path_factory):
 def _same_precision_everywhere():
     """Encode in float32 unless a test says otherwise, whatever the hardware has."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pyterrier_selfdistill.encoder.biencoder.fastest_precision", lambda device: "float32")
+        patch.setattr("pyterrier_selfdistill.encoder.biencoder.has_bfloat16", lambda device: False)
         yield
 
 

@@ -22,6 +22,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoConfig, PreTrainedModel
 
 from ..utils.checks import Expected, load_extra
+from ..utils.folders import portable_name
 
 CONFIG_FILE = "adapter_config.json"  # where PEFT says what an adapter is, and of which base
 
@@ -29,7 +30,9 @@ CONFIG_FILE = "adapter_config.json"  # where PEFT says what an adapter is, and o
 WRAPPERS = {"base_layer", "original_module"}
 
 # what PEFT notes in a configuration besides the adapter itself
-NOT_OF_THE_ADAPTER = {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision"}
+NOT_OF_THE_ADAPTER = {
+    *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision"),
+}
 
 
 def _adapter_config(value: Any) -> Any:
@@ -97,56 +100,52 @@ def describe_adapter(config: Any) -> dict[str, Any]:
     described: dict[str, Any] = {"type": config.peft_type.value}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if field.name not in NOT_OF_THE_ADAPTER | {"peft_type"} and value not in _defaults(field):
-            described[field.name] = _plain(value)
+        make: Any = field.default_factory
+        default = field.default if make is dataclasses.MISSING else make()
+        if field.name not in NOT_OF_THE_ADAPTER and value not in (None, default):
+            # as JSON has it, the same whenever it is the same
+            plain = sorted(value) if isinstance(value, set) else value
+            described[field.name] = json.loads(json.dumps(plain, default=str))
     return described
+
+
+def describe_saved_adapter(model: SentenceTransformer) -> dict[str, Any]:
+    """Describe the adapter of a model, and its base, by which it is known when it is loaded."""
+    (config,) = adapters_of(model).values()
+    base = {"base": portable_name(config.base_model_name_or_path), "base_checksum": base_checksum(model)}
+    return {**base, **describe_adapter(config)}
 
 
 def adapter_settings(model: SentenceTransformer) -> tuple[Any, ...]:
     """Collect what decides on vectors besides weights and layers, such as the scale of an adapter."""
-    adapters = adapters_of(model)
-    if not adapters:
-        return ()
-    described = {name: describe_adapter(config) for name, config in adapters.items()}
+    described = {name: describe_adapter(config) for name, config in adapters_of(model).items()}
     disabled = {layer.disable_adapters for layer in _wrapped_layers(_language_model(model)).values()}
     return json.dumps(described), tuple(model.active_adapters()), tuple(sorted(disabled))
 
 
 def base_checksum(model: SentenceTransformer) -> str:
     """Compute the checksum of the weights of a language model without its adapters."""
-    language_model = _language_model(model)
-    return _checksum(language_model)
+    return _checksum(_language_model(model))
 
 
 def saved_base(model: SentenceTransformer, name: str | None) -> str:
-    """Find from where a language model can be loaded again as it is."""
+    """Find from where the base of a model's adapter, or of one that it is to get, can be loaded again."""
     language_model = _language_model(model)
     checksum = _checksum(language_model)
-    for candidate in dict.fromkeys([name, language_model.name_or_path]):
-        if candidate and _loaded_checksum(type(language_model), candidate) == checksum:
-            if Path(candidate).is_dir():
-                return str(Path(candidate).resolve())
-            return candidate
+    said = [config.base_model_name_or_path for config in adapters_of(model).values()]
+    names = said or [name, language_model.name_or_path]
+    for candidate in dict.fromkeys(filter(None, names)):
+        try:
+            loaded = type(language_model).from_pretrained(candidate, dtype=torch.float32)
+        except (OSError, ValueError):
+            continue
+        if _checksum(loaded) == checksum:
+            return str(Path(candidate).resolve()) if Path(candidate).is_dir() else candidate
     raise ValueError(
-        f"an adapter is saved without its base, and the weights of this encoder are not those in {name!r}; save it, "
-        "load it again with SelfDistillBiEncoder.from_pretrained(path), and train that one"
+        f"an adapter is saved without its base, and {names[0]!r} does not hold the base of this encoder; save the "
+        "encoder (with encoder.merge_adapter() if it has an adapter), load it again with "
+        "SelfDistillBiEncoder.from_pretrained(path), and train that one"
     )
-
-
-def saved_base_of_adapter(model: SentenceTransformer) -> str:
-    """Check that the base of an adapter can be loaded again from where the adapter says."""
-    adapters = adapters_of(model)
-    if len(adapters) != 1:
-        raise ValueError(f"expected an encoder with one adapter, got one with {len(adapters)}")
-    (config,) = adapters.values()
-    base = config.base_model_name_or_path
-    language_model = _language_model(model)
-    if _loaded_checksum(type(language_model), base) != _checksum(language_model):
-        raise ValueError(
-            f"an adapter is saved without its base, and {base!r} does not hold the base of this one any more; put it "
-            "there again, or save encoder.merge_adapter()"
-        )
-    return base
 
 
 def require_base(folder: Path) -> None:
@@ -155,7 +154,10 @@ def require_base(folder: Path) -> None:
     if not file.is_file():
         return
     load_extra("peft")
-    base = base_name(folder)
+    try:
+        base = str(json.loads(file.read_text())["base_model_name_or_path"])
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"{str(file)!r} is not what PEFT wrote; save or copy the adapter again") from error
     try:
         AutoConfig.from_pretrained(base)
     except (OSError, ValueError) as error:
@@ -165,23 +167,14 @@ def require_base(folder: Path) -> None:
         ) from error
 
 
-def base_name(folder: Path) -> str:
-    """Read of which base a saved adapter is."""
-    file = folder / CONFIG_FILE
-    try:
-        return str(json.loads(file.read_text())["base_model_name_or_path"])
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ValueError(f"{str(file)!r} is not what PEFT wrote; save or copy the adapter again") from error
-
-
 def require_same_base(model: SentenceTransformer, folder: Path, checksum: str) -> None:
     """Check that a loaded adapter has the base that it was trained with."""
     found = base_checksum(model)
     if found != checksum:
         raise ValueError(
-            f"{str(folder)!r} holds an adapter of a base with the checksum {checksum[:12]}, and that in "
-            f"{base_name(folder)!r} has {found[:12]}: it is another model by now. Put the base there as it was, or "
-            f"write where it is as base_model_name_or_path into {CONFIG_FILE}"
+            f"{str(folder)!r} holds an adapter of a base with the checksum {checksum[:12]}, and the model in its place "
+            f"has {found[:12]}. Put the base there again, or write where it is as base_model_name_or_path into "
+            f"{CONFIG_FILE}"
         )
 
 
@@ -195,20 +188,17 @@ def merged(model: SentenceTransformer) -> SentenceTransformer:
     # left by a training that computes activations again
     language_model.disable_input_require_grads()
     for name, layer in _wrapped_layers(language_model).items():
-        language_model.set_submodule(name, _unwrapped(layer))
+        # layers that are trained in full, beside an adapter, have a copy to take
+        if hasattr(layer, "unload_and_optionally_merge_module"):
+            plain_layer = layer.unload_and_optionally_merge_module(merge=True, safe_merge=True, adapter_names=None)
+        else:
+            layer.merge(safe_merge=True)
+            plain_layer = layer.get_base_layer()
+        language_model.set_submodule(name, plain_layer)
     plain.delete_adapter(adapters)
     # transformers 5.23 renames weights when it loads an adapter, and would save these under the names of PEFT
     vars(language_model).pop("_weight_conversions", None)
     return plain.requires_grad_(True).eval()
-
-
-def _unwrapped(layer: Any) -> torch.nn.Module:
-    """Merge an adapted layer into the one that it wraps."""
-    # layers that are trained in full, beside an adapter, have a copy to take
-    if hasattr(layer, "unload_and_optionally_merge_module"):
-        return layer.unload_and_optionally_merge_module(merge=True, safe_merge=True, adapter_names=None)
-    layer.merge(safe_merge=True)
-    return layer.get_base_layer()
 
 
 def _language_model(model: SentenceTransformer) -> PreTrainedModel:
@@ -248,31 +238,6 @@ def _checksum(language_model: PreTrainedModel) -> str:
         checksum.update(first_name.encode())
         checksum.update(tensor_bytes(weights[name]))
     return checksum.hexdigest()
-
-
-def _loaded_checksum(kind: type[PreTrainedModel], name: str) -> str | None:
-    """Compute the checksum of a language model that is saved; None if it cannot be loaded."""
-    try:
-        return _checksum(kind.from_pretrained(name, dtype=torch.float32))
-    except (OSError, ValueError):
-        return None
-
-
-def _defaults(field: dataclasses.Field[Any]) -> list[Any]:
-    """List what an option is if nobody sets it."""
-    defaults: list[Any] = [None]
-    if field.default is not dataclasses.MISSING:
-        defaults.append(field.default)
-    if field.default_factory is not dataclasses.MISSING:
-        defaults.append(field.default_factory())
-    return defaults
-
-
-def _plain(value: Any) -> Any:
-    """Reduce an option to what JSON has, the same whenever it is the same."""
-    if isinstance(value, set):
-        return sorted(value)
-    return json.loads(json.dumps(value, default=str))
 
 
 def tensor_bytes(tensor: torch.Tensor) -> bytes:

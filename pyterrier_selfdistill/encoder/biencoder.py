@@ -3,32 +3,62 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self, cast
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias, cast
 
 import numpy as np
+import pandas as pd
 import pyterrier as pt
 import torch
-from pydantic import Field
-from pyterrier_dr import BiEncoder, SimFn
+from more_itertools import chunked
+from pydantic import Field, SkipValidation
+from pyterrier_dr import BiDocEncoder, BiEncoder, BiQueryEncoder, BiScorer, SimFn
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense
+from sentence_transformers.sentence_transformer.modules import Normalize
+from sentence_transformers.util import batch_to_device
 from torch import nn
+from torch.nn.functional import normalize
 
 from ..data.corpus import Corpus, Documents
-from ..index.files import ComparedByKey, EncodedVector, EncoderIdentity, EncoderMismatchError
+from ..index.files import ComparedByKey, EncodedVector, EncoderIdentity, EncoderMismatchError, encoders_of
 from ..index.index import SelfDistillIndex
-from ..losses import normalize
-from ..utils.checks import Expected, FieldNames, FolderPath, PositiveInteger, checked, load_extra
-from ..utils.compat import remove_autocast, schematic
+from ..utils.checks import (
+    Expected,
+    FieldNames,
+    FolderPath,
+    PositiveInteger,
+    checked,
+    load_extra,
+    require_distinct_columns,
+    require_identifiers,
+    require_strings,
+    require_texts,
+    require_vectors,
+    without_rows,
+)
+from ..utils.compat import remove_autocast, schematic, tensor_version
+from ..utils.folders import portable_settings
 from . import storage
-from .adapters import adapters_of, merged, require_plain, saved_base_of_adapter
+from .adapters import (
+    adapter_settings,
+    adapters_of,
+    describe_saved_adapter,
+    merged,
+    require_plain,
+    saved_base,
+    tensor_bytes,
+)
 from .card import artifact_card
-from .precision import EncodingCopy, ModelChecksum, Precision, copied, fastest_precision, write_graph
-from .steps import DocumentEncoder, EncoderPipeline, QueryEncoder, Scorer, Texts, encode, encode_with_gradients
-from .storage import Device, PoolingMode, set_prompts
+from .precision import Precision, copied, copy_to_encode, has_bfloat16, write_graph
+from .storage import Device, PoolingMode
+
+READ_AHEAD = 2048  # how many documents an indexing pipeline reads at once, to encode those of like length together
+CHUNK = 4096  # how many vectors of an index are cut at once
+SAMPLED = 64  # how many values of each tensor are looked at, or somewhat more, to see that a model has changed
 
 RoleName = Annotated[str, Field(pattern="^(query|document)$")]
 
@@ -41,6 +71,9 @@ ModelName = Annotated[
     Annotated[str, Field(min_length=1)] | Path, Expected("a name on the Hugging Face hub, or the path of a folder")
 ]
 FieldName = Annotated[str, Field(min_length=1), Expected("the name of a field such as 'text'")]
+
+# strings, which are checked where they are encoded; pyterrier-dr hands over a progress bar
+Texts: TypeAlias = SkipValidation[Sequence[str]]
 
 
 class SelfDistillBiEncoder(ComparedByKey, pt.Artifact, BiEncoder):
@@ -104,10 +137,15 @@ class SelfDistillBiEncoder(ComparedByKey, pt.Artifact, BiEncoder):
             self.model = storage.load(folder, device)
             self.name = str(folder)
             self.training_summary = storage.read_training_summary(folder)
-        storage.prepare(self.model, device)
-        self.dtype = str(dtype)
-        self._checksum = ModelChecksum()
-        self._encoding_copy = EncodingCopy()
+        # a layer of the model, so that other libraries which load it get unit vectors too
+        if not isinstance(self.model[-1], Normalize):
+            self.model.append(Normalize())
+        if device is not None:
+            self.model.to(device)
+        self.model.eval()
+        self.dtype: str = dtype
+        self._checksum: tuple[Any, str] = None, ""
+        self._encoding_copy: tuple[Any, SentenceTransformer | None] = None, None
 
     @classmethod
     @checked
@@ -159,7 +197,8 @@ class SelfDistillBiEncoder(ComparedByKey, pt.Artifact, BiEncoder):
         name = storage.find(name_or_path)
         model = storage.load_pretrained(name, pooling=pooling, device=device)
         storage.set_lengths(model, {"query_length": query_length, "document_length": document_length})
-        storage.set_prompts(model, {"query": query_prompt, "document": document_prompt})
+        prompts = {"query": query_prompt, "document": document_prompt}
+        model.prompts.update({role: prompt for role, prompt in prompts.items() if prompt is not None})
         encoder = cls(model, batch_size=batch_size, text_field=text_field, verbose=verbose, dtype=dtype)
         encoder.name = name
         encoder.training_summary = storage.read_training_summary(Path(name))
@@ -194,11 +233,9 @@ class SelfDistillBiEncoder(ComparedByKey, pt.Artifact, BiEncoder):
             SelfDistillBiEncoder('...model')
         """
         require_plain(self.model, "a folder that is read without its base")
-        path = Path(path).expanduser()
-        storage.save(self.model, self._metadata(), path, overwrite=overwrite)
-        self.path = path
-        self.name = str(path)
-        return path
+        self.path = self._write(path, overwrite)
+        self.name = str(self.path)
+        return self.path
 
     def copy(self) -> SelfDistillBiEncoder:
         """Make an encoder with weights of its own, equal to these."""
@@ -295,7 +332,13 @@ class SelfDistillBiEncoder(ComparedByKey, pt.Artifact, BiEncoder):
     @checked
     def encode_queries_torch(self, texts: Texts, batch_size: PositiveInteger | None = None) -> torch.Tensor:
         """Encode queries with the weights themselves, so that gradients flow, to vectors on their device."""
-        return encode_with_gradients(self.model, texts, batch_size or self.batch_size)
+        model = self.model
+        prompt = model.prompts.get("query") or model.prompts.get(model.default_prompt_name or "")
+        vectors = [torch.empty((0, self.dimension), device=model.device)]
+        for batch in chunked(require_strings(texts, "texts"), batch_size or self.batch_size):
+            features = batch_to_device(model.preprocess(batch, prompt=prompt, task="query"), model.device)
+            vectors.append(normalize(model(features, task="query")["sentence_embedding"].float()))
+        return torch.cat(vectors)
 
     @checked
     def with_prompts(self, *, query: str | None = None, document: str | None = None) -> Self:
@@ -328,9 +371,15 @@ class SelfDistillBiEncoder(ComparedByKey, pt.Artifact, BiEncoder):
             >>> encoder.truncate(8).encode_queries(["sort the rows"]).shape
             (1, 8)
         """
-        shorter = self._variant(truncated(self.model, dimension))
+        before = self.dimension
+        if dimension >= before:
+            raise ValueError(f"dimension must be smaller than the {before} dimensions of the vectors, got {dimension}")
+        first_dimensions = torch.eye(dimension, before)
+        layer = Dense(before, dimension, bias=False, activation_function=nn.Identity(), init_weight=first_dimensions)
+        model = copy.deepcopy(self.model)
+        model.insert(len(model) - 1, layer.to(model.device))
+        shorter = self._variant(model)
         if self.training_summary:
-            before = self.model.get_embedding_dimension()
             shorter.training_summary = {**self.training_summary, "truncated_from": before}
         return shorter
 
@@ -389,22 +438,17 @@ class SelfDistillBiEncoder(ComparedByKey, pt.Artifact, BiEncoder):
             ValueError: If the encoder has no adapter, or several, or its base is not where it was loaded from.
             FileExistsError: As :meth:`save`, and so are FolderInUseError and OSError.
         """
-        saved_base_of_adapter(self.model)
-        path = Path(path).expanduser()
-        storage.save(self.model, self._metadata(), path, overwrite=overwrite)
-        self.path = path
-        self.name = str(path)
-        return path
+        if len(adapters_of(self.model)) != 1:
+            raise ValueError(f"expected an encoder with one adapter, got one with {len(adapters_of(self.model))}")
+        saved_base(self.model, None)
+        self.path = self._write(path, overwrite)
+        self.name = str(self.path)
+        return self.path
 
     def build_package(self, *arguments: Any, **options: Any) -> str:
-        """Write the folder of the encoder to one file, as PyTerrier's artifacts do; an adapter is merged first."""
+        """Write the folder of the encoder to one file, as PyTerrier's artifacts do; merge an adapter first."""
         require_plain(self.model, "a package")
         return super().build_package(*arguments, **options)
-
-    def to_hf(self, *arguments: Any, **options: Any) -> None:
-        """Upload the folder of the encoder, as PyTerrier's artifacts do; an adapter is merged first."""
-        require_plain(self.model, "an upload")
-        super().to_hf(*arguments, **options)
 
     @checked
     def export(self, path: FolderPath, *, overwrite: bool = False) -> Path:
@@ -421,26 +465,30 @@ class SelfDistillBiEncoder(ComparedByKey, pt.Artifact, BiEncoder):
         """
         load_extra("openvino")
         require_plain(self.model, "a graph")
-        path = Path(path).expanduser()
         model = copied(self.model, torch.float32).to("cpu")
-        write = partial(write_graph, model, int8=self.precision == "int8")
-        storage.save(self.model, self._metadata(), path, overwrite=overwrite, write_more=write)
-        return path
+        return self._write(path, overwrite, partial(write_graph, model, int8=self.precision == "int8"))
 
     @property
     def query_length(self) -> int | None:
         """The number of tokens after which queries are cut."""
-        return storage.query_length(self.model)
+        return getattr(self.model[0], "query_length", None) or self.model.max_seq_length
 
     @property
     def document_length(self) -> int | None:
         """The number of tokens after which documents are cut."""
-        return storage.document_length(self.model)
+        return getattr(self.model[0], "document_length", None) or self.model.max_seq_length
 
     @property
     def model_name(self) -> str:
         """The checksum of weights, layers, lengths and prompts, by which pyterrier-dr compares encoders."""
-        return self._checksum.of(self.model, storage.encoding_settings(self.model))
+        # reading all weights takes a second for a large model
+        state = self._state()
+        if state != self._checksum[0]:
+            checksum = hashlib.sha256(repr(state[-1]).encode())
+            for tensor in self.model.state_dict().values():
+                checksum.update(tensor_bytes(tensor))
+            self._checksum = state, checksum.hexdigest()
+        return self._checksum[1]
 
     @property
     def identity(self) -> EncoderIdentity:
@@ -450,12 +498,28 @@ class SelfDistillBiEncoder(ComparedByKey, pt.Artifact, BiEncoder):
     @property
     def precision(self) -> str:
         """The precision of encoding on this machine."""
-        return fastest_precision(self.device) if self.dtype == "auto" else self.dtype
+        if self.dtype != "auto":
+            return self.dtype
+        return "bfloat16" if has_bfloat16(self.device) else "float32"
 
     @property
     def encoding_model(self) -> SentenceTransformer:
         """The model in the precision of encoding, which is a copy if that differs."""
-        return self._encoding_copy.of(self.model, self.precision, storage.encoding_settings(self.model))
+        precision = self.precision
+        if precision != "int8" and {weights.dtype for weights in self.model.parameters()} <= {
+            getattr(torch, precision)
+        }:
+            self._encoding_copy = None, None
+            return self.model
+        state = precision, self._state()
+        before, duplicate = self._encoding_copy
+        if duplicate is None or state != before:
+            # the old one goes first: two would be in memory
+            self._encoding_copy = None, None
+            del duplicate
+            duplicate = copy_to_encode(self.model, precision)
+            self._encoding_copy = state, duplicate
+        return duplicate
 
     @property
     def dimension(self) -> int:
@@ -466,6 +530,22 @@ class SelfDistillBiEncoder(ComparedByKey, pt.Artifact, BiEncoder):
     def device(self) -> torch.device:
         """The device of the model."""
         return self.model.device
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The kind of artifact, the description of the model, and how it was trained, as they are saved."""
+        model = self.model
+        described = {
+            "checksum": self.model_name,
+            **storage.describe(model),
+            "pooling": next((layer.pooling_mode for layer in model if hasattr(layer, "pooling_mode")), None),
+            "query_length": self.query_length,
+            "document_length": self.document_length,
+            "prompts": {name: prompt for name, prompt in model.prompts.items() if prompt},
+        }
+        if adapters_of(model):
+            described["adapter"] = describe_saved_adapter(model)
+        return {**storage.ARTIFACT, "model": described, "training": portable_settings(self.training_summary)}
 
     def apply_attributes(self, **attributes: Any) -> Self:
         """Make an encoder with the same model and other arguments, for :mod:`pyterrier.inspect`."""
@@ -484,14 +564,35 @@ class SelfDistillBiEncoder(ComparedByKey, pt.Artifact, BiEncoder):
         variant.training_summary = self.training_summary
         return variant
 
-    def _metadata(self) -> dict[str, Any]:
-        return storage.metadata(self.model, self.model_name, self.training_summary)
+    def _write(self, path: str | Path, overwrite: bool, write_more: Callable[[Path], Any] | None = None) -> Path:
+        path = Path(path).expanduser()
+        storage.save(self.model, self.metadata, path, overwrite=overwrite, write_more=write_more)
+        return path
+
+    def _state(self) -> tuple[Any, ...]:
+        """Describe the model in a millisecond or so, so that a change is seen."""
+        model = self.model
+        tensors = list(model.state_dict().values())
+        versions = [(tensor.data_ptr(), tensor_version(tensor)) for tensor in tensors]
+        # in-place changes raise a tensor's version, except those of fused optimizers, so some of its values count too
+        samples: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]] = {}
+        for tensor in tensors:
+            values = tensor.detach().reshape(-1)
+            step = max(1, len(values) // SAMPLED)
+            samples.setdefault((tensor.dtype, tensor.device), []).append(values[::step])
+        # together, since each copy from a GPU waits for it
+        sampled = [tensor_bytes(torch.cat(values)) for values in samples.values()]
+        adapter = adapter_settings(model) if adapters_of(model) else ()
+        lengths = self.query_length, self.document_length, model.max_seq_length
+        return versions, sampled, (str(model), (*lengths, tuple(model.prompts.items()), *adapter))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_checksum": (None, ""), "_encoding_copy": (None, None)}
 
     def _hf_readme(self, *, metadata: Any = None, **options: Any) -> str:
         """Write the model card for :meth:`to_hf`."""
         # the metadata of a folder that this package did not write says less
-        known = self._metadata() | (metadata or {})
-        return artifact_card(known, **options)
+        return artifact_card(self.metadata | (metadata or {}), **options)
 
     def __rshift__(self, right: pt.Transformer) -> pt.Transformer:
         return EncoderPipeline(self, right)
@@ -508,19 +609,143 @@ class SelfDistillBiEncoder(ComparedByKey, pt.Artifact, BiEncoder):
         return f"SelfDistillBiEncoder({', '.join(arguments)})"
 
 
-CHUNK = 4096  # how many vectors of an index are cut at once
+class TextEncoder(ComparedByKey, pt.Transformer):
+    """Add vectors that remember their encoder to frames with texts."""
+
+    identifier: ClassVar[str]
+    vectors: ClassVar[str]
+    bi_encoder_model: SelfDistillBiEncoder
+    verbose: bool
+    batch_size: int
+
+    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
+        """Encode the texts."""
+        require_distinct_columns(inp, "the input frame")
+        column = getattr(self, "text_field", "query")
+        # PyTerrier's own validation says which columns are missing
+        if column in inp:
+            require_texts(inp, column, self.identifier, empty=True)
+        encoded = super().transform(inp)
+        if encoded.empty:
+            return without_rows(encoded, encoded)
+        vectors = EncodedVector.rows(np.stack(encoded[self.vectors]), self.bi_encoder_model.identity)
+        return encoded.assign(**{self.vectors: vectors})
+
+    def _key(self) -> tuple[Any, ...]:
+        return self.bi_encoder_model, self.verbose, self.batch_size, getattr(self, "text_field", None)
 
 
-def truncated(model: SentenceTransformer, dimension: int) -> SentenceTransformer:
-    """Copy a model with a layer before its last that keeps the first dimensions."""
-    before = model.get_embedding_dimension()
-    if before is None or dimension >= before:
-        raise ValueError(f"dimension must be smaller than the {before} dimensions of the vectors, got {dimension}")
-    first_dimensions = torch.eye(dimension, before)
-    layer = Dense(before, dimension, bias=False, activation_function=nn.Identity(), init_weight=first_dimensions)
-    shorter = copy.deepcopy(model)
-    shorter.insert(len(shorter) - 1, layer.to(model.device))
-    return shorter.eval()
+class QueryEncoder(TextEncoder, BiQueryEncoder):
+    """Add ``query_vec`` to frames with ``query``."""
+
+    schematic: ClassVar = schematic("QueryEncoder")
+    identifier, vectors = "qid", "query_vec"
+
+
+class DocumentEncoder(TextEncoder, BiDocEncoder):
+    """Add ``doc_vec`` to frames with the text field."""
+
+    schematic: ClassVar = schematic("DocEncoder")
+    identifier, vectors = "docno", "doc_vec"
+
+    def __rshift__(self, right: pt.Transformer) -> pt.Transformer:
+        return EncoderPipeline(self, right)
+
+
+class Scorer(ComparedByKey, BiScorer):
+    """Add ``score`` and ``rank`` to frames with queries and documents."""
+
+    schematic: ClassVar = schematic("Scorer")
+
+    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
+        """Score the results, with the vectors that they have if this encoder may have made them."""
+        require_distinct_columns(inp, "the results")
+        if "qid" in inp:
+            require_identifiers(inp, "qid", "the results")
+        # PyTerrier groups by qid, which the index may be named too
+        labels = inp.index
+        inp = inp.reset_index(drop=True)
+        foreign = self._foreign_vectors(inp)
+        own = inp.drop(columns=foreign)
+        for column in {"query_vec", "doc_vec"} & set(own.columns):
+            require_vectors(own, column, self.bi_encoder_model.dimension, "the vectors of this encoder")
+        scored = super().transform(own)
+        if scored.empty:
+            scored = without_rows(scored, own)
+        if foreign:
+            # what it was given, it gives on
+            scored = inp.assign(score=scored["score"], rank=scored["rank"])
+        return scored.set_axis(labels[scored.index])
+
+    def _foreign_vectors(self, frame: pd.DataFrame) -> list[str]:
+        """List the columns with vectors of another encoder, whose texts are to be encoded instead."""
+        own = self.bi_encoder_model.identity
+        foreign = []
+        for vectors, texts in {"query_vec": "query", "doc_vec": self.text_field}.items():
+            if vectors not in frame:
+                continue
+            others = [encoder for encoder in encoders_of(frame[vectors]) if encoder.checksum != own.checksum]
+            if not others:
+                continue
+            if texts not in frame:
+                raise EncoderMismatchError(
+                    f"{vectors} was made by {others[0]}, this encoder is {own}, and there is no {texts!r} to encode "
+                    f"again; score with the encoder of the vectors, or keep {texts!r}"
+                )
+            foreign.append(vectors)
+        return foreign
+
+    def _key(self) -> tuple[Any, ...]:
+        return self.bi_encoder_model, self.verbose, self.batch_size, self.text_field, self.sim_fn
+
+
+class EncoderPipeline(pt.Compose):
+    """An encoder and what follows it."""
+
+    def __init__(self, *transformers: pt.Transformer) -> None:
+        # by itself a pipeline takes in those of its own class only
+        super().__init__(*pt.Compose(*transformers))
+
+    def __rshift__(self, right: pt.Transformer) -> pt.Transformer:
+        return EncoderPipeline(self, right)
+
+    def index(self, iter: Any, batch_size: int | None = None) -> Any:
+        """Encode documents and index them."""
+        # PyTerrier would read 100, or as many as the encoder takes at once
+        if batch_size is None:
+            batch_size = READ_AHEAD
+        return super().index(iter, batch_size)
+
+    def transform_inputs(self) -> list[list[str]]:
+        """List the columns that the pipeline takes, for :mod:`pyterrier.inspect`."""
+        # PyTerrier lists all that the encoder takes, but an index after it finds nothing for documents
+        inputs = super().transform_inputs()
+        fitting = [columns for columns in inputs if pt.inspect.transformer_outputs(self, columns, strict=False)]
+        return fitting or inputs
+
+
+def encode(
+    model: SentenceTransformer, texts: Sequence[str], role: Literal["query", "document"], batch_size: int
+) -> np.ndarray:
+    """Encode each distinct text once, the longest first, so that too little memory shows at once."""
+    # pyterrier-dr asks for a progress bar by wrapping the texts in one
+    bar = texts if isinstance(texts, pt.tqdm) else None
+    texts = require_strings(texts if bar is None else bar.iterable, "texts")
+    positions: dict[str, list[int]] = {}
+    for position, text in enumerate(texts):
+        positions.setdefault(text, []).append(position)
+    vectors = np.empty((len(texts), cast(int, model.get_embedding_dimension())), dtype=np.float32)
+    encode_role = model.encode_query if role == "query" else model.encode_document
+    for window in chunked(sorted(positions, key=len, reverse=True), READ_AHEAD):
+        encoded = encode_role(window, batch_size=batch_size, show_progress_bar=False, convert_to_tensor=True)
+        # in float32, since unit vectors in 16 bits are not quite
+        for text, vector in zip(window, normalize(encoded.float()).cpu().numpy(), strict=True):
+            vectors[positions[text]] = vector
+            if bar is not None:
+                bar.update(len(positions[text]))
+    if bar is not None:
+        bar.close()
+    return vectors
 
 
 def _prefixes(index: SelfDistillIndex, dimension: int, encoder: EncoderIdentity) -> Iterator[dict[str, Any]]:
@@ -535,10 +760,9 @@ def _prefixes(index: SelfDistillIndex, dimension: int, encoder: EncoderIdentity)
 
 
 def prompted(model: SentenceTransformer, prompts: Mapping[str, str | None]) -> SentenceTransformer:
-    """Make a model with other prompts that shares the layers of this one."""
+    """Make a model with other prompts that shares the layers of this one; None keeps a prompt."""
     changed = copy.copy(model)
     # in training it would compute as the model it is a copy of does in its steps
     remove_autocast(changed)
-    changed.prompts = dict(model.prompts)
-    set_prompts(changed, prompts)
+    changed.prompts = {**model.prompts, **{name: prompt for name, prompt in prompts.items() if prompt is not None}}
     return changed

@@ -54,9 +54,8 @@ def artifact_card(metadata: Mapping[str, Any], *, repo: str, branch: str | None,
     matter["task_categories"] = ["text-retrieval"]
     matter["viewer"] = False
     title = pretty_name or repo.rpartition("/")[2]
-    if branch not in (None, "main"):
-        repo = f"{repo}@{branch}"
-    return _card(matter, metadata, title=title, load=f"pt.Artifact.from_hf({repo!r})")
+    place = repo if branch in (None, "main") else f"{repo}@{branch}"
+    return _card(matter, metadata, title=title, load=f"pt.Artifact.from_hf({place!r})")
 
 
 def _card(front_matter: Mapping[str, Any], metadata: Mapping[str, Any], *, title: str, load: str) -> str:
@@ -73,7 +72,9 @@ def _card(front_matter: Mapping[str, Any], metadata: Mapping[str, Any], *, title
         sections += ["## Training", _table(["", ""], training_rows(training))]
         sections += _measure_sections(training)
     sections += ["## Citation", f"```bibtex{CITATION}```"]
-    return f"---\n{_yaml(front_matter)}---\n" + "\n\n".join(sections) + "\n"
+    # JSON is YAML, and quotes what needs it
+    matter = "".join(f"{name}: {json.dumps(value)}\n" for name, value in front_matter.items())
+    return f"---\n{matter}---\n" + "\n\n".join(sections) + "\n"
 
 
 def _how_trained(training: Mapping[str, Any]) -> str:
@@ -90,9 +91,8 @@ def _how_trained(training: Mapping[str, Any]) -> str:
 def description_rows(description: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Say what an encoder is, in titles and texts with names between backticks."""
     prompts = ", ".join(f"{name} `{prompt}`" for name, prompt in description["prompts"].items())
-    adapter = description.get("adapter")
     base = []
-    if adapter:
+    if adapter := description.get("adapter"):
         refers = f"`{adapter['base']}` `{adapter['base_checksum'][:12]}`, which is not in the folder"
         base.append(("Adapter of", refers))
     lengths = f"cut at {description['query_length']} and {description['document_length']} tokens"
@@ -115,46 +115,30 @@ def training_rows(training: Mapping[str, Any]) -> list[tuple[str, str]]:
     adapter = training.get("adapter")
     if adapter:
         rows.append(("Adapter", f"trained in place of all weights, with PEFT: {_assignments(adapter)}"))
-    data = training.get("data")
-    if data:
-        rows += _data_rows(data)
-    loss = training.get("loss")
+    if training.get("data"):
+        rows += _data_rows(training["data"])
+    loss = training.get("loss", {})
     if loss:
         options = {name: value for name, value in loss.items() if name != "name"}
         rows.append(("Loss", f"`{loss['name']}` {_assignments(options)}"))
-        rows += _dimension_rows(loss, training.get("truncated_from"))
-    arguments = _assignments(training.get("arguments", {}))
-    rows.append(("Arguments", f"preset `{training.get('preset')}`, {arguments}"))
-    if training.get("seed") is not None:
-        rows.append(("Seed", str(training["seed"])))
-    rows.append(("Steps", f"{training.get('steps')}, in {training.get('seconds')} seconds"))
-    if training.get("best_measure"):
-        rows.append(("Best", _describe_best(training)))
-    versions = training.get("versions", {})
-    rows.append(("Versions", ", ".join(f"{name} {version}" for name, version in versions.items())))
-    return rows
-
-
-def _dimension_rows(loss: Mapping[str, Any], truncated_from: int | None) -> list[tuple[str, str]]:
-    """Say which prefixes of vectors were trained, and whether the encoder was cut to one."""
-    rows = []
     shorter = ", ".join(map(str, loss.get("matryoshka_dims", [])[1:]))
     if shorter:
         rows.append(("Shorter vectors", f"the first {shorter} dimensions were trained too: `encoder.truncate(...)`"))
-    if truncated_from is not None:
-        rows.append(("Truncated", f"after training; measures are of vectors of {truncated_from} dimensions"))
+    if "truncated_from" in training:
+        vectors = f"vectors of {training['truncated_from']} dimensions"
+        rows.append(("Truncated", f"after training; measures are of {vectors}"))
+    rows.append(("Arguments", f"preset `{training.get('preset')}`, {_assignments(training.get('arguments', {}))}"))
+    if training.get("seed") is not None:
+        rows.append(("Seed", str(training["seed"])))
+    rows.append(("Steps", f"{training.get('steps')}, in {training.get('seconds')} seconds"))
+    best = training.get("best_measure")
+    if best:
+        mean = " (mean over collections)" if "collections" in (training.get("evaluation") or {}) else ""
+        remark = ", before training: no later step was better" if training.get("best_step") == 0 else ""
+        rows.append(("Best", f"{best['name']} {best['value']:.4f} at step {training.get('best_step')}{mean}{remark}"))
+    versions = training.get("versions", {})
+    rows.append(("Versions", ", ".join(f"{name} {version}" for name, version in versions.items())))
     return rows
-
-
-def _describe_best(training: Mapping[str, Any]) -> str:
-    """Say what the best step reached, and in what."""
-    best = training["best_measure"]
-    remark = ""
-    if training.get("best_step") == 0:
-        remark = ", before training: no later step was better"
-    if "collections" in (training.get("evaluation") or {}):
-        remark = f" (mean over collections){remark}"
-    return f"{best['name']} {best['value']:.4f} at step {training.get('best_step')}{remark}"
 
 
 def _data_rows(data: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -183,9 +167,9 @@ def _measure_sections(training: Mapping[str, Any]) -> list[str]:
     titles = [*progress.values(), *measures, ""]
     rows = []
     for measured in history:
-        row = [_figure(measured.get(column)) for column in [*progress, *measures]]
-        remark = "best" if measured["step"] == training.get("best_step") else ""
-        rows.append([*row, remark])
+        values = [measured.get(column) for column in [*progress, *measures]]
+        row = [f"{value:.4f}" if isinstance(value, float) else str("" if value is None else value) for value in values]
+        rows.append([*row, "best" if measured["step"] == training.get("best_step") else ""])
     if measures:
         remark = "Measured on the validation queries, which chose the best step: they say less about other queries."
     else:
@@ -197,14 +181,6 @@ def _assignments(options: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in options.items())
 
 
-def _figure(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return f"{value:.4f}"
-    return str(value)
-
-
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = []
     for cells in [titles, ["---"] * len(titles), *rows]:
@@ -212,8 +188,3 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         escaped = [cell.replace("|", "\\|") for cell in cells]
         lines.append("| " + " | ".join(escaped) + " |")
     return "\n".join(lines)
-
-
-def _yaml(values: Mapping[str, Any]) -> str:
-    # JSON is YAML, and quotes what needs it
-    return "".join(f"{name}: {json.dumps(value)}\n" for name, value in values.items())

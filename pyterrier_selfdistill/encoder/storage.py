@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -17,13 +16,13 @@ import torch
 from pydantic import AfterValidator
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
-from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+from sentence_transformers.sentence_transformer.modules import Pooling
 from sentence_transformers.util import get_device_name, is_sentence_transformer_model
 
 from ..utils.checks import Expected
 from ..utils.compat import no_transformers_progress_bars
-from ..utils.folders import METADATA_FILE, artifact_kind, atomic_folder, portable_name, portable_settings, recover
-from .adapters import adapter_settings, adapters_of, base_checksum, describe_adapter, require_base, require_same_base
+from ..utils.folders import METADATA_FILE, artifact_kind, atomic_folder, recover
+from .adapters import require_base, require_same_base
 from .card import saved_card
 
 # what PyTerrier reads in the metadata to find the class that loads the folder
@@ -79,50 +78,41 @@ def load(folder: Path, device: Device) -> SentenceTransformer:
             f"{str(folder)!r} is not a sentence-transformers model (it has no modules.json); for a plain language "
             "model use SelfDistillBiEncoder.from_pretrained"
         )
-    with _explained_errors(str(folder)):
-        model = SentenceTransformer(str(folder), device="cpu", model_kwargs=dict(FLOAT32))
-    _require_described(model, folder)
-    return _move(model, device)
+    return load_pretrained(str(folder), pooling=None, device=device)
 
 
 def load_pretrained(name: str, *, pooling: PoolingMode | None, device: Device) -> SentenceTransformer:
-    """Load a sentence-transformers model, or a plain language model with a pooling layer on top."""
-    if not is_sentence_transformer_model(name):
-        with _explained_errors(name):
-            # the [CLS] token by default, as in the paper; sentence-transformers itself would take the mean
-            transformer = Transformer(name, model_kwargs=dict(FLOAT32))
-            pool = Pooling(transformer.get_embedding_dimension(), pooling_mode=pooling or "cls")
-            model = SentenceTransformer(modules=[transformer, pool], device="cpu")
-        model.model_card_data.base_model = name
-        return _move(model, device)
-    if pooling is not None:
+    """Load a sentence-transformers model, or a plain language model with a pooling layer on top, in float32."""
+    folder = Path(name)
+    is_plain = not is_sentence_transformer_model(name)
+    if pooling is not None and not is_plain:
         raise ValueError(
             f"pooling={pooling!r} was given, but {name!r} is a sentence-transformers model with layers of its own; "
             "leave pooling out, or give a plain language model"
         )
-    with _explained_errors(name):
-        model = SentenceTransformer(name, device="cpu", model_kwargs=dict(FLOAT32))
-    if Path(name).is_dir():
-        _require_described(model, Path(name))
-    return _move(model, device)
-
-
-@contextmanager
-def _explained_errors(name: str) -> Iterator[None]:
-    """Say which model cannot be loaded, and what to do."""
-    if Path(name).is_dir():
-        _require_files(Path(name))
-        require_base(Path(name))
+    # as this package saved it; of files that are missing, and weights that do not fit, libraries leave some out
+    metadata = read_metadata(folder)
+    missing = [file for file in metadata.get("files", []) if not (folder / file).is_file()]
+    if missing:
+        raise ValueError(f"the model in {name!r} lacks {', '.join(missing[:3])}; save or copy it again")
+    require_base(folder)
     try:
         with no_transformers_progress_bars():
-            yield
+            if is_plain:
+                # the [CLS] token by default, as in the paper; sentence-transformers itself would take the mean
+                transformer = Transformer(name, model_kwargs=dict(FLOAT32))
+                pool = Pooling(transformer.get_embedding_dimension(), pooling_mode=pooling or "cls")
+                model = SentenceTransformer(modules=[transformer, pool], device="cpu")
+                model.model_card_data.base_model = name
+            else:
+                model = SentenceTransformer(name, device="cpu", model_kwargs=dict(FLOAT32))
     except MemoryError:
         raise
     except Exception as error:
         # libraries raise what becomes of the bytes of a damaged file
-        if Path(name).is_dir():
+        if folder.is_dir():
             raise ValueError(
-                f"the model in {name!r} cannot be loaded: {_damage(Path(name), error)}. A file of it is missing or "
+                f"the model in {name!r} cannot be loaded: {_damage(folder, error)}. A file of it is missing or "
                 "damaged, or it needs code of its own, which is not run; save or download it again"
             ) from error
         if not isinstance(error, OSError):
@@ -131,58 +121,27 @@ def _explained_errors(name: str) -> Iterator[None]:
             f"{name!r} is no folder, and cannot be loaded from the Hugging Face hub: {error}. Check the name; without "
             "a network, give the folder of a model that was downloaded elsewhere"
         ) from error
-
-
-def _require_files(folder: Path) -> None:
-    """Check that the files which :func:`save` wrote are there; libraries go without some of them, and differ then."""
-    missing = [name for name in read_metadata(folder).get("files", []) if not (folder / name).is_file()]
-    if missing:
-        raise ValueError(f"the model in {str(folder)!r} lacks {', '.join(missing[:3])}; save or copy it again")
+    said = metadata.get("model", {})
+    if "adapter" in said:
+        require_same_base(model, folder, said["adapter"]["base_checksum"])
+    for property_, found in describe(model).items():
+        if said.get(property_, found) != found:
+            raise ValueError(
+                f"the model in {name!r} was saved with the {property_} {said[property_]!r}, and config.json and the "
+                f"weights give {found!r}; save or copy it again"
+            )
+    # layers after the language model may be saved in 16 bits too
+    return model.float().to(device or get_device_name())
 
 
 def _damage(folder: Path, error: Exception) -> str:
     """Name the file of a model that is damaged, as libraries do not."""
     for path in sorted(folder.rglob("*.json")):
-        # the list of the layers
-        expected = list if path.name == "modules.json" else dict
         try:
-            is_whole = isinstance(json.loads(path.read_text()), expected)
+            json.loads(path.read_text())
         except (OSError, ValueError, RecursionError):
-            is_whole = False
-        if not is_whole:
-            return f"{path.relative_to(folder)} is not the JSON that it is to be"
-    weights = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*.safetensors"))]
-    return f"{error} (the files of JSON are whole; look at config.json and {', '.join(weights) or 'the weights'})"
-
-
-def _require_described(model: SentenceTransformer, folder: Path) -> None:
-    """Check that a model is what :func:`save` wrote; of weights that do not fit, libraries leave some out."""
-    said = read_metadata(folder).get("model", {})
-    if "adapter" in said:
-        require_same_base(model, folder, said["adapter"]["base_checksum"])
-    found = describe(model, "")
-    for name in ("architecture", "parameters", "dimension"):
-        if said.get(name, found[name]) != found[name]:
-            raise ValueError(
-                f"the model in {str(folder)!r} was saved with the {name} {said[name]!r}, and config.json and the "
-                f"weights give {found[name]!r}; save or copy it again"
-            )
-
-
-def _move(model: SentenceTransformer, device: Device) -> SentenceTransformer:
-    """Move a model to a device, or to a GPU if there is one, in float32."""
-    # layers after the language model may be saved in 16 bits too
-    return model.float().to(device or get_device_name())
-
-
-def prepare(model: SentenceTransformer, device: Device) -> None:
-    """Prepare a model to encode: with unit vectors, on a device, without dropout."""
-    # a layer of the model, so that other libraries which load it get unit vectors too
-    if not isinstance(model[-1], Normalize):
-        model.append(Normalize())
-    if device is not None:
-        model.to(device)
-    model.eval()
+            return f"{path.relative_to(folder)} is not JSON"
+    return f"{error} (look at config.json and the weights, such as model.safetensors)"
 
 
 def set_lengths(model: SentenceTransformer, lengths: Mapping[str, int | None]) -> None:
@@ -204,62 +163,13 @@ def set_lengths(model: SentenceTransformer, lengths: Mapping[str, int | None]) -
         model.max_seq_length = lengths["document_length"]
 
 
-def set_prompts(model: SentenceTransformer, prompts: Mapping[str, str | None]) -> None:
-    """Set what is put before texts."""
-    for name, prompt in prompts.items():
-        if prompt is not None:
-            model.prompts[name] = prompt
-
-
-def query_length(model: SentenceTransformer) -> int | None:
-    """Get the number of tokens after which a model cuts queries."""
-    return getattr(model[0], "query_length", None) or model.max_seq_length
-
-
-def document_length(model: SentenceTransformer) -> int | None:
-    """Get the number of tokens after which a model cuts documents."""
-    return getattr(model[0], "document_length", None) or model.max_seq_length
-
-
-def encoding_settings(model: SentenceTransformer) -> tuple[Any, ...]:
-    """Collect what decides on vectors besides layers and weights."""
-    lengths = query_length(model), document_length(model), model.max_seq_length
-    return *lengths, tuple(model.prompts.items()), *adapter_settings(model)
-
-
-def describe(model: SentenceTransformer, checksum: str) -> dict[str, Any]:
-    """Describe a model, for its metadata and its card."""
-    pooling_modes = [module.pooling_mode for module in model if hasattr(module, "pooling_mode")]
-    language_model = getattr(model[0], "model", model[0])
-    adapter: dict[str, Any] = {}
-    if adapters_of(model):
-        adapter["adapter"] = _describe_adapter(model)
+def describe(model: SentenceTransformer) -> dict[str, Any]:
+    """Describe a model by what its files must give when they are loaded again."""
     return {
-        "checksum": checksum,
-        "architecture": type(language_model).__name__,
+        "architecture": type(getattr(model[0], "model", model[0])).__name__,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "dimension": model.get_embedding_dimension(),
-        "pooling": next(iter(pooling_modes), None),
-        "query_length": query_length(model),
-        "document_length": document_length(model),
-        "prompts": {name: prompt for name, prompt in model.prompts.items() if prompt},
-        **adapter,
     }
-
-
-def _describe_adapter(model: SentenceTransformer) -> dict[str, Any]:
-    """Describe the adapter of a model, and its base, by which it is known when it is loaded."""
-    (config,) = adapters_of(model).values()
-    return {
-        "base": portable_name(config.base_model_name_or_path),
-        "base_checksum": base_checksum(model),
-        **describe_adapter(config),
-    }
-
-
-def metadata(model: SentenceTransformer, checksum: str, training: Mapping[str, Any]) -> dict[str, Any]:
-    """Make the metadata of a model: its kind, its description, and how it was trained."""
-    return {**ARTIFACT, "model": describe(model, checksum), "training": portable_settings(training)}
 
 
 def save(

@@ -15,7 +15,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..encoder.biencoder import SelfDistillBiEncoder
 from ..encoder.card import description_rows, training_rows
-from ..encoder.storage import metadata
 from ..training.run_folder import PROGRESS, plot_history
 from ..training.trainer import SelfDistillTrainer
 from ..utils.folders import portable_name
@@ -242,7 +241,7 @@ def describe_model(name: str, model: TrainedEncoder) -> dict[str, Any]:
         encoder = model
         milestones = pd.DataFrame(encoder.training_summary.get("history", []))
         history = milestones.reindex(columns=list(dict.fromkeys([*PROGRESS, *milestones.columns])))
-    described = metadata(encoder.model, encoder.model_name, encoder.training_summary)
+    described = encoder.metadata
     facts = [("Name", f"`{portable_name(encoder.name) or 'unknown'}`"), *description_rows(described["model"])]
     if described["training"]:
         facts += training_rows(described["training"])

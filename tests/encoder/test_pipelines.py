@@ -162,15 +162,6 @@ def test_caches_notice_that_a_model_changed(encoder, other, index, names, calls,
 # --- processes ------------------------------------------------------------------------------------------------------
 
 
-def test_parallel_finds_the_same(encoder, index, collection):
-    columns = ["qid", "docno", "score", "rank"]
-    expected = (encoder >> index)(collection.topics)
-    with pytest.warns(UserWarning, match="experimental"):
-        parallel = (encoder >> index).parallel(2)(collection.topics)
-    parallel = parallel[columns].reset_index(drop=True)
-    pd.testing.assert_frame_equal(parallel, expected[columns].reset_index(drop=True), atol=1e-6)
-
-
 def test_transformers_are_equal_after_pickling(transformers, collection):
     for name, transformer in transformers.items():
         again = pickle.loads(pickle.dumps(transformer))

@@ -9,7 +9,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from pyterrier_selfdistill import SelfDistillBiEncoder, SelfDistillIndex, SelfDistillTrainer
-from pyterrier_selfdistill.encoder.precision import fastest_precision, to_int8
+from pyterrier_selfdistill.encoder.precision import has_bfloat16, to_int8
 
 SIXTEEN_BITS = ["bfloat16", "float16"]
 TOLERANCES = {"bfloat16": 1e-3, "float16": 1e-3, "int8": 2e-2}
@@ -39,21 +39,13 @@ def weights_of(model):
 
 @pytest.mark.parametrize(
     ("capabilities", "expected"),
-    [({"avx512_bf16": True}, "bfloat16"), ({"amx_bf16": True}, "bfloat16"), ({"avx512_f": True}, "float32")],
+    [({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"avx512_f": True}, False)],
 )
-def test_the_fastest_precision_of_a_cpu_is_that_of_its_instructions(monkeypatch, capabilities, expected):
+def test_bfloat16_on_a_cpu_needs_its_instructions(monkeypatch, capabilities, expected):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    assert fastest_precision(torch.device("cpu")) == expected
+    assert has_bfloat16(torch.device("cpu")) == expected
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    assert fastest_precision(torch.device("cpu")) == "float32"
-
-
-@pytest.mark.parametrize(("supported", "expected"), [(True, "bfloat16"), (False, "float32")])
-def test_the_fastest_precision_of_a_gpu_is_not_emulated(monkeypatch, supported, expected):
-    monkeypatch.setattr(
-        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or supported
-    )
-    assert fastest_precision(torch.device("cuda")) == expected
+    assert not has_bfloat16(torch.device("cpu"))
 
 
 def test_a_precision_may_be_auto_or_a_type_of_torch(load, tmp_path):
