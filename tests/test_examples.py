@@ -9,14 +9,12 @@ import pytest
 
 from pyterrier_selfdistill import RayIndexer, SelfDistillIndex, ShardedIndex
 
-VERBS, THINGS = ["sort", "read", "write", "plot", "return"], ["table", "matrix", "file", "array", "column"]
-
 
 @pytest.fixture
-def example(monkeypatch, folder, register):
+def example(monkeypatch, folder, register, collection):
     """Run an example in an empty folder: ``example("msmarco", "--option", "value")``."""
-    docs = [(f"{v}{t}", f"{v} the {t} by mean") for v in VERBS for t in THINGS]
-    queries = [(f"q{v}{t}", f"{v} {t}") for v in VERBS for t in THINGS]
+    docs = [(f"{v}{t}", f"{v} the {t} by mean") for v in collection.verbs for t in collection.things[:5]]
+    queries = [(f"q{docno}", text.replace(" the ", " ").removesuffix(" by mean")) for docno, text in docs]
     pairs = [(q, q[1:], d) for q, _ in queries for d, _ in docs if d != q[1:]]
     qrels = [(q, "0", d, 2 * (d == q[1:]) + (d.startswith(q[1:4]))) for q, _ in queries for d, _ in docs]
     scored = [(q, "Q0", d, i, -i, "run") for q, _ in queries for i, (d, _) in enumerate(docs)]
@@ -65,40 +63,34 @@ def test_hard_negatives(example, language_model, capsys):
     table = example("hard_negatives", *options, "--batch-size", 8, "--depth", 20)
     names = ["bm25", "untrained", "random negatives", "bm25 negatives", "re-mined negatives"]
     assert table["name"].tolist() == names
-    assert table["nDCG@10"].between(0, 1).all()
-    assert "re-mined negatives" in capsys.readouterr().out
-    losses = set()
-    for name in ("random", "bm25", "re-mined"):
-        losses.add(pd.read_csv(f"out/{name}/history.csv")["loss"].dropna().iloc[-1])
-    assert len(losses) == 3
+    assert names[-1] in capsys.readouterr().out
+    losses = [
+        pd.read_csv(f"out/{name}/history.csv")["loss"].dropna().iloc[-1] for name in ("random", "bm25", "re-mined")
+    ]
+    assert len(set(losses)) == 3
 
 
-@pytest.mark.parametrize("is_kept", [False, True])
-def test_index_with_ray(example, language_model, monkeypatch, is_kept):
+@pytest.mark.parametrize("more", [[], ["--keep-shards"]])
+def test_index_with_ray(example, language_model, monkeypatch, more):
     """A single worker in place of Ray."""
 
     def encode(indexer, corpus):
-        assert corpus == ["*.jsonl"]
-        assert (indexer.workers, indexer.num_gpus, indexer.shard_size) == (3, 0.5, 2)
+        assert (corpus, indexer.workers, indexer.num_gpus, indexer.shard_size) == (["*.jsonl"], 3, 0.5, 2)
         index = SelfDistillIndex(indexer.folder / "shard", verbose=False)
         (indexer.encoder >> index).index([{"docno": "d1", "text": "sort"}])
         return ShardedIndex([index.index_path])
 
     monkeypatch.setattr(RayIndexer, "encode", encode)
     arguments = ["*.jsonl", "--model", language_model, "--index", "a.flex", "--workers", 3]
-    example("index_with_ray", *arguments, "--gpus", 0.5, "--shard-size", 2, *(["--keep-shards"] * is_kept))
-    assert SelfDistillIndex("a.flex").built() != is_kept
-    assert Path("a.flex.shards").exists() == is_kept
+    example("index_with_ray", *arguments, "--gpus", 0.5, "--shard-size", 2, *more)
+    assert Path("a.flex").exists() != bool(more)
 
 
 @pytest.mark.parametrize("name", ["quickstart", "hard_negatives"])
 def test_examples_remove_only_their_own_files(example, name):
-    for is_marked in (False, True):
-        home = Path(f"home{is_marked}")
-        home.mkdir()
-        (home / "thesis.tex").write_text("mine")
-        if is_marked:
-            (home / f".{name}").touch()
+    Path("home").mkdir()
+    for file in ("thesis.tex", f".{name}"):
+        Path("home", file).write_text("mine")
         with pytest.raises(FileExistsError, match="thesis.tex"):
-            example(name, "--output", home)
-        assert (home / "thesis.tex").read_text() == "mine"
+            example(name, "--output", "home")
+    assert Path("home", "thesis.tex").read_text() == "mine"

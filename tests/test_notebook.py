@@ -14,27 +14,23 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 @pytest.fixture
-def documentation(tmp_path, monkeypatch):
-    """An empty list of PyTerrier's documentation, which schematics would download."""
-    monkeypatch.setenv("PYTERRIER_HOME", str(tmp_path / "home"))
-    listing = tmp_path / "home" / "documentation" / "objects.inv"
+def run(language_model, folder, monkeypatch):
+    """Run a notebook with other parameters in its first cell, and find what a cell shows by a part of its source."""
+
+    # an empty list of PyTerrier's documentation, which schematics would download
+    monkeypatch.setenv("PYTERRIER_HOME", str(folder / "home"))
+    listing = folder / "home" / "documentation" / "objects.inv"
     listing.parent.mkdir(parents=True)
     listing.write_bytes(b"# an empty inventory\n" * 4 + zlib.compress(b""))
     earlier = time.time() - 7 * 24 * 3600  # a new one would be looked for again
     os.utime(listing, (earlier, earlier))
-
-
-@pytest.fixture
-def run(language_model, documentation, folder, monkeypatch):
-    """Run a notebook with other parameters in its first cell, and find what a cell shows by a part of its source."""
+    monkeypatch.setenv("TMPDIR", str(folder))
 
     def run(name, **parameters):
-        monkeypatch.setenv("TMPDIR", str(folder))
         notebook = nbformat.read(EXAMPLES / name, as_version=4)
         code = [cell for cell in notebook.cells if cell.cell_type == "code"]
         counts = [cell.execution_count for cell in code]
-        of_one_run = list(range(1, len(code) + 1))
-        assert counts in (of_one_run, [None] * len(code)), "run make notebooks"
+        assert counts in (list(range(1, len(code) + 1)), [None] * len(code)), "run make notebooks"
         first = code[0]
         for parameter, value in {"MODEL": language_model, **parameters}.items():
             pattern = rf"^{parameter} = .*$"

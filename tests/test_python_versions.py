@@ -9,10 +9,8 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-CLASSIFIER = "Programming Language :: Python :: "
-PROMISED = [
-    name.removeprefix(CLASSIFIER) for name in PYPROJECT["project"]["classifiers"] if name.startswith(f"{CLASSIFIER}3.")
-]
+CLASSIFIERS = "\n".join(PYPROJECT["project"]["classifiers"])
+PROMISED = re.findall(r"^Programming Language :: Python :: (3\.\d+)$", CLASSIFIERS, re.MULTILINE)
 FIRST, LAST = PROMISED[0], PROMISED[-1]
 
 

@@ -1,5 +1,6 @@
 """The chaos kills, and sees results that are lost, half-written or left behind."""
 
+import multiprocessing
 import os
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ from benchmarks.chaos.experiments import (
     query_vector,
 )
 from benchmarks.chaos.operations import Operation, Save, state, vectors, write_materials
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 
 
 @dataclass(frozen=True)
@@ -48,14 +51,16 @@ class Careless(Operation):
         return (folder / "result").read_text()
 
 
-@pytest.fixture(scope="module")
-def materials(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("chaos") / "materials"
-    write_materials(folder)
-    return folder
+@pytest.fixture(autouse=True)
+def _forked(monkeypatch):
+    """Fork from this process, since a server would take ten seconds to import everything."""
+    fork = multiprocessing.get_context("fork")
+    monkeypatch.setattr("benchmarks.chaos.processes.multiprocessing.get_context", lambda method: fork)
 
 
-def test_a_saved_model_survives_kills_and_a_full_disk(materials, tmp_path):
+def test_a_saved_model_survives_kills_and_a_full_disk(tmp_path):
+    materials = tmp_path / "materials"
+    write_materials(materials)
     text = measure_kills([Save("save", materials)], tmp_path / "kills", 1, seed=1)
     assert "| save | 1 | 1 | 0 | 0 | 2 of 2 runs | 0 of 2 runs |" in text
     (tmp_path / "disk").mkdir()

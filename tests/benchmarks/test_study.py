@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 from filelock import FileLock
 
 import pyterrier_selfdistill
 from benchmarks.study.__main__ import main
-from benchmarks.study.collection import load_collection, pool_documents
-from benchmarks.study.config import SETTINGS, Loss, Run, Study, read_study
+from benchmarks.study.config import SETTINGS, Loss, Run, read_study
 from benchmarks.study.records import Records
 from benchmarks.study.results import Results
 from benchmarks.study.runner import describe_space
@@ -23,17 +21,14 @@ from benchmarks.study.statistics import Claim, Claims, Difference, compare, holm
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SWEEPS = Path(pyterrier_selfdistill.__file__).parent / "pt_docs" / "sweeps.rst"
-VERBS = ["sort", "read", "write", "return", "plot"]
-THINGS = ["table", "matrix", "file", "array", "row", "column", "value", "data"]
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
+def data(tmp_path_factory, _collection) -> Path:
     """A folder of two equal collections, ``tiny`` and ``other``, with a query for each document."""
     root = tmp_path_factory.mktemp("data")
     (root / "tiny").mkdir()
-    texts = [f"{verb} the {thing}" for verb in VERBS for thing in THINGS]
-    documents = pd.DataFrame({"docno": [text.replace(" ", "-") for text in texts], "text": texts})
+    documents = _collection.corpus
     documents.to_json(root / "tiny" / "docs.jsonl.gz", orient="records", lines=True)
     for split, rows in {"train": slice(24), "dev": slice(24, 32), "test": slice(32, 40)}.items():
         part = documents[rows].assign(qid=documents["docno"], query='"' + documents["text"], label=1)
@@ -59,15 +54,15 @@ def defaults(language_model) -> dict[str, Any]:
 def finished(data, defaults, tmp_path_factory) -> tuple[str, Path]:
     """A study with each kind of run that was stopped after its first grid and continued: its file and folder."""
     root = tmp_path_factory.mktemp("study")
-    losses = [{"loss": ["distributed", "infonce"], "seed": [1, 2]}, {"loss": "static", "margin": 0.5}]
+    losses = [{"loss": "infonce", "seed": [1, 2]}, {"loss": "static", "margin": 0.5}, {"loss": "untouched"}]
     kinds = [
-        {"loss": "adaptive", "in_batch": True, "negatives": ["bm25", "re-mined"]},
+        {"loss": "adaptive", "in_batch": True, "negatives": "re-mined"},
         {"loss": "margin_mse", "margin": 0.5},
         {"loss": "untouched", "transfer": ["other"], "reinitialized": 1},
     ]
     search = {"loss": "infonce", "scale": [10, 20], "dev_documents": 12}
     grids = {
-        "losses": {"any_of": [*losses, {"loss": "untouched"}]},
+        "losses": {"any_of": losses},
         "kinds": {"any_of": kinds},
         "search": search,
         "best": {"best_of": "search", "over": ["scale"], "dev_documents": None},
@@ -75,12 +70,9 @@ def finished(data, defaults, tmp_path_factory) -> tuple[str, Path]:
     path = write(root / "study.yaml", grids, defaults=defaults)
     options = ["--records", f"{root}/records", "--data", str(data), "--work", f"{root}/work"]
     assert main(["run", path, *options, "--grids", "losses"]) == 0
-    first = (root / "records" / "losses.jsonl").read_bytes()
+    first = Records(root / "records").read()
     assert main(["run", path, *options]) == 0
-    assert (root / "records" / "losses.jsonl").read_bytes() == first
-    before = Records(root / "records").read()
-    assert main(["run", path, *options]) == 0
-    assert Records(root / "records").read() == before
+    assert Records(root / "records").read().items() >= first.items()
     return path, root
 
 
@@ -89,7 +81,7 @@ def test_every_run_has_one_record_with_settings_measures_and_costs(finished):
     records = Records(root / "records").read()
     study = read_study(path).follow_up(records)
     assert {run.key for run in study.grid_of} == records.keys()
-    assert len(study.grid_of) == 6 + 4 + 2 + 1
+    assert len(study.grid_of) == 4 + 3 + 2 + 1
     for run in study.grid_of:
         record = records[run.key]
         assert record["run"] == dataclasses.asdict(run) | {"transfer": list(run.transfer)}
@@ -99,7 +91,7 @@ def test_every_run_has_one_record_with_settings_measures_and_costs(finished):
             assert len(record["training"]["history"]["loss"]) == record["training"]["steps"]
         if run.dev_documents is None:
             values = record["queries"]["tiny/test"]["nDCG@10"]
-            assert len(values) == len(THINGS)
+            assert len(values) == 8
             assert record["means"]["tiny/test"]["nDCG@10"] == pytest.approx(np.mean(values), abs=1e-3)
             assert record["means"]["tiny/test"]["R@1000"] == 1
         else:
@@ -116,8 +108,8 @@ def test_the_page_has_all_systems_and_a_figure(finished, tmp_path):
     path, root = finished
     assert main(["report", path, "--records", f"{root}/records", "--to", str(tmp_path)]) == 0
     page = (tmp_path / "RESULTS.md").read_text()
-    assert "13 of the 13 runs have a record." in page
-    for text in ("| static 0.5 |", "| InfoNCE 10 |", "| MarginMSE 0.5 |", "| adaptive, in-batch |", "| all | 13 |"):
+    assert "10 of the 10 runs have a record." in page
+    for text in ("| static 0.5 |", "| InfoNCE 10 |", "| MarginMSE 0.5 |", "| adaptive, in-batch |", "| all | 10 |"):
         assert text in page
     assert (tmp_path / "figures" / "differences.png").stat().st_size > 10_000
     template = tmp_path / "page.j2"
@@ -150,10 +142,7 @@ def test_a_run_that_fails_or_is_taken_stops_no_other(data, defaults, tmp_path):
     [
         ({"collection": "tiny", "rate": 1}, "rate"),
         ({"collection": "nowhere"}, "nowhere"),
-        ({"collection": "tiny", "loss": "trusting"}, "trusting"),
         ({"collection": "tiny", "loss": "static"}, "margin"),
-        ({"collection": "tiny", "learning_rate": "1e-4"}, "learning_rate"),
-        ({"collection": "tiny", "transfer": ["nowhere"]}, "nowhere"),
         ({"best_of": "later", "over": ["scale"]}, "later"),
         ({"loss": "infonce"}, "collection"),
     ],
@@ -162,19 +151,6 @@ def test_a_wrong_study_is_named_before_anything_runs(tmp_path, capsys, grid, err
     with pytest.raises(SystemExit):
         main(["run", write(tmp_path / "a.yaml", {"a": grid})])
     assert error in capsys.readouterr().err.splitlines()[-1]
-
-
-def test_a_follow_up_waits_for_all_records_of_its_search(tmp_path):
-    grids = {
-        "search": {"collection": "tiny", "scale": [10, 20], "loss": "infonce"},
-        "best": {"best_of": "search", "over": ["scale"], "seed": [1, 2]},
-    }
-    study = read_study(write(tmp_path / "a.yaml", grids))
-    ten, twenty = study.grids["search"]
-    records = {ten.key: {"means": {"tiny/dev": {"nDCG@10": 0.3}}}}
-    assert study.follow_up(records).grids["best"] == []
-    records[twenty.key] = {"means": {"tiny/dev": {"nDCG@10": 0.4}}}
-    assert study.follow_up(records).grids["best"] == [twenty, dataclasses.replace(twenty, seed=2)]
 
 
 def test_a_torn_line_is_ignored_and_cut(tmp_path):
@@ -189,16 +165,6 @@ def test_a_torn_line_is_ignored_and_cut(tmp_path):
     (tmp_path / "a.jsonl").write_text("nothing\n")
     with pytest.raises(ValueError, match="line 1 of"):
         records.read()
-
-
-def test_collections(data):
-    tiny = load_collection("tiny", data)
-    assert tiny.splits["test"][0]["query"].iloc[0] == '"plot the table'
-    pool = pool_documents(tiny.documents, tiny.splits["dev"][1], 10)
-    assert (len(pool), set(tiny.splits["dev"][1]["docno"]) <= set(pool["docno"])) == (10, True)
-    assert pool.equals(pool_documents(tiny.documents, tiny.splits["dev"][1], 10))
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        load_collection("nowhere", data)
 
 
 def test_keys_of_the_repository_are_those_of_its_runs():
@@ -223,19 +189,16 @@ def test_sweeps_shows_a_study_that_can_be_read_and_names_all_settings(tmp_path):
 
 
 def test_intervals_are_of_queries_and_seeds():
-    generator = np.random.default_rng(0)
-    one, other = generator.normal(0.5, 0.1, size=(2, 1, 400))
+    one, other = np.random.default_rng(0).normal(0.5, 0.1, size=(2, 1, 400))
     found = compare(one, other)
     by_hand = (one - other).std() / np.sqrt(400)
-    assert found.mean == pytest.approx((one - other).mean())
-    assert found.error == pytest.approx(by_hand, rel=0.1)
+    assert (found.mean, found.error) == (pytest.approx((one - other).mean()), pytest.approx(by_hand, rel=0.1))
     assert found.high - found.low == pytest.approx(2 * 1.96 * by_hand, rel=0.1)
     seeds = compare(one, other, one_seed_variance=0.03**2, other_seed_variance=0.04**2)
     assert seeds.error == pytest.approx(np.sqrt(by_hand**2 + 0.05**2), rel=0.1)
     # two seeds at a distance: resampling draws both, or one of them twice
     apart = compare(np.array([[0.4] * 9, [0.6] * 9]), np.full((1, 9), 0.5))
     assert apart.error == pytest.approx(0.1 / np.sqrt(2), rel=0.1)
-    assert compare(one, one).p() == 1
 
 
 def test_values_by_hand():
@@ -246,19 +209,5 @@ def test_values_by_hand():
     assert pooled_seed_variance([[0.1, 0.3], [0.2, 0.2, 0.2], [0.9]]) == pytest.approx(0.02 / 3)
     claims = Claims([Claim("a", Difference(-0.1, 0, 0, 0.01)), Claim("b", Difference(0.001, 0, 0, 0.01))])
     assert (claims.verdicts("a"), claims.verdicts("b")) == (["worse"], [])
-    with pytest.raises(ValueError, match="twice"):
-        Claims([claims.claims[0]] * 2)
     described = describe_space(np.eye(4)[:3], np.eye(4)[:3] * [[1], [1], [-1]])
     assert (described["similarity"], described["dimensions"]) == (0, 2)
-
-
-def test_a_single_seed_borrows_the_variance_of_other_systems(tmp_path):
-    records, runs = Records(tmp_path), [Run("tiny", seed=1), Run("tiny", seed=2), Run("tiny", loss="infonce")]
-    for run, quality in zip(runs, (0.4, 0.5, 0.45), strict=True):
-        values = {"nDCG@10": [quality] * 20}
-        part = {"key": run.key, "run": dataclasses.asdict(run), "means": {"tiny/test": {"nDCG@10": quality}}}
-        records.append("a", {**part, "queries": {"tiny/test": values}})
-    results = Results(Study("made up", {"tiny": "tiny"}, {"a": runs}), records)
-    two, one = results.systems
-    assert results.seed_variance("tiny/test") == pytest.approx(2 * 0.05**2)
-    assert one.better_than(two).error == pytest.approx(np.sqrt(2 * 0.05**2 + 0.05**2 / 2), rel=0.1)

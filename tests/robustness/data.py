@@ -1,380 +1,283 @@
 """Entry points that read training data: triples in memory and in files, results, topics, identifiers and docpairs."""
 
-from __future__ import annotations
-
 import csv
 import gzip
 import io
-import json
 import math
-import zlib
-from collections.abc import Callable
-from random import Random
-from typing import Any
+from functools import partial
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from pyterrier_selfdistill import Negatives, split_queries
+from pyterrier_selfdistill import split_queries
 from pyterrier_selfdistill.data.negatives import from_results, from_topics
 from pyterrier_selfdistill.data.triples import read_triples
 
 from . import changes as c
-from .engine import Change, Changes, Entry, Refusal
+from .engine import entry
 
 COLUMNS = ["query", "positive", "negative"]
 NO_TRIPLES = ("triples", "positive", "negative", "row", "line")
-LIMIT = c.options(limit=c.POSITIVE.or_none())
-FORMS: dict[str, Callable[[pd.DataFrame], Any]] = {
-    "records": lambda frame: frame.to_dict(orient="records"),
+LIMIT = c.options(limit=[0, -1, "3", True])
+RECORDS = {"records": lambda frame: frame.to_dict(orient="records")}
+FORMS = RECORDS | {
     "a generator": lambda frame: (record for record in frame.to_dict(orient="records")),
     "a Dataset": lambda frame: Dataset.from_pandas(frame.reset_index(drop=True)),
     "an Arrow table": pa.Table.from_pandas,
 }
 
 
-def some_triples(rng: Random) -> pd.DataFrame:
+def some_triples(tools, rng):
     """Draw one to five triples, perhaps with labels, perhaps a row without a text, which is dropped."""
     frame = pd.DataFrame([rng.sample(c.ALL_TEXTS, 3) for _ in range(rng.randint(1, 5))], columns=COLUMNS)
     if rng.random() < 0.5:
         frame.loc[len(frame)] = ["sort", rng.choice(["", " "]), "plot"]
-    return frame.assign(label=[row - 1.5 for row in range(len(frame))]) if rng.random() < 0.5 else frame
+    if rng.random() < 0.5:
+        frame["label"] = [row - 1.5 for row in range(len(frame))]
+    return {"source": frame, "limit": rng.choice([None, 1, 2, 3, 4])}
 
 
-class TriplesInMemory(Entry):
-    name = "read_triples, rows in memory"
-    not_rows = (None, 3, "", [], {}, [3], ["sort"], [("sort",)], [()], object())
-    changes: tuple[Changes, ...] = (
-        c.equivalent_frame("source", COLUMNS),
-        LIMIT,
-        Changes(
-            [c.each("source", "{}", FORMS, lambda form, frame: FORMS[form](frame), "row", "columns")],
-            [[c.on_frame("source", "anchor", lambda frame: frame.rename(columns={"query": "anchor"}), "")]],
-            [
-                [*c.without("source", "positive", "negative"), *c.twice("source", *COLUMNS)],
-                *[c.cell("source", name, [*c.OF_ANOTHER_TYPE, c.HALF_A_CHARACTER]) for name in COLUMNS],
-                c.cell("source", "label", ["x", [1]]),
-                c.no_rows("source", *NO_TRIPLES),
-                c.replace("source", not_rows, *NO_TRIPLES),
-            ],
-        ),
-    )
-
-    def valid(self, rng: Random) -> dict[str, Any]:
-        return {"source": some_triples(rng), "limit": rng.choice([None, 1, 2, 3, 4])}
-
-    def call(self, source: Any, limit: Any) -> Any:
-        return read_triples(source, limit=limit).dataset[:]
-
-    def expected(self, source: pd.DataFrame, limit: int | None, **_: Any) -> Any:
-        return source[source["positive"].str.strip() != ""][:limit].to_dict(orient="list")
+def has_rows(answer, arguments):
+    rows = arguments["source"][arguments["source"]["positive"].str.strip() != ""][: arguments["limit"]]
+    return answer == rows.to_dict(orient="list")
 
 
-def as_parquet(table: pa.Table) -> bytes:
+entry(
+    "read_triples, rows in memory",
+    [
+        *c.same_frame("source", *COLUMNS),
+        *LIMIT,
+        c.each("source", FORMS, "row", "columns"),
+        c.on_frame("source", {"anchor": lambda frame: frame.rename(columns={"query": "anchor"})}, "", effect=c.UNSURE),
+        *c.without("source", "positive", "negative"),
+        *[c.cell("source", name, [*c.OF_ANOTHER_TYPE, c.HALF_A_CHARACTER]) for name in COLUMNS],
+        c.cell("source", "label", ["x", [1]]),
+        c.no_rows("source", *NO_TRIPLES),
+        c.replace("source", [None, 3, "", [], {}, [3], ["sort"], [("sort",)], [()], object()], *NO_TRIPLES),
+    ],
+    some_triples,
+    lambda tools, source, limit: read_triples(source, limit=limit).dataset[:],
+    has_rows,
+)
+
+
+def as_parquet(table):
     file = io.BytesIO()
     pq.write_table(table, file)
     return file.getvalue()
 
 
-def as_lines(frame: pd.DataFrame, header: bool, suffix: str) -> bytes:
-    if suffix == "csv":
-        return frame.to_csv(index=False, header=header, quoting=csv.QUOTE_ALL).encode()
-    rows = frame.to_numpy().tolist()
-    if suffix == "tsv":
-        lines = ["\t".join(map(str, row)) for row in ([list(frame)] if header else []) + rows]
-    else:
-        lines = list(map(json.dumps, frame.to_dict(orient="records")))
-    return "".join(f"{line}\n" for line in lines).encode()
+WRITERS = {
+    "tsv": lambda rows: "".join("\t".join(map(str, row)) + "\n" for row in [list(rows), *rows.to_numpy().tolist()]),
+    "csv": lambda rows: rows.to_csv(index=False, quoting=csv.QUOTE_ALL),
+    "jsonl": lambda rows: rows.to_json(orient="records", lines=True),
+}
 
 
-def content(text: str, function: Callable[[bytes], bytes], *names: str) -> Change:
+def content(cases, *names, effect=c.SAME):
     """Change the content of a file; a compressed one stays compressed."""
 
-    def apply(given: bytes) -> bytes:
+    def on_content(function, given):
         is_packed = given.startswith(b"\x1f\x8b")
         return gzip.compress(function(gzip.decompress(given))) if is_packed else function(given)
 
-    return c.change("content", text, apply, *(names or ("triples.", *NO_TRIPLES)))
+    cases = {text: partial(on_content, function) for text, function in cases.items()}
+    return c.each("content", cases, *names, "triples.", *NO_TRIPLES, effect=effect)
 
 
-def table(text: str, function: Callable[[pa.Table], pa.Table], *names: str) -> Change:
-    """Change the table in a Parquet file."""
-    return content(text, lambda given: as_parquet(function(pq.read_table(io.BytesIO(given)))), *names, "column")
-
-
-def cast(kind: pa.DataType) -> Change:
+def cast(kind, given):
     """Give the texts in a Parquet file another type."""
-
-    def apply(given: pa.Table) -> pa.Table:
-        others = [given.column(name) for name in given.column_names[3:]]
-        texts = [pa.array(given[name].to_pylist(), pa.string()).cast(kind) for name in COLUMNS]
-        return pa.table([*texts, *others], names=given.column_names)
-
-    return table(str(kind), apply)
+    table = pq.read_table(io.BytesIO(given))
+    texts = [pa.array(table[name].to_pylist(), pa.string()).cast(kind) for name in COLUMNS]
+    return as_parquet(pa.table([*texts, *table.columns[3:]], names=table.column_names))
 
 
-def another_line(line: bytes) -> Change:
-    return content(f"a line {line!r}", lambda given: given.rstrip(b"\r\n") + b"\n" + line + b"\n", "line", "row")
+def append(line, given):
+    return given.rstrip(b"\r\n") + b"\n" + line + b"\n"
 
 
-QUERIES = [b"3", b"true", b'["sort"]', b'{"text": "sort"}', b'"\\ud800"', b"1e999"]
+SAME_LINES = {
+    "ends of lines of Windows": lambda given: given.replace(b"\n", b"\r\n"),
+    "a byte order mark": lambda given: b"\xef\xbb\xbf" + given,
+    "no end of the last line": lambda given: given.removesuffix(b"\n"),
+    "an empty line at the end": lambda given: given + b"\n",
+}
+NO_LINES = {
+    "not UTF-8": lambda given: given + b"\xff\xfe",
+    "in UTF-16": lambda given: given.decode().encode("utf-16"),
+    "an empty file": lambda given: b"",
+}
 BAD_LINES = {
     "tsv": [b"sort", b"sort\tplot\tread\t1.5\twrite"],
     "csv": [b"sort", b"sort,plot,read,1.5,write", b'"sort,plot,read'],
-    "jsonl": [b"null", b"3", b'"sort"', b"{}", b"[]", b"{", b"[1, 2, 3]", b"NaN", b"sort\tplot", b"[[1]]"]
-    + [b'{"query": %s, "positive": "sort", "negative": "plot", "label": 1}' % query for query in QUERIES],
+    "jsonl": [b"null", b"3", b'"sort"', b"{}", b"[]", b"{", b"[1, 2, 3]", b"NaN", b"sort\tplot", b"[[1]]"],
 }
-LINES = [
-    content("ends of lines of Windows", lambda given: given.replace(b"\n", b"\r\n")),
-    content("a byte order mark", lambda given: b"\xef\xbb\xbf" + given),
-    content("no end of the last line", lambda given: given.removesuffix(b"\n")),
-    content("an empty line at the end", lambda given: given + b"\n"),
-    c.change("content", "compressed, but not named so", gzip.compress, "line", "triples.", *NO_TRIPLES),
-    c.change("name", "named .gz, but not compressed", "{}.gz".format, "line", "triples.", *NO_TRIPLES),
+BAD_LINES["jsonl"] += [
+    b'{"query": %s, "positive": "sort", "negative": "plot", "label": 1}' % query
+    for query in [b"3", b"true", b'["sort"]', b'{"text": "sort"}', b'"\\ud800"', b"1e999"]
 ]
-NO_LINES = [
-    content("not UTF-8", lambda given: given + b"\xff\xfe"),
-    content("in UTF-16", lambda given: given.decode().encode("utf-16")),
-]
-TABLES = [cast(pa.large_string()), cast(pa.dictionary(pa.int32(), pa.string())), cast(pa.string_view())]
-TABLES.append(table("columns reversed", lambda given: given.select(given.column_names[::-1])))
-NO_TABLES = [cast(pa.binary()), table("no rows", lambda given: given[:0], *NO_TRIPLES)]
-NO_TABLES += [table(f"no {name}", lambda given, name=name: given.drop_columns(name), name) for name in COLUMNS]
-NO_TABLES.append(c.change("content", "half", lambda given: given[: len(given) // 2], "triples.parquet"))
-BAD_FILES = [
-    [content("an empty file", lambda given: b"", "empty", "triples.", *NO_TRIPLES)],
-    c.replace("name", ["triples", "triples.txt", "triples.gz", "triples.zip", "triples.tsv.bz2"], "named"),
+NAMES = ["triples", "triples.txt", "triples.gz", "triples.zip", "triples.tsv.bz2"]
+OF_FILES = [
+    *LIMIT,
+    c.replace("name", NAMES, "named"),
     c.replace("content", ["missing", "a folder"], "no file", "folder"),
 ]
+TEXT_KINDS = [pa.large_string(), pa.dictionary(pa.int32(), pa.string()), pa.string_view()]
+OF_TABLES = [
+    content({str(kind): partial(cast, kind) for kind in TEXT_KINDS}, "column"),
+    content({"binary": partial(cast, pa.binary())}, "column", "type", *COLUMNS, effect=c.NONE),
+    content({"half": lambda given: given[: len(given) // 2]}, effect=c.NONE),
+]
 
 
-class TriplesInFile(TriplesInMemory):
-    suffix: str
-
-    def valid(self, rng: Random) -> dict[str, Any]:
-        rows, is_table, header = some_triples(rng), self.suffix == "parquet", rng.random() < 0.5
-        rows = rows if header or is_table else rows[COLUMNS]
-        packed = rng.random() < 0.5 and not is_table
-        given = as_parquet(pa.Table.from_pandas(rows)) if is_table else as_lines(rows, header, self.suffix)
-        name = f"triples.{self.suffix}{'.gz' if packed else ''}"
-        limit = rng.choice([None, 1, 3])
-        return {"source": rows, "limit": limit, "name": name, "content": gzip.compress(given) if packed else given}
-
-    def call(self, source: Any, limit: Any, name: str, content: Any) -> Any:
-        path = self.tools.path(name)
-        if content == "a folder":
-            path.mkdir()
-        elif content != "missing":
-            path.write_bytes(content)
-        return read_triples(path, limit=limit).dataset[:]
+def triples_in_file(tools, source, limit, name, content):
+    path = tools.path(name)
+    if content == "a folder":
+        path.mkdir()
+    elif content != "missing":
+        path.write_bytes(content)
+    return read_triples(path, limit=limit).dataset[:]
 
 
-def triples_in_file(suffix: str) -> type[TriplesInFile]:
-    equivalent, malformed = (TABLES, NO_TABLES) if suffix == "parquet" else (LINES, NO_LINES)
-    bad_lines = [list(map(another_line, BAD_LINES[suffix]))] if suffix in BAD_LINES else []
-    capitals = [c.change("name", "in capitals", str.upper, "named")]
-    changes = LIMIT, Changes([equivalent, capitals], malformed=[malformed, *bad_lines, *BAD_FILES])
-    return type(
-        suffix, (TriplesInFile,), {"suffix": suffix, "name": f"read_triples, a {suffix} file", "changes": changes}
-    )
+def some_file(suffix, tools, rng):
+    valid = some_triples(tools, rng)
+    if suffix == "parquet":
+        return {**valid, "name": "triples.parquet", "content": as_parquet(pa.Table.from_pandas(valid["source"]))}
+    given = WRITERS[suffix](valid["source"]).encode()
+    packed = {"name": f"triples.{suffix}.gz", "content": gzip.compress(given)}
+    return valid | rng.choice([packed, {"name": f"triples.{suffix}", "content": given}])
 
 
-NO_POSITIVES = Changes(malformed=[c.column("qrels", "label", "0", lambda labels: 0)])
+for suffix in (*WRITERS, "parquet"):
+    lines = NO_LINES | {f"and {line}": partial(append, line) for line in BAD_LINES.get(suffix, [])}
+    own = OF_TABLES if suffix == "parquet" else [content(SAME_LINES), content(lines, "empty", effect=c.NONE)]
+    entry(f"read_triples, a {suffix} file", [*OF_FILES, *own], partial(some_file, suffix), triples_in_file, has_rows)
 
 
-def two_texts(argument: str, name: str, key: str) -> Changes:
+def two_texts(argument, name, key):
     """Give a query or a document two texts."""
 
-    def repeat(frame: pd.DataFrame) -> pd.DataFrame:
+    def repeat(frame):
         return pd.concat([frame, frame[:1].assign(**{name: "return the value"})], ignore_index=True)
 
-    return Changes(malformed=[[c.on_frame(argument, f"a {key} with two texts", repeat, name, key)]])
+    return c.on_frame(argument, {f"a {key} with two texts": repeat}, name, key, effect=c.NONE)
 
 
-class Results(Entry):
-    """Triples with drawn negatives: the right answer has the texts to draw from for each query and positive."""
-
-    name = "fit, results"
-    changes: tuple[Changes, ...] = (
-        c.frame("results", "qid query docno", "topics", any_order=True, more="text"),
-        c.qrels("qrels"),
-        NO_POSITIVES,
-        two_texts("results", "query", "qid"),
-        two_texts("results", "text", "docno"),
-        Changes(
-            [
-                c.numbers("results", "rank"),
-                c.column("results", "rank", "less", lambda ranks: [int(float(rank)) - 14 for rank in ranks]),
-            ],
-            [c.cell("results", name, [c.HALF_A_CHARACTER]) for name in ("query", "text")],
-            [
-                c.cell("results", "text", c.OF_ANOTHER_TYPE),
-                c.cell("results", "rank", [None, math.nan, "first", [1]]),
-                c.column("results", "rank", "nothing", lambda ranks: math.nan),
-            ],
-        ),
-    )
-
-    def valid(self, rng: Random, texts: Any = c.ALL_TEXTS) -> dict[str, Any]:
-        topics, documents, margin = c.some_topics(rng, texts), c.some_documents(rng, texts), rng.choice([None, 0.1])
-        return {
-            "results": c.some_results(rng, topics, documents),
-            "qrels": c.some_qrels(rng, topics, documents),
-            "negatives": Negatives(rng.randint(1, 2), range_min=rng.randint(0, 1), relative_margin=margin),
-            "min_label": rng.randint(1, 2),
-            "corpus": rng.choice([None, documents]),
-        }
-
-    def call(self, **arguments: Any) -> Any:
-        return from_results(**arguments, seed=3).dataset[:]
-
-    def expected(self, results: Any, qrels: Any, negatives: Negatives, min_label: int, corpus: Any, **_: Any) -> Any:
-        retrieved = results.to_dict(orient="records")
-        texts = {row["docno"]: row["text"] for row in corpus or retrieved}
-        allowed = {}
-        for qid, docno, label in qrels.itertuples(index=False):
-            ranked = [row for row in retrieved if row["qid"] == qid]
-            relevant = set(qrels[(qrels["qid"] == qid) & (qrels["label"] > 0)]["docno"])
-            scores = {row["docno"]: row["score"] for row in ranked}
-            most = math.inf if negatives.relative_margin is None else 0.9 * scores.get(docno, math.inf)
-            below = [row for row in ranked[negatives.range_min :] if row["score"] <= most]
-            drawable = {row["text"] for row in below if row["docno"] not in relevant}
-            if label >= min_label and docno in texts and len(drawable) >= negatives.number:
-                allowed[ranked[0]["query"], texts[docno]] = drawable
-        return allowed or Refusal(["no triples", "label of"])
-
-    def is_right(self, answer: Any, expected: Any) -> bool:
-        pairs = list(zip(answer.pop("query"), answer.pop("positive"), strict=True))
-        drawn = list(zip(*answer.values(), strict=True))
-        allowed = all(set(texts) <= expected[pair] for pair, texts in zip(pairs, drawn, strict=True))
-        return sorted(pairs) == sorted(expected) and allowed and all(len(set(texts)) == len(texts) for texts in drawn)
-
-
+NO_POSITIVES = c.column("qrels", "label", {"0": lambda labels: 0}, c.NONE)
+TOPICS = [*c.frame("topics", ["qid", "query"], any_order=True), c.no_rows("topics")]
+TOPICS.append(two_texts("topics", "query", "qid"))
 CORPUS = c.records("corpus", docno=c.NOT_TEXTS, text=c.OF_ANOTHER_TYPE)
-TOPICS = (c.frame("topics", "qid query", any_order=True), two_texts("topics", "query", "qid"))
+RESULTS = [
+    *c.frame("results", ["qid", "query", "docno"], "topics", any_order=True),
+    *c.qrels("qrels"),
+    NO_POSITIVES,
+    c.no_rows("results"),
+    two_texts("results", "query", "qid"),
+    two_texts("results", "text", "docno"),
+    c.numbers("results", "rank"),
+    c.cell("results", "text", c.OF_ANOTHER_TYPE),
+    c.cell("results", "rank", [None, math.nan, "first", [1]]),
+    *[c.cell("results", name, [c.HALF_A_CHARACTER], c.UNSURE) for name in ("query", "text")],
+]
 
 
-class Topics(Results):
-    name = "fit, topics and a corpus"
-    half = Changes(damaged=[c.cell("topics", "query", [c.HALF_A_CHARACTER])])
-    changes = (*TOPICS, c.qrels("qrels"), NO_POSITIVES, CORPUS, half)
-
-    def valid(self, rng: Random, texts: Any = None) -> dict[str, Any]:
-        topics, corpus = c.some_topics(rng), c.some_documents(rng)
-        return {"topics": topics, "qrels": c.some_qrels(rng, topics, corpus), "corpus": corpus}
-
-    def call(self, **arguments: Any) -> Any:
-        return from_topics(**arguments, seed=3).dataset[:]
-
-    def expected(self, topics: Any, qrels: Any, corpus: Any) -> Any:
-        results = topics.merge(pd.DataFrame(corpus), how="cross").assign(score=1.0)
-        return super().expected(results, qrels, Negatives(), 1, corpus)
+def some_judged(rng, prefix="", pool=c.ALL_TEXTS):
+    results = c.some_results(rng, pool)
+    return {f"{prefix}results": results, f"{prefix}qrels": c.some_qrels(rng, results, results)}
 
 
-class Identifiers(Entry):
-    name = "read_triples, identifiers"
-    not_rows = (None, 3, [], [("1", "2")], [3], "", object())
-    changes = (
+def some_topics_and_corpus(tools, rng):
+    topics, corpus = c.some_topics(rng), c.some_documents(rng)
+    return {"topics": topics, "qrels": c.some_qrels(rng, topics, corpus), "corpus": corpus}
+
+
+def pairs(triples):
+    """The queries with their positives; negatives are drawn, in the order of rows."""
+    columns = triples.dataset[:]
+    return sorted(zip(columns["query"], columns["positive"], strict=True))
+
+
+entry(
+    "fit, results",
+    RESULTS,
+    lambda tools, rng: some_judged(rng),
+    lambda tools, results, qrels: pairs(from_results(results, qrels)),
+)
+
+entry(
+    "fit, topics and a corpus",
+    [*TOPICS, *c.qrels("qrels"), NO_POSITIVES, *CORPUS],
+    some_topics_and_corpus,
+    lambda tools, topics, qrels, corpus: pairs(from_topics(topics, qrels, corpus)),
+)
+
+
+def some_identifiers(tools, rng):
+    topics, corpus = c.some_topics(rng), c.some_documents(rng)
+    rows = {(rng.choice(topics["qid"]), *rng.sample(list(corpus["docno"]), 2)) for _ in range(rng.randint(1, 6))}
+    return {"source": pd.DataFrame(sorted(rows), columns=["qid", *COLUMNS[1:]]), "topics": topics, "corpus": corpus}
+
+
+def identifiers(tools, source, **options):
+    columns = read_triples(source, **options).dataset[:]
+    return sorted(zip(*[columns[name] for name in COLUMNS], strict=True))
+
+
+entry(
+    "read_triples, identifiers",
+    [
         *TOPICS,
-        CORPUS,
-        LIMIT,
-        c.equivalent_frame("source", ["qid", "positive", "negative"], any_order=True),
-        c.options(max_pairs_per_query=c.POSITIVE.or_none(), store_texts=c.FLAG, fields=c.FIELDS, verbose=c.FLAG),
-        Changes(
-            [[c.on_frame("source", "records", lambda frame: frame.to_dict(orient="records"))]],
-            malformed=[
-                *[c.cell("source", name, c.OF_ANOTHER_TYPE) for name in ("positive", "negative")],
-                c.replace("source", not_rows, "source", "no file", *NO_TRIPLES),
-            ],
-        ),
-    )
+        *CORPUS,
+        *LIMIT,
+        *c.options("store_texts", "verbose", max_pairs_per_query=[0, "3"], fields=[[], "text", ["text", 3]]),
+        *c.same_frame("source", "qid", "positive", "negative", any_order=True),
+        c.on_frame("source", RECORDS),
+        *[c.cell("source", name, c.OF_ANOTHER_TYPE) for name in COLUMNS[1:]],
+        c.replace("source", [None, 3, [], [("1", "2")], [3], "", object()], "source", "no file", *NO_TRIPLES),
+    ],
+    some_identifiers,
+    identifiers,
+)
 
-    def valid(self, rng: Random) -> dict[str, Any]:
-        topics, corpus = c.some_topics(rng), c.some_documents(rng)
-        docnos, qids = [each["docno"] for each in corpus], list(topics["qid"])
-        rows = {(rng.choice(qids), *rng.sample(docnos, 2)): None for _ in range(rng.randint(1, 6))}
-        source = pd.DataFrame(list(rows), columns=["qid", "positive", "negative"])
-        options = {"max_pairs_per_query": rng.choice([None, 1, 2]), "limit": rng.choice([None, 1, 3])}
-        return {"source": source, "topics": topics, "corpus": corpus, "store_texts": rng.random() < 0.5, **options}
-
-    def call(self, source: Any, **options: Any) -> Any:
-        columns = read_triples(source, **options).dataset[:]
-        return list(zip(*[columns[name] for name in COLUMNS], strict=True))
-
-    def expected(self, source: Any, topics: Any, corpus: Any, max_pairs_per_query: Any, limit: Any, **_: Any) -> Any:
-        queries, texts = dict(topics.itertuples(index=False)), {each["docno"]: each["text"] for each in corpus}
-        triples = {(queries[qid], texts[first], texts[second]) for qid, first, second in source.itertuples(index=False)}
-        return triples, max_pairs_per_query or len(triples), limit or len(triples)
-
-    def is_right(self, answer: Any, expected: Any) -> bool:
-        triples, of_a_query, in_all = expected
-        kept, there = (pd.Series([query for query, _, _ in rows]).value_counts() for rows in (answer, triples))
-        most = there.clip(upper=of_a_query)
-        is_subset = len(set(answer)) == len(answer) and set(answer) <= triples and (kept <= most[kept.index]).all()
-        return is_subset and len(answer) == min(most.sum(), in_all)
+SAME_DOCPAIRS = {
+    "and an unknown query": lambda rows: [*rows, ("?", "1", "2")],
+    "and an unknown document": lambda rows: [*rows, ("1", "?", "2")],
+    "rows twice": lambda rows: rows * 2,
+    "reversed": lambda rows: rows[::-1],
+}
 
 
-class Docpairs(Identifiers):
-    name = "read_triples, docpairs"
-    milliseconds = 50
-    equivalent = (
-        *c.each(
-            "docpairs", "and {}", [("?", "1", "2"), ("1", "?", "2")], lambda row, given: [*given, row], on=c.change
-        ),
-        c.change("docpairs", "rows twice", lambda rows: rows * 2),
-        c.change("docpairs", "reversed", lambda rows: rows[::-1]),
-    )
-    malformed = (
+def some_dataset(tools, rng):
+    parts = some_identifiers(tools, rng)
+    rows = [parts[name].to_numpy().tolist() for name in ("topics", "corpus", "source")]
+    return {**dict(zip(["queries", "docs", "docpairs"], rows, strict=True)), "fields": ["text"]}
+
+
+def docpairs(tools, fields, **parts):
+    dataset = tools.register(**{name: rows for name, rows in parts.items() if rows is not None})
+    return identifiers(tools, dataset, fields=fields)
+
+
+entry(
+    "read_triples, docpairs",
+    [
+        c.each("docpairs", SAME_DOCPAIRS),
         c.replace("fields", [["title"], ["text", "title"], ["docno"]], "title", "docno"),
         c.replace("docpairs", [[], [("unknown", "1", "2")]], "triples", "docpairs"),
         *[c.replace(part, [None]) for part in ("queries", "docs", "docpairs")],
-    )
-    changes = (Changes([equivalent], malformed=malformed),)
+    ],
+    some_dataset,
+    docpairs,
+    milliseconds=80,
+)
 
-    def valid(self, rng: Random) -> dict[str, Any]:
-        given = super().valid(rng)
-        docs, queries = [list(each.values()) for each in given["corpus"]], given["topics"].to_numpy().tolist()
-        return {"queries": queries, "docs": docs, "docpairs": given["source"].to_numpy().tolist(), "fields": ["text"]}
+BAD_SHARES = ({}, None, 0.9, [0.9, 0.1], {"a": 0.9}, {"a": 1.2, "b": -0.2}, {"a": "0.9", "b": "0.1"}, {"a": math.nan})
 
-    def call(self, fields: Any, **parts: Any) -> Any:
-        dataset = self.tools.register(**{name: rows for name, rows in parts.items() if rows is not None})
-        return super().call(dataset, fields=fields)
-
-    def expected(self, queries: Any, docs: Any, docpairs: Any, fields: Any) -> Any:
-        corpus = [dict(zip(["docno", "text"], row, strict=True)) for row in docs]
-        return super().expected(pd.DataFrame(docpairs), pd.DataFrame(queries), corpus, None, None)
-
-
-class SplitQueries(Entry):
-    name = "split_queries"
-    bad = (
-        {},
-        None,
-        0.9,
-        [0.9, 0.1],
-        {"a": 0.9},
-        {"a": 1.2, "b": -0.2},
-        {"a": "0.9", "b": "0.1"},
-        {"a": None, "b": 1.0},
-    )
-    forms = (c.change("shares", "a Series", pd.Series), c.change("shares", "tuples", lambda given: {**given}))
-    changes = (
-        c.frame("frame", "qid", may_be_empty=True),
-        Changes([forms], malformed=[c.replace("shares", [*bad, {"a": math.nan, "b": 0.1}])]),
-    )
-
-    def valid(self, rng: Random) -> dict[str, Any]:
-        qids = ["".join(rng.choices("0123456789é", k=rng.randint(1, 5))) for _ in range(rng.randint(1, 8))]
-        first, second = rng.randint(0, 50), rng.randint(0, 50)
-        shares = {"train": first / 100, "valid": second / 100, "test": (100 - first - second) / 100}
-        return {"frame": pd.DataFrame({"qid": qids}).astype({"qid": object}).assign(docno="d1"), "shares": shares}
-
-    def call(self, frame: Any, shares: Any) -> Any:
-        return {name: part["qid"].tolist() for name, part in split_queries(frame, shares).items()}
-
-    def expected(self, frame: pd.DataFrame, shares: dict[str, float]) -> Any:
-        names = [name for name, share in shares.items() for _ in range(round(100 * share))]
-        placed = [(names[zlib.crc32(qid.encode()) % 100], qid) for qid in frame["qid"]]
-        return {name: [qid for part, qid in placed if part == name] for name in shares}
+entry(
+    "split_queries",
+    [*c.frame("frame", ["qid"]), c.each("shares", {"a Series": pd.Series}), c.replace("shares", BAD_SHARES)],
+    lambda tools, rng: {"frame": c.some_results(rng), "shares": rng.choice([{"a": 0.5, "b": 0.5}, {"a": 1, "b": 0}])},
+    lambda tools, frame, shares: {name: part["qid"].tolist() for name, part in split_queries(frame, shares).items()},
+)
