@@ -16,7 +16,7 @@ import pandas as pd
 import pyterrier as pt
 from pydantic import SkipValidation
 
-from ..utils.checks import FieldNames, checked, is_missing, require_distinct_columns
+from ..utils.checks import FieldNames, checked, require_distinct_columns
 
 # left alone where options are checked by their types, since that would read an iterable
 # A PyTerrier dataset with a corpus, a frame with ``docno`` and text, or an iterable of such records
@@ -153,7 +153,7 @@ class Documents:
         if len(values) == 1 and isinstance(values[0], str):
             return values[0]
         others = [value for value in values if not isinstance(value, str)]
-        if len(others) == len(values) or not all(map(is_missing, others)):
+        if len(others) == len(values) or not all(pd.api.types.is_scalar(value) and pd.isna(value) for value in others):
             raise TypeError(
                 f"document {docno!r} must have a string in {_listed(self.fields)}, got {reprlib.repr(values)}; convert "
                 "texts to strings, and drop documents without one"

@@ -17,6 +17,7 @@ from pydantic import Field
 from pyterrier_dr import FlexIndex, SimFn
 from pyterrier_dr.flex import IndexingMode
 from pyterrier_dr.flex.core import FlexIndexer
+from pyterrier_dr.flex.faiss_retr import FaissRetriever
 from pyterrier_dr.flex.np_retr import NumpyVectorLoader
 
 from ..utils import compat
@@ -162,10 +163,8 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
         if method in OWN_METHODS:
             return OWN_METHODS[method](index, **options)
         if method == "voyager_retriever":
-            compat.make_voyager_graph(index, options)
-            inner = FlexIndex.voyager_retriever(index, **options)
-            compat.mend_voyager(inner, options["num_results"])
-            return inner
+            shown = {name: options[name] for name in ("num_results", "drop_query_vec")}
+            return FaissRetriever(index, compat.VoyagerSearch(index, options), **shown)
         if method == "retriever":
             method = "np_retriever"
             if options["batch_size"] is None and self._signature is not None and index.sim_fn is SimFn.dot:
@@ -178,8 +177,9 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
                     options["device"] = "cuda" if is_for_gpu else "cpu"
                     options["qbatch"] = min(max(SCORES // len(index), 1), LARGEST_QBATCH)
         if method == "np_retriever" and options["mask"] is not None:
+            # pyterrier-dr 0.8.1 sets the scores of other documents to 0 here, which is above negative cosines
             del options["batch_size"]
-            return compat.masked_retriever(index, **options)
+            return FlexIndex.torch_retriever(index, device="cpu", **options)
         return getattr(FlexIndex, method)(index, **options)
 
     def _fit_options(self, options: dict[str, Any]) -> None:
@@ -191,7 +191,7 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
                 "index.mask(docnos) makes one"
             )
         if self.method in SCORERS:
-            # see compat.first_results
+            # see compat.score
             options["num_results"] = None
         if isinstance(options.get("k"), int):
             if len(index) == 1:
@@ -217,7 +217,7 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
             self._make()
         require_column_names(inp, "the queries")
         if inp.empty:
-            return without_rows(self._transform_nothing(inp), inp)
+            return without_rows(self._search(inp), inp)
         if "qid" in inp:
             require_identifiers(inp, "qid", "the queries")
         if "docno" in inp:
@@ -226,18 +226,12 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
             require_comparable(self.index, inp)
         # under autocast, pyterrier-dr 0.8 multiplies vectors in 16 bits, and cannot make arrays of bfloat16
         with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-            if self.method in SCORERS:
-                compat.require_scorable(inp)
-                return compat.first_results(self.inner.transform(inp), self.options["num_results"])
-            return compat.transform_queries(self.inner, inp)
+            return self._search(inp)
 
-    def _transform_nothing(self, inp: pd.DataFrame) -> pd.DataFrame:
+    def _search(self, inp: pd.DataFrame) -> pd.DataFrame:
         if self.method in SCORERS:
-            return compat.score_nothing(inp)
-        if self.method == "voyager_retriever":
-            # pyterrier-dr 0.8.1 fails on no queries; numpy returns the same columns
-            return FlexIndex.np_retriever(self.index, drop_query_vec=self.options["drop_query_vec"]).transform(inp)
-        return self.inner.transform(inp)
+            return compat.score(self.inner, inp, self.options["num_results"])
+        return compat.transform_queries(self.inner, inp)
 
     def fuse_rank_cutoff(self, k: int) -> pt.Transformer | None:
         """Ask the index for ``k`` documents, where the backend then finds the same."""

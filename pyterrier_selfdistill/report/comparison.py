@@ -24,7 +24,6 @@ from ..utils.checks import (
     checked,
     require_columns,
     require_identifiers,
-    require_integer_labels,
     require_judged,
 )
 from ..utils.folders import atomic_file
@@ -97,8 +96,7 @@ def compare(
         raise ValueError(f"baseline must be one of the systems {list(by_name)}, got {baseline!r}")
     # an index may be named like a column
     topics = topics.reset_index(drop=True)
-    require_judged(topics, qrels, empty=True)
-    require_integer_labels(qrels, "qrels")
+    require_judged(topics, qrels, to_measure=True)
     qrels = qrels[["qid", "docno", "label"]].astype({"label": int}).reset_index(drop=True)
     judged = topics[topics["qid"].isin(qrels["qid"])]
     results = {name: _run(name, system, judged) for name, system in by_name.items()}

@@ -25,9 +25,7 @@ from ..utils.checks import (
     Measures,
     PositiveInteger,
     checked,
-    has_candidates,
     require_columns,
-    require_integer_labels,
     require_judged,
     require_texts,
 )
@@ -91,13 +89,12 @@ class RetrievalEvaluator(BaseEvaluator):
         # an index may be named like a column
         topics_or_results = topics_or_results.reset_index(drop=True)
         qrels = qrels.reset_index(drop=True)
-        require_judged(topics_or_results, qrels, empty=True)
-        require_integer_labels(qrels, "the validation qrels")
+        require_judged(topics_or_results, qrels, to_measure=True)
         self.encoder_options = encoder_options or {}
         self.measures = list(measures)
         self.primary_metric = str(self.measures[0])
         self.passages = passages
-        self.searches = not has_candidates(topics_or_results, "validation results")
+        self.searches = "docno" not in topics_or_results
         text_field = self.encoder_options.get("text_field", "text")
         # no other column: vectors of another encoder would be scored instead of the model's own
         columns = ["qid", "query"]

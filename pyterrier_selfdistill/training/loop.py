@@ -39,7 +39,6 @@ from ..losses import SelfDistillationLoss, without_matryoshka
 from ..utils.compat import (
     limit_autocast_to_training,
     no_transformers_progress_bars,
-    no_widget_examples,
     progress_bar,
     remove_autocast,
 )
@@ -116,8 +115,10 @@ class TrainingLoop(SentenceTransformerTrainer):
         verbose: bool,
     ) -> None:
         self.decay = decay  # first, since the trainer may ask for a schedule while it is made
-        with no_widget_examples(encoder.model):
-            super().__init__(model=encoder.model, args=arguments, train_dataset=dataset, loss=loss, evaluator=evaluator)
+        card: Any = encoder.model.model_card_data
+        card.widget = ["none"]  # without one, sentence-transformers chooses texts for the hub, with a progress bar
+        super().__init__(model=encoder.model, args=arguments, train_dataset=dataset, loss=loss, evaluator=evaluator)
+        card.widget = []
         self.start = start
         self.folder = Path(cast(str, arguments.output_dir))
         self.seconds = 0.0

@@ -18,7 +18,7 @@ from ..data.corpus import Corpus, Documents
 from ..data.negatives import Negatives, from_results, from_topics, split_queries
 from ..data.triples import Triples
 from ..encoder.biencoder import SelfDistillBiEncoder
-from ..utils.checks import has_candidates, require_judged
+from ..utils.checks import require_judged
 from ..utils.processes import agree
 from .evaluation import search
 
@@ -71,7 +71,7 @@ class JudgedQueries:
 
     def draw(self) -> Triples:
         """Make the triples to begin with: negatives are drawn from results, or from the corpus for topics alone."""
-        if has_candidates(self.topics_or_results, "results"):
+        if "docno" in self.topics_or_results:
             return self._draw_from(self.topics_or_results, self.qrels, self.seed)
         if self.corpus is None:
             raise ValueError(

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import reprlib
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -53,16 +54,9 @@ Measures = Annotated[
 FolderPath = Annotated[Annotated[str, Field(min_length=1)] | Path, Expected("the path of a folder")]
 FilePath = Annotated[Annotated[str, Field(min_length=1)] | Path, Expected("the path of a file")]
 
-# a class that an annotation names may be defined later
-CONFIG = ConfigDict(strict=True, arbitrary_types_allowed=True, defer_build=True)
-
 
 def checked(target: Checked) -> Checked:
     """Check the arguments of a function, or of a class, against their types.
-
-    Raises:
-        ValueError: When called, if an option has a value that its type does not allow.
-        TypeError: When called, if an argument is not an instance of the class of its type.
 
     Example:
         >>> @checked
@@ -80,8 +74,9 @@ def checked(target: Checked) -> Checked:
     signature = inspect.signature(target)
     names = list(signature.parameters)
 
-    # only validates, so that an error of pydantic in the function itself stays one
-    @validate_call(config=CONFIG)
+    # only validates, so that an error of pydantic in the function itself stays one; a class that an annotation names
+    # may be defined later
+    @validate_call(config=ConfigDict(strict=True, arbitrary_types_allowed=True, defer_build=True))
     @wraps(target)
     def validated(*arguments: Any, **options: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return arguments, options
@@ -99,19 +94,15 @@ def checked(target: Checked) -> Checked:
             name = names[place] if isinstance(place, int) else place
             value = bound.arguments.get(name, options.get(name))
             # the types of a union, such as a path or None, have a fault each
-            raise _explained([fault for fault in faults if fault["loc"][0] == place], name, value) from None
+            faults = [fault for fault in faults if fault["loc"][0] == place]
+            expected = dict.fromkeys(fault["msg"].removeprefix("Input should be ") for fault in faults)
+            message = f"{name} must be {' or '.join(expected)}, got {reprlib.repr(value)}"
+            if _are_of_class(faults):
+                raise TypeError(f"{message}, a {type(value).__name__}") from None
+            raise ValueError(message) from None
         return target(*arguments, **options)
 
     return check_and_call  # type: ignore[return-value]
-
-
-def _explained(faults: Sequence[ErrorDetails], name: str, value: Any) -> ValueError | TypeError:
-    """Make the error of one argument from pydantic's."""
-    expected = dict.fromkeys(fault["msg"].removeprefix("Input should be ") for fault in faults)
-    message = f"{name} must be {' or '.join(expected)}, got {reprlib.repr(value)}"
-    if _are_of_class(faults):
-        return TypeError(f"{message}, a {type(value).__name__}")
-    return ValueError(message)
 
 
 def _are_of_class(faults: Sequence[ErrorDetails]) -> bool:
@@ -173,18 +164,6 @@ def require_identifiers(frame: pd.DataFrame, column: str, name: str) -> None:
         )
 
 
-def has_candidates(frame: pd.DataFrame, name: str) -> bool:
-    """Tell results from topics by their ``docno``."""
-    require_distinct_columns(frame, name)
-    of_results = sorted({"rank", "score"} & set(frame.columns))
-    if "docno" not in frame and of_results:
-        raise ValueError(
-            f"{name} must have 'docno' in addition to {of_results}, got {list(frame.columns)}; give results with their "
-            "documents, or topics with 'qid' and 'query' only"
-        )
-    return "docno" in frame
-
-
 # the types of the columns that encoders, retrievers and scorers add
 TYPES = {"docno": str, "docid": int, "score": np.float32, "rank": int, "query_vec": object, "doc_vec": object}
 
@@ -207,27 +186,23 @@ def require_texts(
             f"expected a column {column!r}, got {list(frame.columns)}; put pt.text.get_text(dataset) before the "
             "trainer, or name the column with text_field= at the encoder"
         )
-
-    def refuse(error: type[Exception], rows: pd.Series, given: str, advice: str) -> None:
-        if not rows.any():
-            return
-        wrong = frame[rows]
-        names = wrong[identifier] if identifier in frame else wrong.index
-        shown = ", ".join(f"{name!r}: {value!r}" for name, value in zip(names[:3], wrong[column][:3], strict=True))
-        raise error(
-            f"column {column!r} must hold text, got {given} in {len(wrong)} of {len(frame)} rows ({shown}); {advice}"
-        )
-
-    # empty columns of Arrow have no all()
+    # empty columns of Arrow have no map()
     texts = frame[column].astype(object)
-    is_text = texts.map(lambda text: isinstance(text, str)).astype(bool)
-    add = "add the text with pt.text.get_text(dataset), or drop these rows"
-    refuse(TypeError, ~(is_text | texts.isna()) if missing else ~is_text, "another type", add)
-    decode = "decode the bytes again with errors='replace'"
-    refuse(ValueError, texts.map(_has_half_a_character).astype(bool), "half a character", decode)
-    if not empty:
-        is_empty = texts.map(lambda text: isinstance(text, str) and not text.strip()).astype(bool)
-        refuse(ValueError, is_empty, "an empty text", add)
+    faults = texts.map(_fault_of).astype(object)
+    if missing:
+        faults[texts.isna()] = None
+    if empty:
+        faults[faults == EMPTY] = None
+    if faults.isna().all():
+        return
+    given = faults.dropna().iloc[0]
+    wrong = frame[faults == given]
+    names = wrong[identifier] if identifier in frame else wrong.index
+    shown = ", ".join(f"{name!r}: {value!r}" for name, value in zip(names[:3], wrong[column][:3], strict=True))
+    advice = DECODE if given == HALF else "add the text with pt.text.get_text(dataset), or drop these rows"
+    raise (TypeError if given == OTHER else ValueError)(
+        f"column {column!r} must hold text, got {given} in {len(wrong)} of {len(frame)} rows ({shown}); {advice}"
+    )
 
 
 def require_strings(values: Iterable[str], name: str) -> list[str]:
@@ -236,31 +211,27 @@ def require_strings(values: Iterable[str], name: str) -> list[str]:
         raise TypeError(f"{name} must be a list of strings, got {reprlib.repr(values)}, a {type(values).__name__}")
     strings = list(values)
     for position, value in enumerate(strings):
-        if not isinstance(value, str):
+        fault = _fault_of(value)
+        if fault == OTHER:
             raise TypeError(f"{name}[{position}] must be a string, got {value!r}, a {type(value).__name__}")
-        if _has_half_a_character(value):
-            raise ValueError(
-                f"{name}[{position}] must hold text, got half a character in {value!r}; decode the bytes again with "
-                "errors='replace'"
-            )
+        if fault == HALF:
+            raise ValueError(f"{name}[{position}] must hold text, got {HALF} in {value!r}; {DECODE}")
     return strings
 
 
-def _has_half_a_character(text: Any) -> bool:
-    """Tell whether a string has a surrogate in it, as undecodable bytes become, which no tokenizer takes."""
-    # strings know whether they are ASCII, as most are
-    if not isinstance(text, str) or text.isascii():
-        return False
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
+# the faults of texts
+OTHER, HALF, EMPTY = "another type", "half a character", "an empty text"
+HALVES = re.compile("[\ud800-\udfff]")
+DECODE = "decode the bytes again with errors='replace'"
 
 
-def is_missing(value: object) -> bool:
-    """Tell whether a value is None, NaN, or another missing value of pandas."""
-    return pd.api.types.is_scalar(value) and bool(pd.isna(value))
+def _fault_of(text: Any) -> str | None:
+    if not isinstance(text, str):
+        return OTHER
+    # undecodable bytes become surrogates, which no tokenizer takes
+    if HALVES.search(text):
+        return HALF
+    return None if text.strip() else EMPTY
 
 
 def require_topics(topics: pd.DataFrame, *, empty: bool = False) -> None:
@@ -275,47 +246,44 @@ def require_topics(topics: pd.DataFrame, *, empty: bool = False) -> None:
         raise ValueError(f"a query must have one text in all rows, got {examples}; give each query its own qid")
 
 
-def require_judged(topics: pd.DataFrame, qrels: pd.DataFrame, *, empty: bool = False) -> None:
-    """Check topics (or results) and judgements, and that some of the topics have judgements."""
+def require_judged(topics: pd.DataFrame, qrels: pd.DataFrame, *, to_measure: bool = False) -> None:
+    """Check topics (or results) and their judgements; measures take empty queries, and no fractions as labels."""
     require_columns(topics, ["qid", "query"], "topics")
     require_columns(qrels, ["qid", "docno", "label"], "qrels")
-    # first, since identifiers of two types are the usual reason
-    are_hashable = all(isinstance(qid, Hashable) for frame in (topics, qrels) for qid in frame["qid"])
-    if are_hashable and not set(topics["qid"]) & set(qrels["qid"]):
-        given, judged = (f"{ids.unique()[:3].tolist()} ({ids.dtype})" for ids in (topics["qid"], qrels["qid"]))
+    of_results = sorted({"rank", "score"} & set(topics.columns))
+    if "docno" not in topics and of_results:
         raise ValueError(
-            f"expected judgements of the topics, got none: topics have the qid {given}, qrels {judged}; identifiers "
-            'are strings in both, convert with frame.astype({"qid": str})'
+            f"topics must have 'docno' in addition to {of_results}, got {list(topics.columns)}; give results with "
+            "their documents, or topics with 'qid' and 'query' only"
         )
-    require_topics(topics, empty=empty)
+    require_topics(topics, empty=to_measure)
     require_identifiers(qrels, "qid", "qrels")
     require_identifiers(qrels, "docno", "qrels")
     if "docno" in topics:
         require_identifiers(topics, "docno", "topics")
+    if not set(topics["qid"]) & set(qrels["qid"]):
+        given, judged = (frame["qid"].unique()[:3].tolist() for frame in (topics, qrels))
+        raise ValueError(f"expected judgements of the topics, got none: topics have the qid {given}, qrels {judged}")
     missing = int(qrels["label"].isna().sum())
     if missing or not pd.api.types.is_numeric_dtype(qrels["label"]):
         raise TypeError(
             f"the labels of qrels must be numbers, 1 or more for relevant documents, got {qrels['label'].dtype}, "
             f"{missing} of {len(qrels)} missing"
         )
-
-
-def require_integer_labels(qrels: pd.DataFrame, name: str) -> None:
-    """Check that labels, which are numbers, are integers, as measures need them."""
     fractions = qrels["label"][qrels["label"] % 1 != 0]
-    if len(fractions):
+    if to_measure and len(fractions):
         raise ValueError(
-            f"the labels of {name} must be integers, as measures need them, got {fractions.iloc[0]}; round them"
+            f"the labels of qrels must be integers, as measures need them, got {fractions.iloc[0]}; round them"
         )
 
 
 def require_vector(name: str, vector: object) -> None:
     """Check that something is a vector of floats that are finite in float32."""
-    if not isinstance(vector, np.ndarray):
-        raise ValueError(f"{name} must be an array of floats, got a {type(vector).__name__}; encode it first")
-    if vector.ndim != 1 or vector.dtype.kind != "f" or not vector.size:
-        got = f"{vector.dtype} of shape {vector.shape}"
-        raise ValueError(f"{name} must be an array of floats of shape (dimension,), got {got}; encode it first")
+    if not isinstance(vector, np.ndarray) or vector.ndim != 1 or vector.dtype.kind != "f" or not vector.size:
+        raise ValueError(
+            f"{name} must be an array of floats of shape (dimension,), got {reprlib.repr(vector)}, a "
+            f"{type(vector).__name__}; encode it first"
+        )
     with np.errstate(over="ignore"):
         is_finite = np.isfinite(vector.astype(np.float32)).all()
     if not is_finite:

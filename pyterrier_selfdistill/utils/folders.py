@@ -19,8 +19,6 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from .compat import system_error_code
-
 METADATA_FILE = "pt_meta.json"  # the file that describes a PyTerrier artifact in its folder
 REMOVED = "was removed meanwhile; write again, or choose another path"
 SCRATCH = "selfdistill-scratch-"  # the prefix of temporary folders
@@ -108,9 +106,14 @@ def atomic_folder(
         _clean_up(target)
         _require_free(target, overwrite, recognize)
         unfinished.mkdir()
+        # a folder that was removed meanwhile has none, even if a library made it again
+        mark = unfinished / ".unfinished"
+        mark.touch()
         try:
-            with _watched(unfinished):
-                yield unfinished
+            yield unfinished
+            if not mark.exists():
+                raise FileNotFoundError(errno.ENOENT, f"the folder {REMOVED}", str(target))
+            mark.unlink()
             # other programs know no lock
             _require_free(target, overwrite, recognize)
             if not target.exists():
@@ -120,8 +123,6 @@ def atomic_folder(
                 unfinished.rename(target)
         finally:
             _clean_up(target)
-        if not target.is_dir():
-            raise FileNotFoundError(errno.ENOENT, f"the folder {REMOVED}", str(target))
 
 
 def _require_free(target: Path, overwrite: bool, recognize: Callable[[Path], bool] | None) -> None:
@@ -143,22 +144,6 @@ def _require_free(target: Path, overwrite: bool, recognize: Callable[[Path], boo
             f"{str(target)!r} holds {', '.join(content[:3])}{more}, no earlier version, and is not replaced; choose "
             "another folder, or remove this one yourself"
         )
-
-
-@contextmanager
-def _watched(folder: Path) -> Iterator[None]:
-    """Raise an error on exit if a folder was removed, and perhaps made again by a library that missed it."""
-    # while it is open, another folder cannot have its number; Windows removes no folder whose files are open
-    if os.name == "nt":
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        yield
-        if not folder.is_dir() or not os.path.samestat(folder.stat(), os.fstat(descriptor)):
-            raise FileNotFoundError(errno.ENOENT, f"the folder {REMOVED}", str(folder))
-    finally:
-        os.close(descriptor)
 
 
 def _exchange(first: Path, second: Path) -> bool:
@@ -233,7 +218,9 @@ def explained_errors(path: str | Path) -> Iterator[None]:
     except Exception as error:
         if existed and not target.parent.is_dir():
             raise FileNotFoundError(errno.ENOENT, f"{str(target.parent)!r} {REMOVED}", str(target)) from error
-        code = system_error_code(error)
+        # safetensors 0.8 raises no OSError when it cannot write, and has the number in its words only
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        code = int(number[1]) if number else getattr(error, "errno", None)
         if code in (errno.ENOSPC, errno.EDQUOT):
             raise OSError(code, "the disk is full; free some space, or choose another path", str(target)) from error
         if code in (errno.EACCES, errno.EPERM, errno.EROFS) and not os.access(_existing(target.parent), os.W_OK):

@@ -344,7 +344,7 @@ def test_what_is_not_finite_is_not_saved(make, collection, monkeypatch, tmp_path
     ("change", "error", "message"),
     [
         (lambda r, q: (r.drop(columns="text"), q), ValueError, "'text'.*get_text"),
-        (lambda r, q: (r, q.assign(qid=7)), ValueError, "got none: .*7"),
+        (lambda r, q: (r, q.assign(qid="x")), ValueError, "got none: .*'x'"),
         (lambda r, q: (r.assign(qid=7), q.assign(qid=7)), TypeError, "topics.*320"),
         (lambda r, q: (r, q.assign(docno=7)), TypeError, "docno of qrels.*320"),
         (lambda r, q: (r, q.assign(label="1")), TypeError, "label.*(str|object)"),

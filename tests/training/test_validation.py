@@ -99,7 +99,7 @@ def test_vectors_of_another_encoder_are_not_scored(collection, encoder, other):
         (lambda r, q: (None, q), "topics"),
         (lambda r, q: (r[["qid", "query"]], q), "corpus="),
         (lambda r, q: (r.drop(columns="text"), q), "'text'"),
-        (lambda r, q: (r, q.assign(qid=7)), "got none: .*7"),
+        (lambda r, q: (r, q.assign(qid="x")), "got none: .*'x'"),
         (lambda r, q: (r, q.assign(label=0.5)), "0.5"),
         (lambda r, q: ({"one": r}, q), "'a': "),
         (lambda r, q: ({"one": r}, {"two": q}), r"\['one'\] and \['two'\]"),

@@ -1,5 +1,6 @@
 """Errors about input say what was given, what was expected, and what to do."""
 
+import sys
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,18 +15,12 @@ from pyterrier_selfdistill.utils.checks import (
     PositiveInteger,
     Share,
     checked,
-    has_candidates,
-    is_missing,
     load_extra,
     require_column_names,
-    require_columns,
-    require_identifiers,
-    require_integer_labels,
     require_judged,
     require_strings,
     require_texts,
     require_topics,
-    require_vector,
     require_vectors,
     without_rows,
 )
@@ -86,11 +81,8 @@ def test_options_are_checked_by_their_types(wrong, error, message):
 def test_positional_options_and_classes_are_checked():
     with pytest.raises(ValueError, match="share .* got 7"):
         search(3, 7)
-    with pytest.raises(TypeError, match="count"):
-        search(1, count=1)
     with pytest.raises(ValueError, match="count must be a positive integer, got 0"):
         Depth(0)
-    assert Depth.__name__ == "Depth"
 
 
 def test_options_take_scalars_of_numpy_and_leave_others_unchanged():
@@ -111,12 +103,10 @@ def test_an_error_of_the_function_itself_is_not_explained():
         fail(3)
 
 
-def test_a_missing_module_is_named_with_its_extra():
-    assert load_extra("peft").__name__ == "peft"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(__import__("sys").modules, "openvino", None)
-        with pytest.raises(ImportError, match=r"openvino.*pip install 'pyterrier-selfdistill\[int8\]'"):
-            load_extra("openvino")
+def test_a_missing_module_is_named_with_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(ImportError, match=r"openvino.*pip install 'pyterrier-selfdistill\[int8\]'"):
+        load_extra("openvino")
 
 
 # --- frames ----------------------------------------------------------------------------------------------------------
@@ -146,30 +136,20 @@ def test_topics(frame, error, message):
     ("qrels", "error", "message"),
     [
         (QRELS.drop(columns="label"), ValueError, r"qrels .* \['label'\] missing"),
-        (QRELS.assign(qid=1), ValueError, r"got none: .*\['1', '2'\] .*\[1\] .int64.*astype"),
+        (QRELS.assign(qid=1), TypeError, "qid of qrels .*astype"),
+        (QRELS.assign(qid="7"), ValueError, r"got none: .*\['1', '2'\].*\['7'\]"),
         (QRELS.assign(docno=7), TypeError, "docno of qrels"),
         (QRELS.assign(label="1"), TypeError, "labels of qrels .*0 of 1 missing"),
         (QRELS.assign(label=np.nan), TypeError, "labels of qrels .*1 of 1 missing"),
+        (QRELS.assign(label=0.5), ValueError, "got 0.5"),
     ],
 )
 def test_judgements(qrels, error, message):
-    require_judged(TOPICS, QRELS)
+    require_judged(TOPICS, QRELS.assign(label=1.5))
     with pytest.raises(error, match=message):
-        require_judged(TOPICS, qrels)
-
-
-def test_labels_that_measures_would_cut_off():
-    require_integer_labels(QRELS.assign(label=2.0), "qrels")
-    with pytest.raises(ValueError, match="got 0.5"):
-        require_integer_labels(QRELS.assign(label=0.5), "qrels")
-
-
-def test_results_are_told_from_topics():
-    assert not has_candidates(TOPICS, "topics")
-    assert has_candidates(QRELS, "results")
-    require_columns(TOPICS, ["qid", "query"], "topics")
+        require_judged(TOPICS, qrels, to_measure=True)
     with pytest.raises(ValueError, match=r"'docno' .*\['rank', 'score'\]"):
-        has_candidates(TOPICS.assign(score=1.0, rank=0), "topics")
+        require_judged(TOPICS.assign(score=1.0, rank=0), QRELS)
 
 
 def test_names_of_columns():
@@ -178,8 +158,6 @@ def test_names_of_columns():
         require_column_names(pd.DataFrame([["1", 2, 3]], columns=["qid", 7, None]), "topics")
     with pytest.raises(ValueError, match="distinct"):
         require_column_names(TOPICS[["qid", "qid"]], "topics")
-    with pytest.raises(TypeError, match=r"got \[7\] in 1 of 2 rows"):
-        require_identifiers(pd.DataFrame({"qid": ["1", 7]}), "qid", "topics")
 
 
 def test_columns_of_an_empty_frame_merge_with_those_of_others():
@@ -238,26 +216,20 @@ def test_lists_of_strings(values, error, message):
         require_strings(values, "texts")
 
 
-def test_missing_values():
-    assert all(map(is_missing, (None, np.nan, pd.NA)))
-    assert not any(map(is_missing, ("", 0, [None], np.array([np.nan]))))
-
-
-# --- vectors ---------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
-    "vector",
-    [None, [0.6, 0.8], np.array([1, 0]), np.ones((1, 2)), np.ones(0), np.array([0.6, np.nan]), np.array([1e300])],
+    ("vector", "message"),
+    [
+        (None, "None, a NoneType"),
+        ([0.6, 0.8], "a list"),
+        (np.array([1, 0]), "an? ndarray"),
+        (np.ones((1, 2)), "an? ndarray"),
+        (np.ones(0), "an? ndarray"),
+        (np.array([0.6, np.nan]), "must hold finite numbers"),
+        (np.array([1e300]), "must hold finite numbers"),
+        (np.ones(3), "query_vec has 3 dimensions, and the vectors of the index have 2"),
+    ],
 )
-def test_a_vector_holds_finite_floats(vector):
-    require_vector("query_vec", np.array([0.6, 0.8]))
-    with pytest.raises(ValueError, match="query_vec must"):
-        require_vector("query_vec", vector)
-
-
-@pytest.mark.parametrize("others", [0, 1])
-def test_vectors_have_the_length_of_others(others):
-    vectors = [np.ones(2, dtype=np.float32)] * others + [np.ones(3, dtype=np.float32)]
-    with pytest.raises(ValueError, match="query_vec has 3 dimensions, and the vectors of the index have 2"):
+def test_vectors_are_finite_and_of_one_length(vector, message):
+    vectors = pd.Series([np.array([0.6, 0.8]), vector], dtype=object)
+    with pytest.raises(ValueError, match=message):
         require_vectors(pd.DataFrame({"query_vec": vectors}), "query_vec", 2, "the vectors of the index")
