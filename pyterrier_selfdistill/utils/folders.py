@@ -106,14 +106,14 @@ def atomic_folder(
         _clean_up(target)
         _require_free(target, overwrite, recognize)
         unfinished.mkdir()
-        # a folder that was removed meanwhile has none, even if a library made it again
+        # a library may make a folder again that was removed meanwhile, without this mark
         mark = unfinished / ".unfinished"
-        mark.touch()
+        mark.mkdir()
         try:
             yield unfinished
             if not mark.exists():
                 raise FileNotFoundError(errno.ENOENT, f"the folder {REMOVED}", str(target))
-            mark.unlink()
+            mark.rmdir()
             # other programs know no lock
             _require_free(target, overwrite, recognize)
             if not target.exists():
