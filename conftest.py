@@ -33,7 +33,8 @@ def _own_home(tmp_path_factory):
 def _same_precision_everywhere():
     """Encode in float32 unless a test says otherwise, whatever the hardware has."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pyterrier_selfdistill.encoder.biencoder.has_bfloat16", lambda device: False)
+        patch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+        patch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: False)
         yield
 
 
