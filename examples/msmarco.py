@@ -137,7 +137,7 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", help="where to train, if not on a GPU of each process")
     parser.add_argument("--deepspeed", help="a file with settings of DeepSpeed")
     parser.add_argument("--output", default="runs/msmarco", help="the folder to write")
-    parser.add_argument("--target", default="distributed", choices=["calibrated", "distributed", "adaptive"])
+    parser.add_argument("--target", default="distributed", choices=["listwise", "softmax", "distributed", "adaptive"])
     parser.add_argument("--max-pairs-per-query", type=int, default=128)
     parser.add_argument("--limit", type=int, help="how many triples to train with in all")
     parser.add_argument("--store-texts", action=argparse.BooleanOptionalAction, default=True)

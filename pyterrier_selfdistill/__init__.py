@@ -6,7 +6,7 @@ from .index.files import EncoderMismatchError
 from .index.index import SelfDistillIndex
 from .index.ray import RayIndexer
 from .index.shards import ShardedIndex
-from .losses import AdaptiveMarginLoss, CalibratedLoss, SelfDistillationLoss
+from .losses import AdaptiveMarginLoss, SelfDistillationLoss, SoftmaxLoss
 from .report.comparison import Comparison, compare
 from .training.evaluation import RetrievalEvaluator
 from .training.trainer import NotFittedError, SelfDistillTrainer
@@ -15,7 +15,6 @@ from .utils.folders import FolderInUseError
 __version__ = "0.1.0"
 __all__ = [
     "AdaptiveMarginLoss",
-    "CalibratedLoss",
     "Comparison",
     "EncoderMismatchError",
     "FolderInUseError",
@@ -28,6 +27,7 @@ __all__ = [
     "SelfDistillTrainer",
     "SelfDistillationLoss",
     "ShardedIndex",
+    "SoftmaxLoss",
     "compare",
     "split_queries",
 ]

@@ -1,16 +1,19 @@
-"""The losses: margins with adaptive targets, the calibrated softmax, and the loss on texts that trains with them."""
+"""The losses: margins with adaptive targets, the softmax over a batch, and the loss on texts that trains with them."""
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
-from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, cast, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
+from scipy.optimize import brentq
+from scipy.special import softmax
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.losses import CachedLossMixin
 from sentence_transformers.base.losses.gradcache import has_static_embedding_input
@@ -41,11 +44,11 @@ Target = Annotated[
 
 
 class MarginTerms(NamedTuple):
-    """A loss with its margins and targets."""
+    """A loss with its margins and their targets, if it has any."""
 
     loss: Tensor
     margin: Tensor
-    target: Tensor
+    target: Tensor | None
 
 
 @checked
@@ -180,136 +183,186 @@ def normalize(vectors: Tensor) -> Tensor:
     return vectors / torch.where(length > 0, length, 1.0)
 
 
-def _unit_vectors(query: Tensor, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Check a batch, and return its unit vectors: ``(B, D)``, ``(B, D)`` and ``(B*K, D)``."""
-    for name, tensor in {"query": query, "positive": positive, "negative": negative}.items():
+def _unit_vectors(query: Tensor, positive: Tensor, negative: Tensor | None) -> list[Tensor]:
+    """Check a batch, and return its unit vectors: ``(B, D)``, ``(B, D)`` and, with negatives, ``(B*K, D)``."""
+    given = {"query": query, "positive": positive}
+    if negative is not None:
+        given["negative"] = negative
+    for name, tensor in given.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a floating point tensor, got a {type(tensor).__name__}")
         if not tensor.is_floating_point():
             raise TypeError(f"{name} must be a floating point tensor, got {tensor.dtype}")
-    shapes = f"query {tuple(query.shape)}, positive {tuple(positive.shape)}, negative {tuple(negative.shape)}"
-    are_matrices = query.ndim == 2 and negative.ndim in (2, 3)
-    agree = positive.shape == query.shape and (negative.shape[0], negative.shape[-1]) == tuple(query.shape)
-    if not (are_matrices and agree):
+    shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in given.items())
+    agree = query.ndim == 2 and positive.shape == query.shape
+    if negative is not None:
+        agree &= negative.ndim in (2, 3) and (negative.shape[0], negative.shape[-1]) == tuple(query.shape)
+    if not agree:
         raise ValueError(f"expected query (B, D), positive (B, D) and negative (B, D) or (B, K, D), got {shapes}")
-    if 0 in negative.shape:
+    if 0 in (query if negative is None else negative).shape:
         raise ValueError(f"expected a batch with B, K and D of at least 1, got {shapes}")
-    return normalize(query), normalize(positive), normalize(negative.reshape(-1, negative.shape[-1]))
+    return [normalize(tensor.reshape(-1, tensor.shape[-1])) for tensor in given.values()]
 
 
-# --- the calibrated softmax -------------------------------------------------------------------------------------------
+# --- the softmax ------------------------------------------------------------------------------------------------------
 
+SoftmaxTarget = Literal["listwise", "softmax"]
+SOFTMAX_TARGETS = get_args(SoftmaxTarget)
 SCALES = (1.0, 1000.0)  # the range of the scale: at 1, a softmax of cosines hardly tells the documents of a batch apart
-HALVINGS = 30  # how often to halve this range, in logarithms: to a hundred millionth of the scale
 
 
-class CalibratedTerms(NamedTuple):
-    """A loss with its margins and its scale."""
+@checked
+class SoftmaxLoss(nn.Module):
+    r"""Learn which documents of the batch are relevant, at a scale that the encoder measures before training.
 
-    loss: Tensor
-    margin: Tensor
-    scale: Tensor
+    For B queries with one positive and K negatives each (K may be 0), the documents :math:`d_j` of every query are all
+    B positives and B*K negatives. With cosines :math:`s` and the scale :math:`\beta`, the inverse of the temperature,
 
+    .. math:: L = -\frac{1}{B} \sum_i \sum_j y_{ij} \log \operatorname{softmax}_j \beta\,s(q_i, d_j)
 
-class CalibratedLoss(nn.Module):
-    r"""Tell positives from all other documents of the batch, at the maximum likelihood scale of the batch.
+    ``"listwise"`` distills the labels from the encoder itself:
+    :math:`y_{ij} = \operatorname{softmax}_j \beta\,s(p_i, d_j)`, without gradient. The loss is lowest where the score
+    of :math:`d_j` is :math:`1 - s(p_i, d_j)` below the score of the positive: a relevance margin that adapts to each
+    pair. For example, a copy of the positive gets the same label as the positive, so training doesn't push it away,
+    and a document that has nothing in common with the positive gets almost no label, as in InfoNCE.
 
-    For B queries with one positive and K negatives each, the N = B*K + B - 1 other documents of a query are all
-    negatives of the batch, and the positives of the other queries. With margins
-    :math:`m_{ij} = s(q_i, p_i) - s(q_i, d_j)` of cosines,
-
-    .. math:: L = \frac{1}{B} \sum_i \log\Bigl(1 + \sum_j e^{-\beta m_{ij}}\Bigr)
-
-    which is InfoNCE with the scale :math:`\beta`, the inverse of the temperature, which ``calibrated_scale``
-    computes from the same margins, without gradient. You tune nothing: if all cosines were half as far apart, the
-    scale would be twice as large, and the loss the same.
+    ``"softmax"`` is InfoNCE: the positive gets the whole label. Documents with the text of another positive of the
+    same query are left out.
 
     Scores and loss are computed in float32 under autocast, and in float64 for float64 input.
 
+    Args:
+        target: ``"listwise"`` or ``"softmax"``.
+        scale: The scale; without it, :class:`SelfDistillTrainer` measures it with :func:`maximum_likelihood_scale`
+            before the first step.
+
+    Raises:
+        ValueError: If an option has another value.
+
     Example:
-        >>> loss = CalibratedLoss()
-        >>> query = torch.eye(2)
-        >>> positive, negative = torch.tensor([[0.8, 0.6], [0.6, 0.8]]), torch.tensor([[0.6, -0.8], [-0.8, 0.6]])
-        >>> loss(query, positive, negative)
-        tensor(1.0331)
-        >>> loss.terms(query, positive, negative).scale
-        tensor(1.0464)
+        The second query's positive is a copy of the first one's.
+
+        >>> query = torch.tensor([[0.6, 0.8], [0.8, 0.6]])
+        >>> positive = torch.tensor([[0.0, 1.0], [0.0, 1.0]])
+        >>> SoftmaxLoss("listwise", scale=20.0)(query, positive)
+        tensor(0.6931)
 
     References:
         Van den Oord, Li, Vinyals: Representation Learning with Contrastive Predictive Coding. 2018.
-        https://arxiv.org/abs/1807.03748 (InfoNCE). Guo, Pleiss, Sun, Weinberger: On Calibration of Modern Neural
-        Networks. ICML 2017. https://arxiv.org/abs/1706.04599 (the temperature of a trained classifier by maximum
-        likelihood)
+        https://arxiv.org/abs/1807.03748 (InfoNCE). Cao, Qin, Liu, Tsai, Li: Learning to Rank: From Pairwise Approach
+        to Listwise Approach. ICML 2007 (cross-entropy of two softmaxes over a list).
     """
 
-    def forward(self, query: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    def __init__(
+        self,
+        target: SoftmaxTarget = "listwise",
+        scale: Annotated[float, Field(gt=0)] | None = None,
+    ) -> None:
+        super().__init__()
+        self.target = target
+        self.scale = scale
+
+    def forward(self, query: Tensor, positive: Tensor, negative: Tensor | None = None) -> Tensor:
         """Compute the loss, a scalar tensor, from the same arguments as :meth:`terms`."""
         return self.terms(query, positive, negative).loss
 
-    def terms(self, query: Tensor, positive: Tensor, negative: Tensor) -> CalibratedTerms:
-        """Compute the loss with its margins and its scale, as :meth:`AdaptiveMarginLoss.terms` does with the target."""
+    def terms(
+        self, query: Tensor, positive: Tensor, negative: Tensor | None = None, is_positive: Tensor | None = None
+    ) -> MarginTerms:
+        """Compute the loss, and return margins and targets with it, for logging.
+
+        Args:
+            query: Query embeddings, ``(B, D)``, of any length.
+            positive: Embeddings of one relevant document per query, ``(B, D)``.
+            negative: Embeddings of the non-relevant documents, ``(B, D)`` or, for K per query, ``(B, K, D)``, if any.
+            is_positive: Which of the B*(K + 1) documents have the text of a positive of the query, ``(B, B*(K + 1))``;
+                the positives come first.
+
+        Returns:
+            The loss; how far each document of the batch scores below the positive; and for ``"listwise"``, how far it
+            should.
+
+        Raises:
+            ValueError: If the shapes do not agree, the batch is empty, or there is no scale.
+            TypeError: If an argument is not a floating point tensor.
+        """
+        if self.scale is None:
+            raise ValueError(
+                f"{self} has no scale; give it one, such as scale=20, or train with SelfDistillTrainer, which measures "
+                "it before the first step"
+            )
         with torch.autocast(query.device.type, enabled=False):
-            q, p, n = _unit_vectors(query, positive, negative)
-            scores = q @ torch.cat([p, n]).T
-            others = ~torch.eye(*scores.shape, dtype=torch.bool, device=scores.device)
-            margin = scores.diagonal()[:, None] - scores[others].reshape(len(q), -1)
-            scale = calibrated_scale(margin.detach())
-            loss = torch.logsumexp(_logits(margin, scale), dim=1).mean()
-            return CalibratedTerms(loss, margin, scale)
+            q, *documents = _unit_vectors(query, positive, negative)
+            scores = q @ torch.cat(documents).T
+            similarity = (documents[0] @ torch.cat(documents).T).detach()
+            is_other = ~torch.eye(*scores.shape, dtype=torch.bool, device=scores.device)
+            margin = (scores.diagonal()[:, None] - scores)[is_other]
+            if self.target == "listwise":
+                labels = torch.softmax(self.scale * similarity, dim=1)
+                return MarginTerms(F.cross_entropy(self.scale * scores, labels), margin, (1 - similarity)[is_other])
+            if is_positive is not None:
+                scores = scores.masked_fill(is_positive & is_other, -math.inf)
+            return MarginTerms(
+                F.cross_entropy(self.scale * scores, torch.arange(len(q), device=q.device)), margin, None
+            )
 
     def get_config_dict(self) -> dict[str, Any]:
-        """Return the name of the loss, for model cards and records of runs; it has no options."""
-        return {"target": "calibrated"}
+        """Return the options, for model cards and records of runs."""
+        return {"target": self.target, "scale": self.scale}
+
+    def extra_repr(self) -> str:
+        """Return the options, for ``repr``."""
+        return f"target={self.target!r}, scale={self.scale}"
 
 
-def calibrated_scale(margin: Tensor) -> Tensor:
-    r"""Compute the scale at which a softmax best explains which documents of a batch are relevant.
+def maximum_likelihood_scale(margins: Sequence[np.ndarray]) -> float:
+    r"""Compute the scale at which a softmax best explains which documents are relevant.
 
-    It minimizes the sum of the cross-entropies of the batch's B queries. A few queries alone may be told apart without
-    a fault, so that no scale would be large enough. So one more is counted, as in Laplace's rule of succession: its
-    relevant document is any of the others, each with the same probability, on average over the queries. The sum is
-    convex in the scale, and its derivative is 0 where
+    It minimizes the sum of the cross-entropies of Q queries, which is convex in the scale. If all positives scored
+    above all other documents, no scale would be large enough. So one more query is counted, as in Laplace's rule of
+    succession: its relevant document is any of the others, with equal probability. The derivative is 0 where
 
-    .. math:: \frac{1}{B} \sum_i \sum_j w_{ij} m_{ij} = \frac{\bar m}{B + 1}
+    .. math:: \frac{1}{Q} \sum_i \sum_j w_{ij} m_{ij} = \frac{\bar m}{Q + 1}
 
     with :math:`w_i` the softmax over a query's documents, including its positive (of margin 0), and :math:`\bar m` the
     mean of all margins.
 
     Args:
-        margin: How far the score of the positive is above the others, ``(B, N)``, without gradient.
+        margins: For each query, how far each other document of its batch scores below the positive, ``(N,)``.
 
     Returns:
-        A scalar tensor, within ``SCALES``: 1 where positives do not score above other documents on average.
+        A scale within ``SCALES``: 1 if positives do not score above other documents on average.
 
     Example:
         Positives that stand out need a large scale, others a small one.
 
-        >>> margin = torch.tensor([[0.5, 0.4, 0.1], [0.3, -0.1, 0.2]])
-        >>> calibrated_scale(margin)
-        tensor(3.1734)
-        >>> calibrated_scale(margin - 0.2)
-        tensor(1.)
+        >>> margins = [np.array([0.5, 0.4, 0.1]), np.array([0.3, -0.1, 0.2])]
+        >>> round(maximum_likelihood_scale(margins), 3)
+        3.173
+        >>> maximum_likelihood_scale([margin - 0.2 for margin in margins])
+        1.0
+
+    References:
+        Guo, Pleiss, Sun, Weinberger: On Calibration of Modern Neural Networks. ICML 2017.
+        https://arxiv.org/abs/1706.04599 (the temperature of a trained classifier by maximum likelihood)
     """
-    least = margin.mean() / (len(margin) + 1)
-    low, high = (margin.new_tensor(scale).log() for scale in SCALES)
-    # no branch on a value, which a GPU would have to wait for
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        weights = torch.softmax(_logits(margin, middle.exp()), dim=1)[:, 1:]
-        is_too_small = (weights * margin).sum(dim=1).mean() > least
-        low = torch.where(is_too_small, middle, low)
-        high = torch.where(is_too_small, high, middle)
-    return ((low + high) / 2).exp()
+    least = np.concatenate(margins).mean() / (len(margins) + 1)
 
+    def excess(logarithm: float) -> float:
+        logits = [np.append(0.0, -math.exp(logarithm) * margin) for margin in margins]
+        return float(np.mean([softmax(row)[1:] @ margin for row, margin in zip(logits, margins, strict=True)]) - least)
 
-def _logits(margin: Tensor, scale: Tensor) -> Tensor:
-    """Compute the logits of each query's documents relative to its positive, which comes first."""
-    return F.pad(-scale * margin, (1, 0))
+    low, high = map(math.log, SCALES)
+    if excess(low) <= 0:
+        return SCALES[0]
+    if excess(high) >= 0:
+        return SCALES[1]
+    return math.exp(brentq(excess, low, high))
 
 
 # --- on texts ---------------------------------------------------------------------------------------------------------
 
-EmbeddingLoss: TypeAlias = AdaptiveMarginLoss | CalibratedLoss  # the losses of this package, on embeddings
+EmbeddingLoss: TypeAlias = AdaptiveMarginLoss | SoftmaxLoss  # the losses of this package, on embeddings
 Features = dict[str, Any]  # the tokens of some texts, as a model of sentence-transformers takes them
 
 CITATION = """
@@ -325,7 +378,7 @@ CITATION = """
 
 
 class SelfDistillationLoss(CachedLossMixin, nn.Module):
-    """Compute :class:`AdaptiveMarginLoss` or :class:`CalibratedLoss` on texts, for a ``SentenceTransformerTrainer``.
+    """Compute :class:`AdaptiveMarginLoss` or :class:`SoftmaxLoss` on texts, for a ``SentenceTransformerTrainer``.
 
     A large batch takes much memory, nearly all of it for the backward pass through the model. With a
     ``mini_batch_size``, the batch is embedded without gradients, the gradient of the loss is computed for the
@@ -343,13 +396,16 @@ class SelfDistillationLoss(CachedLossMixin, nn.Module):
         ValueError: If the model has static embeddings and you give a ``mini_batch_size``.
 
     Attributes:
-        statistics: After each forward pass, the mean ``margin`` and ``target`` of the batch, or ``scale`` of the
-            calibrated loss (detached scalars). Inside ``MatryoshkaLoss``, they are those of whole vectors.
+        statistics: After each forward pass, the mean ``margin`` and ``target`` of the batch (detached scalars). Inside
+            ``MatryoshkaLoss``, they are those of whole vectors.
+        skipped: How many batches had fewer than two different positives. A :class:`SoftmaxLoss` has nothing to learn
+            from them, and they add no gradient.
 
     Inputs:
         ==============================================  ======
         Texts                                           Labels
         ==============================================  ======
+        (query, positive), for a ``SoftmaxLoss``        none
         (query, positive, negative)                     none
         (query, positive, negative_1, ..., negative_K)  none
         ==============================================  ======
@@ -391,10 +447,12 @@ class SelfDistillationLoss(CachedLossMixin, nn.Module):
                 "embeddings, which take little memory anyway; omit it"
             )
         self.model = model
-        self.loss = AdaptiveMarginLoss() if loss is None else loss
+        # a copy, since each training measures a scale of its own
+        self.loss = AdaptiveMarginLoss() if loss is None else copy.copy(loss)
         self.uses_gradient_cache = mini_batch_size is not None
         self.mini_batch_size = mini_batch_size or 0
         self.statistics: dict[str, Tensor] = {}
+        self.skipped = torch.tensor(0)
         self._dimension = model.get_embedding_dimension() or 0
 
     def forward(self, sentence_features: Iterable[Features], labels: Tensor | None = None) -> Tensor:
@@ -407,18 +465,19 @@ class SelfDistillationLoss(CachedLossMixin, nn.Module):
         Returns:
             A scalar tensor.
         """
-        batches, positions = arrange(sentence_features)
+        columns = list(sentence_features)
+        keys = text_keys(columns) if isinstance(self.loss, SoftmaxLoss) else None
+        batches, positions = arrange(columns)
         if self.uses_gradient_cache:
             # it hands the labels to calculate_loss unchanged
-            return self.forward_cached(batches, positions)
-        return self.compute_loss_from_embeddings(embed(self.model, batches, positions))
+            return self.forward_cached(batches, (positions, keys))  # type: ignore[arg-type]
+        return self.compute_loss_from_embeddings(embed(self.model, batches, positions), keys)
 
-    def calculate_loss(
-        self, reps: list[list[Tensor]], labels: Tensor | None = None, *, with_backward: bool = False
-    ) -> Tensor:
-        """Compute the loss from the embeddings of mini-batches, for the gradient cache; labels are positions."""
-        embeddings = restore([torch.cat(parts) for parts in reps], labels)
-        loss = self.compute_loss_from_embeddings(embeddings)
+    def calculate_loss(self, reps: list[list[Tensor]], labels: Any = None, *, with_backward: bool = False) -> Tensor:
+        """Compute the loss from the embeddings of mini-batches, for the gradient cache."""
+        positions, keys = labels
+        embeddings = restore([torch.cat(parts) for parts in reps], positions)
+        loss = self.compute_loss_from_embeddings(embeddings, keys)
         if with_backward:
             loss.backward()
             loss = loss.detach()
@@ -428,27 +487,39 @@ class SelfDistillationLoss(CachedLossMixin, nn.Module):
         """Compute the loss from embeddings, of all processes if there are several.
 
         Args:
-            embeddings: One ``(B, D)`` tensor per column: query, positive, and one or more negatives.
-            labels: Not used.
+            embeddings: One ``(B, D)`` tensor per column: query, positive, and negatives, if any.
+            labels: For a :class:`SoftmaxLoss`, the keys of the texts as :func:`text_keys` makes them.
 
         Returns:
             A scalar tensor.
 
         Raises:
-            ValueError: If there are fewer than three columns.
+            ValueError: If there are too few columns.
         """
-        if len(embeddings) < 3:
+        least = 2 if isinstance(self.loss, SoftmaxLoss) else 3
+        if len(embeddings) < least:
             raise ValueError(
-                f"{type(self).__name__} got {len(embeddings)} text column(s) and needs at least three, in this order: "
-                "query, positive, negative (more negatives may follow)"
+                f"{self.loss} got {len(embeddings)} text column(s) and needs at least {least}, in this order: query, "
+                "positive, negative (more negatives may follow); pairs without a negative train with SoftmaxLoss"
             )
-        query, positive, *negatives = gather_batch(embeddings)
-        terms = self.loss.terms(query, positive, torch.stack(negatives, dim=1))._asdict()
-        loss = terms.pop("loss")
+        is_useful = embeddings[0].new_ones((), dtype=torch.bool)
+        if labels is None:
+            terms = self.loss.terms(*_gathered(embeddings))  # type: ignore[arg-type]
+        else:
+            queries, positives, negatives = _gathered(list(labels))
+            documents = positives if negatives is None else torch.cat([positives, negatives.flatten()])
+            is_same_query = queries[:, None] == queries
+            is_same_text = positives[:, None] == documents
+            is_positive = is_same_query.float() @ is_same_text.float() > 0
+            terms = cast(SoftmaxLoss, self.loss).terms(*_gathered(embeddings), is_positive)
+            # no branch on a value, which a GPU would have to wait for
+            is_useful = (positives != positives[0]).any()
         # MatryoshkaLoss computes the loss of prefixes too
-        if query.shape[-1] >= self._dimension:
-            self.statistics = {name: values.detach().mean() for name, values in terms.items()}
-        return loss
+        if embeddings[0].shape[-1] >= self._dimension:
+            described = {"margin": terms.margin, "target": terms.target}
+            self.statistics = {name: values.detach().mean() for name, values in described.items() if values is not None}
+            self.skipped = self.skipped.to(is_useful.device) + ~is_useful
+        return terms.loss * is_useful
 
     def get_config_dict(self) -> dict[str, Any]:
         """Return the options, for the model card."""
@@ -460,9 +531,43 @@ class SelfDistillationLoss(CachedLossMixin, nn.Module):
         return CITATION
 
 
+def _gathered(columns: list[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Put together the columns of all processes, the negatives in one tensor."""
+    query, positive, *negatives = gather_batch(columns)
+    return query, positive, torch.stack(negatives, dim=1) if negatives else None
+
+
 def without_matryoshka(loss: nn.Module) -> nn.Module:
     """Return the loss on texts that a ``MatryoshkaLoss`` computes for each prefix, or the loss itself."""
     return loss.loss if isinstance(loss, MatryoshkaLoss) else loss
+
+
+ODD = 0x1E3779B97F4A7C15  # a factor without a pattern in its bits, to mix the numbers of tokens and positions
+
+
+def text_keys(columns: Sequence[Features]) -> Tensor | None:
+    """Compute a key for each text from its tokens, ``(columns, B)``; None if the model does not take tokens."""
+    keys = []
+    for features in columns:
+        tokens, mask = features.get("input_ids"), features.get("attention_mask")
+        if tokens is not None and mask is not None:
+            keys.append((_mixed(tokens, mask.cumsum(dim=1)) * mask).sum(dim=1))
+        elif tokens is not None and "offsets" in features:
+            # static embeddings take the texts one after the other
+            starts = features["offsets"]
+            lengths = torch.diff(starts, append=starts.new_tensor([len(tokens)]))
+            rows = torch.repeat_interleave(lengths, output_size=len(tokens))
+            mixed = _mixed(tokens, torch.arange(len(tokens), device=tokens.device) - starts[rows])
+            keys.append(torch.zeros_like(starts).index_add(0, rows, mixed))
+        else:
+            return None
+    return torch.stack(keys)
+
+
+def _mixed(tokens: Tensor, positions: Tensor) -> Tensor:
+    mixed = (tokens + 1) * ODD + positions * (ODD >> 7)
+    mixed = (mixed ^ (mixed >> 31)) * ODD
+    return mixed ^ (mixed >> 29)
 
 
 # --- embedding in one pool --------------------------------------------------------------------------------------------

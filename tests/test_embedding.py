@@ -13,8 +13,9 @@ from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
 from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 
-from pyterrier_selfdistill import AdaptiveMarginLoss, CalibratedLoss, SelfDistillationLoss
+from pyterrier_selfdistill import AdaptiveMarginLoss, SelfDistillationLoss, SoftmaxLoss
 from pyterrier_selfdistill.data.triples import read_triples
 from pyterrier_selfdistill.losses import divide, number_of_passes
 
@@ -23,7 +24,8 @@ LOSSES = [
     AdaptiveMarginLoss(0.5),
     AdaptiveMarginLoss("adaptive", in_batch=True),
     AdaptiveMarginLoss("adaptive", in_batch=True, pairing="released"),
-    CalibratedLoss(),
+    SoftmaxLoss("listwise", scale=20.0),
+    SoftmaxLoss("softmax", scale=20.0),
 ]
 COLUMNS = [
     ["sort", "plot a", "mean", "read", "write by"],
@@ -66,7 +68,7 @@ def test_loss_and_gradients_are_those_of_single_columns(model, of_embeddings, mi
     expected = loss_of_single_columns(model, of_embeddings)._asdict()
     assert value.item() == pytest.approx(expected["loss"].item(), rel=1e-9)
     torch.testing.assert_close(gradients(model, value), gradients(model, expected.pop("loss")))
-    means = {name: terms.mean().item() for name, terms in expected.items()}
+    means = {name: terms.mean().item() for name, terms in expected.items() if terms is not None}
     assert {name: number.item() for name, number in loss.statistics.items()} == pytest.approx(means)
     with torch.no_grad():
         assert loss(tokens_of(model)).item() == pytest.approx(value.item())
@@ -74,14 +76,52 @@ def test_loss_and_gradients_are_those_of_single_columns(model, of_embeddings, mi
 
 @pytest.mark.parametrize("mini_batch_size", [None, 2])
 def test_matryoshka_sums_the_loss_over_prefixes(model, mini_batch_size):
-    inner = SelfDistillationLoss(model, CalibratedLoss(), mini_batch_size)
+    of_embeddings = SoftmaxLoss("listwise", scale=20.0)
+    inner = SelfDistillationLoss(model, of_embeddings, mini_batch_size)
     value = MatryoshkaLoss(model, inner, [8, 32, 4], [0.5, 2.0, 1.0])(tokens_of(model), None)
-    of_prefixes = {dim: loss_of_single_columns(model, CalibratedLoss(), dim) for dim in (8, 32, 4)}
+    of_prefixes = {dim: loss_of_single_columns(model, of_embeddings, dim) for dim in (8, 32, 4)}
     expected = 0.5 * of_prefixes[8].loss + 2 * of_prefixes[32].loss + of_prefixes[4].loss
     assert value.item() == pytest.approx(expected.item(), rel=1e-9)
     torch.testing.assert_close(gradients(model, value), gradients(model, expected))
     # logged statistics are those of whole vectors
     assert inner.statistics["margin"].item() == pytest.approx(of_prefixes[32].margin.mean().item())
+
+
+@pytest.mark.parametrize("mini_batch_size", [None, 2])
+def test_pairs_train_with_a_softmax_loss(model, mini_batch_size):
+    loss = SelfDistillationLoss(model, SoftmaxLoss("softmax", scale=20.0), mini_batch_size)
+    query, positive = [model(column)["sentence_embedding"] for column in tokens_of(model)[:2]]
+    expected = loss.loss(query, positive)
+    value = loss(tokens_of(model)[:2])
+    assert value.item() == pytest.approx(expected.item(), rel=1e-9)
+    torch.testing.assert_close(gradients(model, value), gradients(model, expected))
+
+
+def static_model():
+    words = dict(zip("abcdefgh", range(8), strict=True))
+    tokenizer = Tokenizer(WordLevel(words, unk_token="a"))
+    tokenizer.pre_tokenizer = Whitespace()
+    return SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=4)], device="cpu").double()
+
+
+@pytest.mark.parametrize("make", [static_model, None])
+def test_texts_of_other_positives_of_the_query_are_left_out_and_batches_of_one_positive_skipped(model, make):
+    model = make() if make else model
+    columns = [["a b", "c", "a b", "d"], ["e", "f", "g", "e"], ["g", "h", "b a", "a"]]
+    loss = SelfDistillationLoss(model, SoftmaxLoss("softmax", scale=1.0))
+    value = loss([model.preprocess(texts) for texts in columns])
+    query, positive, negative = [model(model.preprocess(texts))["sentence_embedding"] for texts in columns]
+    positives = {"a b": {"e", "g"}, "c": {"f"}, "d": {"e"}}
+    documents = columns[1] + columns[2]
+    is_positive = torch.tensor([[text in positives[query] for text in documents] for query in columns[0]])
+    expected = loss.loss.terms(query, positive, negative, is_positive).loss
+    assert value.item() == pytest.approx(expected.item(), rel=1e-9)
+    assert value.item() != pytest.approx(loss.loss(query, positive, negative).item(), rel=1e-3)
+    assert loss.skipped == 0
+    value = loss([model.preprocess(texts) for texts in (["a", "b"], ["c", "c"], ["d", "e"])])
+    assert value.item() == 0
+    assert all(gradient.abs().sum() == 0 for gradient in gradients(model, value))
+    assert loss.skipped == 1
 
 
 def test_the_gradient_cache_repeats_the_draws_of_dropout(tiny_model):

@@ -13,7 +13,8 @@ from pydantic import Field
 SPLITS = ("train", "dev", "test")
 
 Source = str | Annotated[dict[Literal["corpus", "train", "dev", "test"], str], Field(min_length=4)]
-"""A folder, a PyTerrier dataset with the three splits, or a dataset for the corpus and each split."""
+"""A folder, a PyTerrier dataset with the three splits, perhaps behind ``copies:``, or a dataset for the corpus and each
+split."""
 
 
 class Collection(NamedTuple):
@@ -29,9 +30,16 @@ def load_collection(source: Source, data: Path) -> Collection:
     Args:
         source: A PyTerrier dataset (``docstrings:...``, ``irds:...``); a dataset for the ``corpus`` and each split; or
             a folder below ``data`` with ``docs.jsonl.gz`` (``docno``, ``text``) and, for each split,
-            ``SPLIT.topics.tsv`` and ``SPLIT.qrels.tsv`` with a header.
+            ``SPLIT.topics.tsv`` and ``SPLIT.qrels.tsv`` with a header. ``copies:`` before either adds a near-copy of
+            every tenth document, in capitals and with other punctuation, which nobody has judged.
         data: The folder of folders.
     """
+    if isinstance(source, str) and source.startswith("copies:"):
+        documents, splits = load_collection(source.removeprefix("copies:"), data)
+        copies = documents.iloc[::10]
+        texts = copies["text"].str.upper().str.translate(str.maketrans(".,", ";-"))
+        copies = copies.assign(docno=copies["docno"] + "-copy", text=texts)
+        return Collection(pd.concat([documents, copies], ignore_index=True), splits)
     if isinstance(source, str) and ":" not in source:
         return _load_folder(data / source)
     splits = {}

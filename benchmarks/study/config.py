@@ -48,7 +48,9 @@ LOSS_NAMES = {"margin_mse": "MarginMSE", "infonce": "InfoNCE"}
 NAMED = ("collection", "seed", "loss", "margin", "scale", "in_batch", "error", "detach_target", "transfer")
 """The settings that tables show in any case, or never."""
 
-Loss = Literal["untouched", "distributed", "adaptive", "static", "calibrated", "infonce", "triplet", "margin_mse"]
+Loss = Literal[
+    "untouched", "listwise", "softmax", "distributed", "adaptive", "static", "infonce", "triplet", "margin_mse"
+]
 
 FileName = Annotated[str, Field(pattern=r"^[^/\\.][^/\\]*$")]
 
@@ -80,7 +82,8 @@ class Run:
         number: The negatives of a triple.
         min_label: The lowest label of a positive.
         learning_rate: The highest rate; it falls linearly after a tenth of the steps.
-        model: ``minilm``, a folder or a hub name.
+        model: ``minilm``; ``static``, random vectors for the words of MiniLM, which trains a hundred times faster; a
+            folder or a hub name.
         pooling: ``mean`` or ``cls``. MiniLM was trained with mean, so with ``cls`` it starts as a raw language model.
         transfer: Other collections to search, to see what the encoder forgets.
         seed: The seed of the sample, the negatives, the order and dropout.

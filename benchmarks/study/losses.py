@@ -21,7 +21,7 @@ from sentence_transformers.sentence_transformer.losses import (
 )
 from torch import nn
 
-from pyterrier_selfdistill.losses import AdaptiveMarginLoss, CalibratedLoss
+from pyterrier_selfdistill import AdaptiveMarginLoss, SoftmaxLoss
 from pyterrier_selfdistill.training.arguments import mixed_precision
 from pyterrier_selfdistill.utils.compat import remove_autocast
 
@@ -31,8 +31,8 @@ from .config import Run
 def make_loss(run: Run) -> nn.Module | Callable[[Any], nn.Module]:
     """Make what ``SelfDistillTrainer`` takes as ``loss``."""
     margin = 1.0 if run.margin is None else run.margin
-    if run.loss == "calibrated":
-        return CalibratedLoss()
+    if run.loss in ("listwise", "softmax"):
+        return SoftmaxLoss(run.loss, run.scale)
     if run.loss == "infonce":
         return partial(MultipleNegativesRankingLoss, scale=20.0 if run.scale is None else run.scale)
     if run.loss == "triplet":

@@ -55,8 +55,8 @@ class System:
 
     @property
     def scale(self) -> float:
-        """The scale that the calibrated loss took, mean over the recorded steps and seeds."""
-        return float(np.mean([record["training"]["history"]["scale"] for record in self.records]))
+        """The scale of a softmax, mean over seeds; NaN for other losses."""
+        return float(np.mean([record["training"]["loss"].get("scale", math.nan) for record in self.records]))
 
     @property
     def final_target(self) -> float:

@@ -27,7 +27,9 @@ from datasets import Dataset
 from filelock import FileLock, Timeout
 from ir_measures import RR, Measure, R, nDCG
 from pyterrier_pisa import PisaIndex
-from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding
+from tokenizers import Tokenizer
 from transformers import AutoModel
 
 from benchmarks.machine import PeakMemory, commit, describe_machine, describe_versions
@@ -51,6 +53,9 @@ TEACHER_TRIPLES = 4096
 
 HISTORY = 33
 """The steps of a training that a record keeps."""
+
+STATIC_DIMENSIONS = 256
+"""The dimensions of static embeddings."""
 
 SAMPLE = 1000
 """The documents whose vectors are compared with those before training."""
@@ -175,7 +180,7 @@ class Runner:
         cost["training_seconds"] = summary["seconds"]
         history = trainer.history.dropna(subset="loss")
         history = history.iloc[np.unique(np.linspace(0, len(history) - 1, HISTORY).astype(int))]
-        columns = [name for name in ("step", "loss", "margin", "target", "scale") if name in history]
+        columns = [name for name in ("step", "loss", "margin", "target") if name in history]
         return trainer.encoder, {
             "data": {name: summary["data"][name] for name in ("read", "triples", "queries", "fingerprint")},
             "available": len(available),
@@ -268,6 +273,13 @@ def model_folder(name: str) -> str:
 
 def base_encoder(start: Start) -> SelfDistillBiEncoder:
     """Return the encoder before training."""
+    if start.model == "static":
+        torch.manual_seed(0)
+        tokenizer = Tokenizer.from_file(str(Path(model_folder("minilm")) / "tokenizer.json"))
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(start.document_length)
+        static = StaticEmbedding(tokenizer, embedding_dim=STATIC_DIMENSIONS)
+        return SelfDistillBiEncoder(SentenceTransformer(modules=[static]), batch_size=64)
     lengths: dict[str, Any] = {"query_length": start.query_length, "document_length": start.document_length}
     encoder = SelfDistillBiEncoder.from_pretrained(model_folder(start.model), batch_size=64, **lengths)
     transformer: Any = encoder.model[0]

@@ -83,7 +83,7 @@ def read_triples(
     store_texts: bool = True,
     verbose: bool = False,
 ) -> Triples:
-    """Read triples of texts, of identifiers, or of the docpairs of a data set.
+    """Read triples, or pairs without a negative, of texts, of identifiers, or of the docpairs of a data set.
 
     Docpairs and identifiers are shuffled, and duplicates are dropped; texts stay in their order. Columns are named
     ``query`` (or ``anchor``; ``qid`` for identifiers), ``positive``, ``negative`` or ``negative_1``, ``negative_2``,
@@ -310,7 +310,7 @@ def summarize(origin: Mapping[str, Any], read: int, columns: Mapping[str, np.nda
     if not triples:
         raise ValueError(
             f"{origin['source']}: expected triples to train with, got none in {read} rows; each needs a text for the "
-            "query, the positive and the negatives, and no negative may have the text of the positive"
+            "query, the positive and the negatives, if any, and no negative may have the text of the positive"
         )
     if read > triples:
         logger.warning("%d of %d rows were dropped", read - triples, read)
@@ -361,10 +361,10 @@ def _usable(queries: np.ndarray, positives: np.ndarray, *negatives: np.ndarray) 
 
 
 def column_names(number: int) -> list[str]:
-    """Name the columns of rows of a query, a positive and one or more negatives."""
-    if number < 3:
+    """Name the columns of rows of a query, a positive and perhaps negatives."""
+    if number < 2:
         raise ValueError(
-            f"expected rows of a query, a positive and one or more negatives, got rows of {number} texts; check the "
+            f"expected rows of a query, a positive and perhaps negatives, got rows of {number} texts; check the "
             "separator of the columns, or name them"
         )
     if number == 3:
@@ -381,10 +381,12 @@ def _columns(names: Sequence[Any], identifiers: bool) -> dict[str, Any]:
         return dict(zip(column_names(len(names)), names, strict=True))
     queries = [name for name in (("qid", "query") if identifiers else ("query", "anchor")) if name in names]
     negatives = [name for name in names if NEGATIVE.fullmatch(str(name))]
-    if not queries or not negatives or "positive" not in names:
+    others = set(names) - {"query", "anchor", "qid", "positive", LABEL}
+    # a column that could be that of the negatives under another name must not make pairs of triples
+    if not queries or "positive" not in names or (others and not negatives):
         raise ValueError(
             "triples must have the columns 'query' (or 'anchor'; 'qid' for identifiers), 'positive', and 'negative' or "
-            f"'negative_1', 'negative_2', ..., got {list(names)}; rename them"
+            f"'negative_1', 'negative_2', ..., and pairs the first two alone, got {list(names)}; rename or drop some"
         )
     # by number: as strings, negative_10 comes before negative_2
     negatives.sort(key=lambda name: int(name.partition("_")[2] or 0))

@@ -14,7 +14,7 @@ from typing import Any
 from ..losses import CITATION
 
 # the columns of the training history that are not measures, and their titles
-PROGRESS = {"step": "step", "loss": "loss", "margin": "mean margin", "target": "mean target", "scale": "mean scale"}
+PROGRESS = {"step": "step", "loss": "loss", "margin": "mean margin", "target": "mean target"}
 PYTERRIER = "[PyTerrier](https://pyterrier.readthedocs.io)"
 
 USAGE = """```python
@@ -83,8 +83,11 @@ def _how_trained(training: Mapping[str, Any]) -> str:
         return ""
     if training.get("best_step") == 0:
         return ": the base model as it was, since training did not improve it"
-    if training.get("loss", {}).get("target") == "calibrated":
-        return ", trained with a softmax that each batch calibrates"
+    loss = training.get("loss", {})
+    if loss.get("target") == "softmax":
+        return ", trained with InfoNCE"
+    if loss.get("name", "SelfDistillationLoss") != "SelfDistillationLoss":
+        return f", trained with {loss['name']}"
     return ", trained by self-distillation with adaptive relevance margins"
 
 
@@ -162,7 +165,7 @@ def _measure_sections(training: Mapping[str, Any]) -> list[str]:
     if not history:
         return []
     measures = [name for name in history[-1] if name not in PROGRESS]
-    # losses have a target or a scale, or neither
+    # not all losses have a target
     progress = {name: title for name, title in PROGRESS.items() if name in history[-1]}
     titles = [*progress.values(), *measures, ""]
     rows = []

@@ -7,10 +7,12 @@ import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, cast
 
+import numpy as np
 import torch
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
+from more_itertools import chunked
 from pydantic import Field
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
@@ -24,24 +26,28 @@ from ..encoder.adapters import describe_adapter
 from ..encoder.biencoder import PromptsByCollection, SelfDistillBiEncoder
 from ..encoder.precision import has_bfloat16
 from ..losses import (
+    SOFTMAX_TARGETS,
     TARGETS,
     AdaptiveMarginLoss,
-    CalibratedLoss,
     EmbeddingLoss,
     ErrorName,
+    ParameterFree,
     SelfDistillationLoss,
+    SoftmaxLoss,
+    SoftmaxTarget,
+    maximum_likelihood_scale,
     without_matryoshka,
 )
 from ..utils.checks import Count, Expected, PositiveInteger, PositiveNumber, checked
-from ..utils.compat import use_one_gpu
+from ..utils.compat import progress_bar, use_one_gpu
 from ..utils.folders import portable_settings
 from .evaluation import CollectionsEvaluator, Evaluator
 
 # --- presets --------------------------------------------------------------------------------------------------------
 
 TrainingTarget = Annotated[
-    Literal["calibrated", "distributed", "adaptive"] | Annotated[float, Field(gt=0, le=2)],
-    Expected(f"one of {('calibrated', *TARGETS)} or a number in (0, 2]"),
+    SoftmaxTarget | ParameterFree | Annotated[float, Field(gt=0, le=2)],
+    Expected(f"one of {(*SOFTMAX_TARGETS, *TARGETS)} or a number in (0, 2]"),
 ]
 
 
@@ -67,7 +73,7 @@ PRESETS = {
             "logging_steps": 0.02,
         },
         patience=5,
-        target="calibrated",
+        target="listwise",
     ),
     # The experiments of the paper, section 4. It cuts queries at 20 and documents at 200 tokens, and takes at most 128
     # pairs a query; you set both where you make the encoder and read the triples.
@@ -106,20 +112,21 @@ def loss_maker(
     default: TrainingTarget,
     in_batch: bool,
     error: ErrorName,
+    scale: float | None,
     mini_batch_size: int | None,
     matryoshka_dims: Sequence[int] | None,
     matryoshka_weights: Sequence[float] | None,
 ) -> LossMaker:
     """Return the function that makes the loss of a run for its model."""
     if loss is None:
-        loss = _loss_of(target or default, in_batch, error)
-    elif (target, in_batch, error) != (None, False, "l2"):
-        raise ValueError(f"loss={loss!r} was given with target, in_batch or error; set those in the loss itself")
+        loss = _loss_of(target or default, in_batch, error, scale)
+    elif (target, in_batch, error, scale) != (None, False, "l2", None):
+        raise ValueError(f"loss={loss!r} was given with target, in_batch, error or scale; set those in the loss itself")
     if isinstance(loss, EmbeddingLoss):
         make: LossMaker = partial(SelfDistillationLoss, loss=loss, mini_batch_size=mini_batch_size)
     elif isinstance(loss, nn.Module) or not callable(loss):
         raise TypeError(
-            f"expected an AdaptiveMarginLoss, a CalibratedLoss or a function of the model, got loss={loss!r}; for "
+            f"expected an AdaptiveMarginLoss, a SoftmaxLoss or a function of the model, got loss={loss!r}; for "
             "another loss give its class, such as MultipleNegativesRankingLoss, or lambda model: TheLoss(model, ...)"
         )
     elif mini_batch_size is not None:
@@ -143,15 +150,20 @@ def loss_maker(
     return partial(_matryoshka_loss, make, matryoshka_dims, matryoshka_weights)
 
 
-def _loss_of(target: TrainingTarget, in_batch: bool, error: ErrorName) -> EmbeddingLoss:
-    if target != "calibrated":
-        return AdaptiveMarginLoss(target, in_batch, error)
+def _loss_of(target: TrainingTarget, in_batch: bool, error: ErrorName, scale: float | None) -> EmbeddingLoss:
+    if target not in SOFTMAX_TARGETS:
+        if scale is not None:
+            raise ValueError(
+                f"scale={scale} is for the targets {SOFTMAX_TARGETS}, got target={target!r}; choose one of these, or "
+                "omit scale"
+            )
+        return AdaptiveMarginLoss(cast(Any, target), in_batch, error)
     if in_batch or error != "l2":
         raise ValueError(
-            f"target='calibrated' compares with the whole batch and has no error function, got in_batch={in_batch} and "
-            f"error={error!r}; leave them out, or give the target that they are for, such as target='adaptive'"
+            f"target={target!r} compares with the whole batch and has no error function, got in_batch={in_batch} and "
+            f"error={error!r}; omit them, or choose the target that they are for, such as target='adaptive'"
         )
-    return CalibratedLoss()
+    return SoftmaxLoss(cast(SoftmaxTarget, target), scale)
 
 
 def _matryoshka_loss(
@@ -164,6 +176,45 @@ def _matryoshka_loss(
             f"matryoshka_dims={list(dims)} must contain the {dimension} dimensions of the model, and no larger number"
         )
     return MatryoshkaLoss(model, make(model), dims, weights)
+
+
+SCALE_TRIPLES = 512  # how many triples the encoder measures its scale with
+
+
+def measure_scale(
+    encoder: SelfDistillBiEncoder,
+    dataset: TrainingSet,
+    prompts: PromptsByCollection,
+    *,
+    batch_size: int,
+    seed: int,
+    verbose: bool,
+) -> float:
+    """Measure the scale of a :class:`SoftmaxLoss` on batches as training will have them, to three digits."""
+    parts: Mapping[str, Dataset] = dataset if isinstance(dataset, DatasetDict) else {"": dataset}
+    share = SCALE_TRIPLES / sum(map(len, parts.values()))
+    generator = np.random.default_rng(seed)
+    batches = []
+    for name, part in parts.items():
+        number = min(len(part), max(batch_size, round(share * len(part))))
+        rows = generator.choice(len(part), number, replace=False).tolist()
+        of_part = encoder.with_prompts(**prompts.get(name, {}))
+        batches += [(of_part, part[some]) for some in chunked(rows, batch_size)]
+    margins = []
+    for of_part, batch in progress_bar(batches, desc="Measuring the scale", unit="batch", disable=not verbose):
+        documents = [text for name, texts in batch.items() if name not in ("query", LABEL) for text in texts]
+        scores = of_part.encode_queries(batch["query"]) @ of_part.encode_docs(documents).T
+        judged = set(zip(batch["query"], batch["positive"], strict=True))
+        for row, query in enumerate(batch["query"]):
+            is_other = np.array([(query, document) not in judged for document in documents])
+            margins.append(scores[row, row] - scores[row, is_other])
+    margins = [margin for margin in margins if len(margin)]
+    if not margins:
+        raise ValueError(
+            "expected batches with at least two different positives, got one positive in all; give more triples, or "
+            "train with another target, such as target='distributed'"
+        )
+    return float(f"{maximum_likelihood_scale(margins):.3g}")
 
 
 # --- training arguments ---------------------------------------------------------------------------------------------
@@ -331,6 +382,17 @@ def require_arguments(
                 f"report_to={report_to!r} needs {name}, which is not installed or not set up: pip install {name}, or "
                 f"leave it out ({error})"
             ) from error
+
+
+def require_negatives(loss: nn.Module, dataset: TrainingSet) -> None:
+    """Check that a loss that compares positives with negatives has both."""
+    of_embeddings = getattr(without_matryoshka(loss), "loss", None)
+    columns = [part.column_names for part in parts_of(dataset)]
+    if isinstance(of_embeddings, AdaptiveMarginLoss) and ["query", "positive"] in columns:
+        raise ValueError(
+            f"target={of_embeddings.target!r} compares positives with negatives, and these are pairs of a query and a "
+            "positive; add negatives, or choose target='listwise' or 'softmax'"
+        )
 
 
 # --- settings of a run ----------------------------------------------------------------------------------------------

@@ -191,12 +191,16 @@ class TrainingLoop(SentenceTransformerTrainer):
             if self.args.load_best_model_at_end:
                 best_step = self.state.best_global_step
                 best_measure = {"name": measure, "value": self.state.best_metric}
+        skipped = int(getattr(without_matryoshka(cast(nn.Module, self.loss)), "skipped", 0))
+        if skipped:
+            logger.warning("%d batches had fewer than two different positives, and were skipped", skipped)
         libraries = (sentence_transformers, transformers, torch)
         return {
             **settings,
             "steps": self.state.global_step,
             "best_step": best_step,
             "best_measure": best_measure,
+            "skipped_batches": skipped,
             "seconds": round(self.seconds, 1),
             "similarity": dict(self.monitor.similarity),
             "history": milestones(history),
@@ -307,7 +311,7 @@ class ProgressBar(ProgressCallback):
             return
         for key, value in logs.items():
             is_measure = key.startswith("eval_") and "@" in key
-            if is_measure or key in ("loss", "margin", "target", "scale"):
+            if is_measure or key in ("loss", "margin", "target"):
                 self.shown[key.removeprefix("eval_")] = f"{value:.3f}"
         self.training_bar.set_postfix(self.shown, refresh=False)
 

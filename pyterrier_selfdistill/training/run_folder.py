@@ -67,6 +67,12 @@ class RunFolder:
             _write_json(self._settings_file, settings)
         return None
 
+    def scale(self) -> float | None:
+        """Read the scale of an earlier run in the folder, if it measured one."""
+        if not self._settings_file.exists():
+            return None
+        return json.loads(self._settings_file.read_text())["loss"].get("scale")
+
     def is_finished(self) -> bool:
         """Tell whether the run is finished, also when it was killed right after."""
         return self._log_file.exists() and self.model.exists()
@@ -156,7 +162,7 @@ def _is_json(path: Path) -> bool:
 
 # the columns of a history that are not measures
 PROGRESS = [
-    *("step", "epoch", "loss", "margin", "target", "scale", "learning_rate"),
+    *("step", "epoch", "loss", "margin", "target", "learning_rate"),
     *("similarity", "representational_similarity"),
 ]
 
@@ -187,18 +193,17 @@ def milestones(history: pd.DataFrame) -> list[dict[str, Any]]:
         # the similarity of documents may have been logged after the last loss
         rows = history.dropna(subset="loss").tail(1)
     selected = []
-    for row in rows[["step", "loss", "margin", "target", "scale", *measures]].to_dict(orient="records"):
+    for row in rows[["step", "loss", "margin", "target", *measures]].to_dict(orient="records"):
         selected.append({str(name): value for name, value in row.items() if pd.notna(value)})
     return selected
 
 
 def plot_history(history: pd.DataFrame) -> Figure:
-    """Draw the loss, the margin with its target, the scale and the first measure, as far as they were logged."""
+    """Draw the loss, the margin with its target and the first measure, as far as they were logged."""
     measures = [name for name in history if name not in PROGRESS]
     lines = {
         "Loss": ["loss"],
         "Margin against target": ["margin", "target"],
-        "Scale": ["scale"],
         "Evaluation": measures[:1],
     }
     panels = {title: [name for name in names if history[name].notna().any()] for title, names in lines.items()}

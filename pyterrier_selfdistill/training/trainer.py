@@ -33,13 +33,14 @@ from ..data.triples import Triples, join_collections, read_triples
 from ..encoder.adapters import AdapterConfig, add_adapter, require_adaptable, saved_base
 from ..encoder.biencoder import PromptsByCollection, SelfDistillBiEncoder
 from ..encoder.precision import copied
-from ..losses import EmbeddingLoss, ErrorName
+from ..losses import EmbeddingLoss, ErrorName, SoftmaxLoss, without_matryoshka
 from ..utils.checks import (
     Expected,
     FieldNames,
     FolderPath,
     Measures,
     PositiveInteger,
+    PositiveNumber,
     Seed,
     ShareBetween,
     checked,
@@ -56,7 +57,9 @@ from .arguments import (
     decisive,
     loss_maker,
     make_training_arguments,
+    measure_scale,
     require_arguments,
+    require_negatives,
     run_settings,
 )
 from .evaluation import make_evaluator
@@ -85,11 +88,14 @@ class SelfDistillTrainer(pt.Estimator):
     Args:
         encoder: Where training starts.
         output_dir: The folder for the model, the history and the checkpoints.
-        target: What to train margins for: ``"calibrated"``, for :class:`CalibratedLoss`, or a target of
-            :class:`AdaptiveMarginLoss`; by default that of the preset.
-        in_batch: Whether the negatives of the other queries of a batch count too.
-        error: How deviations from the target count: ``"l2"``, ``"l1"`` or ``"soft"``.
-        loss: Instead of these three: an :class:`AdaptiveMarginLoss` with more options, or a function that makes any
+        target: The loss: ``"listwise"`` or ``"softmax"``, for :class:`SoftmaxLoss`, or a target of
+            :class:`AdaptiveMarginLoss`, such as ``"distributed"``, the paper's. The preset chooses by default:
+            ``"listwise"``.
+        in_batch: For :class:`AdaptiveMarginLoss`, whether the negatives of the other queries of a batch count too.
+        error: For :class:`AdaptiveMarginLoss`, how deviations from the target count: ``"l2"``, ``"l1"`` or ``"soft"``.
+        scale: For :class:`SoftmaxLoss`, the factor of cosines, the inverse of the temperature. By default the encoder
+            measures it on 512 triples before the first step, and keeps it.
+        loss: Instead of these four: an :class:`AdaptiveMarginLoss` with more options, or a function that makes any
             loss of sentence-transformers for a model, such as ``MultipleNegativesRankingLoss``.
         mini_batch_size: How many texts to go back through the model with at once, for batches that do not fit into
             memory: the same loss and gradients (see :class:`SelfDistillationLoss`), for a forward pass more.
@@ -134,7 +140,7 @@ class SelfDistillTrainer(pt.Estimator):
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     trainer = SelfDistillTrainer(encoder, folder, num_train_epochs=3, verbose=False)
-        ...     trained = trainer.fit_triples([("sort", "sort the rows", "read a file")] * 2).encoder
+        ...     trained = trainer.fit_triples([("sort", "sort rows", "read"), ("plot", "plot a line", "sort")]).encoder
         >>> trained == encoder
         False
     """
@@ -149,6 +155,7 @@ class SelfDistillTrainer(pt.Estimator):
         target: TrainingTarget | None = None,
         in_batch: bool = False,
         error: ErrorName = "l2",
+        scale: PositiveNumber | None = None,
         loss: SkipValidation[EmbeddingLoss | Callable[[SentenceTransformer], nn.Module] | None] = None,
         mini_batch_size: PositiveInteger | None = None,
         adapter: AdapterConfig = None,
@@ -195,6 +202,7 @@ class SelfDistillTrainer(pt.Estimator):
         self.target = target
         self.in_batch = in_batch
         self.error = error
+        self.scale = scale
         self.loss = loss
         self.mini_batch_size = mini_batch_size
         self.adapter = adapter
@@ -206,6 +214,7 @@ class SelfDistillTrainer(pt.Estimator):
             default=PRESETS[preset].target,
             in_batch=in_batch,
             error=error,
+            scale=scale,
             mini_batch_size=mini_batch_size,
             matryoshka_dims=matryoshka_dims,
             matryoshka_weights=matryoshka_weights,
@@ -392,6 +401,25 @@ class SelfDistillTrainer(pt.Estimator):
                 miner = HardNegativeMiner(encoder, queries, self.rounds, self._run.checkpoints)
             loss = self._make_loss(encoder.model)
             require_processes(triples, arguments, loss)
+            require_negatives(loss, triples.dataset)
+            # only now, since a bad argument must not cost an earlier run; a trainer that fits again replaces its own
+            overwrite = self.overwrite or self._trained is not None
+            softmax = getattr(without_matryoshka(loss), "loss", None)
+            if isinstance(softmax, SoftmaxLoss) and softmax.scale is None:
+                scale = agree(self._run.scale) if self.resume and not overwrite else None
+                if scale is None:
+                    scale = agree(
+                        lambda: measure_scale(
+                            encoder,
+                            triples.dataset,
+                            self.prompts,
+                            batch_size=arguments.train_batch_size * arguments.world_size,
+                            seed=self.seed,
+                            verbose=self.verbose,
+                        )
+                    )
+                logger.info("the scale of the softmax is %s", scale)
+                softmax.scale = scale
             settings = agree(
                 lambda: run_settings(
                     triples,
@@ -410,8 +438,6 @@ class SelfDistillTrainer(pt.Estimator):
             )
             arguments.settings = settings
 
-            # only now, since a bad argument must not cost an earlier run; a trainer that fits again replaces its own
-            overwrite = self.overwrite or self._trained is not None
             agree(lambda: stack.enter_context(folder_lock(self.output_dir, "training an encoder")))
             checkpoint = agree(lambda: self._run.claim(decisive(settings), resume=self.resume, overwrite=overwrite))
             if agree(self._run.is_finished):

@@ -71,14 +71,14 @@ def agree(work: Callable[[], Result]) -> Result:
 
 
 def gather_batch(columns: Sequence[Tensor]) -> list[Tensor]:
-    """Put together the embeddings of all processes, so that a loss sees the global batch."""
+    """Put together the rows of all processes, embeddings with their gradients, so that a loss sees the global batch."""
     if get_world_size() == 1:
         return list(columns)
     triples = torch.stack(list(columns), dim=1)
     # one row of numbers per triple, so that all columns are sent together, and padding makes the batches equal
     rows = triples.flatten(start_dim=1)[None]
     is_row = torch.ones(rows.shape[:2], dtype=torch.bool, device=rows.device)
-    padded, is_row = all_gather_padded(rows, is_row, with_grad=True)
+    padded, is_row = all_gather_padded(rows, is_row, with_grad=rows.is_floating_point())
     return list(padded[is_row].unflatten(1, triples.shape[1:]).unbind(dim=1))
 
 

@@ -31,8 +31,8 @@ TRAINING = {
     **{"seed": 0, "steps": 20, "seconds": 1.5, "best_step": 10},
     "best_measure": {"name": "nDCG@10", "value": 0.56789},
     "history": [
-        {"step": 10, "loss": 0.25, "margin": 0.1, "scale": 20.0, "nDCG@10": 0.56789},
-        {"step": 20, "loss": 0.125, "margin": 0.2, "scale": 15.0, "nDCG@10": 0.5},
+        {"step": 10, "loss": 0.25, "margin": 0.1, "target": 0.5, "nDCG@10": 0.56789},
+        {"step": 20, "loss": 0.125, "margin": 0.2, "target": 0.4, "nDCG@10": 0.5},
     ],
     "versions": {"torch": "2.13.0"},
 }
@@ -299,7 +299,7 @@ def test_the_card_of_a_trained_encoder_says_how_it_was_trained(source, saved):
         *("# my.model\n", "pt.Artifact.load('my.model')", "@inproceedings{gienapp2025", r"`q\|uery: `", "cls"),
         *("BertModel", source.model_name[:12], "`mine` `fedcba987654`", "12,345", "678", "ab12", "1,203"),
         *("target=distributed", "num_train_epochs=2", "torch 2.13.0", "nDCG@10 0.5679 at step 10"),
-        *("| 10 | 0.2500 | 0.1000 | 20.0000 | 0.5679 | best |", "| 20 | 0.1250 | 0.2000 | 15.0000 | 0.5000 |  |"),
+        *("| 10 | 0.2500 | 0.1000 | 0.5000 | 0.5679 | best |", "| 20 | 0.1250 | 0.2000 | 0.4000 | 0.5000 |  |"),
     ):
         assert words in card
     assert card.count("| best |") == 1
@@ -315,7 +315,7 @@ def test_the_card_of_another_model_is_kept(encoder, tmp_path):
 
 CARDS = {
     "untrained": ({}, ["A single-vector biencoder"], ["## Training", "Measures"]),
-    "calibrated": ({"loss": {"name": "L", "target": "calibrated"}}, ["each batch calibrates"], ["adaptive relevance"]),
+    "softmax": ({"loss": {"name": "L", "target": "softmax"}}, ["InfoNCE"], ["adaptive relevance"]),
     "not improved": (
         {"best_step": 0, "best_measure": {"name": "RR", "value": 0.6}},
         ["step 0"],

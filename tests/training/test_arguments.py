@@ -12,7 +12,7 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers.integrations import integration_utils
 
-from pyterrier_selfdistill import AdaptiveMarginLoss, CalibratedLoss, SelfDistillTrainer
+from pyterrier_selfdistill import AdaptiveMarginLoss, SelfDistillTrainer, SoftmaxLoss
 from pyterrier_selfdistill.training.arguments import PRESETS, decisive, mixed_precision
 
 
@@ -49,8 +49,11 @@ def test_mixed_precision_is_the_fastest_that_the_device_has(monkeypatch, device,
         ({"learning_rte": 1}, TypeError, "learning_rte"),
         ({"preset": "papers"}, ValueError, "got 'papers'"),
         ({"target": "distributed", "in_batch": True}, ValueError, "in_batch=True"),
-        ({"target": "calibrated", "in_batch": True}, ValueError, "in_batch=True"),
-        ({"target": "calibrated", "error": "l1"}, ValueError, "error='l1'"),
+        ({"target": "listwise", "in_batch": True}, ValueError, "in_batch=True"),
+        ({"target": "softmax", "error": "l1"}, ValueError, "error='l1'"),
+        ({"target": "distributed", "scale": 20}, ValueError, "scale=20"),
+        ({"loss": SoftmaxLoss(), "scale": 20}, ValueError, "scale"),
+        ({"scale": 0}, ValueError, "scale.*got 0"),
         ({"target": 0.5, "loss": AdaptiveMarginLoss()}, ValueError, "AdaptiveMarginLoss.*target"),
         ({"loss": torch.nn.MSELoss()}, TypeError, "MSELoss"),
         ({"loss": "l1"}, TypeError, "loss='l1'"),
@@ -158,7 +161,7 @@ def test_tensorboard_shows_the_history_and_the_settings(whole):
     (events,) = whole.output_dir.rglob("events.out.tfevents.*")
     board = EventAccumulator(str(events)).Reload()
     history = whole.history.set_index("step")
-    for name in ("loss", "margin", "scale", "learning_rate", "similarity", "representational_similarity"):
+    for name in ("loss", "margin", "target", "learning_rate", "similarity", "representational_similarity"):
         board_name = f"train/{name}"
         scalars = pd.Series({event.step: event.value for event in board.Scalars(board_name)})
         pd.testing.assert_series_equal(
@@ -173,7 +176,7 @@ def test_tensorboard_shows_the_history_and_the_settings(whole):
     text = board.Tensors("args/text_summary")[0].tensor_proto.string_val[0].decode()
     settings, summary = json.loads(text), whole.encoder.training_summary
     assert (settings["run_name"], settings["learning_rate"], settings["seed"]) == ("mine", 1e-3, 42)
-    assert settings["selfdistill/loss/target"] == "calibrated"
+    assert settings["selfdistill/loss/target"] == "listwise"
     assert settings["selfdistill/data/fingerprint"] == summary["data"]["fingerprint"]
     assert settings["selfdistill/base_model/checksum"] == summary["base_model"]["checksum"]
     assert settings["selfdistill/base_model/name"] == settings["_name_or_path"]
@@ -202,7 +205,7 @@ def test_nothing_that_a_run_writes_holds_a_token_or_a_path(whole):
         ({"target": "adaptive", "in_batch": True}, {"target": "adaptive", "in_batch": True}),
         ({"target": "distributed", "error": "soft"}, {"target": "distributed", "error": "soft"}),
         ({"loss": AdaptiveMarginLoss("adaptive", detach_target=True)}, {"detach_target": True}),
-        ({"loss": CalibratedLoss(), "mini_batch_size": 3}, {"target": "calibrated"}),
+        ({"loss": SoftmaxLoss("softmax", 20), "mini_batch_size": 3}, {"target": "softmax", "scale": 20}),
         ({"loss": MultipleNegativesRankingLoss}, {"name": "MultipleNegativesRankingLoss"}),
         ({"loss": MultipleNegativesRankingLoss, "matryoshka_dims": [32, 8]}, {"matryoshka_dims": [32, 8]}),
     ],

@@ -18,7 +18,7 @@ from pyterrier_selfdistill.training.run_folder import (
 LOGS = [
     {"step": 0, "epoch": 0.0, "similarity": 0.3},
     {"step": 0, "epoch": 0.0, "eval_RR": 0.1, "eval_RR (a)": 0.2, "eval_runtime": 3.0},
-    {"step": 1, "epoch": 0.5, "loss": 0.7, "margin": 0.1, "target": 0.6, "scale": 20.0, "learning_rate": 1e-5},
+    {"step": 1, "epoch": 0.5, "loss": 0.7, "margin": 0.1, "target": 0.6, "learning_rate": 1e-5},
     {"step": 2, "epoch": 1.0, "similarity": 0.4, "representational_similarity": 0.9},
     {"step": 2, "epoch": 1.0, "loss": 0.5, "margin": 0.2, "target": 0.6, "learning_rate": 1e-6},
     {"step": 2, "epoch": 1.0, "eval_RR": 0.3, "eval_RR (a)": 0.4},
@@ -31,9 +31,9 @@ def test_history_frame_has_one_row_a_step_that_logged_something():
     nan = np.nan
     expected = pd.DataFrame(
         [
-            [0, 0.0, nan, nan, nan, nan, nan, 0.3, nan, 0.1, 0.2],
-            [1, 0.5, 0.7, 0.1, 0.6, 20.0, 1e-5, nan, nan, nan, nan],
-            [2, 1.0, 0.5, 0.2, 0.6, nan, 1e-6, 0.4, 0.9, 0.3, 0.4],
+            [0, 0.0, nan, nan, nan, nan, 0.3, nan, 0.1, 0.2],
+            [1, 0.5, 0.7, 0.1, 0.6, 1e-5, nan, nan, nan, nan],
+            [2, 1.0, 0.5, 0.2, 0.6, 1e-6, 0.4, 0.9, 0.3, 0.4],
         ],
         columns=[*PROGRESS, "RR", "RR (a)"],
     )
@@ -59,7 +59,7 @@ def test_milestones_are_the_evaluated_steps_or_the_last_with_a_loss(logs, measur
 
 def test_plot_history_draws_only_logged_columns():
     titles = [axes.get_title() for axes in plot_history(history_frame(LOGS, ["RR"])).axes]
-    assert titles == ["Loss", "Margin against target", "Scale", "Evaluation"]
+    assert titles == ["Loss", "Margin against target", "Evaluation"]
     assert [axes.get_title() for axes in plot_history(history_frame(LOGS[:2], ["RR"])).axes] == ["Evaluation"]
     assert not plot_history(history_frame([])).axes
 

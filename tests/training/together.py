@@ -19,10 +19,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pyterrier_selfdistill import (
     AdaptiveMarginLoss,
-    CalibratedLoss,
     SelfDistillationLoss,
     SelfDistillBiEncoder,
     SelfDistillTrainer,
+    SoftmaxLoss,
 )
 from pyterrier_selfdistill.utils.processes import in_turn, joined
 
@@ -39,9 +39,9 @@ LOSSES = {
     "adaptive, l1": AdaptiveMarginLoss("adaptive", error="l1"),
     "released pairing": AdaptiveMarginLoss("adaptive", in_batch=True, pairing="released"),
     "distributed": AdaptiveMarginLoss(),
-    "calibrated, cached": CalibratedLoss(),
-    "calibrated, matryoshka": CalibratedLoss(),
-    "calibrated, cached, matryoshka": CalibratedLoss(),
+    "softmax, cached": SoftmaxLoss("softmax", 20.0),
+    "listwise, matryoshka": SoftmaxLoss("listwise", 20.0),
+    "listwise, cached, matryoshka": SoftmaxLoss("listwise", 20.0),
 }
 
 CORPUS = [{"docno": f"d{number}", "text": document} for number, document in enumerate(DOCUMENTS)]
