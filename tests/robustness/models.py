@@ -75,7 +75,7 @@ entry(
     "SelfDistillTrainer",
     options_of(SelfDistillTrainer, "arguments", **BAD_TRAINER),
     lambda tools, rng: {
-        **{"encoder": tools.encoder, "output_dir": tools.path(), "target": rng.choice(["adaptive", 0.5])},
+        **{"encoder": tools.encoder, "output_dir": tools.path(), "target": rng.choice(["softmax", "adaptive", 0.5])},
         **{"patience": rng.randint(1, 9), "verbose": rng.random() < 0.5, "measures": [nDCG @ 10]},
     },
     trainer_options,
