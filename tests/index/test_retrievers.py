@@ -78,21 +78,17 @@ def candidates(queries):
 # --- the methods of the index ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", [*EXACT, *APPROXIMATE, *RERANKERS, "vec_loader"])
-def test_methods_have_the_signatures_of_flexindex(method):
-    own = inspect.signature(getattr(SelfDistillIndex, method)).parameters.values()
-    theirs = inspect.signature(getattr(FlexIndex, method)).parameters.values()
-    assert [(p.name, p.kind, p.default) for p in own] == [(p.name, p.kind, p.default) for p in theirs]
-    assert getattr(SelfDistillIndex, method).__doc__
-
-
-def test_all_methods_of_flexindex_are_known():
+def test_methods_are_those_of_flexindex():
     for alias, name in ALIASES.items():
         assert getattr(SelfDistillIndex, alias) is getattr(SelfDistillIndex, name)
-        assert getattr(FlexIndex, alias) is getattr(FlexIndex, name)
-    endings = ("retriever", "scorer", "ladr", "gar")
+    endings = ("retriever", "scorer", "ladr", "gar", "loader")
     theirs = {name for name in vars(FlexIndex) if name.endswith(endings) or name.startswith("ladr_")}
-    assert theirs == {*EXACT, *APPROXIMATE, *RERANKERS, *ALIASES, *INHERITED} - {"np_vec_loader"}
+    assert theirs == {*EXACT, *APPROXIMATE, *RERANKERS, *ALIASES, *INHERITED, "vec_loader"}
+    for method in theirs - INHERITED:
+        own, other = (inspect.signature(getattr(kind, method)).parameters for kind in (SelfDistillIndex, FlexIndex))
+        assert [(p.name, p.kind, p.default) for p in own.values()] == [
+            (p.name, p.kind, p.default) for p in other.values()
+        ]
 
 
 @pytest.mark.parametrize("method", [*RETRIEVERS, *RERANKERS, "vec_loader"])
@@ -111,22 +107,15 @@ COUNTED = [method for method in [*RETRIEVERS, *RERANKERS] if method != "faiss_fl
 @pytest.mark.parametrize(
     ("method", "option", "value"),
     [
-        *((method, "num_results", value) for method in COUNTED for value in (-1, 0)),
-        *(("retriever", "num_results", value) for value in (None, 2.5, True, "3")),
+        *((method, "num_results", 0) for method in COUNTED),
+        *(("retriever", "num_results", value) for value in (None, -1, 2.5, True, "3")),
         ("retriever", "batch_size", 0),
-        ("torch_retriever", "qbatch", 0),
         ("torch_retriever", "fp16", "no"),
-        ("int8_retriever", "rescore", 0),
         ("faiss_hnsw_retriever", "neighbours", 1),
-        ("faiss_hnsw_retriever", "ef_search", 0),
-        ("faiss_ivf_retriever", "n_probe", 0),
         ("voyager_retriever", "storage_data_type", "float64"),
         ("voyager_retriever", "random_seed", -1),
-        ("gar", "k", 0),
-        ("gar", "batch_size", 0),
         ("ladr_proactive", "hops", -1),
         ("ladr_proactive", "budget", 0),
-        ("ladr_adaptive", "depth", 0),
     ],
 )
 def test_options_are_checked(small, method, option, value):
@@ -169,38 +158,27 @@ def test_exact_retrievers_find_the_neighbours(small, queries, method, options):
 
 
 @pytest.mark.parametrize(
-    ("method", "options", "recall"),
+    ("method", "options", "more"),
     [
-        ("faiss_hnsw_retriever", {"ef_search": 200}, 0.8),
-        ("faiss_ivf_retriever", {"n_list": 16, "n_probe": 8}, 0.6),
-        ("voyager_retriever", {"num_results": 10, "query_ef": 200}, 0.8),
-        ("int8_retriever", {"num_results": 10, "rescore": 1}, 0.9),
-        ("int8_retriever", {"num_results": 10, "rescore": 200}, 1),
-        ("binary_retriever", {"num_results": 10, "rescore": 4}, 0.2),
-        ("binary_retriever", {"num_results": 10, "rescore": 200}, 1),
+        ("faiss_hnsw_retriever", {"ef_search": 2}, {"ef_search": 200}),
+        ("faiss_ivf_retriever", {"n_list": 16, "n_probe": 1}, {"n_list": 16, "n_probe": 8}),
+        ("voyager_retriever", {"num_results": 10, "query_ef": 10}, {"num_results": 10, "query_ef": 200}),
+        ("int8_retriever", {"num_results": 10, "rescore": 1}, {"num_results": 10, "rescore": 200}),
+        ("binary_retriever", {"num_results": 10, "rescore": 4}, {"num_results": 10, "rescore": 200}),
     ],
 )
-def test_approximate_retrievers_find_most(large, method, options, recall):
+def test_approximate_retrievers_find_most_and_more_if_more_is_searched(large, method, options, more):
     queries = queries_of(unit_vectors(20, seed=1))
     exact = large.retriever()(queries)
-    found = (make(large, method, **options) >> pt.RankCutoff(10))(queries)
-    assert_sorted(found, 10)
-    both = found.merge(exact, on=["qid", "docno"])
-    np.testing.assert_allclose(both["score_x"], both["score_y"], atol=1e-5)
-    assert (both["rank_y"] < 10).sum() / 200 >= recall
-
-
-def test_more_is_found_if_more_is_searched(large):
-    queries = queries_of(unit_vectors(20, seed=1))
-    exact = large.retriever(num_results=10)(queries)
-    for method, option, values in [
-        ("int8_retriever", "rescore", (1, 4)),
-        ("binary_retriever", "rescore", (1, 4)),
-        ("faiss_ivf_retriever", "n_probe", (1, 8)),
-    ]:
-        found = [make(large, method, num_results=10, **{option: value})(queries) for value in values]
-        less, more = (len(results.merge(exact, on=["qid", "docno"])) for results in found)
-        assert less < more
+    recall = []
+    for chosen in (options, more):
+        found = (getattr(large, method)(**chosen) >> pt.RankCutoff(10))(queries)
+        assert_sorted(found, 10)
+        both = found.merge(exact, on=["qid", "docno"])
+        np.testing.assert_allclose(both["score_x"], both["score_y"], atol=1e-5)
+        recall.append((both["rank_y"] < 10).sum() / 200)
+    assert recall[1] > max(recall[0], 0.6)
+    assert recall[1] == 1 or "rescore" not in more
 
 
 @pytest.mark.parametrize("method", RETRIEVERS)
@@ -212,13 +190,12 @@ def test_rank_cutoffs_find_the_same_compiled(small, queries, method, ranking):
         assert ranking(pipeline.compile()(queries)) == ranking(expected)
 
 
-@pytest.mark.parametrize("method", ["retriever", "torch_retriever"])
-def test_rank_cutoffs_ask_the_index_for_less(small, method):
-    assert (getattr(small, method)() % 10).compile() == getattr(small, method)(num_results=10)
-    assert (getattr(small, method)(num_results=5) % 10).compile()[0] == getattr(small, method)(num_results=5)
+def test_rank_cutoffs_ask_the_index_for_less(small):
+    assert (small.retriever() % 10).compile() == small.retriever(num_results=10)
+    assert (small.retriever(num_results=5) % 10).compile()[0] == small.retriever(num_results=5)
 
 
-@pytest.mark.parametrize("documents", [1, 2, 17])
+@pytest.mark.parametrize("documents", [1, 17])
 @pytest.mark.parametrize("method", [*RETRIEVERS, *RERANKERS])
 def test_small_corpora_are_searched_whole(tmp_path, method, documents):
     vectors = unit_vectors(documents)
@@ -332,12 +309,11 @@ def test_rerankers_find_their_documents(multilingual, method):
         assert "docid" not in inp or found["docid"].tolist() == list(range(8))
 
 
-@pytest.mark.parametrize("method", [*EXACT, *RERANKERS])
-def test_columns_are_named_by_strings(multilingual, method):
+def test_columns_are_named_by_strings(multilingual):
     index, candidates = multilingual
     more = pd.concat([candidates, pd.DataFrame({7: candidates["score"]})], axis="columns")
     with pytest.raises(TypeError, match="columns .*7"):
-        getattr(index, method)()(more)
+        index.retriever()(more)
 
 
 # --- an index that is replaced --------------------------------------------------------------------------------------
@@ -387,11 +363,11 @@ def test_graphs_are_computed_once(tmp_path, queries):
     assert [path.name for path in tmp_path.iterdir()] == ["index.flex"]
 
 
-@pytest.mark.parametrize("method", WITH_NEIGHBOURS)
-def test_graphs_are_no_other_artifacts(index, encoder, method):
+def test_graphs_are_no_other_artifacts(index, encoder):
     encoder.save(index.index_path / "corpusgraph_k4")
-    with pytest.raises(ValueError, match="corpusgraph_k4.*biencoder"):
-        getattr(index, method)(4)
+    for method in WITH_NEIGHBOURS:
+        with pytest.raises(ValueError, match="corpusgraph_k4.*biencoder"):
+            getattr(index, method)(4)
 
 
 # --- as PyTerrier uses them -----------------------------------------------------------------------------------------
@@ -415,7 +391,6 @@ def test_transformers_are_equal_if_made_of_the_same(small, queries, candidates, 
 def test_repr_shows_the_options_that_were_given(small):
     shown = f"{small!r}.retriever(num_results=5, drop_query_vec=True)"
     assert repr(small.retriever(num_results=5, drop_query_vec=True)) == shown
-    assert repr(small.scorer()) == f"{small!r}.np_scorer()"
 
 
 def test_parameters_change_as_a_grid_search_does(small, queries):
