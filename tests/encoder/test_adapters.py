@@ -2,29 +2,24 @@
 
 import json
 import shutil
-import sys
 
 import numpy as np
 import peft
 import pyterrier as pt
-import pyterrier_dr
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
 from pyterrier_selfdistill import SelfDistillBiEncoder
-from pyterrier_selfdistill.encoder.adapters import add_adapter, describe_adapter
+from pyterrier_selfdistill.encoder.adapters import add_adapter
 
 TEXTS = ["sort the rows of a table", "plot"]
 KINDS = {
-    "LoRA": peft.LoraConfig(r=2, init_lora_weights=False),
     "LoRA on all layers, and one in full": peft.LoraConfig(
         r=2, target_modules="all-linear", modules_to_save=["LayerNorm"], init_lora_weights=False
     ),
     "LoRA of embeddings": peft.LoraConfig(r=2, target_modules=["word_embeddings"], init_lora_weights=False),
-    "DoRA": peft.LoraConfig(r=2, use_dora=True, init_lora_weights=False),
     "IA3": peft.IA3Config(init_ia3_weights=False),
-    "LoHa": peft.LoHaConfig(r=2, target_modules=["query"], init_weights=False),
 }
 
 
@@ -49,11 +44,8 @@ def adapt(base):
     return adapt
 
 
-# --- plain weights --------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("config", KINDS.values(), ids=KINDS)
-def test_adapters_merge_into_plain_weights(encoder, adapt, config):
+def test_adapters_merge_into_plain_weights(encoder, adapt, base, tmp_path, config):
     adapted = adapt(config)
     vectors = adapted.encode_docs(TEXTS)
     assert not np.allclose(vectors, encoder.encode_docs(TEXTS), atol=1e-3)
@@ -64,44 +56,25 @@ def test_adapters_merge_into_plain_weights(encoder, adapt, config):
     # the adapted one stays
     np.testing.assert_array_equal(adapted.encode_docs(TEXTS), vectors)
     assert adapted.model_name != plain.model_name
-
-
-def test_three_libraries_read_merged_weights(adapt, base, tmp_path):
-    plain = adapt().merge_adapter()
     folder = plain.save(tmp_path / "plain")
     base.rename(tmp_path / "elsewhere")
-    loaded = pt.Artifact.load(folder, dtype="float32")
-    assert loaded.model_name == plain.model_name
-    others = SentenceTransformer(str(folder), device="cpu"), pyterrier_dr.SBertBiEncoder(str(folder), device="cpu")
-    for vectors in (loaded.encode_docs(TEXTS), others[0].encode(TEXTS), others[1].encode_docs(TEXTS)):
-        np.testing.assert_allclose(vectors, plain.encode_docs(TEXTS), atol=1e-6)
-    for refused in (plain.merge_adapter, lambda: plain.save_adapter(tmp_path / "adapter")):
-        with pytest.raises(ValueError, match="adapter"):
-            refused()
+    assert SelfDistillBiEncoder(folder).model_name == plain.model_name
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
-def test_other_precisions_encode_with_merged_weights(adapt, dtype):
-    if dtype == "int8":
-        pytest.importorskip("openvino")
+def test_other_precisions_encode_with_merged_weights(adapt):
     adapted = adapt()
-    lower, plain = adapted.apply_attributes(dtype=dtype), adapted.merge_adapter().apply_attributes(dtype=dtype)
+    lower, plain = [each.apply_attributes(dtype="bfloat16") for each in (adapted, adapted.merge_adapter())]
     np.testing.assert_array_equal(lower.encode_docs(TEXTS), plain.encode_docs(TEXTS))
     np.testing.assert_allclose((lower.encode_docs(TEXTS) * adapted.encode_docs(TEXTS)).sum(axis=1), 1, atol=2e-2)
 
 
-@pytest.mark.parametrize("name", ["save", "export", "build_package", "to_hf"])
+@pytest.mark.parametrize("name", ["save", "to_hf"])
 def test_plain_weights_alone_leave_the_machine(adapt, tmp_path, name):
-    if name == "export":
-        pytest.importorskip("openvino")
     adapted = adapt()
     adapted.save_adapter(tmp_path / "adapter")
     with pytest.raises(ValueError, match=r"merge_adapter\(\).*save_adapter"):
         getattr(adapted, name)(str(tmp_path / "model"))
     assert not (tmp_path / "model").exists()
-
-
-# --- an adapter without its base ------------------------------------------------------------------------------------
 
 
 def test_an_adapter_alone_is_small_and_loads_as_it_was(adapt, tmp_path):
@@ -121,24 +94,14 @@ def test_an_adapter_alone_is_small_and_loads_as_it_was(adapt, tmp_path):
     }
     again = loaded.save_adapter(tmp_path / "again")
     assert SelfDistillBiEncoder.from_pretrained(again).model_name == adapted.model_name
-    with pytest.raises(FileExistsError, match="overwrite=True"):
-        adapted.save_adapter(folder)
-
-
-def test_pyterrier_dr_reads_no_adapter_without_a_base(adapt, tmp_path):
-    """Once it does, the docstring of save_adapter and the page on adapters can say so."""
-    folder = adapt().save_adapter(tmp_path / "adapter")
-    with pytest.raises(ValueError, match="Unrecognized model"):
-        pyterrier_dr.SBertBiEncoder(str(folder), device="cpu")
 
 
 def test_an_adapter_needs_its_base(adapt, base, tmp_path):
     adapted = adapt()
     folder = adapted.save_adapter(tmp_path / "adapter")
     base.rename(tmp_path / "elsewhere")
-    for load in (SelfDistillBiEncoder, SelfDistillBiEncoder.from_pretrained, pt.Artifact.load):
-        with pytest.raises(FileNotFoundError, match="adapter of '.*base'"):
-            load(folder)
+    with pytest.raises(FileNotFoundError, match="adapter of '.*base'"):
+        SelfDistillBiEncoder(folder)
     with pytest.raises(ValueError, match="base'"):
         adapted.save_adapter(tmp_path / "late")
     config = json.loads((folder / "adapter_config.json").read_text())
@@ -153,22 +116,8 @@ def test_an_adapter_of_another_base_is_refused(adapt, base, tmp_path):
     with torch.no_grad():
         other[0].model.embeddings.word_embeddings.weight.add_(0.1)
     other[0].model.save_pretrained(base)
-    for load in (SelfDistillBiEncoder, SelfDistillBiEncoder.from_pretrained):
-        with pytest.raises(ValueError, match="base with the checksum"):
-            load(folder)
-
-
-def test_a_damaged_configuration_and_a_missing_library_are_explained(adapt, tmp_path, monkeypatch):
-    folder = adapt().save_adapter(tmp_path / "adapter")
-    (folder / "adapter_config.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"adapter_config\.json"):
+    with pytest.raises(ValueError, match="base with the checksum"):
         SelfDistillBiEncoder(folder)
-    monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ImportError, match=r"pyterrier-selfdistill\[adapters\]"):
-        SelfDistillBiEncoder(folder)
-
-
-# --- adding one -----------------------------------------------------------------------------------------------------
 
 
 def test_only_the_adapter_is_trained_from_the_same_weights_for_the_same_seed(adapt):
@@ -202,11 +151,3 @@ def test_the_checksum_sees_the_scale_and_whether_the_adapter_is_on(adapt):
         encoder.model.disable_adapters()
         seen.add(encoder.model_name)
     assert len(seen) == 4
-
-
-def test_descriptions_are_the_same_for_the_same_adapter():
-    config = peft.LoraConfig(r=4, target_modules=["value", "query"], lora_dropout=0.1)
-    described = describe_adapter(config)
-    assert described == {"type": "LORA", "r": 4, "target_modules": ["query", "value"], "lora_dropout": 0.1}
-    assert json.loads(json.dumps(described)) == described
-    assert describe_adapter(peft.LoraConfig()) == {"type": "LORA"}

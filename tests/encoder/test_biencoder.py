@@ -2,15 +2,11 @@
 
 import hashlib
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyterrier as pt
 import pytest
 import torch
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 from pyterrier_selfdistill import EncoderMismatchError, SelfDistillBiEncoder, SelfDistillIndex
 
@@ -19,22 +15,12 @@ QUERIES = ["sort rows", "plot", "read a file"]
 DOCUMENTS = ["sort the rows of a table by column", "plot a matrix", "read", "write a file and return the mean value"]
 
 
-# --- vectors --------------------------------------------------------------------------------------------------------
-
-
-def test_vectors_are_float32_of_unit_length(encoder):
-    for vectors in (encoder.encode_queries(QUERIES), encoder.encode_docs(DOCUMENTS)):
-        assert vectors.dtype == np.float32
-        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
-    assert encoder.encode_docs([]).shape == (0, encoder.dimension)
-
-
-@pytest.mark.parametrize("batch_size", [1, 2, 100])
-def test_vectors_do_not_depend_on_batches(encoder, batch_size):
+def test_vectors_do_not_depend_on_batches(encoder):
     texts = [*DOCUMENTS, "", "aaaaaaaaaa", *DOCUMENTS[::-1]]
     one_by_one = np.concatenate([encoder.encode_docs([text]) for text in texts])
-    np.testing.assert_allclose(encoder.encode_docs(texts, batch_size=batch_size), one_by_one, atol=1e-6)
+    np.testing.assert_allclose(encoder.encode_docs(texts, batch_size=2), one_by_one, atol=1e-6)
     np.testing.assert_allclose(one_by_one, encoder.model.encode_document(texts), atol=1e-6)
+    assert encoder.encode_docs([]).shape == (0, encoder.dimension)
 
 
 def test_more_texts_than_are_tokenized_together_keep_their_order(encoder):
@@ -63,29 +49,11 @@ def test_encode_queries_torch_gives_gradients(encoder):
     assert encoder.encode_queries_torch([]).shape == (0, encoder.dimension)
 
 
-@pytest.mark.parametrize(
-    ("texts", "message"), [("plot", "list of strings"), (["plot", None], r"\[1\]"), (["plot", 5], r"\[1\]")]
-)
+@pytest.mark.parametrize(("texts", "message"), [("plot", "list of strings"), (["plot", None], r"\[1\]")])
 def test_what_is_not_a_list_of_strings_is_refused(encoder, texts, message):
-    for encode in (encoder.encode_docs, encoder.encode_queries, encoder.encode_queries_torch):
+    for encode in (encoder.encode_docs, encoder.encode_queries_torch):
         with pytest.raises(TypeError, match=message):
             encode(texts)
-
-
-def test_models_with_features_of_their_own_encode_as_sentence_transformers(encoder):
-    texts = [*DOCUMENTS, "", "sort"]
-    words = StaticEmbedding(encoder.model.tokenizer.backend_tokenizer, embedding_dim=8)
-    static = SelfDistillBiEncoder(SentenceTransformer(modules=[words], device="cpu"))
-    np.testing.assert_allclose(static.encode_docs(texts, batch_size=4), static.model.encode_document(texts), atol=1e-6)
-
-
-def test_vectors_are_cut_where_the_model_says_so(tiny_model):
-    tiny_model.truncate_dim = 8
-    expected = tiny_model.encode_query(QUERIES, normalize_embeddings=True)
-    np.testing.assert_allclose(SelfDistillBiEncoder(tiny_model).encode_queries(QUERIES), expected, atol=1e-6)
-
-
-# --- loading --------------------------------------------------------------------------------------------------------
 
 
 def test_the_first_token_of_a_plain_language_model_is_pooled_by_default(encoder, language_model):
@@ -107,14 +75,12 @@ def test_a_sentence_transformers_model_keeps_its_layers(tiny_model, tmp_path):
 
 def test_texts_are_cut_at_lengths(language_model):
     encoder = load(language_model, query_length=4, document_length=6, device="cpu")
-    assert (encoder.query_length, encoder.document_length) == (4, 6)
     words = ["sort", "the", "rows", "of", "a", "table", "by", "column"]
-    longer = " ".join(words)
     for encode, length in [(encoder.encode_queries, 4), (encoder.encode_docs, 6)]:
         # [CLS] and [SEP] count
-        cut = " ".join(words[: length - 2])
-        np.testing.assert_allclose(encode([longer]), encode([cut]), atol=1e-6)
-        assert not np.allclose(encode([longer]), encode([" ".join(words[: length - 3])]), atol=1e-3)
+        whole, cut, shorter = encode([" ".join(words[:count]) for count in (8, length - 2, length - 3)])
+        np.testing.assert_allclose(whole, cut, atol=1e-6)
+        assert not np.allclose(whole, shorter, atol=1e-3)
 
 
 def test_prompts_are_put_before_texts(encoder, language_model):
@@ -140,19 +106,9 @@ def test_prompts_have_the_names_that_sentence_transformers_gives_them(tiny_model
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"query_length": 0}, "query_length .* got 0"),
         ({"query_length": 65}, "query_length .* 64, .*got 65"),
-        ({"document_length": 65}, "document_length .* 64, .*got 65"),
-        ({"document_length": True}, "document_length .* got True"),
-        ({"dtype": "int4"}, "dtype .*got 'int4'"),
         ({"dtype": torch.float64}, "dtype .*got torch.float64"),
-        ({"batch_size": 0}, "batch_size .*got 0"),
-        ({"batch_size": "8"}, "batch_size .*got '8'"),
         ({"pooling": "first"}, "pooling .*got 'first'"),
-        ({"query_prompt": 7}, "query_prompt .*got 7"),
-        ({"text_field": ""}, "text_field .*got ''"),
-        ({"verbose": "no"}, "verbose .*got 'no'"),
-        ({"device": 0}, "device .*got 0"),
         ({"device": "cuda:99"}, "device .*'cpu'"),
     ],
 )
@@ -161,50 +117,16 @@ def test_bad_options_are_refused(language_model, options, message):
         load(language_model, **options)
 
 
-@pytest.mark.parametrize("name", ["./nothing", "nothing/", "../nothing", "a/b/nothing", "~/nothing", r"C:\\nothing"])
-def test_a_folder_that_is_missing_is_named(name, folder, monkeypatch):
-    monkeypatch.setenv("HOME", str(folder))
-    for given in (name, Path(name), str(folder / "nothing")):
-        with pytest.raises(FileNotFoundError, match="nothing"):
-            load(given)
-
-
-@pytest.mark.parametrize("name", ["nothing", "me/nothing"])
-def test_a_name_that_cannot_be_downloaded_is_named(name):
-    with pytest.raises(OSError, match=f"(?s)'{name}'.*Hugging Face hub") as raised:
+@pytest.mark.parametrize(("name", "error"), [("./nothing", FileNotFoundError), ("me/nothing", OSError)])
+def test_a_model_that_is_missing_is_named(name, error):
+    with pytest.raises(error, match="(?s)nothing.*Hugging Face hub"):
         load(name)
-    assert not isinstance(raised.value, FileNotFoundError)
 
-
-def test_paths_may_begin_in_the_home_folder(encoder, folder, monkeypatch):
-    monkeypatch.setenv("HOME", str(folder))
-    assert encoder.copy().save("~/model") == folder / "model"
-    assert SelfDistillBiEncoder("~/model").name == load("~/model").name == str(folder / "model")
-    encoder.build_retriever([{"docno": "d1", "text": "sort"}], "~/index.flex")
-    assert {path.name for path in folder.iterdir()} == {"model", "index.flex"}
-
-
-@pytest.mark.parametrize("model", [7, None, ""])
-def test_models_are_models_or_folders(model):
-    with pytest.raises((TypeError, ValueError), match=f"model must be .*got {model!r}"):
-        SelfDistillBiEncoder(model)
-
-
-@pytest.mark.parametrize("name", ["encode_docs", "encode_queries", "encode_queries_torch", "query_encoder", "scorer"])
-def test_batch_sizes_are_checked(encoder, name):
-    texts = [["sort"]] if name.startswith("encode") else []
-    with pytest.raises(ValueError, match="batch_size .*got 0"):
-        getattr(encoder, name)(*texts, batch_size=0)
-
-
-# --- equality, identity, checksum -----------------------------------------------------------------------------------
 
 OPTIONS = [
     {},
     {"pooling": "mean"},
     {"query_length": 4},
-    {"document_length": 4},
-    {"query_prompt": "query: "},
     {"document_prompt": "d: "},
     {"batch_size": 7},
     {"dtype": "bfloat16"},
@@ -236,65 +158,41 @@ def test_the_checksum_is_of_layers_settings_and_weights(encoder):
     assert encoder.model_name == encoder.identity.checksum == expected.hexdigest()
 
 
-@pytest.mark.parametrize("options", [{"fused": True}, {"foreach": True}, {"fused": False, "foreach": False}])
+@pytest.mark.parametrize("options", [{"fused": True}, {"fused": False, "foreach": False}])
 def test_the_checksum_follows_every_step_of_training(encoder, options):
     parameters = [parameter for parameter in encoder.model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, **options)
-    names, paths = {encoder.model_name}, {encoder.cache_path("caches/scores.cache")}
+    names = {encoder.model_name}
     for _ in range(3):
         encoder.encode_queries_torch(QUERIES).sum().backward()
         optimizer.step()
         names.add(encoder.model_name)
-        paths.add(encoder.cache_path("caches/scores.cache"))
-    assert len(names) == len(paths) == 4
-    assert {(path.parent.name, path.suffix) for path in paths} == {("caches", ".cache")}
+    assert len(names) == 4
 
 
-def test_repr_tells_encoders_apart_by_name(encoder, language_model, tmp_path):
-    assert repr(encoder) == f"SelfDistillBiEncoder({language_model!r}, dtype='float32')"
-    path = str(encoder.copy().save(tmp_path / "trained"))
-    assert repr(pt.Artifact.load(path)) == f"SelfDistillBiEncoder({path!r})"
-
-
-# --- variants -------------------------------------------------------------------------------------------------------
-
-
-def test_variants_keep_name_and_history(encoder, tiny_model):
+def test_variants_keep_name_and_history(encoder):
     encoder.training_summary = {"seed": 7}
     changed = encoder.apply_attributes(batch_size=7)
-    assert changed.batch_size == 7
-    assert changed.model is encoder.model
+    assert (changed.batch_size, changed.model) == (7, encoder.model)
     for variant in (changed, encoder.truncate(8), encoder.with_prompts(query="query: ")):
-        assert variant.name == encoder.name
-        assert variant.training_summary.items() >= {"seed": 7}.items()
+        assert (variant.name, variant.training_summary["seed"]) == (encoder.name, 7)
         assert (variant.model_name == encoder.model_name) == (variant is changed)
     assert encoder.truncate(8).training_summary["truncated_from"] == 32
-    assert encoder.apply_attributes(model=tiny_model).training_summary == {}
 
 
 def test_other_prompts_share_the_weights(encoder):
     changed = encoder.with_prompts(query="read: ")
-    before = changed.encode_docs(QUERIES)
     with torch.no_grad():
         next(encoder.model.parameters())[:, :8] += 1
-    assert np.abs(changed.encode_docs(QUERIES) - before).max() > 1e-3
     np.testing.assert_array_equal(changed.encode_docs(QUERIES), encoder.encode_docs(QUERIES))
     assert changed.with_prompts(query="", document="") == encoder
-    with pytest.raises(ValueError, match="query .*got 7"):
-        encoder.with_prompts(query=7)
-
-
-def prefixes(vectors, dimension):
-    cut = vectors[:, :dimension]
-    return cut / np.linalg.norm(cut, axis=1, keepdims=True)
 
 
 def test_truncated_vectors_are_prefixes_of_unit_length(encoder):
-    shorter = encoder.truncate(8)
-    expected = prefixes(encoder.encode_docs(DOCUMENTS), 8)
-    np.testing.assert_allclose(shorter.encode_docs(DOCUMENTS), expected, atol=1e-6)
-    np.testing.assert_allclose(shorter.truncate(3).encode_queries(DOCUMENTS), prefixes(expected, 3), atol=1e-6)
-    assert (shorter.dimension, encoder.dimension) == (8, 32)
+    whole, shorter = encoder.encode_docs(DOCUMENTS), encoder.truncate(8)
+    for dimension, cut in {8: shorter, 3: shorter.truncate(3)}.items():
+        expected = whole[:, :dimension] / np.linalg.norm(whole[:, :dimension], axis=1, keepdims=True)
+        np.testing.assert_allclose(cut.encode_docs(DOCUMENTS), expected, atol=1e-6)
     with pytest.raises(ValueError, match="32 dimensions .*got 32"):
         encoder.truncate(32)
 
@@ -320,63 +218,24 @@ def test_an_index_is_cut_without_encoding_anew(encoder, other, index, collection
     assert list(cut.docnos()) == list(built.docnos())
     with pytest.raises(EncoderMismatchError):
         other.truncate_index(index, tmp_path / "other.flex", 8)
-    with pytest.raises(FileExistsError):
-        encoder.truncate_index(index, tmp_path / "cut.flex", 4)
-    assert encoder.truncate_index(index, tmp_path / "cut.flex", 4, overwrite=True).np_vecs().shape == (40, 4)
 
 
-# --- build_retriever ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("form", [list, iter, pd.DataFrame])
+@pytest.mark.parametrize("form", [iter, pd.DataFrame])
 def test_build_retriever_indexes_any_corpus(encoder, collection, tmp_path, form, ranking):
     topics, records = collection.topics, collection.records
     retriever = encoder.build_retriever(form(records), tmp_path / "index.flex", num_results=3)
     found = retriever(topics)
     assert found.groupby("qid").size().unique().tolist() == [3]
     assert ranking(found) == ranking(((encoder >> SelfDistillIndex(tmp_path / "index.flex")) % 3)(topics))
-    with pytest.raises(FileExistsError, match="already"):
-        encoder.build_retriever(form(records), tmp_path / "index.flex")
     encoder.build_retriever(form(records[:2]), tmp_path / "index.flex", overwrite=True)
     assert len(SelfDistillIndex(tmp_path / "index.flex")) == 2
 
 
-def test_build_retriever_joins_fields(encoder, tmp_path):
+def test_build_retriever_joins_fields_and_leaves_nothing_of_an_error(encoder, tmp_path):
     corpus = [{"docno": thing, "title": "plot", "body": f"a {thing}"} for thing in ("table", "file")]
+    with pytest.raises(ValueError, match="'text'"):
+        encoder.build_retriever(corpus, tmp_path / "index.flex", fields=["title", "text"])
+    assert not list(tmp_path.iterdir())
     encoder.build_retriever(corpus, tmp_path / "index.flex", fields=["title", "body"])
     vectors = SelfDistillIndex(tmp_path / "index.flex").np_vecs()
     np.testing.assert_allclose(vectors, encoder.encode_docs(["plot a table", "plot a file"]), atol=1e-6)
-
-
-GOOD = {"docno": "d1", "text": "sort"}
-
-
-@pytest.mark.parametrize(
-    ("corpus", "options", "error", "message"),
-    [
-        ([GOOD, {"docno": "d2"}], {}, ValueError, "'text'"),
-        ([GOOD, {"text": "plot"}], {}, ValueError, "'docno'"),
-        ([GOOD, {"docno": "d2", "text": None}], {}, TypeError, "'d2'"),
-        ([GOOD, {"docno": 2, "text": "plot"}], {}, TypeError, "docno .*got 2"),
-        ([GOOD, GOOD], {}, ValueError, "'d1'"),
-        ([], {}, ValueError, "no documents"),
-        ([GOOD], {"fields": ["title"]}, ValueError, "'title'"),
-        ([GOOD], {"fields": "text"}, ValueError, "fields"),
-        ([GOOD], {"fields": []}, ValueError, "fields"),
-        ([GOOD], {"num_results": 0}, ValueError, "num_results .*got 0"),
-        ([GOOD], {"overwrite": "yes"}, ValueError, "overwrite .*got 'yes'"),
-    ],
-)
-def test_build_retriever_leaves_nothing_of_an_error(encoder, tmp_path, corpus, options, error, message):
-    with pytest.raises(error, match=message):
-        encoder.build_retriever(corpus, tmp_path / "index.flex", **options)
-    assert not list(tmp_path.iterdir())
-
-
-def test_build_retriever_replaces_no_folder_of_others(encoder, tmp_path):
-    (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "thesis.tex").write_text("mine")
-    for overwrite, message in {False: "already", True: "thesis.tex"}.items():
-        with pytest.raises(FileExistsError, match=message):
-            encoder.build_retriever([GOOD], tmp_path / "thesis", overwrite=overwrite)
-    assert (tmp_path / "thesis" / "thesis.tex").read_text() == "mine"

@@ -1,10 +1,15 @@
-"""The steps of an encoder: queries, documents and results by their columns, and the pipelines that it leads."""
+"""The steps of an encoder by the columns of their input, and pipelines, experiments and caches with them."""
+
+import itertools
+import pickle
 
 import numpy as np
 import pandas as pd
 import pyterrier as pt
 import pytest
-from pyterrier_dr import FlexIndex
+from pyterrier.measures import RR, nDCG
+from pyterrier_caching import RetrieverCache, ScorerCache
+from pyterrier_dr import VectorPrf
 
 from pyterrier_selfdistill import EncoderMismatchError, SelfDistillBiEncoder, SelfDistillIndex, SelfDistillTrainer
 
@@ -14,68 +19,43 @@ def test_steps_conform_to_pyterrier(encoder, conforms):
         conforms(transformer)
 
 
-# --- queries and documents ------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("form", ["frame", "list", "iterable"])
 @pytest.mark.parametrize("role", ["query", "doc"])
 def test_texts_are_encoded_by_their_columns(encoder, collection, role, form):
     frame, texts = (collection.topics, "query") if role == "query" else (collection.corpus, "text")
     expected = (encoder.model.encode_query if role == "query" else encoder.model.encode_document)(list(frame[texts]))
     records = frame.to_dict(orient="records")
-    encoded = encoder({"frame": frame, "list": records, "iterable": iter(records)}[form])
-    assert isinstance(encoded, pd.DataFrame if form == "frame" else list)
-    encoded = pd.DataFrame(encoded)
+    encoded = pd.DataFrame(encoder({"frame": frame, "list": records, "iterable": iter(records)}[form]))
     assert list(encoded.columns) == [*frame.columns, f"{role}_vec"]
     vectors = encoded[f"{role}_vec"]
-    assert {(vector.dtype, vector.shape) for vector in vectors} == {(np.dtype(np.float32), (32,))}
-    assert {vector.encoder for vector in vectors} == {encoder.identity}
+    assert {(vector.dtype, vector.encoder) for vector in vectors} == {(np.dtype(np.float32), encoder.identity)}
     np.testing.assert_allclose(np.stack(vectors), expected, atol=1e-6)
-
-
-def test_text_may_be_in_another_field(language_model, collection):
-    encoder = SelfDistillBiEncoder.from_pretrained(language_model, text_field="body", device="cpu")
-    assert "doc_vec" in encoder(collection.corpus.rename(columns={"text": "body"}))
 
 
 def test_empty_frames_keep_types(encoder, collection):
     for frame in (collection.topics, collection.corpus, collection.results):
-        whole, nothing = encoder(frame.assign(note=1)), encoder(frame.assign(note=1).iloc[:0])
-        assert len(nothing) == 0
+        whole, nothing = encoder(frame), encoder(frame.iloc[:0])
         assert list(nothing.columns) == list(whole.columns)
         assert [dtype.kind for dtype in nothing.dtypes] == [dtype.kind for dtype in whole.dtypes]
 
 
 def test_progress_is_shown_if_asked(encoder, collection, capsys):
-    corpus = collection.corpus
-    encoder.doc_encoder(verbose=True)(pd.concat([corpus, corpus]))
+    encoder.doc_encoder(verbose=True)(pd.concat([collection.corpus] * 2))
     assert "80/80" in capsys.readouterr().err
-    encoder.doc_encoder()(corpus)
-    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
     ("frame", "error", "message"),
     [
         ({"docno": ["d1", "d2"], "text": ["plot", None]}, TypeError, "'text' .*1 of 2 rows.*'d2'"),
-        ({"docno": ["d1"], "text": [5]}, TypeError, "'d1': 5"),
-        ({"docno": ["d1", "d2"], "text": ["plot", "\ud800"]}, (TypeError, ValueError), "ud800"),
+        ({"docno": ["d1", "d2"], "text": ["plot", "\ud800"]}, ValueError, "ud800"),
         ({"qid": ["1", "2"], "query": [float("nan"), "plot"]}, TypeError, "'query' .*1 of 2 rows.*'1'"),
-        ({"qid": ["1"], "docno": ["d1"], "query": ["plot"], "text": [["a"]]}, TypeError, "'text'"),
         ({"docno": ["d1"], "title": ["plot"]}, pt.validate.InputValidationError, "text"),
     ],
 )
 def test_what_is_not_text_is_refused(encoder, frame, error, message):
     with pytest.raises(error, match=message):
         encoder(pd.DataFrame(frame, dtype=object))
-
-
-def test_duplicate_columns_are_refused(encoder, collection):
-    with pytest.raises(ValueError, match="'text'"):
-        encoder(pd.concat([collection.corpus, collection.corpus["text"]], axis=1))
-
-
-# --- results --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("queries", ["query", "query_vec", "both"])
@@ -127,87 +107,169 @@ def test_vectors_of_another_length_and_queries_without_identifier_are_refused(en
         encoder(collection.results.assign(qid=None))
 
 
-# --- pipelines that begin with an encoder ---------------------------------------------------------------------------
+def test_pipelines_are_equal_however_they_are_put_together(transformers):
+    pipelines = {"cut-offs": pt.RankCutoff(7) >> pt.RankCutoff(5), "led": transformers["encoder"] >> pt.RankCutoff(9)}
+    steps = {**transformers, **pipelines}
+    ours, others = (
+        ["encoder", "document encoder", "led", "index", "trainer"],
+        ["encoder", "retriever", "cut-offs", "led"],
+    )
+    for first, second, third in itertools.product(ours, others, others):
+        for names in [(first, second, third), (second, first, third), (second, third, first)]:
+            a, b, c = [steps[name] for name in names]
+            from_left, from_right = (a >> b) >> c, a >> (b >> c)
+            assert type(from_left) is type(from_right), names
+            # equal steps are often the same object: comparing encoders computes checksums
+            pairs = zip(from_left, from_right, strict=True)
+            assert all(one is two or one == two for one, two in pairs), names
+            assert not any(isinstance(step, pt.Compose) for step in from_left), names
 
 
-@pytest.fixture
-def steps(encoder, index, tmp_path):
-    """All that may stand in a pipeline, by name."""
-    return {
-        "encoder": encoder,
-        "query encoder": encoder.query_encoder(),
-        "document encoder": encoder.doc_encoder(),
-        "scorer": encoder.scorer(),
-        "trainer": SelfDistillTrainer(encoder, tmp_path / "run"),
-        "index": index,
-        "indexer": index.indexer(),
-        "retriever": index.retriever(num_results=3),
-        "vector loader": index.vec_loader(),
-        "cut-off": pt.RankCutoff(2),
-        "identity": pt.Transformer.identity(),
-        "pipeline": pt.RankCutoff(7) >> pt.RankCutoff(5),
-        "encoder pipeline": encoder >> pt.RankCutoff(9),
-    }
-
-
-def test_pipelines_are_equal_however_they_are_put_together(steps):
-    ours = ["encoder", "document encoder", "encoder pipeline", "index", "retriever", "trainer"]
-    others = ["encoder", "query encoder", "retriever", "indexer", "cut-off", "identity", "pipeline", "encoder pipeline"]
-    for first in ours:
-        for second in others:
-            for third in others:
-                for names in [(first, second, third), (second, first, third), (second, third, first)]:
-                    a, b, c = [steps[name] for name in names]
-                    from_left, from_right = (a >> b) >> c, a >> (b >> c)
-                    assert type(from_left) is type(from_right), names
-                    # equal steps are often the same object: comparing encoders computes checksums
-                    assert len(from_left) == len(from_right), names
-                    pairs = zip(from_left, from_right, strict=True)
-                    assert all(one is two or one == two for one, two in pairs), names
-                    assert not any(isinstance(step, pt.Compose) for step in from_left), names
-
-
-def test_a_pipeline_does_what_pyterriers_does(steps, collection, conforms):
-    pipeline = steps["encoder"] >> (steps["retriever"] >> steps["cut-off"])
-    same = pt.Compose(steps["encoder"], steps["retriever"], steps["cut-off"])
+def test_a_pipeline_does_what_pyterriers_does(encoder, index, collection, conforms):
+    retriever, cutoff = index.retriever(num_results=3), pt.RankCutoff(2)
+    pipeline, same = encoder >> (retriever >> cutoff), pt.Compose(encoder, retriever, cutoff)
     assert pipeline == same
     pd.testing.assert_frame_equal(pipeline(collection.topics), same(collection.topics))
     assert pipeline.compile() == same.compile()
-    conforms(steps["encoder"] >> steps["retriever"])
-
-
-def test_a_pipeline_lists_inputs_that_lead_somewhere(steps):
-    assert pt.inspect.transformer_inputs(steps["encoder"] >> steps["index"]) == [["qid", "query"]]
+    conforms(encoder >> retriever)
 
 
 DOCUMENTS = [{"docno": str(number), "text": "plot " * (1 + number % 7)} for number in range(500)]
 
 PIPELINES = {
-    "encoder >> index": (lambda e, x, i: e >> i, 500),
-    "(encoder >> x) >> index": (lambda e, x, i: (e >> x) >> i, 500),
-    "encoder >> (x >> index)": (lambda e, x, i: e >> (x >> i), 500),
-    "(document encoder >> x) >> index": (lambda e, x, i: (e.doc_encoder() >> x) >> i, 500),
-    "document encoder >> (x >> index)": (lambda e, x, i: e.doc_encoder() >> (x >> i), 500),
-    # PyTerrier makes these, whose first step knows nothing of encoders
-    "x >> (encoder >> index)": (lambda e, x, i: x >> (e >> i), 100),
+    "encoder": (lambda e, x, i: e >> (x >> i), {}, 500),
+    "document encoder": (lambda e, x, i: (e.doc_encoder() >> x) >> i, {}, 500),
+    "as told": (lambda e, x, i: e.doc_encoder() >> x >> i, {"batch_size": 200}, 200),
 }
 
 
-@pytest.mark.parametrize("name", PIPELINES)
-def test_documents_are_read_ahead_where_an_encoder_stands_first(encoder, tmp_path, name):
-    make, read_at_once = PIPELINES[name]
+@pytest.mark.parametrize(("make", "options", "read_at_once"), PIPELINES.values(), ids=PIPELINES)
+def test_documents_are_read_ahead_where_an_encoder_stands_first(encoder, tmp_path, make, options, read_at_once):
     sizes = []
     counting = pt.apply.generic(lambda frame: sizes.append(len(frame)) or frame)
     index = SelfDistillIndex(tmp_path / "index.flex", verbose=False)
-    make(encoder, counting, index).index(iter(DOCUMENTS))
-    assert not sizes or max(sizes) == read_at_once
+    make(encoder, counting, index).index(iter(DOCUMENTS), **options)
+    assert max(sizes) == read_at_once
     assert list(index.docnos()) == [document["docno"] for document in DOCUMENTS]
     np.testing.assert_allclose(index.np_vecs(), encoder.encode_docs([doc["text"] for doc in DOCUMENTS]), atol=1e-6)
 
 
-def test_as_many_documents_are_read_as_index_is_told(encoder, tmp_path):
-    sizes = []
-    counting = pt.apply.generic(lambda frame: sizes.append(len(frame)) or frame)
-    index = FlexIndex(str(tmp_path / "plain.flex"), verbose=False)
-    (encoder.doc_encoder() >> counting >> index).index(DOCUMENTS, batch_size=200)
-    assert sizes == [200, 200, 100]
+@pytest.fixture
+def calls(monkeypatch):
+    """Counts the texts that are encoded, by encoder."""
+    counted = {}
+
+    def counting(encode):
+        def count(self, texts, batch_size=None):
+            texts = list(texts)
+            counted[self.model_name] = counted.get(self.model_name, 0) + len(texts)
+            return encode(self, texts, batch_size)
+
+        return count
+
+    for name in ("encode_queries", "encode_docs"):
+        monkeypatch.setattr(SelfDistillBiEncoder, name, counting(getattr(SelfDistillBiEncoder, name)))
+    return counted
+
+
+@pytest.fixture
+def transformers(encoder, index, tmp_path):
+    return {
+        "encoder": encoder,
+        "query encoder": encoder.query_encoder(),
+        "document encoder": encoder.doc_encoder(),
+        "scorer": encoder.scorer(),
+        "trainer": SelfDistillTrainer(encoder, tmp_path / "run", target="adaptive", num_train_epochs=2),
+        "index": index,
+        "retriever": index.retriever(num_results=5),
+        "re-ranker": index.gar(4),
+        "vector loader": index.vec_loader(),
+    }
+
+
+def test_candidates_are_reranked(encoder, names, collection, conforms, ranking):
+    pipeline = names["bm25"] % 10 >> pt.text.get_text(names["dataset"]) >> encoder
+    found = pipeline(names["topics"])
+    assert ranking(found) == ranking(encoder(collection.results.merge(found[["qid", "docno"]])))
+    conforms(pipeline)
+
+
+def test_experiment_runs_once_what_systems_share(encoder, index, names, calls):
+    systems = [
+        encoder >> index,
+        encoder >> index.retriever(num_results=5),
+        encoder >> index >> index.vec_loader() >> VectorPrf() >> index,
+    ]
+    arguments = names["topics"], names["qrels"], [nDCG @ 10]
+    with pytest.warns(UserWarning, match="plan='tree'"):
+        apart = pt.Experiment(systems, *arguments)
+    assert calls == {encoder.model_name: 3 * 8}
+    calls.clear()
+    together = pt.Experiment(systems, *arguments, plan="tree")
+    assert calls == {encoder.model_name: 8}
+    assert together["nDCG@10"].tolist() == apart["nDCG@10"].tolist()
+
+
+def test_experiment_never_shares_two_models(encoder, other, names, calls):
+    candidates = names["bm25"] >> pt.text.get_text(names["dataset"])
+    systems = [candidates >> encoder, candidates >> other, candidates >> encoder.copy() >> pt.RankCutoff(5)]
+    together = pt.Experiment(systems, names["topics"], names["qrels"], [RR], plan="tree")
+    assert calls == {encoder.model_name: 8 + 320, other.model_name: 8 + 320}
+    apart = [pt.Experiment([system], names["topics"], names["qrels"], [RR])["RR"].item() for system in systems]
+    assert together["RR"].tolist() == apart
+
+
+def test_caches_notice_that_a_model_changed(encoder, other, index, names, calls, folder):
+    candidates = (names["bm25"] >> pt.text.get_text(names["dataset"]))(names["topics"])
+    expected = {model: model(candidates)["score"].to_numpy() for model in (encoder, other)}
+    calls.clear()
+    for model, encodes in [(encoder, True), (other, True), (encoder, False), (encoder.copy(), False)]:
+        before = dict(calls)
+        with ScorerCache(model.cache_path("caches/scores"), model) as cached:
+            scored = candidates.drop(columns=["score", "rank"]).merge(cached(candidates), on=["qid", "docno"])
+        np.testing.assert_allclose(scored["score"], expected[model], atol=1e-5)
+        assert (calls != before) == encodes
+
+    before = RetrieverCache(encoder.cache_path("caches/results"), encoder >> index)(names["topics"])
+    willing = SelfDistillIndex(index.index_path, verbose=False, any_encoder=True)
+    after = RetrieverCache(other.cache_path("caches/results"), other >> willing)(names["topics"])
+    assert before["score"].tolist() != after["score"].tolist()
+
+
+def test_transformers_are_equal_after_pickling(transformers, collection):
+    for name, transformer in transformers.items():
+        assert name == "trainer" or pickle.loads(pickle.dumps(transformer)) == transformer
+    pipeline = transformers["encoder"] >> transformers["index"]
+    again = pickle.loads(pickle.dumps(pipeline))
+    pd.testing.assert_series_equal(again(collection.topics)["docno"], pipeline(collection.topics)["docno"])
+
+
+def test_attributes_make_the_same_transformer(transformers):
+    for name, transformer in transformers.items():
+        same = pt.inspect.transformer_apply_attributes(transformer)
+        attributes = [{a.name for a in pt.inspect.transformer_attributes(each)} for each in (transformer, same)]
+        assert attributes[0] == attributes[1]
+        assert name == "trainer" or same == transformer
+    trainer = pt.inspect.transformer_apply_attributes(transformers["trainer"], seed=7)
+    assert (trainer.seed, trainer.target, trainer.arguments) == (7, "adaptive", {"num_train_epochs": 2})
+
+
+def test_inputs_and_outputs_are_known(transformers):
+    queries, candidates = ["qid", "query"], ["qid", "query", "docno", "text"]
+    outputs = pt.inspect.transformer_outputs
+    assert queries in pt.inspect.transformer_inputs(transformers["encoder"])
+    assert outputs(transformers["encoder"], queries) == [*queries, "query_vec"]
+    for name in ("encoder", "trainer"):
+        assert outputs(transformers[name], candidates) == [*candidates, "score", "rank"]
+    # documents lead nowhere in a pipeline that retrieves
+    pipeline = transformers["encoder"] >> transformers["retriever"]
+    assert pt.inspect.transformer_inputs(pipeline) == [queries]
+    assert set(outputs(pipeline, queries)) == {*queries, "query_vec", "docno", "docid", "score", "rank"}
+
+
+def test_schematics_are_drawn_without_a_network(transformers, no_network):
+    for transformer in [*transformers.values(), transformers["index"].indexer()]:
+        assert len(pt.schematic.transformer_schematic(transformer)["label"]) <= 20
+        assert "<div" in pt.schematic.draw(transformer)
+    pipeline = transformers["encoder"] >> transformers["retriever"] >> transformers["re-ranker"]
+    assert pipeline._repr_html_().count("pts-transformer-title") >= len(pipeline)
