@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import importlib.metadata
 import importlib.util
 import inspect
@@ -26,15 +25,12 @@ import pyterrier as pt
 from packaging.utils import canonicalize_name
 
 logger = logging.getLogger(__name__)
-
 CACHE_FORMAT = 2  # raise this whenever other documents or summaries are collected
 SPLITS = {"train": range(0, 70), "dev": range(70, 80), "test": range(80, 100)}  # checksums of topics modulo 100
 MIN_SUMMARY_WORDS = 3  # shorter summaries ("Return self") make no query
 MIN_TEXT_WORDS = 20  # shorter rests ("See also: ...") make no document
-
 # tests and scripts, vendored packages, and a module that Python 3.12 has withdrawn
 NOT_API = {"benchmarks", "conftest", "setup", "test", "tests", "externals", "distutils"}
-
 # "name(...)", which may nest two deep, perhaps "-> result", and the "--" that CPython puts behind it
 PARENTHESES = r"\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)"
 SIGNATURE = re.compile(rf"\A[\w.]+{PARENTHESES}(?:[ ]*->.*)?[ ]*(?:\n--[ ]*)?(?:\n\s*|\Z)")
@@ -72,9 +68,7 @@ class DocstringsDataset(pt.datasets.Dataset):
     def __init__(self, packages: Iterable[str]) -> None:
         names = {name.strip() for name in packages} - {""}
         if not names:
-            raise ValueError(
-                "expected packages to read docstrings from, got none: write, e.g., 'docstrings:numpy,scipy'"
-            )
+            raise ValueError("expected packages to read docstrings from, got none: write 'docstrings:numpy,scipy'")
         self.packages = sorted({package for name in names for package in _import_names(name)})
 
     def get_corpus_iter(self, *, verbose: bool = True) -> pt.model.IterDict:
@@ -98,9 +92,9 @@ class DocstringsDataset(pt.datasets.Dataset):
             raise ValueError(f"{self!r} has no field {', '.join(unknown)}: choose from ['title', 'text']")
 
         def load(documents: pd.DataFrame) -> pd.DataFrame:
-            texts = {entry.docno: {"title": entry.docno, "text": entry.text} for entry in self._entries}
-            found = [texts[docno] for docno in documents["docno"]]
-            return documents.assign(**{column: [text[column] for text in found] for column in columns})
+            texts = {entry.docno: entry.text for entry in self._entries}
+            found = {"title": documents["docno"], "text": [texts[docno] for docno in documents["docno"]]}
+            return documents.assign(**{column: found[column] for column in columns})
 
         def outputs(inputs: list[str]) -> list[str]:
             return list(dict.fromkeys([*inputs, *columns]))
@@ -110,14 +104,12 @@ class DocstringsDataset(pt.datasets.Dataset):
     @cached_property
     def _entries(self) -> list[Entry]:
         """The documents, from the cache if they are there."""
-        folder = os.path.join(pt.io.pyterrier_home(), "docstrings")
         provided = importlib.metadata.packages_distributions()
         # the standard library has no distribution
         versions = [sorted({*map(importlib.metadata.version, provided.get(name, []))}) for name in self.packages]
         key = _checksum(repr([CACHE_FORMAT, platform.python_version(), self.packages, versions]))
-        path = os.path.join(folder, f"{'+'.join(self.packages)[:100]}-{key}.jsonl.gz")
+        path = os.path.join(pt.io.pyterrier_home(), "docstrings", f"{'+'.join(self.packages)[:100]}-{key}.jsonl.gz")
         if not os.path.exists(path):
-            os.makedirs(folder, exist_ok=True)
             _run_collector(self.packages, path)
         with pt.io.autoopen(path, "rt", encoding="utf-8") as file:
             return [Entry(**json.loads(line)) for line in file]
@@ -138,13 +130,11 @@ class DocstringsDataset(pt.datasets.Dataset):
             return self._judgements
         if variant not in SPLITS:
             raise ValueError(f"{self!r} has no variant {variant!r}: choose from {list(SPLITS)}, or None for all topics")
-        is_in_split = [int(qid, 16) % 100 in SPLITS[variant] for qid in self._judgements["qid"]]
-        return self._judgements[is_in_split]
+        return self._judgements[[int(qid, 16) % 100 in SPLITS[variant] for qid in self._judgements["qid"]]]
 
     def _describe_component(self, component: str) -> bool | list[str] | None:
-        if component == "corpus":
-            return True
-        return list(SPLITS) if component in ("topics", "qrels") else None
+        described: dict[str, bool | list[str]] = {"corpus": True, "topics": list(SPLITS), "qrels": list(SPLITS)}
+        return described.get(component)
 
     def __repr__(self) -> str:
         return f"DocstringsDataset({self.packages})"
@@ -184,6 +174,7 @@ def _checksum(text: str) -> str:
 
 def _run_collector(packages: Sequence[str], path: str) -> None:
     """Collect into a file, in a process that finds the same packages as this one, but shares nothing else with it."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
     # by path, since importing all of pyterrier_selfdistill takes longer than the work
     script = f"import runpy; runpy.run_path({__file__!r}, run_name='__main__')"
     # some docstrings are generated, from sets, in the order of their hashes
@@ -194,8 +185,7 @@ def _run_collector(packages: Sequence[str], path: str) -> None:
     output = process.stderr.decode(errors="replace")
     logger.debug("collector of %s: %s", ", ".join(packages), output.strip())
     if not os.path.exists(path):
-        doing = f"collecting the docstrings of {', '.join(packages)}"
-        raise RuntimeError(f"{doing} ended with exit status {process.returncode}:\n{output[-2000:]}")
+        raise RuntimeError(f"collecting {packages} ended with exit status {process.returncode}:\n{output[-2000:]}")
 
 
 def _collect(packages: Iterable[str]) -> list[Entry]:
@@ -216,7 +206,7 @@ def _collect(packages: Iterable[str]) -> list[Entry]:
         summary, text = split_docstring(_own_doc(obj))
         if len(text.split()) >= MIN_TEXT_WORDS:
             entries.setdefault(text, Entry(name, summary, text))
-    logger.debug("%d documents; skipped %d modules: %s", len(entries), len(skipped), ", ".join(skipped))
+    print(f"{len(entries)} documents; skipped {len(skipped)} modules: {skipped}", file=sys.stderr)
     return sorted(entries.values())
 
 
@@ -306,7 +296,5 @@ def _preference(named: Sequence[Any]) -> tuple[int, str]:
 
 
 if __name__ == "__main__":
-    logger.setLevel(logging.DEBUG)
-    logger.addHandler(logging.StreamHandler())
     with pt.io.finalized_autoopen(sys.argv[1], "b") as output:
         output.writelines(json.dumps(entry._asdict()).encode() + b"\n" for entry in _collect(sys.argv[2:]))

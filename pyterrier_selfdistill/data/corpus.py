@@ -18,8 +18,7 @@ from pydantic import SkipValidation
 
 from ..utils.checks import FieldNames, checked, require_distinct_columns
 
-# left alone where options are checked by their types, since that would read an iterable
-# A PyTerrier dataset with a corpus, a frame with ``docno`` and text, or an iterable of such records
+# a PyTerrier dataset, a frame with ``docno`` and text, or records; unchecked, since that would read an iterable
 Corpus: TypeAlias = SkipValidation[pt.datasets.Dataset | pd.DataFrame | Iterable[Mapping[str, Any]]]
 
 
@@ -123,11 +122,8 @@ class Documents:
         # a forked process would move the place at which its parent reads the same file
         if self._store is None or self._store[0] != os.getpid():
             self._store = os.getpid(), reference.docs_store()
-        found = self._store[1].get_many(docnos)
-        return {
-            docno: self._join(docno, [getattr(document, name) for name in self.fields])
-            for docno, document in found.items()
-        }
+        found = self._store[1].get_many(docnos).items()
+        return {docno: self._join(docno, [getattr(doc, name) for name in self.fields]) for docno, doc in found}
 
     def _reference(self) -> Any:
         """Return the dataset of ir_datasets, if the corpus is one that has documents."""

@@ -98,9 +98,6 @@ def from_results(
             retrieved; for all texts, if the results lack one of the fields.
         fields: The fields that make a text, if not the text field alone.
 
-    Returns:
-        The triples.
-
     Raises:
         ValueError: If there are no texts, topics and judgements share no query, nothing is left to train with, or there
             are no scores for ``relative_margin``.
@@ -170,7 +167,17 @@ class Judgements:
         topics, qrels = topics.reset_index(drop=True), qrels.reset_index(drop=True)
         self.queries = dict(zip(topics["qid"], topics["query"], strict=True))
         self.read = len(qrels)
-        self.unmatched = _count_unmatched(topics, qrels)
+        unjudged = ~topics["qid"].isin(qrels["qid"])
+        left_out = {"queries": unjudged[~topics["qid"].duplicated()], "judgements": ~qrels["qid"].isin(topics["qid"])}
+        if "docno" in topics:
+            left_out["results"] = unjudged
+        self.unmatched: dict[str, dict[str, float]] = {}
+        for name, rows in left_out.items():
+            number, share = int(rows.sum()), float(rows.mean())
+            self.unmatched[name] = {"number": number, "share": round(share, 4)}
+            if share > MANY_UNMATCHED:
+                left = f"{100 * share:.0f} % of the {name} are left out ({number} of {len(rows)})"
+                logger.warning("%s: their qid is in the topics or in the judgements only; check both", left)
         known = qrels[qrels["qid"].isin(self.queries)]
         self.relevant: dict[str, set[str]] = known[known["label"] > 0].groupby("qid")["docno"].agg(set).to_dict()
         positives = known[known["label"] >= min_label].drop_duplicates(["qid", "docno"])
@@ -183,22 +190,6 @@ class Judgements:
         by_query = positives.groupby("qid")["docno"].agg(list).to_dict()
         # in the order of topics, which becomes the order of the triples
         self.positives: dict[str, list[str]] = {qid: by_query[qid] for qid in self.queries if qid in by_query}
-
-
-def _count_unmatched(topics: pd.DataFrame, qrels: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """Count rows whose ``qid`` is in one of the frames only; warn of many."""
-    unjudged = ~topics["qid"].isin(qrels["qid"])
-    left_out = {"queries": unjudged[~topics["qid"].duplicated()], "judgements": ~qrels["qid"].isin(topics["qid"])}
-    if "docno" in topics:
-        left_out["results"] = unjudged
-    unmatched = {}
-    for name, rows in left_out.items():
-        number, share = int(rows.sum()), float(rows.mean())
-        unmatched[name] = {"number": number, "share": round(share, 4)}
-        if share > MANY_UNMATCHED:
-            left = f"{100 * share:.0f} % of the {name} are left out ({number} of {len(rows)})"
-            logger.warning("%s: their qid is either in the topics (or results) or in the judgements; check both", left)
-    return unmatched
 
 
 def _retrieved_texts(results: pd.DataFrame, fields: Sequence[str]) -> dict[str, str]:
@@ -220,12 +211,24 @@ def _draw_from_results(
     results: pd.DataFrame, judgements: Judgements, texts: Mapping[str, str], negatives: Negatives, seed: int
 ) -> Draws:
     """Shuffle the results that may become negatives of each positive."""
-    scores = _scores_by_query(results, negatives.relative_margin)
+    if negatives.relative_margin is not None and "score" not in results:
+        raise ValueError(
+            f"relative_margin={negatives.relative_margin} compares the scores of results, got none in the columns "
+            f"{list(results.columns)}; give results with 'score', or leave it out"
+        )
+    ranked = results[["qid", "docno"]].assign(score=np.nan)
+    if "score" in results and (negatives.relative_margin is not None or "rank" not in results):
+        ranked["score"] = _to_numbers(results, "score")
+    order = _to_numbers(results, "rank") if "rank" in results else -ranked["score"]
+    scores: dict[str, dict[str, float]] = {}
+    for qid, docno, score in ranked.iloc[np.argsort(order, kind="stable")].itertuples(index=False, name=None):
+        # the best rank counts, where a union of retrievers has a document more than once
+        scores.setdefault(qid, {}).setdefault(docno, score)
     drawn = {}
     for qid, positives in judgements.positives.items():
         # judged documents take a rank, though they are not drawn
-        ranked = list(scores[qid])[negatives.range_min : negatives.range_max]
-        candidates = [docno for docno in ranked if docno in texts and docno not in judgements.relevant[qid]]
+        in_range = list(scores[qid])[negatives.range_min : negatives.range_max]
+        candidates = [docno for docno in in_range if docno in texts and docno not in judgements.relevant[qid]]
         for positive in positives:
             allowed = candidates
             if negatives.relative_margin is not None and positive in scores[qid]:
@@ -235,24 +238,6 @@ def _draw_from_results(
             order = _generator(seed, qid, positive).permutation(len(allowed))
             drawn[qid, positive] = [allowed[index] for index in order]
     return drawn
-
-
-def _scores_by_query(results: pd.DataFrame, relative_margin: float | None) -> dict[str, dict[str, float]]:
-    """Map each query to its results by rank, with their scores, which are NaN if they are not used."""
-    if relative_margin is not None and "score" not in results:
-        raise ValueError(
-            f"relative_margin={relative_margin} compares the scores of results, got none in the columns "
-            f"{list(results.columns)}; give results with 'score', or leave it out"
-        )
-    ranked = results[["qid", "docno"]].assign(score=np.nan)
-    if "score" in results and (relative_margin is not None or "rank" not in results):
-        ranked["score"] = _to_numbers(results, "score")
-    order = _to_numbers(results, "rank") if "rank" in results else -ranked["score"]
-    scores: dict[str, dict[str, float]] = {}
-    for qid, docno, score in ranked.iloc[np.argsort(order, kind="stable")].itertuples(index=False, name=None):
-        # the best rank counts, where a union of retrievers has a document more than once
-        scores.setdefault(qid, {}).setdefault(docno, score)
-    return scores
 
 
 def _to_numbers(results: pd.DataFrame, column: str) -> pd.Series:

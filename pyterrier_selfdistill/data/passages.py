@@ -1,18 +1,17 @@
 """Training with passages: of each document the passage that a query finds it by.
 
-An index of passages has no whole documents, and a document scores as its best passage does (``pt.text.max_passage``).
-So the transformer that divides the documents of the index divides those of triples too, and each document becomes its
-best passage for the query, as the untrained encoder scores them: a judgement does not say where the positive answers
-the query, and no passage of a negative is relevant.
+A document scores as its best passage does (``pt.text.max_passage``). So the transformer that divides the documents of
+the index divides the documents of triples too, and each becomes its best passage for the query, as the untrained
+encoder scores them: a judgement does not say where the positive answers the query.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import starmap
+from itertools import chain, starmap
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -25,28 +24,28 @@ from ..utils.compat import progress_bar
 from .triples import LABEL, Triples, kept, write_triples
 
 ROWS = 2_048  # how many triples are divided and encoded at once
+Columns: TypeAlias = Mapping[str, list[Any]]
 
 
 def choose_passages(triples: Triples, passages: pt.Transformer, encoder: Any, *, verbose: bool = False) -> Triples:
     """Replace the documents of triples of one collection by their best passages."""
-    documents: dict[int, bool] = {}
+    divided: dict[int, bool] = {}
     checksum, rows = hashlib.sha256(), 0
-    for columns, passages_of in _blocks(triples.dataset, passages, encoder.text_field):
-        documents |= {hash(text): len(found) > 1 for text, found in passages_of.items()}
-        texts = zip(*(columns[name] for name in _document_columns(columns)), strict=True)
-        rows += sum(any(len(passages_of[text]) > 1 for text in row) for row in texts)
+    for _, documents, passages_of in _blocks(triples.dataset, passages, encoder.text_field):
+        divided |= {hash(text): len(found) > 1 for text, found in passages_of.items()}
+        rows += sum(any(len(passages_of[text]) > 1 for text in row) for row in zip(*documents.values(), strict=True))
         for found in passages_of.values():
             # with a character between that texts do not have
             checksum.update("\0".join([*found, "\0"]).encode())
-    counts = {"documents": len(documents), "divided": sum(documents.values()), "rows": rows}
+    counts = {"documents": len(divided), "divided": sum(divided.values()), "rows": rows}
     identity = ["passages", triples.summary, checksum.hexdigest(), encoder.model_name, encoder.precision]
 
     def write(folder: Path) -> dict[str, Any]:
         bar = progress_bar(total=len(triples.dataset), desc="Choosing passages", unit="triple", disable=not verbose)
 
         def tables() -> Iterator[pa.Table]:
-            for columns, passages_of in _blocks(triples.dataset, passages, encoder.text_field):
-                yield pa.table({**columns, **_best_passages(columns, passages_of, encoder)})
+            for columns, documents, passages_of in _blocks(triples.dataset, passages, encoder.text_field):
+                yield pa.table({**columns, **_best_passages(columns["query"], documents, passages_of, encoder)})
                 bar.update(len(columns["query"]))
 
         with bar:
@@ -56,22 +55,15 @@ def choose_passages(triples: Triples, passages: pt.Transformer, encoder: Any, *,
     return Triples(files["triples"], summary)
 
 
-def _blocks(
-    dataset: Dataset, passages: pt.Transformer, text_field: str
-) -> Iterator[tuple[dict[str, list[Any]], dict[str, list[str]]]]:
-    """Read triples in blocks, with the passages of their documents."""
+def _blocks(dataset: Dataset, passages: pt.Transformer, text_field: str) -> Iterator[tuple[Columns, Columns, Columns]]:
+    """Read triples in blocks: all columns, those of documents, and the passages of each document."""
     for columns in dataset.iter(batch_size=ROWS):
-        documents = dict.fromkeys(text for name in _document_columns(columns) for text in columns[name])
-        yield columns, divide(list(documents), passages, text_field)
+        documents = {name: texts for name, texts in columns.items() if name not in ("query", LABEL)}
+        distinct = dict.fromkeys(chain.from_iterable(documents.values()))
+        yield columns, documents, divide(list(distinct), passages, text_field)
 
 
-def _document_columns(columns: Mapping[str, Any]) -> list[str]:
-    return [name for name in columns if name not in ("query", LABEL)]
-
-
-def _best_passages(
-    columns: Mapping[str, Sequence[str]], passages_of: Mapping[str, Sequence[str]], encoder: Any
-) -> dict[str, list[str]]:
+def _best_passages(queries: Sequence[str], documents: Columns, passages_of: Columns, encoder: Any) -> Columns:
     """Choose of each document the passage with the highest cosine with its query."""
     several = {text: found for text, found in passages_of.items() if len(found) > 1}
     vectors = {}
@@ -79,12 +71,12 @@ def _best_passages(
         encoded = encoder.encode_docs([passage for found in several.values() for passage in found])
         ends = np.cumsum([len(found) for found in several.values()])
         vectors = dict(zip(several, np.split(encoded, ends[:-1]), strict=True))
-        queries = encoder.encode_queries(list(columns["query"]))
+        of_queries = encoder.encode_queries(list(queries))
 
     def best(row: int, text: str) -> str:
-        return passages_of[text][int((vectors[text] @ queries[row]).argmax()) if text in vectors else 0]
+        return passages_of[text][int((vectors[text] @ of_queries[row]).argmax()) if text in vectors else 0]
 
-    return {name: list(starmap(best, enumerate(columns[name]))) for name in _document_columns(columns)}
+    return {name: list(starmap(best, enumerate(texts))) for name, texts in documents.items()}
 
 
 def divide(texts: Sequence[str], passages: pt.Transformer, text_field: str) -> dict[str, list[str]]:

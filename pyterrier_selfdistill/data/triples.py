@@ -1,8 +1,7 @@
 """Training triples that exist already: docpairs, identifiers and texts, in memory or in files.
 
-Arrow reads files. The triples of a file or of a data set of ir_datasets stay in PyTerrier's home as Arrow files, which
-``datasets`` maps into memory. Triples of identifiers are row numbers of two tables of texts: each text is on the disk
-once, and batches look their texts up as ``sentence_transformers.util.resolve_ids`` does.
+PyTerrier's home keeps the triples of files and of ir_datasets as Arrow files, which ``datasets`` maps into memory.
+Triples of identifiers are row numbers of two tables of texts, where batches look their texts up.
 """
 
 from __future__ import annotations
@@ -13,9 +12,10 @@ import json
 import logging
 import re
 import reprlib
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -34,7 +34,7 @@ import pyterrier as pt
 from datasets import Dataset, DatasetDict
 from datasets.fingerprint import Hasher
 from ir_datasets.formats import GenericDocPair, TsvDocPairs
-from more_itertools import always_iterable, chunked, duplicates_everseen
+from more_itertools import always_iterable, chunked, duplicates_everseen, spy
 
 from ..utils.checks import FieldNames, PositiveInteger, Seed, checked, require_topics
 from ..utils.compat import progress_bar
@@ -45,9 +45,7 @@ from .corpus import Corpus, Documents
 logger = logging.getLogger(__name__)
 LABEL = "label"  # the column of numbers next to the texts, as sentence-transformers names it
 NEGATIVE = re.compile(r"negative(_\d+)?")
-TEXT_TYPES = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
-ROWS = 10_000
-PAIRS = 20_000
+ROWS = 20_000
 LARGEST_ROW = 2**24
 ODD = np.uint64(0x9E3779B97F4A7C15)
 CACHE_FORMAT = 5
@@ -102,9 +100,6 @@ def read_triples(
         store_texts: Whether to copy the documents. If not, each batch reads its documents from the corpus.
         verbose: Whether to show a progress bar.
 
-    Returns:
-        The triples.
-
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If columns are missing, a file is damaged, no row can be trained with, or an option does not fit.
@@ -118,8 +113,7 @@ def read_triples(
         require_names(source, "source")
         if isinstance(source, DatasetDict):
             raise ValueError(
-                f"a DatasetDict may hold splits of one collection, got {list(source)}: name the split to train with, "
-                "such as source['train'], or give dict(source) if these are collections"
+                f"got the splits {list(source)}: give one, such as source['train'], or dict(source) for collections"
             )
         settings: dict[str, Any] = {"limit": limit, "seed": seed, "store_texts": store_texts, "verbose": verbose}
         settings |= {"topics": topics, "corpus": corpus, "fields": fields, "max_pairs_per_query": max_pairs_per_query}
@@ -153,12 +147,9 @@ def read_triples(
     origin = {"source": _name(source), "kind": kind, "max_pairs_per_query": max_pairs_per_query, "limit": limit}
     origin |= {"seed": seed, "fields": list(fields)}
     documents = Documents(corpus, fields)
-    options = {"store_texts": store_texts, "verbose": verbose and is_first()}
-
-    def write_pairs(folder: Path) -> dict[str, Any]:
-        return _write_pairs(folder, tables, queries, documents, origin, **options)
-
-    files, summary = kept([origin, store_texts, *identity, _part(corpus, "docs")], write_pairs)
+    options: dict[str, Any] = {"store_texts": store_texts, "verbose": verbose and is_first()}
+    write = partial(_write_pairs, tables=tables, queries=queries, documents=documents, origin=origin, **options)
+    files, summary = kept([origin, store_texts, *identity, _part(corpus, "docs")], write)
     lookup = _Lookup(files["queries"], files["documents"], None if store_texts else documents)
     return Triples(files["triples"].with_transform(lookup), summary)
 
@@ -173,12 +164,11 @@ def join_collections(parts: Mapping[str, Triples]) -> Triples:
             "it there, or drop it here"
         )
     summaries = {name: part.summary for name, part in parts.items()}
-    fingerprints = json.dumps([(name, summary["fingerprint"]) for name, summary in summaries.items()])
     counts = ("read", "triples", "dropped", "queries", "positives")
     totals = {count: sum(summary[count] for summary in summaries.values()) for count in counts}
-    fingerprint = hashlib.sha256(fingerprints.encode()).hexdigest()[:16]
-    dataset = DatasetDict({name: part.dataset for name, part in parts.items()})
-    return Triples(dataset, {"collections": summaries, **totals, "fingerprint": fingerprint})
+    fingerprints = json.dumps([(name, summary["fingerprint"]) for name, summary in summaries.items()]).encode()
+    summary = {"collections": summaries, **totals, "fingerprint": hashlib.sha256(fingerprints).hexdigest()[:16]}
+    return Triples(DatasetDict({name: part.dataset for name, part in parts.items()}), summary)
 
 
 def require_names(collections: Mapping[Any, Any], option: str) -> None:
@@ -229,10 +219,9 @@ def _identity(source: Any) -> Any:
     """Describe a source on the disk by what changes when its content does; None for one in memory."""
     if isinstance(source, str | Path):
         path = Path(source)
-        if path.is_dir():
-            raise IsADirectoryError(f"expected a file to read triples from, got the folder {str(path)!r}; name a file")
         if not path.is_file():
-            raise FileNotFoundError(f"there is no file {str(path)!r} to read triples from")
+            found = ", but a folder" if path.is_dir() else ""
+            raise FileNotFoundError(f"there is no file {str(path)!r} to read triples from{found}; check the path")
         return _file(path)
     if isinstance(source, Dataset) and source.cache_files and source.format["type"] != "custom":
         return Hasher.hash(source)
@@ -270,11 +259,11 @@ def _name(source: Any) -> str:
 
 def write_tables(path: Path, tables: Iterable[pa.Table]) -> None:
     """Write tables of the same columns to an Arrow file; without a table there is none."""
-    with ExitStack() as stack:
-        writer = None
-        for table in tables:
-            writer = writer or stack.enter_context(pa.ipc.new_stream(str(path), table.schema))
-            writer.write_table(table)
+    first, tables = spy(tables)
+    if first:
+        with pa.ipc.new_stream(str(path), first[0].schema) as writer:
+            for table in tables:
+                writer.write_table(table)
 
 
 def write_triples(
@@ -282,7 +271,7 @@ def write_triples(
 ) -> dict[str, Any]:
     """Write the rows of tables that can be trained with, up to the limit of the origin, and return their summary."""
     columns: dict[str, list[np.ndarray]] = {}
-    counted, room = 0, origin.get("limit")
+    counted, room = 0, origin.get("limit") or sys.maxsize
 
     def usable_rows() -> Iterator[pa.Table]:
         nonlocal counted, room
@@ -293,11 +282,10 @@ def write_triples(
             for name in table.column_names:
                 columns.setdefault(name, []).append(checksums(usable[name]))
             yield usable
-            room = room and room - len(rows)
-            if room == 0:
-                counted += int(rows[-1]) + 1
+            room -= len(rows)
+            counted += len(table) if room else int(rows[-1]) + 1
+            if not room:
                 return
-            counted += len(table)
 
     write_tables(folder / "triples.arrow", usable_rows())
     arrays = {name: np.concatenate(parts) for name, parts in columns.items()}
@@ -367,9 +355,8 @@ def column_names(number: int) -> list[str]:
             f"expected rows of a query, a positive and perhaps negatives, got rows of {number} texts; check the "
             "separator of the columns, or name them"
         )
-    if number == 3:
-        return ["query", "positive", "negative"]
-    return ["query", "positive", *(f"negative_{position}" for position in range(1, number - 1))]
+    negatives = ["negative"] if number == 3 else [f"negative_{position}" for position in range(1, number - 1)]
+    return ["query", "positive", *negatives]
 
 
 def _columns(names: Sequence[Any], identifiers: bool) -> dict[str, Any]:
@@ -409,7 +396,7 @@ def _tables(source: Any, *, identifiers: bool = False, kind: str | None = None) 
 
 def _values(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    is_text = any(is_kind(kind) for is_kind in TEXT_TYPES)
+    is_text = kind in (pa.string(), pa.large_string(), pa.string_view(), pa.null())
     if name != LABEL and not is_text:
         raise TypeError(f"column {name!r} must hold texts, got {column.type}")
     if is_text:
@@ -434,22 +421,20 @@ def _raw_tables(source: Any, identifiers: bool, kind: str | None) -> Iterator[pa
         for batch in rows.iter(batch_size=ROWS):
             yield batch if isinstance(batch, pa.Table) else pa.table(batch)
     elif isinstance(source, pd.DataFrame | Iterable):
-        frame = source if isinstance(source, pd.DataFrame) else _frame(source)
+        frame: Any = source
+        if not isinstance(source, pd.DataFrame):
+            rows = list(source)
+            form = Mapping if rows and isinstance(rows[0], Mapping) else Sequence
+            for position, row in enumerate(rows):
+                if isinstance(row, str) or not isinstance(row, form) or (form is Sequence and len(row) != len(rows[0])):
+                    raise TypeError(f"row {position} is {row!r}; expected tuples of one length, or dictionaries")
+            frame = pd.DataFrame(rows)
         if len(frame):
             columns = list(_columns(list(frame.columns), identifiers).values())
             table = pa.Table.from_pandas(frame[columns], preserve_index=False)
             yield from (table[start : start + ROWS] for start in range(0, len(table), ROWS))
     else:
         raise TypeError(f"expected a frame, a datasets.Dataset, an iterable of rows or a path, got {source!r}")
-
-
-def _frame(rows: Iterable[Any]) -> pd.DataFrame:
-    rows = list(rows)
-    kind = Mapping if rows and isinstance(rows[0], Mapping) else Sequence
-    for position, row in enumerate(rows):
-        if isinstance(row, str) or not isinstance(row, kind) or (kind is Sequence and len(row) != len(rows[0])):
-            raise TypeError(f"row {position} is {row!r}; expected tuples of one length, or dictionaries, of texts")
-    return pd.DataFrame(rows)
 
 
 def _read_file(path: Path, identifiers: bool, kind: str | None) -> Iterator[pa.Table]:
@@ -475,13 +460,11 @@ def _read_json(path: Path, identifiers: bool) -> Iterator[pa.Table]:
     """Read an object a line, with the columns of the first one."""
     with (gzip.open if _compression(path) else open)(path, "rt", encoding="utf-8-sig") as lines:
         first = next(filter(str.strip, lines), "")
-    if not first:
-        return
-    names = list(json.loads(first)) if first.lstrip().startswith("{") else []
+    names = json.loads(first) if first.lstrip().startswith("{") else {}
     if not names:
         raise ValueError("expected a JSON object a line, such as {'query': ..., 'positive': ..., 'negative': ...}")
     # types are given, or Arrow would take some texts for times
-    columns = _columns(names, identifiers)
+    columns = _columns(list(names), identifiers)
     types = {original: pa.float64() if name == LABEL else pa.string() for name, original in columns.items()}
     options = pa.json.ParseOptions(explicit_schema=pa.schema(types), unexpected_field_behavior="ignore")
     with pa.input_stream(str(path), compression=_compression(path)) as file:
@@ -491,14 +474,12 @@ def _read_json(path: Path, identifiers: bool) -> Iterator[pa.Table]:
 
 def _read_rows(path: Path, *, quoted: bool) -> Iterator[pa.Table]:
     """Read cells between tabs, or between commas and perhaps in quotes; columns without names are numbered."""
-    options = pa.csv.ParseOptions(delimiter="\t", quote_char=False)
-    if quoted:
-        options = pa.csv.ParseOptions(newlines_in_values=True)
+    options: dict[str, Any] = {"newlines_in_values": True} if quoted else {"delimiter": "\t", "quote_char": False}
     numbered = pa.csv.ReadOptions(autogenerate_column_names=True, block_size=LARGEST_ROW)
     types = pa.csv.ConvertOptions(column_types={f"f{number}": pa.string() for number in range(1_000)})
     names: list[str] = []
     with pa.input_stream(str(path), compression=_compression(path)) as file:
-        for batch in pa.csv.open_csv(file, numbered, options, types):
+        for batch in pa.csv.open_csv(file, numbered, pa.csv.ParseOptions(**options), types):
             if any(pc.any(pc.match_substring(column, "\0")).as_py() for column in batch.columns):
                 raise ValueError("a text has a NUL, which no text has; convert the file to UTF-8")
             start = 0
@@ -528,7 +509,7 @@ def _docpairs(dataset: pt.datasets.Dataset) -> Iterator[pa.Table]:
                 raise ValueError(f"{path}: expected a query, a positive and a negative a line, got {table.num_columns}")
             yield table
         return
-    for chunk in chunked(reference.docpairs_iter(), PAIRS):
+    for chunk in chunked(reference.docpairs_iter(), ROWS):
         columns = zip(*map(attrgetter("query_id", "doc_id_a", "doc_id_b"), chunk), strict=True)
         yield string_table(dict(zip(column_names(3), columns, strict=True)))
 
@@ -550,7 +531,7 @@ class _Lookup:
 
     queries: Dataset
     documents: Dataset
-    corpus: Documents | None  # where texts are looked up if they are not stored
+    corpus: Documents | None  # where the texts of documents are, if they are not stored
 
     def __call__(self, batch: Mapping[str, Sequence[int]]) -> dict[str, list[str]]:
         texts = {}
@@ -615,7 +596,7 @@ def _write_pairs(
     chosen = [np.empty(0, dtype=np.int32)]
 
     def documents_of_chosen() -> Iterator[pa.Table]:
-        size = min(PAIRS, 2 * limit)
+        size = min(ROWS, 2 * limit)
         for start in range(0, len(order), size):
             block = order[start : start + size]
             block = block[taken[query_of[block]] < most]

@@ -37,8 +37,4 @@ def dataset(register, topics, corpus, pairs) -> pt.datasets.Dataset:
 @pytest.fixture(scope="session")
 def texts_of() -> Callable[[Triples], list[tuple[Any, ...]]]:
     """The texts of triples, row by row."""
-
-    def texts_of(triples: Triples) -> list[tuple[Any, ...]]:
-        return [tuple(row.values()) for row in triples.dataset]
-
-    return texts_of
+    return lambda triples: [tuple(row.values()) for row in triples.dataset]

@@ -1,6 +1,5 @@
 """Judged queries: drawn negatives are never positives and the same each time; splits are the same everywhere."""
 
-import logging
 import zlib
 
 import numpy as np
@@ -11,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyterrier_selfdistill import Negatives, split_queries
-from pyterrier_selfdistill.data.negatives import Judgements, from_results, from_topics
+from pyterrier_selfdistill.data.negatives import from_results, from_topics
 
 identifiers = st.integers(0, 5).map(str)
 
@@ -34,14 +33,14 @@ def results(topics):
 
 
 def drawn_over_seeds(results, qrels, negatives):
-    """The texts that 12 seeds draw."""
+    """The texts that 8 seeds draw."""
     drawn = set()
-    for seed in range(12):
+    for seed in range(8):
         drawn.update(from_results(results, qrels, negatives=negatives, seed=seed).dataset["negative"])
     return drawn
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(
     retrieved=st.lists(st.tuples(identifiers, identifiers, st.floats(-1, 1)), min_size=1, max_size=30),
     judged=st.lists(st.tuples(identifiers, identifiers, st.integers(0, 3)), min_size=1, max_size=30),
@@ -120,13 +119,6 @@ def test_summaries_count_judgements_that_are_no_triples(topics, results, qrels, 
     assert from_topics(topics, twice, corpus).summary["dropped"] == 3
 
 
-def test_positives_without_a_text_are_dropped_and_counted(topics, qrels, corpus):
-    summary = from_topics(topics, qrels, corpus[:2] + corpus[10:]).summary
-    assert (summary["triples"], summary["dropped"]) == (1, 3)
-    with pytest.raises(ValueError, match="3 x positive without text"):
-        from_topics(topics, qrels, corpus[10:])
-
-
 def test_results_are_drawn_from_the_ranks_that_are_asked_for(results, topics, qrels):
     """Whatever the order of rows; judged documents take a rank, and the best rank of a duplicate counts."""
     negatives = Negatives(range_min=3, range_max=6)
@@ -153,23 +145,20 @@ def test_likely_false_negatives_are_never_drawn(topics, qrels):
 
 
 @pytest.mark.parametrize(("column", "unused"), [("rank", "score"), ("score", "rank")])
-@pytest.mark.parametrize("form", ["str", "object", "Float64"])
-def test_ranks_and_scores_that_are_strings_are_numbers(results, qrels, column, unused, form):
-    """As a run has them that is read with ``dtype=str``; as text, 10 would come before 2."""
-    results = results.drop(columns=unused).astype({column: form})
-    assert drawn_over_seeds(results, qrels, Negatives(range_min=3, range_max=6)) == {"text 3", "text 4", "text 5"}
+def test_ranks_and_scores_are_numbers(results, qrels, column, unused):
+    """Also as strings, which a run has that is read with ``dtype=str``; as text, 10 would come before 2."""
+    results = results.drop(columns=unused).reset_index(drop=True)
+    for form in ("str", "Float64"):
+        drawn = drawn_over_seeds(results.astype({column: form}), qrels, Negatives(range_min=3, range_max=6))
+        assert drawn == {"text 3", "text 4", "text 5"}
+    for wrong in ("first", None, [1]):
+        faulty = results.astype({column: object})
+        faulty.at[5, column] = wrong
+        with pytest.raises(TypeError, match=f"the {column} of results .* in 1 of 24 rows"):
+            from_results(faulty, qrels)
 
 
-@pytest.mark.parametrize(("column", "unused"), [("rank", "score"), ("score", "rank")])
-@pytest.mark.parametrize("wrong", ["first", "", None, np.nan, [1]], ids=repr)
-def test_ranks_and_scores_must_be_numbers(results, qrels, column, unused, wrong):
-    results = results.drop(columns=unused).astype({column: object}).reset_index(drop=True)
-    results.at[5, column] = wrong
-    with pytest.raises(TypeError, match=f"the {column} of results .* in 1 of 24 rows"):
-        from_results(results, qrels)
-
-
-@pytest.mark.parametrize("columns", [[], ["text"], ["title"], ["title", "text"]], ids=repr)
+@pytest.mark.parametrize("columns", [[], ["text"], ["title", "text"]], ids=repr)
 def test_all_documents_are_of_the_same_fields(results, qrels, columns):
     """Whatever columns the results have, for those that were retrieved and the one that was not."""
     titled = [{"docno": f"d{number}", "title": f"title {number}", "text": f"text {number}"} for number in range(13)]
@@ -178,12 +167,7 @@ def test_all_documents_are_of_the_same_fields(results, qrels, columns):
     triples = from_results(results, judged, corpus=titled, fields=["title", "text"])
     assert set(triples.dataset["positive"]) == {f"title {number} text {number}" for number in (1, 2, 4, 12)}
     assert all(text.startswith("title ") and " text " in text for text in triples.dataset["negative"])
-    if len(columns) == 2:
-        few = from_results(results, qrels, corpus=titled[:1], fields=["title", "text"])
-        assert (
-            few.dataset["positive"][:] == from_results(results, qrels, fields=("title", "text")).dataset["positive"][:]
-        )
-    else:
+    if len(columns) < 2:
         with pytest.raises(ValueError, match="expected a column"):
             from_results(results, qrels, fields=["title", "text"])
 
@@ -198,121 +182,32 @@ def test_empty_texts_and_copies_of_relevant_documents_are_never_drawn(qrels, tex
     assert (triples.summary["dropped"], triples.summary["documents_without_text"]) == (2, 2)
 
 
-def test_copies_of_documents_with_any_label_are_never_drawn(texts_of):
-    """Even where only the corpus has the texts, and though they are no positives themselves."""
-    texts = {"d1": "a", "d2": "b", "copy": "b", "d3": "c"}
-    corpus = [{"docno": docno, "text": text} for docno, text in texts.items()]
-    qrels = qrels_of(("1", "d1", 2), ("1", "d2", 1))
-    topics = pd.DataFrame([("1", "sort")], columns=["qid", "query"])
-    results = topics.merge(pd.DataFrame({"docno": ["copy", "d3"]}), how="cross")
-    for seed in range(10):
-        options = {"min_label": 2, "seed": seed, "corpus": corpus}
-        assert texts_of(from_results(results, qrels, **options)) == [("sort", "a", "c")]
-        assert texts_of(from_topics(topics, qrels, **options)) == [("sort", "a", "c")]
-
-
-def test_texts_that_results_lack_come_from_a_dataset(dataset, texts_of):
-    results = pd.DataFrame([("1", "sort", "d2")], columns=["qid", "query", "docno"])
-    triples = from_results(results, qrels_of(("1", "d1", 1)), corpus=dataset)
-    assert texts_of(triples) == [("sort", "text 1", "text 2")]
-
-
-def test_a_document_with_two_texts_is_an_error(results, qrels):
-    results = results.reset_index(drop=True)
-    results.at[0, "text"] = "another"
-    with pytest.raises(ValueError, match="one text in all results, got .*'another'"):
-        from_results(results, qrels)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"number": 0},
-        {"number": 1.0},
-        {"number": True},
-        {"range_min": -1},
-        {"range_min": "1"},
-        {"range_max": 0},
-        {"range_max": 10, "number": 3, "range_min": 8},
-        {"relative_margin": 5},
-        {"relative_margin": float("nan")},
-        {"relative_margin": "0.1"},
-    ],
-    ids=str,
-)
-def test_negatives_reject_options_out_of_range(options):
-    with pytest.raises(ValueError, match=f"{next(iter(options))} must be|ranks 8 to 10"):
-        Negatives(**options)
-    numbers = Negatives(np.int64(2), range_min=np.int32(1), range_max=np.uint8(9), relative_margin=np.float32(0.5))
-    assert numbers == Negatives(2, range_min=1, range_max=9, relative_margin=0.5)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"min_label": 0}, "min_label must be a positive integer, got 0"),
-        ({"min_label": 3}, "label of 3 or more"),
-        ({"seed": -1}, "seed must be 0 or a positive integer, got -1"),
-        ({"text_field": 0}, "text_field must be"),
-        ({"fields": []}, "fields must be a list of field names"),
-        ({"fields": "text"}, "fields must be a list of field names"),
-        ({"negatives": 3}, "negatives must be an instance of Negatives"),
-        ({"qrels": [("1", "d1", 1)]}, "qrels must be an instance of DataFrame"),
-        ({"corpus": "d1"}, "corpus must be a PyTerrier dataset"),
-    ],
-    ids=str,
-)
-def test_options_of_another_type_are_errors(results, topics, qrels, corpus, options, message):
-    for make, frame in [(from_results, results), (from_topics, topics)]:
-        with pytest.raises((TypeError, ValueError), match=message):
-            make(frame, **{"qrels": qrels, "corpus": corpus, **options})
-
-
-def test_frames_that_do_not_fit_are_errors(topics, results, qrels, corpus):
+def test_frames_and_options_that_do_not_fit_are_errors(topics, results, qrels, corpus):
+    with pytest.raises(ValueError, match="ranks 8 to 10"):
+        Negatives(3, range_min=8, range_max=10)
     with pytest.raises(ValueError, match="put a retriever before"):
         from_topics(topics, qrels, corpus, negatives=Negatives(range_max=10))
     with pytest.raises(ValueError, match="'docno' and 'body'"):
         from_topics(topics, qrels, corpus, text_field="body")
     with pytest.raises(ValueError, match=r"'docno'.* missing"):
         from_results(topics, qrels)
-    for query in (None, 3, ""):
-        with pytest.raises((TypeError, ValueError), match="'query' must hold .* in 1 of 2 rows \\('2'"):
-            from_topics(topics.assign(query=pd.Series(["sort", query], dtype=object)), qrels, corpus)
+    with pytest.raises(ValueError, match="label of 3 or more"):
+        from_results(results, qrels, min_label=3)
+    with pytest.raises(ValueError, match="3 x positive without text"):
+        from_topics(topics, qrels, corpus[10:])
 
 
 @pytest.mark.parametrize(("judged", "warns"), [(17, True), (18, False)])
-def test_more_than_a_tenth_that_is_unmatched_is_a_warning(caplog, judged, warns):
+def test_more_than_a_tenth_that_is_unmatched_is_a_warning(caplog, corpus, judged, warns):
     topics = pd.DataFrame({"qid": [str(number) for number in range(20)], "query": "sort"})
-    unmatched = Judgements(topics, qrels_of(*[(qid, "d1", 1) for qid in topics["qid"][:judged]]), min_label=1).unmatched
-    assert unmatched["queries"] == {"number": 20 - judged, "share": round(1 - judged / 20, 4)}
-    assert [record.levelno for record in caplog.records] == [logging.WARNING] * warns
+    from_topics(topics, qrels_of(*[(qid, "d1", 1) for qid in topics["qid"][:judged]]), corpus)
+    assert ["% of the queries are left out" in record.message for record in caplog.records[:1]] == [True] * warns
 
 
-SHARES = {"train": 0.6, "valid": 0.2, "test": 0.2}
 FRAME = pd.DataFrame({"qid": [str(number % 500) for number in range(1000)]})
 
 
-def test_splits_keep_the_rows_of_a_query_together_and_split_every_frame_alike():
-    parts = split_queries(FRAME, SHARES)
-    for name, part in parts.items():
-        assert len(part) == pytest.approx(1000 * SHARES[name], rel=0.3)
-        assert part["qid"].value_counts().eq(2).all()
-        assert set(split_queries(FRAME[::3], SHARES)[name]["qid"]) <= set(part["qid"])
-    other = split_queries(FRAME, SHARES, seed=1)["valid"]
-    assert len(set(other["qid"]) & set(parts["valid"]["qid"])) < other["qid"].nunique() / 2
-    assert split_queries(FRAME, {"train": np.int64(1)})["train"].equals(FRAME)
-
-
-@pytest.mark.parametrize("shares", [[0.7, 0.1, 0.0, 0.2], [0.33333] * 3, [0.9845, 0.005, 0.01, 0.0005]])
-def test_splits_put_each_query_into_one_part(shares):
-    """Also with shares whose sum is not exact, with an empty part, and with parts of less than a percent."""
-    frame = pd.DataFrame({"qid": [str(number) for number in range(100_000)]})
-    parts = split_queries(frame, dict(zip("abcd", shares, strict=False)))
-    assert sorted(pd.concat(parts.values()).index) == list(range(100_000))
-    for part, share in zip(parts.values(), shares, strict=True):
-        assert len(part) == pytest.approx(100_000 * share, rel=0.15)
-
-
+@settings(deadline=None, max_examples=20)
 @given(cuts=st.lists(st.integers(0, 100), max_size=4))
 def test_splits_by_whole_percents_go_by_the_checksum_modulo_100(cuts):
     """The same with every release, since models were evaluated with these splits."""
@@ -329,21 +224,15 @@ def test_splits_give_what_is_known():
     parts = split_queries(frame, {"train": 0.99, "valid": 0.0075, "test": 0.0025})
     assert parts["valid"]["qid"].tolist() == ["79", "178", "200", "578", "730", "793", "820", "919", "927", "959"]
     assert parts["test"]["qid"].tolist() == ["836"]
+    assert (
+        split_queries(frame, {"train": 0.99, "valid": 0.01}, seed=1)["valid"]["qid"].tolist()
+        != parts["valid"]["qid"].tolist()
+    )
 
 
-@pytest.mark.parametrize(
-    "shares",
-    [{"train": 0.6}, {"a": 1.5, "b": -0.5}, {"a": float("nan"), "b": 0.1}, {"a": "0.9", "b": "0.1"}, {"a": True},
-     {"a": None, "b": 1.0}, {0: 0.9, 1: 0.1}, {}, [0.9, 0.1], None],
-    ids=repr,
-)  # fmt: skip
+@pytest.mark.parametrize("shares", [{"train": 0.6}, {"a": 1.5, "b": -0.5}, {"a": "0.9", "b": "0.1"}, {}, [0.9, 0.1]])
 def test_shares_must_be_numbers_that_sum_up(shares):
     with pytest.raises(ValueError, match="shares must be numbers from 0 to 1 that sum up to 1"):
         split_queries(FRAME, shares)
-
-
-def test_splits_need_a_frame_of_strings():
-    with pytest.raises(TypeError, match="frame must be an instance of DataFrame"):
-        split_queries(FRAME["qid"].tolist())
     with pytest.raises(TypeError, match="in 1000 of 1000"):
         split_queries(FRAME.astype(int))

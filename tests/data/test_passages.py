@@ -5,14 +5,7 @@ import pandas as pd
 import pyterrier as pt
 import pytest
 
-from pyterrier_selfdistill.data.passages import (
-    best_of_documents,
-    choose_passages,
-    divide,
-    divide_results,
-    document_of,
-    passage_records,
-)
+from pyterrier_selfdistill.data import passages
 from pyterrier_selfdistill.data.triples import read_triples
 
 PASSAGES = pt.text.sliding("text", length=3, stride=3, prepend_attr=None)
@@ -50,7 +43,7 @@ def home(tmp_path, monkeypatch):
 
 def test_each_document_becomes_its_best_passage_for_the_query(home):
     encoder = Counting()
-    triples = choose_passages(read_triples(ROWS), PASSAGES, encoder)
+    triples = passages.choose_passages(read_triples(ROWS), PASSAGES, encoder)
     assert triples.dataset[:] == {
         "query": ["sort rows", "write file", "read"],
         "positive": ["sort the rows", "write it", "a file"],
@@ -62,31 +55,27 @@ def test_each_document_becomes_its_best_passage_for_the_query(home):
 
 
 def test_rows_are_counted_as_before(home):
-    """Also one whose best passages are the same."""
+    """Also one whose best passages are the same; and more rows than are divided at once."""
     rows = [("", "sort", "read"), *ROWS, ("sort", "sort the rows now read a table", "sort the rows plot a file")]
-    before = read_triples(rows)
-    after = choose_passages(before, PASSAGES, Counting()).summary
-    assert (after["source"], after["read"], after["triples"], after["dropped"]) == ("list", 5, 3, 2)
+    before = read_triples(rows * 1000)
+    chosen = passages.choose_passages(before, PASSAGES, Counting())
+    after = chosen.summary
+    assert (after["source"], after["read"], after["triples"], after["dropped"]) == ("list", 5000, 3000, 2000)
+    assert after["passages"] == {"documents": 7, "divided": 4, "rows": 3000}
     assert after["fingerprint"] != before.summary["fingerprint"]
+    assert chosen.dataset[-3:] == passages.choose_passages(read_triples(ROWS), PASSAGES, Counting()).dataset[:]
     assert "passages" not in before.summary
 
 
-def test_many_triples_are_divided_in_blocks(home):
-    triples = choose_passages(read_triples(ROWS * 1000), PASSAGES, Counting())
-    assert len(triples.dataset) == 3000
-    assert triples.dataset[-3:] == choose_passages(read_triples(ROWS), PASSAGES, Counting()).dataset[:]
-    assert triples.summary["passages"] == {"documents": 5, "divided": 2, "rows": 2000}
-
-
 def test_passages_are_found_again_until_something_changes(home):
-    first = choose_passages(read_triples(ROWS), PASSAGES, Counting())
+    first = passages.choose_passages(read_triples(ROWS), PASSAGES, Counting())
     again = Counting()
-    assert choose_passages(read_triples(ROWS), PASSAGES, again).summary == first.summary
+    assert passages.choose_passages(read_triples(ROWS), PASSAGES, again).summary == first.summary
     assert again.encoded == 0
     shorter = pt.text.sliding("text", length=2, stride=2, prepend_attr=None)
-    for rows, passages, name in ((ROWS[:2], PASSAGES, "0123"), (ROWS, shorter, "0123"), (ROWS, PASSAGES, "ab")):
+    for rows, transformer, name in ((ROWS[:2], PASSAGES, "0123"), (ROWS, shorter, "0123"), (ROWS, PASSAGES, "ab")):
         other = Counting(name)
-        choose_passages(read_triples(rows), passages, other)
+        passages.choose_passages(read_triples(rows), transformer, other)
         assert other.encoded > 0
 
 
@@ -94,41 +83,35 @@ def test_labels_several_negatives_and_texts_that_are_looked_up_go_along(home, na
     rows = [
         {"query": "sort", "positive": "plot", "negative_1": "read the x sort it now", "negative_2": "a", "label": 0.5}
     ]
-    chosen = choose_passages(read_triples(rows), PASSAGES, Counting()).dataset[0]
+    chosen = passages.choose_passages(read_triples(rows), PASSAGES, Counting()).dataset[0]
     assert chosen == {"query": "sort", "positive": "plot", "negative_1": "sort it now", "negative_2": "a", "label": 0.5}
     looked_up = read_triples(names["dataset"], store_texts=False)
-    chosen = choose_passages(looked_up, PASSAGES, Counting())
+    chosen = passages.choose_passages(looked_up, PASSAGES, Counting())
     assert len(chosen.dataset) == 8
     assert {len(text.split()) for text in chosen.dataset["positive"]} <= {2, 3}
 
 
 def test_a_document_of_which_nothing_is_left_stays():
     nothing = pt.apply.generic(lambda frame: frame.assign(text=" "), transform_outputs=lambda columns: columns)
-    assert divide(["sort", "read"], nothing, "text") == {"sort": ["sort"], "read": ["read"]}
+    assert passages.divide(["sort", "read"], nothing, "text") == {"sort": ["sort"], "read": ["read"]}
 
 
-WITHOUT_TEXT = pt.apply.generic(lambda frame: frame[["docno"]], transform_outputs=lambda columns: ["docno"])
-
-
-@pytest.mark.parametrize(
-    "passages", [pt.text.sliding("text"), pt.text.sliding("body", prepend_attr=None), WITHOUT_TEXT]
-)
-def test_a_transformer_that_needs_more_than_a_text_is_an_error(passages):
+def test_a_transformer_that_needs_more_than_a_text_is_an_error():
     with pytest.raises(ValueError, match=r"columns \['docno', 'text'\].*sliding"):
-        divide(["sort"], passages, "text")
+        passages.divide(["sort"], pt.text.sliding("text"), "text")
 
 
 def test_results_and_corpora_are_divided_and_documents_score_as_their_best_passage():
     text = "sort the rows now read it"
     results = pd.DataFrame([["1", "d1", text], ["1", "d2", "read"]], columns=["qid", "docno", "text"])
-    divided = divide_results(results, PASSAGES, "text")
+    divided = passages.divide_results(results, PASSAGES, "text")
     assert divided[["docno", "text"]].to_numpy().tolist() == [
         ["d1", "sort the rows"],
         ["d1", "now read it"],
         ["d2", "read"],
     ]
-    best = best_of_documents(divided.assign(score=[0.5, 0.9, 0.7]))
+    best = passages.best_of_documents(divided.assign(score=[0.5, 0.9, 0.7]))
     assert best[["docno", "score", "rank"]].to_numpy().tolist() == [["d1", 0.9, 0], ["d2", 0.7, 1]]
-    records = list(passage_records([{"docno": "d1%p", "text": text}], PASSAGES, "text"))
+    records = list(passages.passage_records([{"docno": "d1%p", "text": text}], PASSAGES, "text"))
     assert records == [{"docno": "d1%p%p0", "text": "sort the rows"}, {"docno": "d1%p%p1", "text": "now read it"}]
-    assert [document_of(name) for name in ("d1%p%p1", "d1")] == ["d1%p", "d1"]
+    assert [passages.document_of(name) for name in ("d1%p%p1", "d1")] == ["d1%p", "d1"]

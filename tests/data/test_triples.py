@@ -2,11 +2,9 @@
 
 import copy
 import gzip
-import json
 import logging
 import os
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import dill
@@ -21,7 +19,7 @@ from datasets import Dataset, DatasetDict, load_from_disk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ir_datasets.datasets.base import FilteredDocPairs
-from ir_datasets.formats import BaseDocPairs, TsvDocPairs
+from ir_datasets.formats import TsvDocPairs
 from ir_datasets.util import GzipExtract, LocalDownload
 
 from pyterrier_selfdistill.data.triples import parts_of, read_triples
@@ -35,7 +33,6 @@ TEXTS_OF_PAIRS = {
     ("plot", "text 4", "text 5"),
     ("sort", "text 1", "text 0"),
 }
-SUFFIXES = [".tsv", ".csv", ".jsonl", ".json", ".parquet", ".tsv.gz", ".csv.gz", ".jsonl.gz", ".TSV"]
 
 
 @pytest.fixture
@@ -57,13 +54,6 @@ def write(path, frame=FRAME):
     return path
 
 
-def is_accounted(summary):
-    return summary["triples"] + summary["dropped"] == summary["read"]
-
-
-# texts in memory
-
-
 @pytest.mark.parametrize(
     "source",
     [
@@ -71,14 +61,12 @@ def is_accounted(summary):
         iter(ROWS),
         [{"positive": b, "anchor": a, "negative": c} for a, b, c in ROWS],
         FRAME.assign(score=1, qid="1", anchor="x"),
-        FRAME.assign(other=[[1], "x"]),
         FRAME.astype("category"),
-        FRAME.set_axis([0, 1, 2], axis=1),
         Dataset.from_pandas(FRAME.rename(columns={"negative": "negative_1"})),
         Dataset.from_pandas(FRAME[::-1]).select([1, 0]),
         Dataset.from_dict({"row": [0, 1]}).with_transform(lambda batch: FRAME.iloc[batch["row"]].to_dict("list")),
     ],
-    ids="tuples iterator records frame others categories numbers dataset selection transform".split(),  # noqa: SIM905
+    ids="tuples iterator records frame categories dataset selection transform".split(),  # noqa: SIM905
 )
 def test_texts_of_each_form_keep_their_order(source, texts_of):
     triples = read_triples(source)
@@ -102,33 +90,24 @@ def test_rows_without_a_text_of_their_own_are_dropped_and_counted(texts_of, capl
     assert (triples.summary["read"], triples.summary["dropped"]) == (10, 6)
     assert (triples.summary["queries"], triples.summary["positives"], triples.summary["negatives"]) == (2, 2, 1)
     assert "6 of 10 rows were dropped" in caplog.text
-
-
-def test_the_limit_counts_rows_that_can_be_trained_with(texts_of):
-    rows = [("a", "", "c"), *ROWS, ("a", "b", "c")]
-    triples = read_triples(rows, limit=2)
-    assert texts_of(triples) == ROWS
-    assert (triples.summary["read"], triples.summary["dropped"]) == (3, 1)
-    assert texts_of(read_triples(rows, limit=9)) == [*ROWS, rows[-1]]
+    limited = read_triples([faulty[0], *ROWS, ("a", "b", "c")], limit=2)
+    assert texts_of(limited) == ROWS
+    assert (limited.summary["read"], limited.summary["dropped"]) == (3, 1)
 
 
 def test_the_fingerprint_is_of_texts_and_labels_in_their_order(tmp_path):
     """However they are stored and divided."""
+
+    def fingerprint(source):
+        return read_triples(source).summary["fingerprint"]
+
     rows = [(f"query {number}", f"text {number}", "plot") for number in range(25_000)]
     frame = pd.DataFrame(rows, columns=COLUMNS)
-    same = {read_triples(source).summary["fingerprint"] for source in (rows, frame, write(tmp_path / "a.csv", frame))}
-    assert len(same) == 1
-    others = [
-        rows[:-1],
-        rows[::-1],
-        [("query 0t", "ext 0", "plot"), *rows[1:]],
-        [("query 0 ", "text 0", "plot"), *rows[1:]],
-        frame.assign(label=1.0),
-        frame.assign(label=0.5),
-        frame.rename(columns={"negative": "negative_1"}),
-    ]
-    fingerprints = {read_triples(source).summary["fingerprint"] for source in others}
-    assert len(fingerprints | same) == len(others) + 1
+    assert fingerprint(frame) == fingerprint(write(tmp_path / "a.csv", frame)) != fingerprint(rows[:-1])
+    others = [[("query 0t", "ext 0", "plot"), rows[1]], [("query 0 ", "text 0", "plot"), rows[1]]]
+    others += [rows[:2], rows[1::-1], frame[:2].assign(label=1.0), frame[:2].assign(label=0.5)]
+    others += [frame[:2].rename(columns={"negative": "negative_1"})]
+    assert len(set(map(fingerprint, others))) == len(others)
 
 
 @pytest.mark.parametrize("form", ["frame", "dataset", "records", "a.tsv", "a.csv", "a.jsonl", "a.parquet"])
@@ -140,47 +119,22 @@ def test_labels_stay_next_to_their_texts(form, tmp_path, texts_of):
     assert triples.summary["negatives"] == 1
 
 
-@pytest.mark.parametrize("number", [1, 0.5, np.float32(0.5), np.int64(-1), "1.5", " 2 "], ids=repr)
-def test_labels_may_be_of_any_type_of_numbers(number):
-    (row,) = read_triples([dict(zip([*COLUMNS, "label"], [*ROWS[0], number], strict=True))]).dataset
-    assert row["label"] == float(number)
-
-
-@pytest.mark.parametrize(
-    "labels",
-    [[1.0, None], [1.0, np.inf], [1.0, 1e300], ["high", "low"], ["nan", "1"], [True, False], [[1.0], [2.0]], [1, "x"]],
-    ids=repr,
-)
-@pytest.mark.parametrize("form", ["frame", "records", "a.tsv", "a.jsonl"])
-def test_labels_that_are_not_numbers_are_errors(form, tmp_path, labels):
+@pytest.mark.parametrize("labels", [[1.0, None], [1.0, 1e300], ["nan", "1"], [True, False], [1, "x"]], ids=repr)
+@pytest.mark.parametrize("name", [None, "a.tsv", "a.jsonl"])
+def test_labels_that_are_not_numbers_are_errors(name, tmp_path, labels):
     frame = FRAME.assign(label=pd.Series(labels, dtype=object))
-    sources = {"frame": frame, "records": frame.to_dict(orient="records")}
     with pytest.raises((TypeError, ValueError), match="label"):
-        read_triples(sources[form] if form in sources else write(tmp_path / form, frame))
+        read_triples(write(tmp_path / name, frame) if name else frame)
 
 
 @pytest.mark.parametrize(
     ("source", "error", "message"),
     [
-        ([], ValueError, "in 0 rows"),
-        (["abc", "def"], TypeError, "row 0 is 'abc'"),
         ([("a", "b", "c"), "abc"], TypeError, "row 1 is 'abc'"),
-        ([("a", "b", "c"), {"query": "a"}], TypeError, "row 1 is {'query': 'a'}"),
-        ([("a", "b", "c"), ("a", "b", "c", "d")], TypeError, "row 1 is .*'d'"),
         ([("a", "b")], ValueError, "rows of 2 texts"),
-        ([()], ValueError, "rows of 0 texts"),
-        ([("a", "b", None), ("a", "b", "")], ValueError, "in 2 rows"),
         ([("a", "b", 3)], TypeError, "'negative' must hold texts"),
-        ([("a", "b", b"c")], TypeError, "negative"),
-        ([("a", "b", "c"), ("a", "b", b"c")], TypeError, "negative"),
-        ([("a", "b\udfff", "c")], ValueError, "udfff"),
-        ([{"query": "a", "positive": ["b"], "negative": "c"}], TypeError, "positive"),
-        (pd.DataFrame([("a", "b", "c"), ("a", "b", 3)], columns=COLUMNS), TypeError, "negative"),
-        (pd.DataFrame({"query": ["a"], "positive": ["b"]}), ValueError, r"got \['query', 'positive'\]"),
         (pd.DataFrame([("a", "b", "c", "d")], columns=[*COLUMNS, "query"]), ValueError, r"\['query'\] more than once"),
-        (pd.DataFrame(columns=COLUMNS, dtype=str), ValueError, "in 0 rows"),
         (pd.DataFrame([("a", "b", "\ud800")], columns=COLUMNS, dtype=object), ValueError, "ud800"),
-        (7, TypeError, "got 7"),
         ("nowhere.tsv", FileNotFoundError, "nowhere.tsv"),
     ],
     ids=str,
@@ -190,14 +144,10 @@ def test_bad_texts_are_errors(source, error, message):
         read_triples(source)
 
 
-# files
-
-
-@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("suffix", [".tsv", ".csv", ".jsonl", ".parquet", ".tsv.gz", ".csv.gz", ".json", ".TSV"])
 def test_each_kind_of_file(tmp_path, texts_of, suffix):
     path = write(tmp_path / f"my.triples [1] a::b{suffix}")
     assert texts_of(read_triples(path)) == ROWS
-    assert texts_of(read_triples(str(path))) == ROWS
 
 
 @pytest.mark.parametrize(
@@ -206,12 +156,9 @@ def test_each_kind_of_file(tmp_path, texts_of, suffix):
         ("a.tsv", 'a "b\t\'c\tNA\n"x"\tnull\t7\n', [('a "b', "'c", "NA"), ('"x"', "null", "7")]),
         ("a.tsv", "\ufeffNegative\tQuery \tPOSITIVE\nc\ta\tb\n", [("a", "b", "c")]),
         ("a.tsv", " a \tb\tc\r\nd\te\tf\r\n", [(" a ", "b", "c"), ("d", "e", "f")]),
-        ("a.tsv", "a\tb\tc\n\n\nd\te\tf", [("a", "b", "c"), ("d", "e", "f")]),
         ("a.tsv", "a\tb\u2028\x0b\x0c\x85b\tc\n", [("a", "b\u2028\x0b\x0c\x85b", "c")]),
         ("a.tsv", f"a\tb\t{'text ' * 100_000}x\n", [("a", "b", "text " * 100_000 + "x")]),
         ("a.csv", 'a,"b\nc",d\n"e, f",g,"h ""i"""\n', [("a", "b\nc", "d"), ("e, f", "g", 'h "i"')]),
-        ("a.csv", "query,what to ask,a plot\n", [("query", "what to ask", "a plot")]),
-        ("a.csv", "qid,query,positive,negative\n1,a,b,c\n", [("a", "b", "c")]),
         ("a.jsonl", '{"query": "2020-01-01", "positive": "b", "negative": "12:00", "x": 1}\n{"negative": "c", '
          '"query": "a", "positive": "b", "x": [2]}\n', [("2020-01-01", "b", "12:00"), ("a", "b", "c")]),
         ("a.jsonl", '\n{"query": "a", "positive": "b", "negative": "c"}\n{"query": "a"}\nnull\n', [("a", "b", "c")]),
@@ -222,23 +169,6 @@ def test_files_give_the_texts_that_are_in_them(tmp_path, name, content, rows, te
     assert texts_of(read_triples(tmp_path / name)) == rows
 
 
-@pytest.mark.parametrize("suffix", [".tsv", ".csv", ".jsonl"])
-def test_gzip_is_told_by_the_first_bytes_and_not_by_the_name(tmp_path, suffix, texts_of):
-    content = write(tmp_path / f"plain{suffix}").read_bytes()
-    (tmp_path / f"plain{suffix}.gz").write_bytes(content)
-    (tmp_path / f"compressed{suffix}").write_bytes(gzip.compress(content))
-    assert texts_of(read_triples(tmp_path / f"plain{suffix}.gz")) == ROWS
-    assert texts_of(read_triples(tmp_path / f"compressed{suffix}")) == ROWS
-
-
-@pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())])
-def test_parquet_may_have_each_type_of_strings(tmp_path, kind, texts_of):
-    table = pa.table({name: pa.array(FRAME[name].tolist()).cast(kind) for name in COLUMNS})
-    other = pa.array([[("a", 1)]] * 2, pa.map_(pa.string(), pa.int64()))
-    pq.write_table(table.append_column("other", other), tmp_path / "a.parquet")
-    assert texts_of(read_triples(tmp_path / "a.parquet")) == ROWS
-
-
 COMPRESSED = gzip.compress(b"a\tb\tc\n" * 1000)
 OBJECT = b'{"query": "a", "positive": "b", "negative": "c"}\n'
 
@@ -246,37 +176,15 @@ OBJECT = b'{"query": "a", "positive": "b", "negative": "c"}\n'
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("a.tsv", b""),
-        ("a.tsv", b"query\tpositive\tnegative\n"),
-        ("a.tsv", b"a\tb\t\n"),
-        ("a.tsv", b"a b c\n"),
         ("a.tsv", b"a\tb\tc\na\tb\n"),
-        ("a.tsv", b"a\tb\tc\na\tb\tc\td\n"),
-        ("a.tsv", b"query\tpositive\tnegative\na\tb\tc\td\n"),
-        ("a.tsv", b"query\tpositive\tnegative\tNegative\na\tb\tc\td\n"),
         ("a.tsv", b"a\tb\tc\na\tb\rx\tc\n"),
-        ("a.tsv", b"a\tb\tc\n\xff\tb\tc\n"),
         ("a.tsv", b"a\tb\0x\tc\n"),
-        ("a.tsv", "a\tb\tc\n".encode("utf-16")),
         ("a.tsv", "a\tb\tc".encode("utf-16-le")),
         ("a.tsv", COMPRESSED[:-10]),
-        ("a.tsv", COMPRESSED[:5]),
         ("a.tsv", COMPRESSED[:-8] + bytes(8)),
-        ("a.tsv", COMPRESSED + b"more"),
-        ("a.csv", b"query,positive\na,b\n"),
         ("a.csv", b'a,b,c\na,b,"c\nd\n'),
-        ("a.csv", b"a,b,c\nsort\n"),
-        ("a.jsonl", b""),
-        ("a.jsonl", OBJECT + b'{"query": "a", "posit'),
         ("a.jsonl", OBJECT + b'{"query": "a", "positive": "b", "negative": 3}'),
-        ("a.jsonl", OBJECT + b'{"query": "a", "query": "b"}'),
-        ("a.jsonl", OBJECT + b'{"query": "a\xff", "positive": "b", "negative": "c"}'),
-        ("a.jsonl", OBJECT + b"3"),
-        ("a.jsonl", b'{"query": "a\\ud800", "positive": "b", "negative": "c"}'),
-        ("a.jsonl", b'["a", "b", "c"]\n'),
-        ("a.jsonl", b"{}\n"),
         ("a.parquet", b"PAR1"),
-        ("a.xml", b"<a/>"),
     ],
 )
 def test_damaged_files_are_errors_that_name_the_file_and_leave_nothing(tmp_path, cache, name, content):
@@ -286,30 +194,12 @@ def test_damaged_files_are_errors_that_name_the_file_and_leave_nothing(tmp_path,
     assert not list(cache.glob("*"))
 
 
-@pytest.mark.parametrize("negative", [[3], [b"c"], [["c"]]], ids=repr)
-def test_columns_of_parquet_must_hold_texts(tmp_path, negative):
-    pq.write_table(pa.table({"query": ["a"], "positive": ["b"], "negative": negative}), tmp_path / "a.parquet")
-    with pytest.raises(TypeError, match="a.parquet: column 'negative' must hold texts"):
-        read_triples(tmp_path / "a.parquet")
-    content = (tmp_path / "a.parquet").read_bytes()
-    (tmp_path / "a.parquet").write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match="a.parquet: "):
-        read_triples(tmp_path / "a.parquet")
-
-
-def test_strings_of_parquet_must_be_utf8(tmp_path):
-    table = pa.table({"query": ["a"], "positive": ["b"], "negative": pa.array([b"\xff"]).view(pa.string())})
-    pq.write_table(table, tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match="a.parquet: "):
-        read_triples(tmp_path / "a.parquet")
-
-
-def test_a_folder_is_no_file(tmp_path):
-    with pytest.raises(IsADirectoryError, match="got the folder"):
-        read_triples(tmp_path)
-
-
-# the cache
+def test_parquet_must_hold_texts(tmp_path):
+    path = tmp_path / "a.parquet"
+    for negative, error in (([3], TypeError), ([b"c"], TypeError), (pa.array([b"\xff"]).view(pa.string()), ValueError)):
+        pq.write_table(pa.table({"query": ["a"], "positive": ["b"], "negative": negative}), path)
+        with pytest.raises(error, match="a.parquet: "):
+            read_triples(path)
 
 
 @pytest.mark.parametrize("suffix", [".tsv", ".jsonl", ".parquet"])
@@ -332,9 +222,8 @@ def test_a_file_is_read_once_until_it_changes(tmp_path, cache, suffix, texts_of)
 
 def test_a_dataset_on_the_disk_is_read_once(tmp_path, cache):
     Dataset.from_pandas(FRAME).save_to_disk(tmp_path / "saved")
-    for _ in range(2):
-        assert read_triples(load_from_disk(str(tmp_path / "saved"))).dataset.cache_files
-    assert len(list(cache.iterdir())) == 1
+    first, again = (read_triples(load_from_disk(str(tmp_path / "saved"))).dataset.cache_files for _ in range(2))
+    assert first == again != []
 
 
 def test_an_interrupted_writer_leaves_nothing_that_looks_whole(tmp_path, cache, monkeypatch, texts_of):
@@ -345,17 +234,6 @@ def test_an_interrupted_writer_leaves_nothing_that_looks_whole(tmp_path, cache, 
             read_triples(path)
     assert not [folder for folder in cache.glob("*") if (folder / "summary.json").exists()]
     assert texts_of(read_triples(path)) == ROWS
-
-
-def test_readers_of_the_same_file_wait_for_each_other(tmp_path, cache, texts_of):
-    path = write(tmp_path / "a.tsv", pd.DataFrame(ROWS * 5000, columns=COLUMNS))
-    with ThreadPoolExecutor(4) as pool:
-        triples = list(pool.map(read_triples, [path] * 4))
-    assert [len(part.dataset) for part in triples] == [10_000] * 4
-    assert len(list(cache.iterdir())) == 1
-
-
-# identifiers
 
 
 @pytest.mark.parametrize("store_texts", [True, False])
@@ -389,7 +267,7 @@ def test_identifiers_and_docpairs_give_the_same(form, store_texts, dataset, tmp_
 identifiers = st.integers(0, 5).map("d{}".format)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(
     rows=st.lists(st.tuples(st.sampled_from("129"), identifiers, identifiers), min_size=1, max_size=60),
     number=st.none() | st.integers(1, 4),
@@ -416,31 +294,25 @@ def test_the_kept_pairs_of_a_query_are_the_first_that_can_be_trained_with(texts_
             expected.append(row)
     triples = read_triples(rows, max_pairs_per_query=number, limit=limit, **options)
     assert texts_of(triples) == expected[:limit]
-    assert is_accounted(triples.summary)
-    assert triples.summary["read"] == len(rows)
+    assert triples.summary["triples"] + triples.summary["dropped"] == triples.summary["read"] == len(rows)
 
 
 def test_the_sample_depends_on_the_seed_only(dataset, texts_of):
-    samples = {}
-    for seed in range(10):
-        triples = read_triples(dataset, max_pairs_per_query=1, seed=seed)
-        assert sorted(triples.dataset["query"]) == ["plot", "sort"]
-        samples[seed] = frozenset(texts_of(triples))
-    assert len(set(samples.values())) == 3
-    assert texts_of(read_triples(dataset, max_pairs_per_query=1, seed=3, store_texts=False))
-    assert frozenset(texts_of(read_triples(dataset, max_pairs_per_query=1, seed=3))) == samples[3]
+    samples = [texts_of(read_triples(dataset, max_pairs_per_query=1, seed=seed)) for seed in (*range(10), 3)]
+    assert samples[-1] == samples[3]
+    assert len(set(map(frozenset, samples))) == 3
 
 
 def test_many_pairs_with_several_negatives_in_blocks(topics, corpus):
     """More than are looked up at once."""
     generator = np.random.default_rng(0)
-    rows = [("1", *(f"d{number}" for number in numbers)) for numbers in generator.integers(0, 100, (250_000, 3))]
+    rows = [("1", *(f"d{number}" for number in numbers)) for numbers in generator.integers(0, 100, (45_000, 3))]
     triples = read_triples(rows, topics=topics, corpus=corpus)
     usable = {row for row in rows if row[1] not in row[2:]}
     assert len(triples.dataset) == len(usable)
     assert triples.dataset.column_names == ["query", "positive", "negative_1", "negative_2"]
-    capped = read_triples(rows, topics=topics, corpus=corpus, max_pairs_per_query=205_000)
-    assert len(capped.dataset) == 205_000
+    capped = read_triples(rows, topics=topics, corpus=corpus, max_pairs_per_query=41_000)
+    assert len(capped.dataset) == 41_000
     assert capped.dataset[:1000] == triples.dataset[:1000]
 
 
@@ -462,32 +334,20 @@ def test_docpairs_are_made_anew_when_a_part_changes(part, dataset, tmp_path, tex
     assert set(texts_of(read_triples(dataset))) == changed[part]
 
 
-def test_other_topics_and_other_corpora_give_other_triples(dataset, tmp_path, topics, corpus, pairs, texts_of):
+def test_other_topics_and_other_corpora_give_other_triples(dataset, tmp_path, topics, corpus, pairs):
     path = tmp_path / "a.tsv"
     pd.DataFrame(pairs).to_csv(path, sep="\t", index=False, header=False)
     first = read_triples(path, topics=topics, corpus=dataset)
     assert set(read_triples(path, topics=topics.assign(query="read"), corpus=dataset).dataset["query"]) == {"read"}
-    other = [{**record, "text": record["text"].replace("text", "plan")} for record in corpus]
-    assert set(read_triples(path, topics=topics, corpus=other).dataset["positive"]) == {"plan 1", "plan 4"}
     titled = read_triples(path, topics=topics, corpus=corpus, fields=["docno", "text"])
     assert set(titled.dataset["positive"]) == {"d1 text 1", "d4 text 4"}
     assert read_triples(path, topics=topics, corpus=dataset).summary == first.summary
 
 
-class PairsWithoutAFile(BaseDocPairs):
-    """As those of ``irds:msmarco-passage/train/split200-train``, which are taken from others."""
-
-    def __init__(self, rows):
-        self.rows = rows
-
-    def docpairs_iter(self):
-        return iter([self.docpairs_cls()(*row) for row in self.rows])
-
-
 LINES = '1\td1\td2\n\n007\t"d1\tNA\n2\t\td5 \né\td1\td2'
 
 
-@pytest.mark.parametrize("kind", ["file", "gzip", "chosen", "no file"])
+@pytest.mark.parametrize("kind", ["file", "gzip", "chosen"])
 def test_docpairs_are_those_of_ir_datasets(dataset, tmp_path, kind, texts_of, cache):
     """Quotes, zeros and what looks like a missing value are parts of identifiers."""
     (tmp_path / "lines").write_text(LINES)
@@ -496,7 +356,6 @@ def test_docpairs_are_those_of_ir_datasets(dataset, tmp_path, kind, texts_of, ca
         "file": TsvDocPairs(LocalDownload(tmp_path / "lines")),
         "gzip": TsvDocPairs(GzipExtract(LocalDownload(tmp_path / "lines.gz"))),
         "chosen": FilteredDocPairs(TsvDocPairs(LocalDownload(tmp_path / "lines")), lambda: {"1", "2"}),
-        "no file": PairsWithoutAFile([line.split("\t") for line in LINES.splitlines() if line]),
     }
     reference = dataset.irds_ref()
     parts = reference.docs_handler(), reference.queries_handler(), handlers[kind]
@@ -504,65 +363,22 @@ def test_docpairs_are_those_of_ir_datasets(dataset, tmp_path, kind, texts_of, ca
     triples = read_triples(pt.get_dataset("irds:tiny/pairs"))
     assert texts_of(triples) == [("sort", "text 1", "text 2")]
     assert triples.summary["read"] == len(list(handlers[kind].docpairs_iter()))
-    assert cache.exists() == (kind in ("file", "gzip"))
+    assert cache.exists() == (kind != "chosen")
 
 
-@pytest.mark.parametrize("content", [b"1\td1\n", b"1\td1\td2\td3\n", b"1\td1\t\xff\n", b"\x1f\x8b\x08cut off"])
-def test_docpairs_name_a_file_that_is_damaged(dataset, tmp_path, content):
-    path = tmp_path / "irds" / "tiny" / "pairs" / "docpairs"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=str(path)):
-        read_triples(dataset)
-
-
-def test_a_dataset_without_docpairs_is_an_error(register, topics, corpus):
-    judged = register(
-        "tiny", docs=pd.DataFrame(corpus).to_numpy(), queries=topics.to_numpy(), qrels=[("1", 0, "d1", 1)]
-    )
+def test_sources_and_options_that_do_not_fit_are_errors(register, topics, corpus, pairs):
+    judged = register("t", docs=[("d1", "x")], queries=topics.to_numpy(), qrels=[("1", 0, "d1", 1)])
     with pytest.raises(ValueError, match=r"no docpairs \(it has \['docs', 'queries', 'qrels'\]\)"):
         read_triples(judged)
-    with pytest.raises(ValueError, match="no docpairs or docs or queries"):
-        read_triples(pt.datasets.Dataset())
+    with pytest.raises(ValueError, match="corpus="):
+        read_triples(pairs, topics=topics)
+    with pytest.raises(ValueError, match="max_pairs_per_query=2"):
+        read_triples(ROWS, max_pairs_per_query=2)
+    with pytest.raises(ValueError, match="limit must be a positive integer, got 0"):
+        read_triples(ROWS, limit=0)
+    with pytest.raises(ValueError, match="in 1 rows"):
+        read_triples([("1", "d998", "d999")], topics=topics, corpus=corpus)
 
-
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"source": [("1", 7, "d1")]}, TypeError, "positive"),
-        ({"source": 7}, TypeError, "got 7"),
-        ({"source": [("1", "d998", "d999")]}, ValueError, "in 1 rows"),
-        ({"topics": [("1", "sort")]}, TypeError, "topics must be an instance of DataFrame"),
-        ({"topics": pd.DataFrame({"qid": ["1"]})}, ValueError, "topics must have the columns"),
-        ({"topics": pd.DataFrame({"qid": ["1"], "query": [""]})}, ValueError, "'query' must hold"),
-        ({"topics": pd.DataFrame({"qid": [1], "query": ["sort"]})}, TypeError, "qid of topics must be a string"),
-        ({"corpus": 7}, TypeError, "corpus must be a PyTerrier dataset"),
-        ({"corpus": None}, ValueError, "corpus="),
-        ({"topics": None, "max_pairs_per_query": 2}, ValueError, "max_pairs_per_query=2"),
-        ({"limit": 0}, ValueError, "limit must be a positive integer, got 0"),
-        ({"limit": True}, ValueError, "limit must be a positive integer, got True"),
-        ({"max_pairs_per_query": 1.5}, ValueError, "max_pairs_per_query must be a positive integer, got 1.5"),
-        ({"seed": -1}, ValueError, "seed must be an integer from 0"),
-        ({"fields": "text"}, ValueError, "fields must be a list of field names"),
-        ({"store_texts": "no"}, ValueError, "store_texts must be a valid boolean"),
-    ],
-    ids=str,
-)
-def test_options_that_do_not_fit_are_errors(topics, corpus, pairs, options, error, message):
-    with pytest.raises(error, match=message):
-        read_triples(**{"source": pairs, "topics": topics, "corpus": corpus, **options})
-
-
-def test_options_may_be_numbers_of_numpy(topics, corpus, pairs):
-    options = {
-        "max_pairs_per_query": np.int64(2),
-        "limit": np.int32(3),
-        "seed": np.uint8(7),
-        "verbose": np.bool_(False),
-    }
-    assert json.dumps(read_triples(pairs, topics=topics, corpus=corpus, **options).summary)
-
-
-# several collections
 
 ONE = [*ROWS, ("", "sort", "read")]
 TWO = [("plot", "plot a matrix", "sort", "read"), ("read", "read a file", "sort", "plot")]
@@ -579,13 +395,8 @@ def test_collections_are_counted_one_by_one_and_in_sum():
 
 
 def test_the_fingerprint_of_collections_is_of_names_texts_and_their_order():
-    sources = [
-        {"one": ONE, "two": TWO},
-        {"two": TWO, "one": ONE},
-        {"one": ONE, "2": TWO},
-        {"one": ONE, "two": TWO[::-1]},
-        {"one": ONE},
-    ]
+    sources = [{"one": ONE, "two": TWO}, {"two": TWO, "one": ONE}, {"one": ONE, "2": TWO}, {"one": ONE}]
+    sources += [{"one": ONE, "two": TWO[::-1]}]
     fingerprints = [read_triples(source).summary["fingerprint"] for source in [*sources, sources[0]]]
     assert len(set(fingerprints)) == len(sources)
     assert fingerprints[0] == fingerprints[-1]
@@ -595,11 +406,8 @@ def test_the_fingerprint_of_collections_is_of_names_texts_and_their_order():
     ("sources", "message"),
     [
         ({}, "source must name at least one collection"),
-        ({1: ONE}, r"got \[1\]"),
-        ({"": ONE}, r"got \[''\]"),
         (DatasetDict(train=Dataset.from_list([])), r"source\['train'\]"),
         ({"one": ONE, "two": []}, "(?s)in 0 rows.*in the collection 'two'"),
-        ({"one": ONE, "two": [("sort", "plot")]}, "(?s)rows of 2 texts.*in the collection 'two'"),
         ({"one": ONE, "two": FRAME.assign(label=0.5)}, r"got it in \['two'\] and not in \['one'\]"),
     ],
 )
