@@ -4,8 +4,6 @@ import importlib.util
 import re
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
 GUIDE = ROOT / "pyterrier_selfdistill" / "pt_docs"
 
@@ -17,23 +15,20 @@ def test_every_page_is_listed_once():
     assert sorted(listed) == sorted(pages - {"index"})
 
 
-@pytest.mark.parametrize(
-    ("link", "fault"),
-    [
-        ("other.html#there", None),
-        ("#here", None),
-        ("https://elsewhere.org/page#anchor", None),
-        ("missing.html", "no such file"),
-        ("other.html#nowhere", "no such anchor"),
-        ("mailto:nDCG@10", "write a measure as"),
-    ],
-)
-def test_links_are_checked(link, fault, tmp_path):
+FAULTS = {
+    "missing.html": "no such file",
+    "other.html#nowhere": "no such anchor",
+    "mailto:nDCG@10": "write a measure as",
+}
+
+
+def test_links_are_checked(tmp_path):
     spec = importlib.util.spec_from_file_location("check_links", ROOT / "docs" / "check_links.py")
     check_links = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(check_links)
-    (tmp_path / "page.html").write_text(f'<p id="here"><a href="{link}">a link</a></p>')
+    links = ["other.html#there", "#here", "https://elsewhere.org/page#anchor", *FAULTS]
+    (tmp_path / "page.html").write_text("".join(f'<p id="here"><a href="{link}">a link</a></p>' for link in links))
     (tmp_path / "other.html").write_text('<h1 id="there"></h1>')
-    broken = list(check_links.broken_links(tmp_path))
-    assert len(broken) == (fault is not None)
-    assert all(fault in line and link in line for line in broken)
+    broken = sorted(check_links.broken_links(tmp_path))
+    assert len(broken) == len(FAULTS)
+    assert all(any(link in line and fault in line for line in broken) for link, fault in FAULTS.items())

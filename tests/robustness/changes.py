@@ -60,7 +60,7 @@ def replace(argument, values, *names):
     return each(argument, {repr(value): lambda _, value=value: value for value in values}, *names, effect=NONE)
 
 
-UNFIT = [b"3", object(), {1: 2}, -1.5, math.nan, [3]]  # for any option
+UNFIT = [b"3", object(), {1: 2}, -1.5, math.nan, [b"3"]]  # for any option
 OTHER_TYPES = {bool: np.bool_, int: np.int64, float: np.float64, list: tuple, type(Path()): str}
 
 
@@ -145,7 +145,10 @@ def numbers(argument, name):
 
 def same_frame(argument, *columns, any_order=False):
     """Change the types of texts, the index, other columns, the order of columns, and perhaps the rows."""
-    groups = [*[column(argument, name, TEXT_TYPES) for name in columns], on_frame(argument, SAME_FRAMES, "")]
+    groups = [
+        *[column(argument, name, TEXT_TYPES) for name in columns],
+        on_frame(argument, SAME_FRAMES, "column", "index"),
+    ]
     return [*groups, on_frame(argument, SAME_ROWS, "")] if any_order else groups
 
 
@@ -163,7 +166,7 @@ def without(argument, *columns):
 
 
 def no_rows(argument, *names):
-    return on_frame(argument, {"no rows": lambda frame: frame[:0]}, argument, "no ", "empty", *names, effect=NONE)
+    return on_frame(argument, {"no rows": lambda frame: frame[:0]}, argument, "no ", "none", *names, effect=NONE)
 
 
 def frame(argument, columns, *names, any_order=False):

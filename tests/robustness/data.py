@@ -49,7 +49,7 @@ entry(
     [
         *c.same_frame("source", *COLUMNS),
         *LIMIT,
-        c.each("source", FORMS, "row", "columns"),
+        c.on_frame("source", FORMS, "row", "columns"),
         c.on_frame("source", {"anchor": lambda frame: frame.rename(columns={"query": "anchor"})}, "", effect=c.UNSURE),
         *c.without("source", "positive", "negative"),
         *[c.cell("source", name, [*c.OF_ANOTHER_TYPE, c.HALF_A_CHARACTER]) for name in COLUMNS],
@@ -63,73 +63,52 @@ entry(
 )
 
 
-def as_parquet(table):
+def as_parquet(rows):
     file = io.BytesIO()
-    pq.write_table(table, file)
+    pq.write_table(rows if isinstance(rows, pa.Table) else pa.Table.from_pandas(rows), file)
     return file.getvalue()
 
 
-WRITERS = {
-    "tsv": lambda rows: "".join("\t".join(map(str, row)) + "\n" for row in [list(rows), *rows.to_numpy().tolist()]),
-    "csv": lambda rows: rows.to_csv(index=False, quoting=csv.QUOTE_ALL),
-    "jsonl": lambda rows: rows.to_json(orient="records", lines=True),
-}
-
-
-def content(cases, *names, effect=c.SAME):
-    """Change the content of a file; a compressed one stays compressed."""
-
-    def on_content(function, given):
-        is_packed = given.startswith(b"\x1f\x8b")
-        return gzip.compress(function(gzip.decompress(given))) if is_packed else function(given)
-
-    cases = {text: partial(on_content, function) for text, function in cases.items()}
-    return c.each("content", cases, *names, "triples.", *NO_TRIPLES, effect=effect)
-
-
-def cast(kind, given):
+def cast(kind, content):
     """Give the texts in a Parquet file another type."""
-    table = pq.read_table(io.BytesIO(given))
+    table = pq.read_table(io.BytesIO(content))
     texts = [pa.array(table[name].to_pylist(), pa.string()).cast(kind) for name in COLUMNS]
     return as_parquet(pa.table([*texts, *table.columns[3:]], names=table.column_names))
 
 
-def append(line, given):
-    return given.rstrip(b"\r\n") + b"\n" + line + b"\n"
-
-
-SAME_LINES = {
-    "ends of lines of Windows": lambda given: given.replace(b"\n", b"\r\n"),
-    "a byte order mark": lambda given: b"\xef\xbb\xbf" + given,
-    "no end of the last line": lambda given: given.removesuffix(b"\n"),
-    "an empty line at the end": lambda given: given + b"\n",
-}
-NO_LINES = {
-    "not UTF-8": lambda given: given + b"\xff\xfe",
-    "in UTF-16": lambda given: given.decode().encode("utf-16"),
-    "an empty file": lambda given: b"",
+WRITERS = {
+    "tsv": lambda rows: rows.to_csv(index=False, sep="\t", quoting=csv.QUOTE_NONE).encode(),
+    "csv": lambda rows: rows.to_csv(index=False, quoting=csv.QUOTE_ALL).encode(),
+    "jsonl": lambda rows: rows.to_json(orient="records", lines=True).encode(),
+    "parquet": as_parquet,
 }
 BAD_LINES = {
     "tsv": [b"sort", b"sort\tplot\tread\t1.5\twrite"],
     "csv": [b"sort", b"sort,plot,read,1.5,write", b'"sort,plot,read'],
-    "jsonl": [b"null", b"3", b'"sort"', b"{}", b"[]", b"{", b"[1, 2, 3]", b"NaN", b"sort\tplot", b"[[1]]"],
+    "jsonl": [
+        b"null",
+        b"3",
+        b"{}",
+        b"{",
+        b"[1, 2, 3]",
+        b"NaN",
+        b"[[1]]",
+        b'{"query": 3, "positive": "", "negative": ""}',
+    ],
 }
-BAD_LINES["jsonl"] += [
-    b'{"query": %s, "positive": "sort", "negative": "plot", "label": 1}' % query
-    for query in [b"3", b"true", b'["sort"]', b'{"text": "sort"}', b'"\\ud800"', b"1e999"]
-]
-NAMES = ["triples", "triples.txt", "triples.gz", "triples.zip", "triples.tsv.bz2"]
-OF_FILES = [
-    *LIMIT,
-    c.replace("name", NAMES, "named"),
-    c.replace("content", ["missing", "a folder"], "no file", "folder"),
-]
-TEXT_KINDS = [pa.large_string(), pa.dictionary(pa.int32(), pa.string()), pa.string_view()]
-OF_TABLES = [
-    content({str(kind): partial(cast, kind) for kind in TEXT_KINDS}, "column"),
-    content({"binary": partial(cast, pa.binary())}, "column", "type", *COLUMNS, effect=c.NONE),
-    content({"half": lambda given: given[: len(given) // 2]}, effect=c.NONE),
-]
+SAME_LINES = {
+    "ends of lines of Windows": lambda content: content.replace(b"\n", b"\r\n"),
+    "a byte order mark": lambda content: b"\xef\xbb\xbf" + content,
+    "an empty line at the end": lambda content: content + b"\n",
+}
+NO_LINES = {
+    "not UTF-8": lambda content: content + b"\xff\xfe",
+    "in UTF-16": lambda content: content.decode().encode("utf-16"),
+}
+SAME_TABLES = {str(kind): partial(cast, kind) for kind in (pa.large_string(), pa.string_view())}
+NO_TABLES = {"binary": partial(cast, pa.binary()), "half": lambda content: content[: len(content) // 2]}
+NO_NAMES = ["triples", "triples.txt", "triples.gz", "triples.zip", "triples.tsv.bz2"]
+ERRORS = ("column", "empty", "triples.", *NO_TRIPLES)
 
 
 def triples_in_file(tools, source, limit, name, content):
@@ -137,23 +116,27 @@ def triples_in_file(tools, source, limit, name, content):
     if content == "a folder":
         path.mkdir()
     elif content != "missing":
-        path.write_bytes(content)
+        path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
     return read_triples(path, limit=limit).dataset[:]
 
 
 def some_file(suffix, tools, rng):
     valid = some_triples(tools, rng)
-    if suffix == "parquet":
-        return {**valid, "name": "triples.parquet", "content": as_parquet(pa.Table.from_pandas(valid["source"]))}
-    given = WRITERS[suffix](valid["source"]).encode()
-    packed = {"name": f"triples.{suffix}.gz", "content": gzip.compress(given)}
-    return valid | rng.choice([packed, {"name": f"triples.{suffix}", "content": given}])
+    packing = rng.choice(["", ".gz"]) if suffix != "parquet" else ""
+    return {**valid, "limit": None, "name": f"triples.{suffix}{packing}", "content": WRITERS[suffix](valid["source"])}
 
 
-for suffix in (*WRITERS, "parquet"):
-    lines = NO_LINES | {f"and {line}": partial(append, line) for line in BAD_LINES.get(suffix, [])}
-    own = OF_TABLES if suffix == "parquet" else [content(SAME_LINES), content(lines, "empty", effect=c.NONE)]
-    entry(f"read_triples, a {suffix} file", [*OF_FILES, *own], partial(some_file, suffix), triples_in_file, has_rows)
+for suffix in WRITERS:
+    lines = {f"and {line}": lambda content, line=line: content + line + b"\n" for line in BAD_LINES.get(suffix, [])}
+    equal, malformed = (SAME_LINES, NO_LINES | lines) if lines else (SAME_TABLES, NO_TABLES)
+    changes = [
+        *LIMIT,
+        c.each("content", equal, *ERRORS),
+        c.each("content", malformed | {"an empty file": lambda content: b""}, *ERRORS, effect=c.NONE),
+        c.replace("name", NO_NAMES, "named"),
+        c.replace("content", ["missing", "a folder"], "no file", "folder"),
+    ]
+    entry(f"read_triples, a {suffix} file", changes, partial(some_file, suffix), triples_in_file, has_rows)
 
 
 def two_texts(argument, name, key):

@@ -109,13 +109,10 @@ SAME_TENSORS = {
 }
 BAD_TENSORS = {
     "integers": lambda tensor: (100 * tensor).long(),
-    "complex": lambda tensor: tensor.to(torch.complex64),
     "one dimension": torch.flatten,
-    "four dimensions": lambda tensor: tensor[None, None],
     "one row more": lambda tensor: torch.cat([tensor, tensor[:1]]),
     "one column more": lambda tensor: torch.cat([tensor, tensor[..., :1]], dim=-1),
     "no rows": lambda tensor: tensor[:0],
-    "no columns": lambda tensor: tensor[..., :0],
 }
 NO_TENSORS = [*c.UNFIT, None, [[0.5]], np.eye(2), torch.eye(2) > 0]
 
@@ -228,25 +225,13 @@ def encoder_input(*columns, any_order=False):
     ]
 
 
-def keyed(rows, keys, values):
-    """The values of each key, in whatever order the rows are."""
+def keyed(rows):
+    """Key the vectors, or else the scores and ranks, by query and document, in whatever order the rows are."""
     found = pd.DataFrame(rows)
-    return {tuple(row[name] for name in keys): [row[name] for name in values] for _, row in found.iterrows()}
+    values = ["score", "rank"] if "score" in found else [name for name in ("query_vec", "doc_vec") if name in found]
+    keys = [name for name in ("qid", "docno") if name in found]
+    return {tuple(row[keys]): list(row[values]) for _, row in found.iterrows()}
 
-
-entry(
-    "encoder(queries)",
-    [*encoder_input("qid", "query", any_order=True), *c.without("frame", "query")],
-    lambda tools, rng: {"frame": c.some_topics(rng)},
-    lambda tools, frame: keyed(tools.encoder(frame), ["qid"], ["query_vec"]),
-)
-
-entry(
-    "encoder(documents)",
-    [*encoder_input("docno", "text", any_order=True), *c.without("frame", "text")],
-    lambda tools, rng: {"frame": c.some_documents(rng)},
-    lambda tools, frame: keyed(tools.encoder(frame), ["docno"], ["doc_vec"]),
-)
 
 VECTORS = {
     "lists": lambda vector: np.asarray(vector).tolist(),
@@ -255,17 +240,6 @@ VECTORS = {
 }
 BAD_VECTORS = [3.0, "vector", np.ones(3, dtype=np.float32), np.full(32, math.nan)]
 NO_VECTORS = [*c.MISSING, *BAD_VECTORS, [], {}, np.ones((1, 32)), ["x"] * 32, [None] * 32]
-
-entry(
-    "encoder(results)",
-    [
-        *encoder_input("qid", "query", "docno", "text"),
-        c.cell("frame", "qid", c.MISSING),
-        c.cell("frame", "query_vec", BAD_VECTORS),
-    ],
-    lambda tools, rng: {"frame": c.some_results(rng, c.TEXTS)},
-    lambda tools, frame: keyed(tools.encoder(frame), ["qid", "docno"], ["score", "rank"]),
-)
 
 
 def vectors(argument, column, *names):
@@ -278,54 +252,61 @@ def vectors(argument, column, *names):
     ]
 
 
+NO_QIDS = c.cell("frame", "qid", c.MISSING)
 MASKS = (["unknown"], "d1", 3, [3], [None], np.ones(3), np.full(12, math.nan), np.array(["1"] * 12), [True])
 
 
 def some_vectors(tools, rng):
-    return {"frame": pd.DataFrame(tools.encoder(c.some_topics(rng, c.TEXTS))), "num_results": rng.randint(1, 15)}
+    return pd.DataFrame(tools.encoder(c.some_topics(rng, c.TEXTS)))
 
 
-def retrieve(tools, frame, mask=None, **options):
+def retriever(tools, mask=None, **options):
     index = SelfDistillIndex(tools.indexed, verbose=False)
     if mask is not None:
         options["mask"] = index.mask(mask) if isinstance(mask, list | str | int) and mask != [True] else mask
-    return keyed(index.retriever(**options)(frame), ["qid", "docno"], ["score", "rank"])
+    return index.retriever(**options)
 
 
+entry(
+    "encoder(queries)",
+    [*encoder_input("qid", "query", any_order=True), *c.without("frame", "query")],
+    lambda tools, rng: {"frame": c.some_topics(rng)},
+    lambda tools, frame: keyed(tools.encoder(frame)),
+)
+entry(
+    "encoder(documents)",
+    [*encoder_input("docno", "text", any_order=True), *c.without("frame", "text")],
+    lambda tools, rng: {"frame": c.some_documents(rng)},
+    lambda tools, frame: keyed(tools.encoder(frame)),
+)
+entry(
+    "encoder(results)",
+    [*encoder_input("qid", "query", "docno", "text"), c.cell("frame", "query_vec", BAD_VECTORS), NO_QIDS],
+    lambda tools, rng: {"frame": c.some_results(rng, c.TEXTS)},
+    lambda tools, frame: keyed(tools.encoder(frame)),
+)
 entry(
     "index.retriever",
     [
         *c.same_frame("frame", "qid", "query"),
         *vectors("frame", "query_vec", "qid"),
-        c.cell("frame", "qid", c.MISSING),
-        c.replace("mask", MASKS, "mask", "document", "docnos"),
         *c.options("batch_size", "drop_query_vec", num_results=[0, None]),
+        c.replace("mask", MASKS, "mask", "document", "docnos"),
+        NO_QIDS,
     ],
-    some_vectors,
-    retrieve,
+    lambda tools, rng: {"frame": some_vectors(tools, rng), "num_results": rng.randint(1, 15)},
+    lambda tools, frame, **options: keyed(retriever(tools, **options)(frame)),
 )
-
-
-def some_candidates(tools, rng):
-    given, documents = some_vectors(tools, rng), INDEXED.sample(5, random_state=rng.randint(0, 9))
-    return {**given, "frame": given["frame"].merge(documents, how="cross")}
-
-
-def score(tools, frame, **options):
-    index = SelfDistillIndex(tools.indexed, verbose=False)
-    return keyed(index.scorer(**options)(frame), ["qid", "docno"], ["score", "rank"])
-
-
 entry(
     "index.scorer",
     [
         *c.same_frame("frame", "qid", "docno", "query"),
         *vectors("frame", "query_vec", "qid", "docno"),
-        c.cell("frame", "docno", [*c.NOT_TEXTS, "unknown"]),
         *c.options(num_results=[0, "3"]),
+        c.cell("frame", "docno", [*c.NOT_TEXTS, "unknown"]),
     ],
-    some_candidates,
-    score,
+    lambda tools, rng: {"frame": some_vectors(tools, rng).merge(INDEXED, how="cross"), "num_results": 5},
+    lambda tools, frame, **options: keyed(SelfDistillIndex(tools.indexed, verbose=False).scorer(**options)(frame)),
 )
 
 
@@ -355,7 +336,7 @@ entry(
 
 def build_retriever(tools, corpus, **options):
     retriever = tools.encoder.build_retriever(corpus, **{"path": tools.path(), **options})
-    return keyed(retriever.search(QUERIES[0]), ["docno"], ["score"])
+    return keyed(retriever.search(QUERIES[0]))
 
 
 entry(
@@ -395,7 +376,6 @@ DAMAGES = {
     "empty": lambda path: path.write_bytes(b""),
     "cut in half": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
     "without its last byte": lambda path: path.write_bytes(path.read_bytes().rstrip()[:-1]),
-    "noise": lambda path: path.write_bytes(bytes(range(256)) * (path.stat().st_size // 256 + 1)),
     "a folder": lambda path: (path.unlink(), path.mkdir()),
 }
 
@@ -429,7 +409,7 @@ MODEL_FILES = ["modules.json", "model.safetensors", "config.json", "tokenizer.js
 
 def open_index(tools, damages):
     index = SelfDistillIndex(tools.damaged(tools.indexed, damages), verbose=False)
-    return keyed((tools.encoder >> index.retriever(num_results=1)).search(QUERIES[0]), ["docno"], ["score"])
+    return keyed((tools.encoder >> index.retriever(num_results=1)).search(QUERIES[0]))
 
 
 entry(
