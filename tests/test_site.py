@@ -1,18 +1,9 @@
-"""The documentation as a site: its pages are listed, and its links checked (``make docs`` builds it)."""
+"""The links of the documentation as a site are checked; ``make docs`` builds it, and finds pages without a link."""
 
 import importlib.util
-import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-GUIDE = ROOT / "pyterrier_selfdistill" / "pt_docs"
-
-
-def test_every_page_is_listed_once():
-    listing = "".join((GUIDE / page).read_text() for page in ("index.rst", "api.rst"))
-    listed = re.findall(r"^ {4}(?:\S.* <)?([a-z_/-]+)>?$", listing, flags=re.MULTILINE)
-    pages = {path.relative_to(GUIDE).with_suffix("").as_posix() for path in GUIDE.rglob("*.rst")}
-    assert sorted(listed) == sorted(pages - {"index"})
 
 
 FAULTS = {

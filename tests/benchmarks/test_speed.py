@@ -85,13 +85,6 @@ def test_searching_growth_and_joining_are_measured():
     assert row["disk, MB"] == pytest.approx(103 * 8 * 4 / 1e6)
 
 
-def test_recall_counts_documents_with_equal_scores():
-    exact = pd.DataFrame({"qid": "q", "docno": ["a", "b", "c"], "score": [3.0, 2.0, 2.0], "rank": [0, 1, 2]})
-    found = exact.assign(docno=["a", "c", "x"], score=[3.0, 2.0, 1.0])
-    assert retrieval.recall(found, exact, 2) == 1
-    assert retrieval.recall(found, exact, 3) == pytest.approx(2 / 3)
-
-
 def test_small_vectors_and_backends_are_measured(encoder, small, tmp_path):
     rows = quality.measure_vectors(encoder, small, tmp_path, (32, 8))
     assert [row["MB"] for row in rows[:: len(quality.KINDS)]] == ["0.01", "0.00"]

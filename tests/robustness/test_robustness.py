@@ -73,6 +73,9 @@ def test_errors_name_their_cause(tallies):
     hidden = total[Outcome.HIDDEN] / max(total[Outcome.HIDDEN] + total[Outcome.CLEAR], 1)
     if "FUZZ_PAGE" in os.environ:
         command = f"make fuzz FUZZ_EXAMPLES={EXAMPLES} FUZZ_SEED={SEED}"
-        write_section("fuzz", section(command, f"{hidden:.1%} of errors hide their cause.", text), RELIABILITY)
+        summary = (
+            f"{total.total():,} examples, {EXAMPLES} of each entry point. {hidden:.1%} of errors hide their cause."
+        )
+        write_section("fuzz", section(command, summary, text), RELIABILITY)
     print(text, *(finding for _, findings in tallies.values() for finding in findings.values()), sep="\n")
     assert hidden <= HIDDEN_AT_MOST
