@@ -397,16 +397,6 @@ def require_negatives(loss: nn.Module, dataset: TrainingSet) -> None:
 
 # --- settings of a run ----------------------------------------------------------------------------------------------
 
-# training arguments that may change when a run is resumed: where batches are made, and where the run is reported
-HARMLESS_ARGUMENTS = {
-    *("dataloader_num_workers", "dataloader_persistent_workers", "dataloader_pin_memory"),
-    *("dataloader_prefetch_factor", "ddp_backend", "ddp_timeout", "disable_tqdm", "hub_always_push"),
-    *("hub_model_id", "hub_private_repo", "hub_revision", "hub_strategy", "hub_token"),
-    *("include_num_input_tokens_seen", "log_level", "log_level_replica", "log_on_each_node"),
-    *("logging_first_step", "logging_steps", "logging_strategy", "project", "push_to_hub", "report_to"),
-    *("run_name", "skip_memory_metrics", "trackio_space_id"),
-}
-
 
 def run_settings(
     data: Triples,
@@ -453,14 +443,3 @@ def run_settings(
     if prompts:
         settings["prompts"] = {name: dict(of_roles) for name, of_roles in prompts.items()}
     return settings
-
-
-def decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Select the settings that must agree to resume a run."""
-    arguments = {name: value for name, value in settings["arguments"].items() if name not in HARMLESS_ARGUMENTS}
-    return {
-        **settings,
-        "data": settings["data"]["fingerprint"],
-        "base_model": settings["base_model"]["checksum"],
-        "arguments": arguments,
-    }

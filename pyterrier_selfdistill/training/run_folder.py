@@ -26,6 +26,16 @@ TRAINER_STATE = "trainer_state.json"
 SETTINGS = "settings.json"  # the file with the settings of the run, written before its first checkpoint
 LOG = "log.json"  # the file with the log of a finished run, written last
 
+# training arguments that may change when a run is resumed: where batches are made, and where the run is reported
+HARMLESS_ARGUMENTS = {
+    *("dataloader_num_workers", "dataloader_persistent_workers", "dataloader_pin_memory"),
+    *("dataloader_prefetch_factor", "ddp_backend", "ddp_timeout", "disable_tqdm", "hub_always_push"),
+    *("hub_model_id", "hub_private_repo", "hub_revision", "hub_strategy", "hub_token"),
+    *("include_num_input_tokens_seen", "log_level", "log_level_replica", "log_on_each_node"),
+    *("logging_first_step", "logging_steps", "logging_strategy", "project", "push_to_hub", "report_to"),
+    *("run_name", "skip_memory_metrics", "trackio_space_id"),
+}
+
 
 class RunFolder:
     """The output folder of a run; it is made when a run claims it."""
@@ -40,7 +50,10 @@ class RunFolder:
 
     def claim(self, settings: Mapping[str, Any], *, resume: bool, overwrite: bool) -> Path | None:
         """Make the folder that of a run with these settings, and return the checkpoint to go on from, if any."""
-        settings = portable_settings(settings)
+        arguments = {name: value for name, value in settings["arguments"].items() if name not in HARMLESS_ARGUMENTS}
+        decisive = {"arguments": arguments, "data": settings["data"]["fingerprint"]}
+        decisive["base_model"] = settings["base_model"]["checksum"]
+        settings = portable_settings({**settings, **decisive})
         if self.checkpoints.exists() and not self._settings_file.exists():
             found = sorted(path.name for path in self.checkpoints.iterdir() if not path.name.startswith("."))
             if found:

@@ -54,7 +54,6 @@ from .arguments import (
     Dimensions,
     TrainingTarget,
     Weights,
-    decisive,
     loss_maker,
     make_training_arguments,
     measure_scale,
@@ -439,7 +438,7 @@ class SelfDistillTrainer(pt.Estimator):
             arguments.settings = settings
 
             agree(lambda: stack.enter_context(folder_lock(self.output_dir, "training an encoder")))
-            checkpoint = agree(lambda: self._run.claim(decisive(settings), resume=self.resume, overwrite=overwrite))
+            checkpoint = agree(lambda: self._run.claim(settings, resume=self.resume, overwrite=overwrite))
             if agree(self._run.is_finished):
                 self._trained, self._logs = self._run.load(self._encoder)
                 return

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers.integrations import integration_utils
 
 from pyterrier_selfdistill import AdaptiveMarginLoss, SelfDistillTrainer, SoftmaxLoss
-from pyterrier_selfdistill.training.arguments import PRESETS, decisive, mixed_precision
+from pyterrier_selfdistill.training.arguments import PRESETS, mixed_precision
 
 
 @pytest.mark.parametrize(("options", "factor"), [({}, 0.99999), ({"lr_scheduler_type": "constant"}, 1)], ids=str)
@@ -131,30 +131,6 @@ def test_options_that_do_not_fit_the_triples(make, tmp_path, options, triples, m
 
 
 # --- settings of a run ----------------------------------------------------------------------------------------------
-
-SETTINGS = {
-    "data": {"source": "triples.tsv", "fingerprint": "01", "triples": 7},
-    "arguments": {"learning_rate": 1e-5, "report_to": "wandb", "hub_token": "hf_secret"},
-    "base_model": {"name": "my-model", "checksum": "02"},
-    "seed": 42,
-}
-
-
-@pytest.mark.parametrize(
-    ("change", "same"),
-    [
-        ({"data": {"source": "elsewhere/triples.tsv", "fingerprint": "01", "triples": 7}}, True),
-        ({"base_model": {"name": "renamed", "checksum": "02"}}, True),
-        ({"arguments": {"learning_rate": 1e-5, "logging_steps": 3}}, True),
-        ({"data": {"fingerprint": "03"}}, False),
-        ({"base_model": {"name": "my-model", "checksum": "04"}}, False),
-        ({"arguments": {"learning_rate": 2e-5}}, False),
-    ],
-    ids=str,
-)
-def test_settings_decide_if_they_change_the_result(change, same):
-    assert (decisive({**SETTINGS, **change}) == decisive(SETTINGS)) == same
-    assert "hf_secret" not in str(decisive(SETTINGS))
 
 
 def test_tensorboard_shows_the_history_and_the_settings(whole):

@@ -7,9 +7,8 @@ import pandas as pd
 import peft
 import pyterrier as pt
 import pytest
-from ir_measures import RR
 
-from pyterrier_selfdistill import Negatives, SelfDistillationLoss, SelfDistillBiEncoder, SelfDistillTrainer
+from pyterrier_selfdistill import SelfDistillationLoss, SelfDistillBiEncoder, SelfDistillTrainer
 from pyterrier_selfdistill.training.run_folder import RunFolder
 from pyterrier_selfdistill.utils.folders import FolderInUseError, folder_lock
 from tests.training.conftest import WHOLE
@@ -50,14 +49,10 @@ def test_a_stopped_run_goes_on_bit_by_bit(whole, encoder, collection, stopped, t
     [
         ({"target": 0.3}, "loss"),
         ({"seed": 7}, "seed"),
-        ({"measures": [RR]}, "evaluation"),
         ({"learning_rate": 1e-4}, "arguments"),
-        ({"bf16": True}, "arguments"),
         ({"rounds": 2}, "mining"),
-        ({"negatives": 2}, "data"),
         ({"valid_share": 0.5}, "valid_share"),
         ({"adapter": peft.LoraConfig(r=2)}, "adapter"),
-        ({"results": lambda r, q: (r, q, r[r["qid"] < "q4"], q)}, "evaluation"),
         ({"results": lambda r, q: (r, q, r, q.assign(label=1))}, "evaluation"),
         ({"results": lambda r, q: (r[r["qid"] < "q4"], q, r, q)}, "data"),
     ],
@@ -77,35 +72,18 @@ def test_resuming_needs_all_settings_that_decide(whole, encoder, collection, cha
     assert content(whole.output_dir) == before
 
 
-def test_resuming_needs_the_same_corpus_fields_and_ranks(make, collection, stopped):
-    topics, qrels, corpus = collection.topics, collection.qrels, collection.corpus
-    options = {"eval_steps": 3, "save_steps": 3, "num_train_epochs": 2, "corpus": corpus, "rounds": 2}
-    with stopped(7):
-        make(**options).fit(topics, qrels, topics, qrels)
-    other = corpus.assign(text=corpus["text"] + " again", title="title")
-    for changes in (
-        {"corpus": other},
-        {"corpus": other, "fields": ["title", "text"]},
-        {"negatives": Negatives(2)},
-        {"rounds": 3},
-    ):
-        with pytest.raises(ValueError, match="other settings: .*(evaluation|mining) was"):
-            make(resume=True, **{**options, **changes}).fit(topics, qrels, topics, qrels)
-
-
 @pytest.mark.parametrize(
     "options",
     [
-        {"multi_dataset_batch_sampler": "proportional"},
+        {"multi_dataset_batch_sampler": "proportional", "adapter": peft.LoraConfig(r=2, lora_dropout=0.1)},
         {"multi_dataset_batch_sampler": "round_robin"},
-        {"adapter": peft.LoraConfig(r=2, lora_dropout=0.1)},
     ],
-    ids=["proportional", "round robin", "adapter"],
+    ids=["proportional, adapter", "round robin"],
 )
 def test_other_runs_go_on_bit_by_bit_too(make, stopped, options):
-    options = {"num_train_epochs": 2, "save_steps": 2, **options}
+    options = {"save_steps": 2, **options}
     source = {"one": [row[:3] for row in ROWS], "two": ROWS[:14]}
-    with stopped(5):
+    with stopped(3):
         make("cut", **options).fit_triples(source)
     runs = make("cut", resume=True, **options), make("whole", **options)
     resumed, whole = [run.fit_triples(source).encoder.model_name for run in runs]
@@ -113,11 +91,11 @@ def test_other_runs_go_on_bit_by_bit_too(make, stopped, options):
 
 
 def test_a_run_that_took_too_much_memory_goes_on_in_mini_batches(make, collection, stopped):
-    options = {"num_train_epochs": 2, "save_steps": 2, "bf16": True}
-    with stopped(7):
+    options = {"save_steps": 2, "bf16": True}
+    with stopped(3):
         make(**options).fit(collection.results, collection.qrels)
     trainer = make(**options, mini_batch_size=3, resume=True).fit(collection.results, collection.qrels)
-    assert trainer.encoder.training_summary["steps"] == 10
+    assert trainer.encoder.training_summary["steps"] == 5
     assert trainer.encoder.training_summary["precision"] == "bf16"
 
 
@@ -141,7 +119,7 @@ def test_a_run_that_is_over_goes_on_with_its_best_checkpoint(make, collection, t
     monkeypatch.setattr(SelfDistillationLoss, "forward", lambda *_: 1 / 0)  # nothing trains
     monkeypatch.chdir(tmp_path)
     before = None
-    for name in ("elsewhere/run", tmp_path / "elsewhere/run", f"../{tmp_path.name}/elsewhere/run"):
+    for name in ("elsewhere/run", tmp_path / "elsewhere/run"):
         resumed = make(name, resume=True, **options).fit(*frames)
         assert resumed.encoder.model_name == whole.encoder.model_name
         assert resumed.encoder.dtype == "float32"
@@ -154,14 +132,16 @@ def test_a_run_that_is_over_goes_on_with_its_best_checkpoint(make, collection, t
 
 
 @pytest.mark.parametrize(
-    ("at", "more"),
-    [(7, {}), (7, {"eval_steps": 8}), ("saving", {"save_total_limit": 1}), ("saving", {"save_strategy": "best"})],
+    ("at", "more", "evaluations"),
+    [(4, {}, 4), (4, {"eval_steps": 9}, 2), ("saving", {"save_strategy": "best", "save_total_limit": 1}, 4)],
     ids=str,
 )
-def test_a_stopped_run_keeps_the_untrained_encoder(make, encoder, collection, satisfied, stopped, at, more):
+def test_a_stopped_run_keeps_the_untrained_encoder(
+    make, encoder, collection, satisfied, stopped, at, more, evaluations
+):
     """Also if there is no checkpoint, either since none was due or since only best checkpoints are saved."""
     frames = collection.results, collection.qrels, collection.results, satisfied
-    options = {**DESTRUCTIVE, "num_train_epochs": 2, "eval_steps": 3, "patience": 9, **more}
+    options = {**DESTRUCTIVE, "num_train_epochs": 1, "eval_steps": 2, "patience": 9, **more}
     with stopped(at):
         make(**options).fit(*frames)
     folder = make().output_dir
@@ -171,7 +151,7 @@ def test_a_stopped_run_keeps_the_untrained_encoder(make, encoder, collection, sa
     over = make(resume=True, **options).fit(*frames)
     assert over.encoder == encoder
     assert over.encoder.training_summary["best_step"] == 0
-    assert over.history["nDCG@10"].dropna().size == {8: 3, 3: 5}[options["eval_steps"]]
+    assert over.history["nDCG@10"].dropna().size == evaluations
     before = content(folder)
     assert make(resume=True, **options).fit(*frames).encoder == encoder
     assert content(folder) == before
@@ -205,15 +185,32 @@ def test_a_run_is_not_replaced_unasked_or_by_a_run_that_fails(make, collection, 
     make(overwrite=True, max_steps=1).fit(results, qrels)
 
 
-def test_a_claim_finds_the_last_complete_checkpoint_or_removes_all(tmp_path):
+SETTINGS = {
+    "data": {"source": "triples.tsv", "fingerprint": "01", "triples": 7},
+    "arguments": {"learning_rate": 1e-5, "report_to": "wandb", "hub_token": "hf_secret"},
+    "base_model": {"name": "my-model", "checksum": "02"},
+    "seed": 42,
+}
+
+
+def test_a_claim_finds_the_last_complete_checkpoint_of_the_same_run_or_removes_all(tmp_path):
     run = RunFolder(tmp_path / "run")
-    run.claim({"seed": 1}, resume=False, overwrite=False)
+    run.claim(SETTINGS, resume=False, overwrite=False)
+    assert "hf_secret" not in (run.checkpoints / "settings.json").read_text()
     for step, state in {9: "{}", 10: "{}", 11: '{"global_step": 1'}.items():
         checkpoint = run.checkpoints / f"checkpoint-{step}"
         checkpoint.mkdir()
         (checkpoint / "trainer_state.json").write_text(state)
-    assert run.claim({"seed": 1}, resume=True, overwrite=False) == run.checkpoints / "checkpoint-10"
-    assert run.claim({"seed": 2}, resume=False, overwrite=True) is None
+    same = {
+        "data": {"source": "elsewhere/triples.tsv", "fingerprint": "01", "triples": 7},
+        "arguments": {"learning_rate": 1e-5, "logging_steps": 3},
+        "base_model": {"name": "renamed", "checksum": "02"},
+    }
+    assert run.claim(SETTINGS | same, resume=True, overwrite=False) == run.checkpoints / "checkpoint-10"
+    for change in ({"data": {"fingerprint": "03"}}, {"arguments": {"learning_rate": 2e-5}}, {"seed": 2}):
+        with pytest.raises(ValueError, match="other settings"):
+            run.claim(SETTINGS | change, resume=True, overwrite=False)
+    assert run.claim(SETTINGS | {"seed": 2}, resume=False, overwrite=True) is None
     assert [path.name for path in run.checkpoints.iterdir()] == ["settings.json"]
 
 
@@ -237,13 +234,13 @@ def test_a_run_has_its_folder_to_itself(make, collection, tmp_path, monkeypatch)
     monkeypatch.setattr(
         SelfDistillBiEncoder, "save", lambda *args, **named: (refuse_others("save"), save(*args, **named))[1]
     )
-    make().fit(results, qrels)
-    assert refused == ["step"] * 5 + ["save"]
+    make(max_steps=1).fit(results, qrels)
+    assert refused == ["step", "save"]
     with folder_lock(tmp_path / "run", "something else"):
         pass
 
 
-@pytest.mark.parametrize("options", [{}, {"overwrite": True}, {"resume": True}], ids=str)
+@pytest.mark.parametrize("options", [{"overwrite": True}, {"resume": True}], ids=str)
 @pytest.mark.parametrize("folder", ["checkpoints", "model"])
 def test_files_of_somebody_else_are_not_replaced(make, collection, tmp_path, folder, options):
     thesis = tmp_path / "run" / folder / "thesis.tex"

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import time
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -113,41 +114,41 @@ def result(trained):
     }
 
 
+@contextmanager
+def failing(step, error):
+    """Raise an error in a step of a training."""
+    forward, steps = SelfDistillationLoss.forward, count(1)
+
+    def fail(*arguments, **options):
+        if next(steps) == step:
+            raise error
+        return forward(*arguments, **options)
+
+    SelfDistillationLoss.forward = fail
+    try:
+        yield
+    finally:
+        SelfDistillationLoss.forward = forward
+
+
 def train(model, folder, processes=1):
-    """Train in several ways."""
+    """Train in several ways. Two processes are interrupted in the sixth step of the first, and resume the fourth."""
     make = partial(trainer, load(model), processes=processes)
     rows = [row[:3] for row in ROWS]
-    plain = make(folder / "plain").fit_triples([("", "sort", "read"), *rows], PAIRS, QRELS)
+    plain = [("", "sort", "read"), *rows], PAIRS, QRELS
+    if processes > 1:
+        with failing(6, KeyboardInterrupt), suppress(KeyboardInterrupt):
+            make(folder / "plain").fit_triples(*plain)
     cached = {"target": "adaptive", "in_batch": True, "mini_batch_size": 3, "gradient_accumulation_steps": 2}
     mined = {"rounds": 2, "corpus": CORPUS, "num_train_epochs": 1, "matryoshka_dims": [32, 8]}
-    several = make(folder / "several", prompts={"one": {"query": "read: "}})
+    several = make(folder / "several", prompts={"one": {"query": "read: "}}, num_train_epochs=1)
     several.fit_triples({"one": rows, "two": ROWS[:11]}, {"one": PAIRS}, {"one": QRELS})
     return {
-        "plain": result(plain),
+        "plain": result(make(folder / "plain", resume=True).fit_triples(*plain)),
         "cached": result(make(folder / "cached", **cached).fit_triples(ROWS)),
         "mined": result(make(folder / "mined", **mined).fit(PAIRS, QRELS)),
         "several": result(several),
     }
-
-
-def train_interrupted(model, folder, processes):
-    """Interrupt all processes in the sixth step of the plain training, and resume it after the fourth."""
-    rows = [("", "sort", "read"), *(row[:3] for row in ROWS)]
-    forward, steps = SelfDistillationLoss.forward, count(1)
-
-    def interrupted(*arguments, **options):
-        if next(steps) == 6:
-            raise KeyboardInterrupt
-        return forward(*arguments, **options)
-
-    SelfDistillationLoss.forward = interrupted
-    try:
-        trainer(load(model), folder, processes).fit_triples(rows, PAIRS, QRELS)
-    except KeyboardInterrupt:
-        pass
-    finally:
-        SelfDistillationLoss.forward = forward
-    return result(trainer(load(model), folder, processes, resume=True).fit_triples(rows, PAIRS, QRELS))
 
 
 def train_for_nothing(model, folder, processes):
@@ -178,20 +179,6 @@ def errors(model, folder, rank, processes):
     return raised
 
 
-def die(model, folder, rank, processes):
-    """Raise an error in the second process, in the third step."""
-    forward, steps = SelfDistillationLoss.forward, count(1)
-
-    def dying(*arguments, **options):
-        if rank == 1 and next(steps) == 3:
-            (folder / "died").write_text(str(time.time()))
-            raise RuntimeError("the second process dies")
-        return forward(*arguments, **options)
-
-    SelfDistillationLoss.forward = dying
-    trainer(load(model), folder / "dying", processes).fit_triples(ROWS)
-
-
 def main(model, folder):
     """Do all of it in one of two processes."""
     rank, processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -205,12 +192,12 @@ def main(model, folder):
             results["turn"] = time.time()
             time.sleep(0.1)
     results |= train(model, folder, processes)
-    results["messages"] = list(messages)
-    results["resumed"] = train_interrupted(model, folder / "resumed", processes)
+    results["messages"] = messages
     results["kept"] = train_for_nothing(model, folder / "kept", processes)
     results["errors"] = errors(model, folder, rank, processes)
     torch.save(results, folder / f"{rank}.pt")
-    die(model, folder, rank, processes)
+    with failing(3, RuntimeError("the second process dies")) if rank == 1 else nullcontext():
+        trainer(load(model), folder / "dying", processes).fit_triples(ROWS)
 
 
 if __name__ == "__main__":
