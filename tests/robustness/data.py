@@ -51,7 +51,7 @@ entry(
         *LIMIT,
         c.on_frame("source", FORMS, "row", "columns"),
         c.on_frame("source", {"anchor": lambda frame: frame.rename(columns={"query": "anchor"})}, "", effect=c.UNSURE),
-        *c.without("source", "positive", "negative"),
+        *c.without("source", "positive"),
         *[c.cell("source", name, [*c.OF_ANOTHER_TYPE, c.HALF_A_CHARACTER]) for name in COLUMNS],
         c.cell("source", "label", ["x", [1]]),
         c.no_rows("source", *NO_TRIPLES),
