@@ -191,6 +191,8 @@ def measure_scale(
     verbose: bool,
 ) -> float:
     """Measure the scale of a :class:`SoftmaxLoss` on batches as training will have them, to three digits."""
+    # otherwise the trained weights would depend on the precision of encoding
+    encoder = encoder.apply_attributes(dtype="float32")
     parts: Mapping[str, Dataset] = dataset if isinstance(dataset, DatasetDict) else {"": dataset}
     share = SCALE_TRIPLES / sum(map(len, parts.values()))
     generator = np.random.default_rng(seed)

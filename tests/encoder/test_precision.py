@@ -118,7 +118,7 @@ def test_training_is_the_same_whatever_encodes(load, collection, tmp_path):
     for dtype in ("float32", "bfloat16"):
         # without the encoder before training, so that a trained one is compared
         options = {"bf16": False, "verbose": False, "eval_steps": 3, "max_steps": 3, "eval_on_start": False}
-        trainer = SelfDistillTrainer(load(dtype), tmp_path / dtype, target="adaptive", **options)
+        trainer = SelfDistillTrainer(load(dtype), tmp_path / dtype, **options)
         trainer.fit(collection.results, collection.qrels, collection.results, collection.qrels)
         trained.append(trainer.encoder)
     assert trained[1].precision == "bfloat16"

@@ -42,10 +42,14 @@ def test_a_resumed_run_keeps_its_scale(make, stopped, capsys):
     assert loss_of(resumed)["scale"] == settings["loss"]["scale"]
 
 
-def test_pairs_train_without_negatives(make):
+def test_pairs_train_without_negatives(make, tmp_path):
     pairs = pd.DataFrame([row[:2] for row in TRIPLES], columns=["query", "positive"])
-    names = {make(target, target=target).fit_triples(pairs).encoder.model_name for target in ("listwise", "softmax")}
-    assert len(names) == 2
+    pairs.to_csv(tmp_path / "pairs.tsv", sep="\t", index=False)
+    listwise = make("listwise").fit_triples(pairs)
+    assert listwise.encoder.training_summary["data"]["negatives"] == 0
+    of_file = make("file").fit_triples(tmp_path / "pairs.tsv")
+    softmax = make("softmax", target="softmax").fit_triples(pairs)
+    assert listwise.encoder.model_name == of_file.encoder.model_name != softmax.encoder.model_name
     with pytest.raises(ValueError, match="target='distributed'.*negatives"):
         make("third", target="distributed").fit_triples(pairs)
     with pytest.raises(ValueError, match="'neg'"):
