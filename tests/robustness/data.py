@@ -88,7 +88,6 @@ BAD_LINES = {
     "jsonl": [
         b"null",
         b"3",
-        b"{}",
         b"{",
         b"[1, 2, 3]",
         b"NaN",
