@@ -22,7 +22,7 @@ from statsmodels.stats.multitest import multipletests
 SAMPLES = 2000
 """The bootstrap samples of an interval."""
 
-EQUIVALENCE_BOUND = 0.01
+EQUIVALENCE_BOUND = 0.005
 """The difference of nDCG@10 up to which systems are equivalent."""
 
 NON_INFERIORITY_BOUND = 0.005
@@ -49,9 +49,9 @@ class Difference(NamedTuple):
                 :data:`NON_INFERIORITY_BOUND` (one-sided).
 
         Example:
-            >>> same = Difference(mean=0.001, low=-0.005, high=0.007, error=0.003)
+            >>> same = Difference(mean=0.001, low=-0.002, high=0.004, error=0.0015)
             >>> round(same.p(), 2), round(same.p("equivalence"), 4)
-            (0.74, 0.0013)
+            (0.5, 0.0038)
         """
         if kind == "difference":
             return min(1.0, 2 * self._beyond(abs(self.mean)))
@@ -128,7 +128,7 @@ class Claims:
 
     Example:
         >>> claims = Claims([
-        ...     Claim("A, B", Difference(0.001, -0.005, 0.007, 0.003), "equivalence"),
+        ...     Claim("A, B", Difference(0.001, -0.002, 0.004, 0.0015), "equivalence"),
         ...     Claim("A, C", Difference(0.030, 0.010, 0.050, 0.010)),
         ... ])
         >>> claims.verdicts("A, B"), claims.verdicts("A, C")
