@@ -233,8 +233,8 @@ class SoftmaxLoss(nn.Module):
 
     Args:
         target: ``"listwise"`` or ``"softmax"``.
-        scale: The scale; without it, :class:`SelfDistillTrainer` measures it with :func:`maximum_likelihood_scale`
-            before the first step.
+        scale: The scale; without it, :class:`SelfDistillTrainer` measures it before the first step, with
+            :func:`~pyterrier_selfdistill.losses.maximum_likelihood_scale`.
 
     Raises:
         ValueError: If an option has another value.
