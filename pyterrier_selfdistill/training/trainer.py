@@ -79,17 +79,17 @@ class NotFittedError(AttributeError, RuntimeError):
 
 @checked
 class SelfDistillTrainer(pt.Estimator):
-    """Train a biencoder by self-distillation with adaptive relevance margins.
+    """Train a bi-encoder by self-distillation with adaptive relevance margins.
 
-    The encoder that it is given stays as it is. After :meth:`fit` or :meth:`fit_triples`, :attr:`encoder` is the
-    trained one, and the trainer itself scores in pipelines as that does.
+    By default, the query learns to rank the documents of a batch as the positive does (``target="listwise"``), at a
+    scale that the encoder measures before the first step. The given encoder stays unchanged. After :meth:`fit` or
+    :meth:`fit_triples`, :attr:`encoder` is the trained one, and the trainer scores in pipelines as it does.
 
     Args:
         encoder: Where training starts.
         output_dir: The folder for the model, the history and the checkpoints.
-        target: The loss: ``"listwise"`` or ``"softmax"``, for :class:`SoftmaxLoss`, or a target of
-            :class:`AdaptiveMarginLoss`, such as ``"distributed"``, the paper's. The preset chooses by default:
-            ``"listwise"``.
+        target: ``"listwise"`` or ``"softmax"`` for :class:`SoftmaxLoss`, or a target of :class:`AdaptiveMarginLoss`,
+            such as ``"distributed"``. By default the preset's: ``"listwise"``, and ``"distributed"`` for the paper's.
         in_batch: For :class:`AdaptiveMarginLoss`, whether the negatives of the other queries of a batch count too.
         error: For :class:`AdaptiveMarginLoss`, how deviations from the target count: ``"l2"``, ``"l1"`` or ``"soft"``.
         scale: For :class:`SoftmaxLoss`, the factor of cosines, the inverse of the temperature. By default the encoder
