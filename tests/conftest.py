@@ -132,7 +132,7 @@ def ray_cluster() -> Iterator[Any]:
     """Ray, with a small cluster of Ray, for all tests that need one."""
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
     yield ray
     ray.shutdown()
 

@@ -2,9 +2,7 @@
 
 import json
 import multiprocessing
-import os
 import pickle
-import threading
 import time
 from pathlib import Path
 
@@ -16,7 +14,7 @@ import pytest
 import torch
 from pyterrier_dr import FlexIndex, VectorPrf
 
-from pyterrier_selfdistill import EncoderMismatchError, FolderInUseError, SelfDistillIndex
+from pyterrier_selfdistill import EncoderMismatchError, SelfDistillIndex
 from pyterrier_selfdistill.index.files import EncodedVector, EncoderIdentity, encoders_of
 
 VECTORS = np.eye(8, dtype=np.float32)[:5]
@@ -50,8 +48,7 @@ def test_index_remembers_its_encoder(encoder, index):
 
 def test_vectors_keep_their_encoder_through_frames_records_and_pickles():
     identity = EncoderIdentity("my-model", "0123456789abcdef")
-    array = np.eye(3, dtype=np.float32)
-    vectors = EncodedVector.rows(array, identity)
+    vectors = EncodedVector.rows(np.eye(3, dtype=np.float32), identity)
     frame = pd.DataFrame({"qid": list("abc"), "query_vec": vectors})
     pickled = pickle.loads(pickle.dumps(frame))
     for each in [
@@ -63,15 +60,12 @@ def test_vectors_keep_their_encoder_through_frames_records_and_pickles():
     ]:
         assert [vector.encoder for vector in each["query_vec"]] == [identity] * 3
     np.testing.assert_array_equal(np.stack(pickled["query_vec"]), np.eye(3))
-    assert np.shares_memory(vectors[0], array)
     assert type(vectors[0].sum()) is np.float32
     assert encoders_of([np.ones(2), np.ones(2).view(EncodedVector), *vectors]) == {identity}
 
 
 PIPELINES = {
     "index": lambda e, i: e >> i,
-    "small vectors": lambda e, i: e >> i.int8_retriever(),
-    "rewritten queries": lambda e, i: pt.apply.query(lambda row: row["query"] + " file") >> e >> i,
     "a step between": lambda e, i: e >> pt.apply.generic(lambda frame: frame.iloc[::-1]) >> i,
     "compiled": lambda e, i: ((e >> i.retriever()) % 5).compile(),
     "scorer": lambda e, i: e.query_encoder() >> i.scorer(),
@@ -169,18 +163,14 @@ def cut(content):
 DAMAGES = [
     ("vecs.f4", None, "vecs.f4"),
     ("vecs.f4", cut, "vecs.f4.*156"),
-    ("docnos.npids", None, "docnos.npids"),
     ("docnos.npids", cut, "docnos.npids"),
-    ("docnos.npids", lambda content: b"", "docnos.npids"),
     ("docnos.npids", lambda content: content[:-20] + bytes([content[-20] ^ 1]) + content[-19:], "changed"),
     ("pt_meta.json", None, "pt_meta.json"),
-    ("pt_meta.json", cut, "pt_meta.json"),
     ("pt_meta.json", lambda content: b"[]", "pt_meta.json"),
     ("pt_meta.json", lambda content: b"[" * 100_000, "pt_meta.json"),
     ("pt_meta.json", with_metadata(type="biencoder"), "biencoder"),
     ("pt_meta.json", with_metadata(doc_count=None), "doc_count None"),
     ("pt_meta.json", with_metadata(doc_count=4), "160 .*128"),
-    ("pt_meta.json", with_metadata(doc_count=-5), "doc_count -5"),
     ("pt_meta.json", with_metadata(doc_count=8, vec_size=5), "5 .*8"),
     ("pt_meta.json", with_metadata(encoder="me"), "encoder 'me'"),
 ]
@@ -244,7 +234,7 @@ def test_searchers_get_answers_of_one_index_while_it_is_replaced(empty):
     context = multiprocessing.get_context("fork")
     stop, answers = context.Event(), context.Queue()
     arguments = (empty.index_path, stop, answers)
-    searchers = [context.Process(target=search, args=arguments, daemon=True) for _ in range(4)]
+    searchers = [context.Process(target=search, args=arguments, daemon=True) for _ in range(2)]
     for searcher in searchers:
         searcher.start()
     for replacement in range(12):
@@ -254,7 +244,7 @@ def test_searchers_get_answers_of_one_index_while_it_is_replaced(empty):
     found = [answers.get(timeout=60) for _ in searchers]
     for searcher in searchers:
         searcher.join()
-    assert [searcher.exitcode for searcher in searchers] == [0] * 4
+    assert [searcher.exitcode for searcher in searchers] == [0] * 2
     assert len(set.union(*found)) > 1
 
 
@@ -264,10 +254,8 @@ def test_searchers_get_answers_of_one_index_while_it_is_replaced(empty):
 @pytest.mark.parametrize(
     "docnos",
     [
-        ["d0"],
         ["d\u00e9", "d\u00e8"],
         ["e8c5d3", "2301"],
-        ["007", "008", "7"],
         ["a", "b" * 10_000],
         [" 1", "1", "01", "+1", "-1", "1_0", "\u0661"],
         ["\u65e5\u672c", "\U0001f600", "a\nb", "a\tb", "ab" * 16, "550e8400-e29b-41d4-a716-446655440000"],
@@ -284,15 +272,6 @@ def test_docnos_are_any_strings(empty, docnos):
         assert list(lookup.inv[docnos]) == list(range(len(docnos)))
 
 
-@pytest.mark.parametrize("kind", [list, pd.Series, lambda docnos: np.array(docnos, dtype=object)])
-def test_unknown_docnos_are_named(empty, kind):
-    lookup = empty.index({"docno": docno, "doc_vec": VECTORS[0]} for docno in ["a", "\u00e9", "\u65e5\u672c"]).docnos()
-    assert list(lookup.inv[kind(["\u65e5\u672c", "a"])]) == [2, 0]
-    assert "nobody" not in lookup.inv
-    with pytest.raises(LookupError, match="'nobody'"):
-        lookup.inv[kind(["a", "nobody"])]
-
-
 @pytest.mark.parametrize("place", [0, 999, 2999])
 def test_duplicates_are_named_wherever_they_are(empty, place):
     docnos = [f"d{number}" for number in range(3000)]
@@ -302,13 +281,6 @@ def test_duplicates_are_named_wherever_they_are(empty, place):
 
 
 # --- building it ----------------------------------------------------------------------------------------------------
-
-
-def test_a_bad_document_leaves_nothing(encoder, collection, empty):
-    with pytest.raises(TypeError, match=r"'text'.*'d1'"):
-        (encoder >> empty).index([*collection.records, {"docno": "d1", "text": None}])
-    assert not empty.built()
-    assert not list(empty.index_path.parent.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -323,7 +295,6 @@ def test_a_bad_document_leaves_nothing(encoder, collection, empty):
         *((records, TypeError, "documents") for records in (3, None, [3], ["d1"], [("d1", VECTORS[0])])),
         ([], ValueError, "no documents"),
         ([{"docno": "d1", "text": "sort"}], ValueError, "doc_vec"),
-        (DOCUMENTS * 2, ValueError, "duplicate docno 'd"),
     ],
 )  # fmt: skip
 def test_bad_vectors_and_documents_change_nothing(built, documents, error, message):
@@ -331,12 +302,6 @@ def test_bad_vectors_and_documents_change_nothing(built, documents, error, messa
         built.indexer(mode="overwrite").index(documents)
     assert list(SelfDistillIndex(built.index_path).docnos()) == ["d0", "d1", "d2", "d3", "d4"]
     assert [path.name for path in built.index_path.parent.iterdir()] == ["index.flex"]
-
-
-@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-def test_vectors_are_floats_of_any_size(empty, dtype):
-    empty.index([{"docno": "d1", "doc_vec": np.array([0.6, 0.8], dtype=dtype)}])
-    np.testing.assert_allclose(empty.np_vecs(), [[0.6, 0.8]], atol=1e-3)
 
 
 def test_modes(built):
@@ -349,9 +314,6 @@ def test_modes(built):
     assert len(built) == 3
     assert [path.name for path in built.index_path.parent.iterdir()] == ["index.flex"]
     assert {path.name for path in built.index_path.iterdir()} == {"vecs.f4", "docnos.npids", "pt_meta.json"}
-    for mode in (True, None, "append", 3):
-        with pytest.raises(ValueError, match=f"mode .*got {mode!r}"):
-            built.indexer(mode=mode)
 
 
 def test_folders_of_others_are_not_replaced(built):
@@ -360,56 +322,3 @@ def test_folders_of_others_are_not_replaced(built):
     with pytest.raises(FileExistsError, match=r"thesis\.tex"):
         built.indexer(mode="overwrite").index(DOCUMENTS[:1])
     assert (built.index_path / "thesis.tex").read_text() == "mine"
-
-
-def test_one_builder_at_a_time(empty):
-    refused = []
-
-    def build_too():
-        for mode in ("create", "overwrite"):
-            try:
-                SelfDistillIndex(empty.index_path).indexer(mode=mode).index(DOCUMENTS[1:])
-            except FolderInUseError as error:
-                refused.append(str(error))
-
-    def documents():
-        yield DOCUMENTS[0]
-        thread = threading.Thread(target=build_too)
-        thread.start()
-        thread.join()
-
-    empty.index(documents())
-    assert len(refused) == 2
-    assert str(os.getpid()) in refused[0]
-    assert list(empty.docnos()) == ["d0"]
-
-
-def test_an_index_that_was_built_meanwhile_stays(empty):
-    def documents():
-        empty.index_path.mkdir()
-        (empty.index_path / "vecs.f4").write_text("theirs")
-        yield DOCUMENTS[0]
-
-    with pytest.raises(FileExistsError):
-        empty.index(documents())
-    assert (empty.index_path / "vecs.f4").read_text() == "theirs"
-
-
-def test_a_builder_that_is_killed_leaves_no_index(empty):
-    context = multiprocessing.get_context("fork")
-    indexing = context.Event()
-
-    def documents():
-        yield from DOCUMENTS
-        indexing.set()
-        time.sleep(60)
-
-    process = context.Process(target=lambda: empty.index(documents()), daemon=True)
-    process.start()
-    assert indexing.wait(60)
-    process.kill()
-    process.join()
-    assert not empty.index_path.exists()
-    assert not empty.built()
-    empty.index(DOCUMENTS)
-    assert [path.name for path in empty.index_path.parent.iterdir()] == ["index.flex"]
