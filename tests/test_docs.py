@@ -109,7 +109,7 @@ ALL = 8 * 40  # every document for every topic
             {"workers=16, num_gpus=1": "workers=1", ', actors={"num_cpus": 4}': ""},
             "len(retriever(topics)) == len(on_ray(topics)) == ALL",
         ),
-        ("loss.rst", {}, "'scale' in loss.statistics"),
+        ("loss.rst", {}, "'margin' in loss.statistics"),
         (
             "training_data.rst",
             {'"train": 0.9, "valid": 0.1': '"train": 0.5, "valid": 0.5', "valid_share=0.1": "valid_share=0.5"},

@@ -196,7 +196,7 @@ def test_intervals_are_of_queries_and_seeds():
 
 def test_values_by_hand():
     assert Difference(0.0196, 0, 0, 0.01).p() == pytest.approx(0.05, abs=1e-3)
-    assert Difference(0.0, 0, 0, 0.005).p("equivalence") == pytest.approx(0.0228, abs=1e-3)
+    assert Difference(0.0, 0, 0, 0.0025).p("equivalence") == pytest.approx(0.0228, abs=1e-3)
     assert Difference(0.005, 0, 0, 0.01).p("non-inferiority") == pytest.approx(0.1587, abs=1e-3)
     assert holm([0.03, 0.01, 0.04]) == pytest.approx([0.06, 0.03, 0.06])
     assert pooled_seed_variance([[0.1, 0.3], [0.2, 0.2, 0.2], [0.9]]) == pytest.approx(0.02 / 3)
