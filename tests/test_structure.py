@@ -55,7 +55,7 @@ GRAPH = {module_name(path): set(internal_imports(path, tree)) for path, tree in 
 
 
 @pytest.mark.parametrize(
-    ("folder", "lines"), [("pyterrier_selfdistill", 9_950), ("benchmarks", 5_000), ("tests", 11_500)]
+    ("folder", "lines"), [("pyterrier_selfdistill", 9_500), ("benchmarks", 5_000), ("tests", 9_000)]
 )
 def test_the_house_stays_small(folder, lines):
     assert sum(path.read_text().count("\n") for path in (ROOT / folder).rglob("*.py")) <= lines
