@@ -331,8 +331,7 @@ def make_training_arguments(
     try:
         made = TrackedArguments(**arguments)
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
-        given = {name: arguments[name] for name in overrides}
-        raise ValueError(f"transformers cannot train with the arguments {given}: {error}") from error
+        raise ValueError(f"transformers cannot train with the arguments {dict(overrides)}: {error}") from error
     made.dataloader_drop_last = drop_last
     use_one_gpu(made)
     return made

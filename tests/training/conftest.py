@@ -1,21 +1,31 @@
 """Fixtures for the tests of training: trainers, a run that many tests read, and a way to stop a run."""
 
 from contextlib import contextmanager
-from itertools import count
 
 import pytest
 from ir_measures import RR, nDCG
+from matplotlib.figure import Figure
 
 from pyterrier_selfdistill import SelfDistillationLoss, SelfDistillBiEncoder, SelfDistillTrainer
+from tests.training.together import failing
 
-DEFAULTS = {"learning_rate": 1e-3, "per_device_train_batch_size": 8, "bf16": False, "verbose": False}
-"""Five steps an epoch on the small collection."""
+DEFAULTS = {"learning_rate": 1e-3, "per_device_train_batch_size": 8, "eval_steps": 5, "bf16": False, "verbose": False}
+"""Five steps an epoch on the small collection, then a checkpoint, which costs more than they do."""
 
 WHOLE = DEFAULTS | {"num_train_epochs": 2, "eval_steps": 3, "save_steps": 3, "logging_steps": 1}
 WHOLE |= {"measures": [nDCG @ 10, RR]}
 """The options of ``whole`` that decide on its result."""
 
+DESTRUCTIVE = {"learning_rate": 0.3, "warmup_steps": 0, "max_grad_norm": 1e9}
+"""Options that make the encoder worse in a step."""
+
 SECRETS = {"hub_token": "hf_abcdefghijklmnop", "hub_model_id": "/home/me/logs", "report_to": "tensorboard"}
+
+
+@pytest.fixture(autouse=True)
+def _no_drawing(monkeypatch):
+    """Drawing the history costs more than many steps; only ``whole`` does it."""
+    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)
 
 
 @pytest.fixture
@@ -41,29 +51,14 @@ def satisfied(encoder, collection):
 
 
 @pytest.fixture
-def stopped(monkeypatch):
+def stopped():
     """Stop what trains in ``with stopped(at):`` after so many batches, or ``"saving"``, after the last step."""
 
     @contextmanager
     def stopped(at):
-        compute, save = SelfDistillationLoss.forward, SelfDistillBiEncoder.save
-        batches = count()
-
-        def stop_in_batch(*arguments, **options):
-            if next(batches) == at:
-                raise KeyboardInterrupt
-            return compute(*arguments, **options)
-
-        def stop_saving(*arguments, **options):
-            if at == "saving":
-                raise KeyboardInterrupt
-            return save(*arguments, **options)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(SelfDistillationLoss, "forward", stop_in_batch)
-            patch.setattr(SelfDistillBiEncoder, "save", stop_saving)
-            with pytest.raises(KeyboardInterrupt):
-                yield
+        call, place = (1, (SelfDistillBiEncoder, "save")) if at == "saving" else (at + 1, ())
+        with pytest.raises(KeyboardInterrupt), failing(call, KeyboardInterrupt, *place):
+            yield
 
     return stopped
 

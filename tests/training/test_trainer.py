@@ -1,6 +1,7 @@
 """The trainer: what it learns, what it leaves alone, and what it says when it cannot train."""
 
 import json
+from functools import partial
 from itertools import count
 
 import numpy as np
@@ -27,14 +28,13 @@ ONE, TWO = [row[:3] for row in ROWS], ROWS[:14]
 def test_fit_learns_in_a_pipeline(make, encoder, collection, capsys):
     topics, qrels, results = collection.topics, collection.qrels, collection.results
     retriever = pt.Transformer.from_df(results.drop(columns="query").assign(score=0.0, rank=0))
-    trainer = make(num_train_epochs=20, target="adaptive", measures=[nDCG @ 10, RR], verbose=True)
+    trainer = make(num_train_epochs=12, eval_steps=30, target="adaptive", measures=[nDCG @ 10, RR], verbose=True)
     (retriever >> trainer).fit(topics, qrels, topics, qrels)
     history = trainer.history
     assert list(history.columns) == [*PROGRESS, "nDCG@10", "RR"]
-    losses = history["loss"].dropna()
-    assert losses.iloc[-1] < losses.iloc[0] / 2
-    gap = (history["target"] - history["margin"]).dropna()
-    assert gap.iloc[-1] < gap.iloc[0] / 2
+    gap = history["target"] - history["margin"]
+    for falling in (history["loss"].dropna(), gap.dropna()):
+        assert falling.iloc[-1] < falling.iloc[0] / 2
     before, after = pt.Experiment([encoder, trainer.encoder], results, qrels, ["ndcg"])["ndcg"]
     assert after > before + 0.1
     pd.testing.assert_frame_equal(trainer(results), trainer.encoder(results))
@@ -47,15 +47,9 @@ def test_fit_learns_in_a_pipeline(make, encoder, collection, capsys):
 def test_the_same_seed_gives_the_same_model_and_the_first_encoder_stays(make, encoder, collection, capsys):
     frames = collection.results, collection.qrels
     before = {name: tensor.clone() for name, tensor in encoder.model.state_dict().items()}
-    trainer = make(max_steps=3)
-    names = [trainer.fit(*frames).encoder.model_name, make("same", max_steps=3).fit(*frames).encoder.model_name]
-    names.append(make("other", max_steps=3, seed=2).fit(*frames).encoder.model_name)
-    names.append(
-        trainer.fit_triples([("sort", "sort the rows", "plot"), ("plot", "plot rows", "sort")] * 25).encoder.model_name
-    )
-    names.append(trainer.fit(*frames).encoder.model_name)
-    assert names[0] == names[1] == names[4]
-    assert len(set(names)) == 3
+    trainers = [make(max_steps=2)] * 2 + [make("other", max_steps=2, seed=2)]
+    first, same, other = [trainer.fit(*frames).encoder.model_name for trainer in trainers]
+    assert first == same != other
     assert not encoder.training_summary
     for name, tensor in encoder.model.state_dict().items():
         assert torch.equal(tensor, before[name])
@@ -67,19 +61,14 @@ def test_the_same_seed_gives_the_same_model_and_the_first_encoder_stays(make, en
 def test_fit_writes_the_model_and_its_history(whole):
     folder = whole.output_dir
     assert {path.name for path in folder.iterdir()} == {"model", "history.csv", "history.png", "checkpoints"}
-    assert pd.read_csv(folder / "history.csv")["step"].tolist() == whole.history["step"].tolist()
+    pd.testing.assert_frame_equal(pd.read_csv(folder / "history.csv"), whole.history)
     assert (folder / "history.png").read_bytes().startswith(b"\x89PNG")
     summary = json.loads((folder / "model" / "pt_meta.json").read_text())["training"]
     assert summary["data"]["triples"] == 40
     assert summary["loss"]["target"] == "listwise"
-    assert summary["best_measure"]["name"] == "nDCG@10"
     assert (summary["precision"], summary["mining"]) == ("float32", None)
-    assert (summary["evaluation"]["queries"], summary["evaluation"]["patience"]) == (8, 5)
     assert summary["similarity"]["before"] == whole.history["similarity"][0]
     assert not {"valid_share", "adapter", "prompts", "processes", "collections"} & set(summary)
-    assert "Adaptive Relevance Margins" in (folder / "model" / "README.md").read_text()
-    titles = [axes.get_title() for axes in whole.plot().axes]
-    assert titles == ["Loss", "Margin against target", "Evaluation"]
 
 
 def test_three_libraries_read_the_model(whole, collection):
@@ -101,9 +90,6 @@ def test_a_trainer_is_a_transformer_and_says_what_needs_training(make, collectio
     assert trainer.history.empty
 
 
-# --- data -----------------------------------------------------------------------------------------------------------
-
-
 def test_topics_draw_from_a_corpus_and_search_it(make, collection):
     """Also from a corpus that can be read only once."""
     topics, qrels = collection.topics, collection.qrels
@@ -114,23 +100,12 @@ def test_topics_draw_from_a_corpus_and_search_it(make, collection):
     assert (trainer.history["nDCG@10"].dropna() > 0).all()
 
 
-@pytest.mark.parametrize("triples", [32, 40])
-def test_positives_get_their_text_from_the_corpus(make, collection, triples):
-    results, qrels = collection.results, collection.qrels
-    few = results[~results["docno"].str.startswith("plot-")]
-    trainer = make(max_steps=1, min_label=2, corpus=collection.corpus if triples == 40 else None).fit(few, qrels)
-    data = trainer.encoder.training_summary["data"]
-    assert (data["triples"], data["dropped"]) == (triples, data["read"] - triples)
-
-
 def test_lengths_and_prompts_apply_in_training(language_model, tmp_path, seen):
     options = {"query_length": 4, "document_length": 6, "query_prompt": "query: ", "device": "cpu"}
     encoder = SelfDistillBiEncoder.from_pretrained(language_model, **options)
     row = ("sort the rows of a table", "sort the rows of a table by column", "plot the mean of a matrix")
-    trainer = SelfDistillTrainer(encoder, tmp_path / "run", verbose=False).fit_triples([row])
+    SelfDistillTrainer(encoder, tmp_path / "run", verbose=False).fit_triples([row])
     assert seen[0] == [["query :"], ["sort the rows of"], ["plot the mean of"]]
-    # two documents are too few to tell
-    assert trainer.encoder.training_summary["similarity"]["representational"] is None
 
 
 def test_no_batch_mixes_data_sets_and_each_has_its_prompts(make, seen):
@@ -143,9 +118,6 @@ def test_no_batch_mixes_data_sets_and_each_has_its_prompts(make, seen):
             assert all(text.startswith(start) and text.count(":") == start.count(":") for text in texts)
     assert trainer.encoder.training_summary["data"]["triples"] == 35
     assert trainer.encoder.training_summary["prompts"] == prompts
-    seen.clear()
-    make("in turn", multi_dataset_batch_sampler="round_robin").fit_triples({"one": ONE, "two": TWO})
-    assert [len(batch) for batch in seen] == [3, 4, 3, 4]
 
 
 def test_docpairs_train_with_texts_that_are_looked_up(make, encoder, collection, register, seen):
@@ -171,33 +143,16 @@ def test_documents_become_their_best_passages(make, encoder, seen):
     trainer = make(passages=SLIDING, prompts=prompts).fit_triples({"one": ONE, "two": TWO})
     for part in trainer.encoder.training_summary["data"]["collections"].values():
         assert 0 < part["passages"]["divided"] <= part["passages"]["documents"]
-        assert part["passages"]["rows"] == part["triples"]
-    best = {}
-    for name, columns in {"one": 3, "two": 4}.items():
-        prompted = encoder.with_prompts(**prompts.get(name, {}))
+    best = []
+    for columns, rows, chooser in [(3, ONE, encoder), (4, TWO, encoder.with_prompts(**prompts["two"]))]:
         expected = set()
-        for query, positive, *_ in (ONE, TWO)[columns - 3]:
+        for query, positive, *_ in rows:
             passages = SLIDING(pd.DataFrame([["d", positive]], columns=["docno", "text"]))["text"].tolist()
-            scores = prompted.encode_docs(passages) @ prompted.encode_queries([query])[0]
+            scores = chooser.encode_docs(passages) @ chooser.encode_queries([query])[0]
             expected.add(passages[scores.argmax()])
         assert {text for batch in seen if len(batch) == columns for text in batch[1]} == expected
-        best[name] = expected
-    assert best["one"] != best["two"]
-
-
-# --- losses and adapters --------------------------------------------------------------------------------------------
-
-
-def test_matryoshka_dims_add_the_loss_of_prefixes(make, collection):
-    results, qrels = collection.results, collection.qrels
-    first = {}
-    for name, options in {"nested": {"matryoshka_dims": [32, 4], "matryoshka_weights": [1, 2]}, "plain": {}}.items():
-        trainer = make(name, max_steps=1, logging_steps=1, **options).fit(results, qrels)
-        first[name] = trainer.history.dropna(subset="loss").iloc[0], trainer.encoder.training_summary["loss"]
-    (nested, settings), (plain, others) = first["nested"], first["plain"]
-    assert nested["loss"] > plain["loss"] * 1.5
-    assert (settings["matryoshka_dims"], settings["matryoshka_weights"]) == ([32, 4], [1, 2])
-    assert "matryoshka_dims" not in others
+        best.append(expected)
+    assert best[0] != best[1]
 
 
 def test_labels_reach_the_loss(encoder, tmp_path):
@@ -215,22 +170,15 @@ def test_labels_reach_the_loss(encoder, tmp_path):
 
 # transformers 5.23 renames it, and 5.0 does not know the new name
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
-@pytest.mark.parametrize(
-    ("memory", "options"),
-    [
-        ({"mini_batch_size": 3}, {"gradient_accumulation_steps": 2}),
-        ({"gradient_checkpointing": True}, {"adapter": peft.LoraConfig(r=2)}),
-    ],
-    ids=str,
-)
-def test_less_memory_trains_the_same_model(make, encoder, collection, memory, options):
+@pytest.mark.parametrize("adapter", [None, peft.LoraConfig(r=2)], ids=["all weights", "adapter"])
+def test_less_memory_trains_the_same_model(make, encoder, adapter):
     for module in encoder.model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    options = {"max_steps": 2, "logging_steps": 1, "learning_rate": 1e-4, "negatives": 2, **options}
+    options = {"max_steps": 2, "logging_steps": 1, "learning_rate": 1e-4, "adapter": adapter}
     results = []
-    for name, more in {"whole": {}, "less": memory}.items():
-        trainer = make(name, **options, **more).fit(collection.results, collection.qrels)
+    for name, more in {"whole": {}, "less": {"mini_batch_size": 3, "gradient_checkpointing": True}}.items():
+        trainer = make(name, **options, **more).fit_triples(TWO)
         vectors = trainer.encoder.encode_docs(["sort the rows", "plot"])
         results.append((trainer.history[["loss", "margin", "target"]].to_numpy(), vectors))
     for one, other in zip(*results, strict=True):
@@ -239,7 +187,7 @@ def test_less_memory_trains_the_same_model(make, encoder, collection, memory, op
 
 def test_an_adapter_is_trained_merged_and_written_alone(make, encoder, collection, satisfied, tmp_path):
     results, qrels = collection.results, collection.qrels
-    options = {"adapter": peft.LoraConfig(r=2, lora_dropout=0.1), "learning_rate": 1e-2, "num_train_epochs": 2}
+    options = {"adapter": peft.LoraConfig(r=2, lora_dropout=0.1), "learning_rate": 1e-2, "overwrite": True}
     before, weights = encoder.model_name, encoder.model.state_dict()
     trained = make(**options).fit(results, qrels, results, qrels).encoder
     assert encoder.model_name == before
@@ -254,70 +202,46 @@ def test_an_adapter_is_trained_merged_and_written_alone(make, encoder, collectio
     with pytest.raises(ValueError, match="merge_adapter"):
         SelfDistillTrainer(adapted, tmp_path / "again")
     # the untrained encoder competes too, and a run without an adapter leaves none
-    kept = make(overwrite=True, **options).fit(results, qrels, results, satisfied)
-    assert kept.encoder.model_name == before
-    make(overwrite=True, max_steps=1).fit(results, qrels)
+    assert make(max_steps=1, **options).fit(results, qrels, results, satisfied).encoder.model_name == before
+    make(max_steps=1, overwrite=True).fit_triples(ONE)
     assert not (tmp_path / "run/adapter").exists()
 
 
-# --- the monitor, and divergence ------------------------------------------------------------------------------------
+class Harm(nn.Module):
+    """A loss that nobody would train: it pulls all documents to one place, or pushes similar documents apart."""
 
-
-class Collapse(nn.Module):
-    """Pulls all documents to one place, as nobody would train."""
-
-    def __init__(self, model):
+    def __init__(self, harm, model):
         super().__init__()
-        self.model = model
+        self.harm, self.model = harm, model
 
     def forward(self, features, labels=None):
         _, positive, negative = [self.model(column)["sentence_embedding"] for column in features]
-        return self.compute(positive, negative)
-
-    def compute(self, positive, negative):
-        return -(positive @ negative.T).mean()
-
-
-class Forgetting(Collapse):
-    """Pushes similar documents apart, and others together."""
-
-    def compute(self, positive, negative):
+        if self.harm == "collapse":
+            return -(positive @ negative.T).mean()
         return (positive @ negative.T).diagonal().mean() - (positive @ positive.T).mean()
 
 
 @pytest.mark.parametrize(
-    ("loss", "learning_rate", "harm"),
-    [(Collapse, 1e-2, "collapse"), (Forgetting, 1e-2, "forgetting"), (Forgetting, 1e-5, None)],
+    ("harm", "learning_rate", "warnings"),
+    [("collapse", 1e-2, ["collapse"]), ("forgetting", 1e-2, ["forgetting"]), ("forgetting", 1e-4, [])],
 )
-def test_the_monitor_warns_once_of_collapse_and_of_forgetting(
-    encoder, collection, tmp_path, caplog, loss, learning_rate, harm
-):
-    rows = [(f"sort {thing}", f"sort the {thing}", f"sort a {thing}") for thing in collection.things] * 32
-    trainer = SelfDistillTrainer(encoder, tmp_path / "run", loss=loss, learning_rate=learning_rate, verbose=False)
-    similarity = trainer.fit_triples(rows).encoder.training_summary["similarity"]
+def test_the_monitor_warns_once_of_collapse_and_of_forgetting(make, collection, caplog, harm, learning_rate, warnings):
+    rows = [(f"sort {thing}", f"sort the {thing}", f"sort a {thing}") for thing in collection.things] * 16
+    trainer = make(loss=partial(Harm, harm), learning_rate=learning_rate, save_strategy="no").fit_triples(rows)
+    similarity = trainer.encoder.training_summary["similarity"]
     assert similarity["before"] != similarity["after"]
-    warnings = {kind: caplog.text.count(f"{kind}: ") for kind in ("collapse", "forgetting")}
-    assert max(warnings.values()) == (harm is not None)
-    assert not harm or warnings[harm] == 1
-
-
-def test_a_training_that_diverges_stops_and_keeps_earlier_results(make, collection, tmp_path):
-    results, qrels = collection.results, collection.qrels
-    before = make(max_steps=1).fit(results, qrels).encoder
-    diverging = make(overwrite=True, learning_rate=1e25, save_steps=1, max_grad_norm=0, warmup_steps=0)
-    with pytest.raises(FloatingPointError, match=r"step \d: try a lower learning_rate"):
-        diverging.fit(results, qrels)
-    assert pt.Artifact.load(str(tmp_path / "run" / "model")) == before
-    for checkpoint in (tmp_path / "run" / "checkpoints").glob("checkpoint-*"):
-        for weights in SelfDistillBiEncoder(checkpoint).model.parameters():
-            assert weights.isfinite().all()
+    counts = {kind: caplog.text.count(f"{kind}: ") for kind in ("collapse", "forgetting")}
+    assert max(counts.values()) == len(warnings)
+    assert all(counts[kind] == 1 for kind in warnings)
 
 
 @pytest.mark.parametrize(
-    ("broken", "message"), [("loss", "nan in step 4"), ("weights", "after step 5|nan in step 5")], ids=str
+    ("broken", "message"), [("loss", "nan in step 4.*lower learning_rate"), ("weights", "after step 5|nan in step 5")]
 )
-def test_what_is_not_finite_is_not_saved(make, collection, monkeypatch, tmp_path, broken, message):
-    """A loss in the middle, or weights in the last step, after which no loss follows."""
+def test_what_is_not_finite_is_not_saved(make, collection, monkeypatch, broken, message):
+    """A loss in the middle, or weights in the last step, after which no loss follows. Earlier results stay."""
+    frames = collection.results, collection.qrels
+    earlier = make(max_steps=1).fit(*frames)
     compute, steps = SelfDistillationLoss.forward, count(1)
 
     def forward(self, *arguments):
@@ -330,37 +254,9 @@ def test_what_is_not_finite_is_not_saved(make, collection, monkeypatch, tmp_path
         return loss
 
     monkeypatch.setattr(SelfDistillationLoss, "forward", forward)
-    options = {"save_steps": 1} if broken == "loss" else {"save_strategy": "no"}
     with pytest.raises(FloatingPointError, match=message):
-        make(max_grad_norm=0, **options).fit(collection.results, collection.qrels)
-    assert not (tmp_path / "run" / "model").exists()
-    assert (tmp_path / "run" / "checkpoints" / "checkpoint-3").exists() == (broken == "loss")
-
-
-# --- errors ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        (lambda r, q: (r.drop(columns="text"), q), ValueError, "'text'.*get_text"),
-        (lambda r, q: (r, q.assign(qid="x")), ValueError, "got none: .*'x'"),
-        (lambda r, q: (r.assign(qid=7), q.assign(qid=7)), TypeError, "topics.*320"),
-        (lambda r, q: (r, q.assign(docno=7)), TypeError, "docno of qrels.*320"),
-        (lambda r, q: (r, q.assign(label="1")), TypeError, "label.*(str|object)"),
-        (lambda r, q: (r, q.assign(label=[None] + [1.0] * 319)), TypeError, "1 of 320 missing"),
-        (lambda r, q: (r, q.assign(label=0)), ValueError, "label of 1 or more.*320"),
-        (lambda r, q: (r, q.drop(columns="label")), ValueError, r"\['label'\]"),
-        (lambda r, q: (r.assign(text=7), q), TypeError, "'text'.* 320 of 320"),
-        (lambda r, q: (r.assign(text=None), q), TypeError, "'text'.* 320 of 320"),
-        (lambda r, q: (r.assign(text="  "), q), ValueError, "'text'.* 320 of 320"),
-        (lambda r, q: (r, q.assign(label=1)), ValueError, "no triples"),
-        (lambda r, q: (r[r.docno == "x"], q), ValueError, "got none"),
-        (lambda r, q: (r[(r.qid == "q0") & ~r.docno.str.endswith("-table")], q), ValueError, "no triples.*corpus="),
-        (lambda r, q: (r[["qid", "query"]].drop_duplicates(), q), ValueError, "corpus="),
-    ],
-)
-def test_fit_says_what_it_cannot_train_with(make, collection, change, error, message, tmp_path):
-    with pytest.raises(error, match=message):
-        make().fit(*change(collection.results, collection.qrels))
-    assert not (tmp_path / "run").exists()
+        make(overwrite=True, max_grad_norm=0, save_steps=2).fit(*frames)
+    assert pt.Artifact.load(str(earlier.output_dir / "model")) == earlier.encoder
+    last = earlier.output_dir / "checkpoints" / ("checkpoint-2" if broken == "loss" else "checkpoint-4")
+    assert max(last.parent.glob("checkpoint-*")) == last
+    assert all(weights.isfinite().all() for weights in SelfDistillBiEncoder(last).model.parameters())
