@@ -27,11 +27,10 @@ def test_the_scale_is_measured_once_or_set_and_batches_of_one_positive_are_skipp
 def test_pairs_train_without_negatives(make, tmp_path):
     pairs = pd.DataFrame([row[:2] for row in TRIPLES], columns=["query", "positive"])
     pairs.to_csv(tmp_path / "pairs.tsv", sep="\t", index=False)
-    listwise = make("listwise").fit_triples(pairs)
-    assert listwise.encoder.training_summary["data"]["negatives"] == 0
-    of_file = make("file").fit_triples(tmp_path / "pairs.tsv")
-    softmax = make("softmax", target="softmax").fit_triples(pairs)
-    assert listwise.encoder.model_name == of_file.encoder.model_name != softmax.encoder.model_name
+    of_file = make("file").fit_triples(tmp_path / "pairs.tsv").encoder
+    assert of_file.training_summary["data"]["negatives"] == 0
+    assert make("listwise").fit_triples(pairs).encoder == of_file
+    assert make("softmax", target="softmax").fit_triples(pairs).encoder != of_file
     with pytest.raises(ValueError, match="target='distributed'.*negatives"):
         make("third", target="distributed").fit_triples(pairs)
     with pytest.raises(ValueError, match="two different positives"):
