@@ -459,7 +459,7 @@ class SelfDistillationLoss(CachedLossMixin, nn.Module):
         """Embed each column and compute the loss.
 
         Args:
-            sentence_features: The tokenized columns: query, positive, and one or more negatives.
+            sentence_features: The tokenized columns: query, positive, and negatives, if any.
             labels: Not used.
 
         Returns:
@@ -517,7 +517,9 @@ class SelfDistillationLoss(CachedLossMixin, nn.Module):
         # MatryoshkaLoss computes the loss of prefixes too
         if embeddings[0].shape[-1] >= self._dimension:
             described = {"margin": terms.margin, "target": terms.target}
-            self.statistics = {name: values.detach().mean() for name, values in described.items() if values is not None}
+            # a single pair has no margin
+            logged = {name: values for name, values in described.items() if values is not None and values.numel()}
+            self.statistics = {name: values.detach().mean() for name, values in logged.items()}
             self.skipped = self.skipped.to(is_useful.device) + ~is_useful
         return terms.loss * is_useful
 

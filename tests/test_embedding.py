@@ -122,6 +122,8 @@ def test_texts_of_other_positives_of_the_query_are_left_out_and_batches_of_one_p
     assert value.item() == 0
     assert all(gradient.abs().sum() == 0 for gradient in gradients(model, value))
     assert loss.skipped == 1
+    assert loss([model.preprocess(texts) for texts in (["a"], ["c"])]).item() == 0
+    assert loss.statistics == {}
 
 
 def test_the_gradient_cache_repeats_the_draws_of_dropout(tiny_model):
