@@ -29,7 +29,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[examples,test,docs,dev]'
 	@touch $@
 
-quickstart: $(INSTALLED) ## Train, index, retrieve and compare, offline, in some ten minutes
+quickstart: $(INSTALLED) ## Train, index, retrieve and compare, offline, in ten to twenty minutes
 	$(BIN)/python examples/quickstart.py
 
 notebooks: $(INSTALLED) ## Run the notebooks in examples/, and store their outputs, which the documentation shows

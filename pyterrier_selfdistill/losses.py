@@ -256,7 +256,7 @@ class SoftmaxLoss(nn.Module):
     def __init__(
         self,
         target: SoftmaxTarget = "listwise",
-        scale: Annotated[float, Field(gt=0)] | None = None,
+        scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None,
     ) -> None:
         super().__init__()
         self.target = target
@@ -292,9 +292,10 @@ class SoftmaxLoss(nn.Module):
                 "it before the first step"
             )
         with torch.autocast(query.device.type, enabled=False):
-            q, *documents = _unit_vectors(query, positive, negative)
-            scores = q @ torch.cat(documents).T
-            similarity = (documents[0] @ torch.cat(documents).T).detach()
+            q, p, *n = _unit_vectors(query, positive, negative)
+            documents = torch.cat([p, *n])
+            scores = q @ documents.T
+            similarity = (p @ documents.T).detach()
             is_other = ~torch.eye(*scores.shape, dtype=torch.bool, device=scores.device)
             margin = (scores.diagonal()[:, None] - scores)[is_other]
             if self.target == "listwise":

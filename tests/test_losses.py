@@ -283,7 +283,9 @@ def test_bad_options(options, words):
         AdaptiveMarginLoss(**options)
 
 
-@pytest.mark.parametrize("options", [{"target": "hinge"}, {"scale": 0}, {"scale": -1.0}, {"scale": "20"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"target": "hinge"}, {"scale": 0}, {"scale": -1.0}, {"scale": "20"}, {"scale": math.inf}], ids=str
+)
 def test_bad_options_of_the_softmax_loss(options):
     ((name, value),) = options.items()
     with pytest.raises(ValueError, match=f"{name}.*{value!r}"):

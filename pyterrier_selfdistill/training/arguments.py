@@ -388,8 +388,8 @@ def require_arguments(
 def require_negatives(loss: nn.Module, dataset: TrainingSet) -> None:
     """Check that a loss that compares positives with negatives has both."""
     of_embeddings = getattr(without_matryoshka(loss), "loss", None)
-    columns = [part.column_names for part in parts_of(dataset)]
-    if isinstance(of_embeddings, AdaptiveMarginLoss) and ["query", "positive"] in columns:
+    has_pairs = any(set(part.column_names) <= {"query", "positive", LABEL} for part in parts_of(dataset))
+    if isinstance(of_embeddings, AdaptiveMarginLoss) and has_pairs:
         raise ValueError(
             f"target={of_embeddings.target!r} compares positives with negatives, and these are pairs of a query and a "
             "positive; add negatives, or choose target='listwise' or 'softmax'"

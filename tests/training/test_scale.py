@@ -33,5 +33,10 @@ def test_pairs_train_without_negatives(make, tmp_path):
     assert make("softmax", target="softmax").fit_triples(pairs).encoder != of_file
     with pytest.raises(ValueError, match="target='distributed'.*negatives"):
         make("third", target="distributed").fit_triples(pairs)
+    with pytest.raises(ValueError, match="target='adaptive'.*negatives"):
+        make("labelled", target="adaptive").fit_triples(pairs.assign(label=1.0))
+    # a column of negatives under another name must not make pairs of triples
+    with pytest.raises(ValueError, match="'neg'"):
+        make("fourth").fit_triples(pairs.assign(neg="sort"))
     with pytest.raises(ValueError, match="two different positives"):
         make("fifth").fit_triples([("sort", "sort the rows"), ("order", "sort the rows")])
