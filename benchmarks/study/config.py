@@ -88,6 +88,8 @@ class Run:
         transfer: Other collections to search, to see what the encoder forgets.
         seed: The seed of the sample, the negatives, the order and dropout.
         scale: The factor of cosines in InfoNCE; 20 by default.
+        teacher: The teacher of ``margin_mse``: a ``cross-encoder`` that is trained on the collection, or ``minilm`` as
+            its authors trained it, on a billion pairs.
         reinitialized: The number of upper layers that start with random weights.
         dev_documents: In a search for settings, measure only dev, on its relevant documents and a sample of others, so
             many in all.
@@ -116,6 +118,7 @@ class Run:
     scale: PositiveFloat | None = None
     reinitialized: NonNegativeInt = 0
     dev_documents: NonNegativeInt | None = None
+    teacher: Literal["cross-encoder", "minilm"] = "cross-encoder"
 
     @property
     def key(self) -> str:

@@ -1,7 +1,8 @@
-"""The losses that a study compares, and the teacher of MarginMSE."""
+"""The losses that a study compares, and the teachers of MarginMSE."""
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from functools import partial
@@ -21,7 +22,7 @@ from sentence_transformers.sentence_transformer.losses import (
 )
 from torch import nn
 
-from pyterrier_selfdistill import AdaptiveMarginLoss, SoftmaxLoss
+from pyterrier_selfdistill import AdaptiveMarginLoss, SelfDistillBiEncoder, SoftmaxLoss
 from pyterrier_selfdistill.training.arguments import mixed_precision
 from pyterrier_selfdistill.utils.compat import remove_autocast
 
@@ -83,14 +84,38 @@ class Teacher:
         self.seconds = time.monotonic() - started
         return self
 
-    def label(self, triples: Dataset, scale: float) -> Dataset:
-        """Add the teacher's margins times ``scale`` as ``label``.
+    def margins(self, triples: Dataset) -> tuple[np.ndarray, float]:
+        """Return the margins of triples, and the seconds they took.
 
         Scores are probabilities, so margins are between -1 and 1, like those of cosines.
         """
+        started = time.monotonic()
         rows = triples[:]
         scores = []
         for name in ("positive", "negative"):
             pairs = list(zip(rows["query"], rows[name], strict=True))
             scores.append(np.asarray(self.model.predict(pairs, batch_size=64, show_progress_bar=False), dtype=float))
-        return triples.add_column("label", (scale * (scores[0] - scores[1])).tolist())
+        return scores[0] - scores[1], time.monotonic() - started
+
+
+class BiEncoderTeacher:
+    """A bi-encoder that others have trained. It encodes each text once; later runs share the vectors, and their cost."""
+
+    seconds = 0.0
+
+    def __init__(self, encoder: SelfDistillBiEncoder) -> None:
+        self.encoder = encoder
+        self.vectors: dict[str, np.ndarray] = {}
+        self.encoding_seconds = 0.0
+
+    def margins(self, triples: Dataset) -> tuple[np.ndarray, float]:
+        """Return the margins of triples, and the seconds it takes to encode their texts."""
+        columns = [triples[name][:] for name in ("query", "positive", "negative")]
+        texts = list(dict.fromkeys(itertools.chain(*columns)))
+        started = time.monotonic()
+        missing = [text for text in texts if text not in self.vectors]
+        self.vectors.update(zip(missing, self.encoder.encode_docs(missing), strict=True))
+        self.encoding_seconds += time.monotonic() - started
+        queries, positives, negatives = (np.array([self.vectors[text] for text in column]) for column in columns)
+        share = len(texts) / len(self.vectors)
+        return np.einsum("ij,ij->i", queries, positives - negatives), share * self.encoding_seconds

@@ -166,7 +166,7 @@ class Report:
         rows = []
         for system, difference in zip(systems, differences, strict=True):
             row = _settings_of(system, columns) | {"seeds": len(system.records)}
-            row |= {name: f"{system.mean(system.test, name):.3f}" for name in ("nDCG@10", "RR@10", "R@100", "R@1000")}
+            row |= {name: f"{system.mean(system.test, name):.3f}" for name in ("nDCG@10", "RR@10", "R@100")}
             seeds = system.means(system.test)
             row["seed sd"] = f"{np.std(seeds):.3f}" if len(seeds) > 1 else ""
             row["difference"] = "" if difference is None else str(difference)

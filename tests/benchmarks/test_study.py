@@ -93,7 +93,7 @@ def test_every_run_has_one_record_with_settings_measures_and_costs(finished):
             values = record["queries"]["tiny/test"]["nDCG@10"]
             assert len(values) == 8
             assert record["means"]["tiny/test"]["nDCG@10"] == pytest.approx(np.mean(values), abs=1e-3)
-            assert record["means"]["tiny/test"]["R@1000"] == 1
+            assert record["means"]["tiny/test"]["R@100"] == 1
         else:
             assert (list(record["means"]), record["queries"]) == (["tiny/dev"], {})
     by_loss = {run.loss: records[run.key] for run in study.grid_of if run.dev_documents is None}
