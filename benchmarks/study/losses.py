@@ -99,7 +99,7 @@ class Teacher:
 
 
 class BiEncoderTeacher:
-    """A bi-encoder that others have trained. It encodes each text once; later runs share the vectors, and their cost."""
+    """A bi-encoder that others have trained. It encodes each text once, and runs share the vectors and their cost."""
 
     seconds = 0.0
 
