@@ -23,7 +23,7 @@ from .config import describe_start, varying
 from .figures import draw_differences, draw_lines
 from .records import Record
 from .results import Results, System
-from .statistics import EQUIVALENCE_BOUND, NON_INFERIORITY_BOUND, Claim, Claims, Difference, holm
+from .statistics import EQUIVALENCE_BOUND, NON_INFERIORITY_BOUND, Claim, Claims, Difference, average, holm
 
 CLAIMS = {
     "difference": "different",
@@ -131,9 +131,20 @@ class Report:
             rows.append(row)
         return to_markdown(pd.DataFrame(rows))
 
-    def claims(self, rows: Sequence[tuple[str, System, System, str]]) -> Claims:
-        """Test all claims of a section, each a label, two systems and a kind, and correct them together."""
-        return Claims([Claim(label, system.better_than(other), kind) for label, system, other, kind in rows])
+    def claims(self, rows: Sequence[tuple[str, System | list[System], Any, str]]) -> Claims:
+        """Test all claims of a section, and correct them together.
+
+        Each is a label, two systems and a kind. Two lists of systems, one for each cell, are compared on average.
+        """
+        claims = []
+        for label, one, other, kind in rows:
+            if isinstance(one, System):
+                difference = one.better_than(other)
+            else:
+                pairs = zip(one, other, strict=True)
+                difference = average([(system.run.collection, system.better_than(rival)) for system, rival in pairs])
+            claims.append(Claim(label, difference, kind))
+        return Claims(claims)
 
     def claims_table(self, claims: Claims) -> str:
         """Make a table of claims: a row a pair of systems, a p-value a kind of claim."""

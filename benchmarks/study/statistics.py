@@ -93,6 +93,25 @@ def compare(
     return Difference(float(one.mean() - other.mean()), float(low), float(high), float(np.std(resampled)))
 
 
+def average(differences: Sequence[tuple[str, Difference]]) -> Difference:
+    """Average differences over cells, each with the name of its collection.
+
+    The errors of cells with the same collection, and so the same queries, may go together, and are added; those of
+    different collections are independent.
+
+    Example:
+        >>> one = Difference(mean=0.01, low=0, high=0, error=0.003)
+        >>> str(average([("a", one), ("b", one)])), str(average([("a", one), ("a", one)]))
+        ('+0.010 [+0.006, +0.014]', '+0.010 [+0.004, +0.016]')
+    """
+    errors: dict[str, float] = {}
+    for collection, difference in differences:
+        errors[collection] = errors.get(collection, 0.0) + difference.error
+    mean = float(np.mean([difference.mean for _, difference in differences]))
+    error = math.hypot(*errors.values()) / len(differences)
+    return Difference(mean, mean - 1.96 * error, mean + 1.96 * error, error)
+
+
 def pooled_seed_variance(means: Sequence[Sequence[float]]) -> float:
     """Estimate how much a mean varies over seeds, from systems with several; 0 if no system has two seeds.
 
