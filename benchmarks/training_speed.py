@@ -166,10 +166,9 @@ def train_infonce(triples: pd.DataFrame, precision: dict[str, bool] | None = Non
 def train_margin_mse(triples: pd.DataFrame) -> float:
     """Train with sentence-transformers and MarginMSE, and count the time of a cross-encoder to label the triples."""
     model = _cut_model()
-    teacher = Teacher(MINILM, QUERY + DOCUMENT)
-    started = time.perf_counter()
-    labelled = teacher.label(Dataset.from_pandas(triples, preserve_index=False), scale=1.0)
-    labelling = time.perf_counter() - started
+    dataset = Dataset.from_pandas(triples, preserve_index=False)
+    margins, labelling = Teacher(MINILM, QUERY + DOCUMENT).margins(dataset)
+    labelled = dataset.add_column("label", margins.tolist())
     return labelling + _train_sentence_transformers(model, labelled, MarginMSELoss(model))
 
 

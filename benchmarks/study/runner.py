@@ -172,6 +172,7 @@ class Runner:
         else:
             triples = self._triples(run, topics, positives)
             if run.loss == "margin_mse":
+                teacher: Teacher | BiEncoderTeacher
                 if run.teacher == "minilm":
                     teacher = self.bi_encoder_teacher(run.collection, run.start._replace(model="minilm"))
                 else:
