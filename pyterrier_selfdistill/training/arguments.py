@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, cast
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, cast, get_type_hints
 
 import numpy as np
 import torch
@@ -38,7 +39,7 @@ from ..losses import (
     maximum_likelihood_scale,
     without_matryoshka,
 )
-from ..utils.checks import Count, Expected, PositiveInteger, PositiveNumber, checked
+from ..utils.checks import Count, Expected, NotNegative, PositiveInteger, PositiveNumber, checked, require_type
 from ..utils.compat import progress_bar, use_one_gpu
 from ..utils.folders import portable_settings
 from .evaluation import CollectionsEvaluator, Evaluator
@@ -337,9 +338,20 @@ def make_training_arguments(
     return made
 
 
+# names of other libraries, and ours
+OTHER_NAMES = {
+    "lr": "learning_rate",
+    **dict.fromkeys(["epochs", "num_epochs"], "num_train_epochs"),
+    **dict.fromkeys(["batch_size", "train_batch_size"], "per_device_train_batch_size"),
+    "num_negatives": "negatives",
+    "max_length": "document_length of SelfDistillBiEncoder.from_pretrained",
+}
+
+
 @checked
 def require_arguments(
     *,
+    options: Sequence[str],
     resume: bool,
     overwrite: bool,
     num_train_epochs: PositiveNumber = 1,
@@ -352,17 +364,21 @@ def require_arguments(
     save_steps: PositiveNumber = 1,
     logging_steps: PositiveNumber = 1,
     save_total_limit: PositiveInteger | None = None,
+    weight_decay: NotNegative = 0,
+    adam_epsilon: NotNegative = 0,
+    max_grad_norm: NotNegative = 0,
     report_to: str | list[str] = "none",
     **others: Any,
 ) -> None:
     """Check training arguments before there is anything to train, also those that transformers fails on late."""
-    fields = dataclasses.fields(SentenceTransformerTrainingArguments)
-    unknown = sorted(others.keys() - {field.name for field in fields if field.init})
-    if unknown:
-        raise TypeError(
-            f"unknown arguments {unknown}: neither of SelfDistillTrainer nor of sentence-transformers' "
-            "SentenceTransformerTrainingArguments"
-        )
+    types = get_type_hints(SentenceTransformerTrainingArguments)
+    known = [field.name for field in dataclasses.fields(SentenceTransformerTrainingArguments) if field.init]
+    for name, value in others.items():
+        if name not in known:
+            similar = OTHER_NAMES.get(name) or "".join(get_close_matches(name, [*options, *known], n=1))
+            advice = f"did you mean {similar!r}?" if similar else "see SentenceTransformerTrainingArguments"
+            raise TypeError(f"unknown argument {name!r}; {advice}")
+        require_type(name, value, types[name])
     if resume and overwrite:
         raise ValueError("resume=True goes on with a run and overwrite=True replaces it; choose one")
     if resume and others.get("save_only_model"):

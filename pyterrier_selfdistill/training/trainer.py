@@ -10,6 +10,7 @@ As with every estimator of PyTerrier, a pipeline before it gives the negatives::
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -178,7 +179,8 @@ class SelfDistillTrainer(pt.Estimator):
         **arguments: Any,
     ) -> None:
         require_adaptable(encoder.model, adapter)
-        require_arguments(resume=resume, overwrite=overwrite, **arguments)
+        options = list(inspect.signature(SelfDistillTrainer).parameters)
+        require_arguments(options=options, resume=resume, overwrite=overwrite, **arguments)
         if rounds > 1 and corpus is None:
             raise ValueError(
                 f"rounds={rounds} mines hard negatives, which needs a corpus to search; give it as corpus="

@@ -17,7 +17,7 @@ from typing import Annotated, Any, TypeVar
 import numpy as np
 import pandas as pd
 from ir_measures import Measure
-from pydantic import ConfigDict, Field, ValidationError, WrapValidator, validate_call
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, WrapValidator, validate_call
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 Checked = TypeVar("Checked", bound=Callable[..., Any])
@@ -40,6 +40,7 @@ def Expected(description: str) -> WrapValidator:  # noqa: N802 - it reads as a t
 PositiveInteger = Annotated[int, Field(ge=1), Expected("a positive integer")]
 Count = Annotated[int, Field(ge=0), Expected("0 or a positive integer")]
 PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False), Expected("a positive number")]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), Expected("0 or a positive number")]
 Seed = Annotated[int, Field(ge=0, lt=2**32), Expected("an integer from 0 to 4294967295")]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), Expected("a number from 0 to 1")]
 ShareBetween = Annotated[
@@ -53,6 +54,7 @@ Measures = Annotated[
 ]
 FolderPath = Annotated[Annotated[str, Field(min_length=1)] | Path, Expected("the path of a folder")]
 FilePath = Annotated[Annotated[str, Field(min_length=1)] | Path, Expected("the path of a file")]
+STRICT: ConfigDict = {"strict": True, "arbitrary_types_allowed": True}  # how arguments are checked
 
 
 def checked(target: Checked) -> Checked:
@@ -76,7 +78,7 @@ def checked(target: Checked) -> Checked:
 
     # only validates, so that an error of pydantic in the function itself stays one; a class that an annotation names
     # may be defined later
-    @validate_call(config=ConfigDict(strict=True, arbitrary_types_allowed=True, defer_build=True))
+    @validate_call(config=ConfigDict(defer_build=True, **STRICT))
     @wraps(target)
     def validated(*arguments: Any, **options: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return arguments, options
@@ -94,15 +96,26 @@ def checked(target: Checked) -> Checked:
             name = names[place] if isinstance(place, int) else place
             value = bound.arguments.get(name, options.get(name))
             # the types of a union, such as a path or None, have a fault each
-            faults = [fault for fault in faults if fault["loc"][0] == place]
-            expected = dict.fromkeys(fault["msg"].removeprefix("Input should be ") for fault in faults)
-            message = f"{name} must be {' or '.join(expected)}, got {reprlib.repr(value)}"
-            if _are_of_class(faults):
-                raise TypeError(f"{message}, a {type(value).__name__}") from None
-            raise ValueError(message) from None
+            raise _fault_error(name, value, [fault for fault in faults if fault["loc"][0] == place]) from None
         return target(*arguments, **options)
 
     return check_and_call  # type: ignore[return-value]
+
+
+def require_type(name: str, value: Any, annotation: Any) -> None:
+    """Check a value against an annotation, as :func:`checked` does, with finite numbers."""
+    try:
+        TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False, **STRICT)).validate_python(value)
+    except ValidationError as error:
+        raise _fault_error(name, value, error.errors()) from None
+
+
+def _fault_error(name: Any, value: Any, faults: Sequence[ErrorDetails]) -> Exception:
+    expected = dict.fromkeys(fault["msg"].removeprefix("Input should be ") for fault in faults)
+    message = f"{name} must be {' or '.join(expected)}, got {reprlib.repr(value)}"
+    if _are_of_class(faults):
+        return TypeError(f"{message}, a {type(value).__name__}")
+    return ValueError(message)
 
 
 def _are_of_class(faults: Sequence[ErrorDetails]) -> bool:
