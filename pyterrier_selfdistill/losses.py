@@ -545,6 +545,12 @@ def without_matryoshka(loss: nn.Module) -> nn.Module:
     return loss.loss if isinstance(loss, MatryoshkaLoss) else loss
 
 
+def of_embeddings(loss: nn.Module) -> EmbeddingLoss | None:
+    """Return the loss of this package that a loss on texts computes from embeddings, if it does."""
+    loss = without_matryoshka(loss)
+    return loss.loss if isinstance(loss, SelfDistillationLoss) else None
+
+
 ODD = 0x1E3779B97F4A7C15  # a factor without a pattern in its bits, to mix the numbers of tokens and positions
 
 

@@ -21,7 +21,7 @@ from sentence_transformers.util import get_device_name, is_sentence_transformer_
 
 from ..utils.checks import Expected
 from ..utils.compat import no_transformers_progress_bars
-from ..utils.folders import METADATA_FILE, artifact_kind, atomic_folder, recover
+from ..utils.folders import METADATA_FILE, artifact_kind, atomic_folder, read_json, recover
 from .adapters import require_base, require_same_base
 from .card import saved_card
 
@@ -206,13 +206,9 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     file = folder / METADATA_FILE
     if not file.is_file():
         return {}
-    try:
-        metadata = json.loads(file.read_text())
-    except (ValueError, RecursionError):
-        metadata = None
-    if not isinstance(metadata, dict):
-        raise ValueError(f"{str(file)!r} is not a JSON object; save or copy the model again, or remove this file")
-    return metadata
+    section = dict[str, Any] | None
+    metadata = read_json(file, model=section, training=section, files=list[str] | None)
+    return {name: value for name, value in metadata.items() if value is not None}
 
 
 def read_training_summary(folder: Path) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from ..utils.checks import (
     without_rows,
 )
 from ..utils.compat import schematic
+from ..utils.folders import read_json
 from .files import ComparedByKey, EncodedVector, EncoderIdentity, EncoderMismatchError, is_index
 from .index import SelfDistillIndex, require_comparable
 
@@ -63,12 +64,7 @@ def read_manifest(folder: Path) -> list[Path]:
             f"{str(folder)!r} has no {MANIFEST_FILE}; give the folder of complete shards, or a list of the paths of "
             "shards"
         )
-    try:
-        return [folder / name for name in json.loads(path.read_text())["shards"]]
-    except (ValueError, LookupError, TypeError):
-        raise ValueError(
-            f"{str(path)!r} is damaged; encode the corpus again, which takes the shards that are there"
-        ) from None
+    return [folder / name for name in read_json(path, shards=list[str])["shards"]]
 
 
 # How many documents are scored at once. With shards of a multiple, scores are the same to the last bit.

@@ -17,7 +17,7 @@ from more_itertools import chunked
 from pydantic import Field
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
-from sentence_transformers.util import get_world_size
+from sentence_transformers.util import batch_to_device, get_world_size
 from torch import nn
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import flatten_dict
@@ -37,11 +37,12 @@ from ..losses import (
     SoftmaxLoss,
     SoftmaxTarget,
     maximum_likelihood_scale,
+    of_embeddings,
     without_matryoshka,
 )
 from ..utils.checks import Count, Expected, NotNegative, PositiveInteger, PositiveNumber, checked, require_type
 from ..utils.compat import progress_bar, use_one_gpu
-from ..utils.folders import portable_settings
+from ..utils.folders import plain_settings, portable_settings
 from .evaluation import CollectionsEvaluator, Evaluator
 
 # --- presets --------------------------------------------------------------------------------------------------------
@@ -401,15 +402,35 @@ def require_arguments(
             ) from error
 
 
-def require_negatives(loss: nn.Module, dataset: TrainingSet) -> None:
-    """Check that a loss that compares positives with negatives has both."""
-    of_embeddings = getattr(without_matryoshka(loss), "loss", None)
-    has_pairs = any(set(part.column_names) <= {"query", "positive", LABEL} for part in parts_of(dataset))
-    if isinstance(of_embeddings, AdaptiveMarginLoss) and has_pairs:
-        raise ValueError(
-            f"target={of_embeddings.target!r} compares positives with negatives, and these are pairs of a query and a "
-            "positive; add negatives, or choose target='listwise' or 'softmax'"
-        )
+def require_columns_of(loss: nn.Module, model: SentenceTransformer, dataset: TrainingSet) -> None:
+    """Check that triples have what a loss compares: negatives, or labels."""
+    own, name = of_embeddings(loss), type(without_matryoshka(loss)).__name__
+    for part in parts_of(dataset):
+        columns = [column for column in part.column_names if column != LABEL]
+        if isinstance(own, AdaptiveMarginLoss) and len(columns) == 2:
+            raise ValueError(
+                f"target={own.target!r} compares positives with negatives, and these are pairs of a query and a "
+                "positive; add negatives, or choose target='listwise' or 'softmax'"
+            )
+        if own is not None:
+            continue
+        rows = part[:2]
+        features = [batch_to_device(model.preprocess(rows[column]), model.device) for column in columns]
+        labels = torch.tensor(rows[LABEL], device=model.device) if LABEL in rows else None
+        try:
+            with torch.no_grad():
+                loss(features, labels)
+        except Exception as error:
+            # training says whatever else it is
+            if labels is None and "NoneType" in str(error):
+                raise ValueError(
+                    f"the loss {name} needs a column {LABEL!r}, and the triples have {columns}; add it, or choose a "
+                    f"loss without, such as target='listwise' ({error})"
+                ) from error
+            if isinstance(error, ValueError):
+                raise ValueError(
+                    f"the loss {name} does not take {columns}: {error}; choose another loss or other columns"
+                ) from error
 
 
 # --- settings of a run ----------------------------------------------------------------------------------------------
@@ -459,4 +480,4 @@ def run_settings(
         settings["adapter"] = describe_adapter(adapter)
     if prompts:
         settings["prompts"] = {name: dict(of_roles) for name, of_roles in prompts.items()}
-    return settings
+    return plain_settings(settings)

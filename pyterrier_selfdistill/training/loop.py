@@ -8,6 +8,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -256,14 +257,16 @@ class TrainingLoop(SentenceTransformerTrainer):
         return batches, items
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the model of a checkpoint, without its arguments and its card, which may hold tokens and paths."""
+        """Save the model of a checkpoint, without its arguments and a card, which may hold tokens and paths."""
         self.require_finite_losses()
-        super().save_model(output_dir, _internal_call)
-        if not is_first():
-            return
-        folder = Path(output_dir or self.folder)
-        for name in (TRAINING_ARGS_NAME, "README.md"):
-            (folder / name).unlink(missing_ok=True)
+        model: Any = self.model
+        model.save_pretrained = partial(model.save_pretrained, create_model_card=False)
+        try:
+            super().save_model(output_dir, _internal_call)
+        finally:
+            del model.save_pretrained
+        if is_first():
+            (Path(output_dir or self.folder) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def compute_loss(self, *args: Any, **options: Any) -> Any:
         """Compute the loss, and log the margin and the target that made it."""

@@ -17,7 +17,7 @@ from sentence_transformers.util import get_world_size
 
 from ..encoder.biencoder import SelfDistillBiEncoder
 from ..encoder.storage import is_saved_encoder
-from ..utils.folders import portable_settings
+from ..utils.folders import portable_settings, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -48,12 +48,8 @@ class RunFolder:
         self._settings_file = self.checkpoints / SETTINGS
         self._log_file = self.checkpoints / LOG
 
-    def claim(self, settings: Mapping[str, Any], *, resume: bool, overwrite: bool) -> Path | None:
-        """Make the folder that of a run with these settings, and return the checkpoint to go on from, if any."""
-        arguments = {name: value for name, value in settings["arguments"].items() if name not in HARMLESS_ARGUMENTS}
-        decisive = {"arguments": arguments, "data": settings["data"]["fingerprint"]}
-        decisive["base_model"] = settings["base_model"]["checksum"]
-        settings = portable_settings({**settings, **decisive})
+    def require_free(self, *, resume: bool, overwrite: bool) -> None:
+        """Check that a run may have the folder: it is new, or the run goes on there, or replaces what is there."""
         if self.checkpoints.exists() and not self._settings_file.exists():
             found = sorted(path.name for path in self.checkpoints.iterdir() if not path.name.startswith("."))
             if found:
@@ -62,10 +58,31 @@ class RunFolder:
                     "it; choose another output_dir"
                 )
         if overwrite:
+            return
+        # a run that saves the best checkpoints only has none if the start was best
+        resumable = self._is_resumable()
+        if resume and self.model.exists() and not resumable:
+            raise FileExistsError(
+                f"{str(self.path)!r} holds a model but no checkpoint to resume from; load the model with "
+                "pt.Artifact.load, or train another with overwrite=True"
+            )
+        if not resume and (self.model.exists() or resumable):
+            raise FileExistsError(
+                f"{str(self.path)!r} holds a run; go on with resume=True, replace it with overwrite=True, or choose "
+                "another output_dir"
+            )
+
+    def claim(self, settings: Mapping[str, Any], *, overwrite: bool) -> Path | None:
+        """Make the folder that of a run with these settings, and return the checkpoint to go on from, if any."""
+        arguments = {name: value for name, value in settings["arguments"].items() if name not in HARMLESS_ARGUMENTS}
+        decisive = {"arguments": arguments, "data": settings["data"]["fingerprint"]}
+        decisive["base_model"] = settings["base_model"]["checksum"]
+        settings = portable_settings({**settings, **decisive})
+        if overwrite:
             self._remove_checkpoints()
-        complete = [state.parent for state in self.checkpoints.glob(f"checkpoint-*/{TRAINER_STATE}") if _is_json(state)]
-        if not overwrite:
-            self._require_same_run(settings, bool(complete), resume)
+        elif self._is_resumable():
+            self._require_same_run(settings)
+        complete = self._complete_checkpoints()
         if (processes := get_world_size()) > 1:
             states = [f"rng_state_{rank}.pth" for rank in range(processes)]
             complete = [path for path in complete if all((path / name).exists() for name in states)]
@@ -80,11 +97,17 @@ class RunFolder:
             _write_json(self._settings_file, settings)
         return None
 
+    def _complete_checkpoints(self) -> list[Path]:
+        return [state.parent for state in self.checkpoints.glob(f"checkpoint-*/{TRAINER_STATE}") if _is_json(state)]
+
+    def _is_resumable(self) -> bool:
+        return bool(self._complete_checkpoints()) or self.is_finished()
+
     def scale(self) -> float | None:
         """Read the scale of an earlier run in the folder, if it measured one."""
         if not self._settings_file.exists():
             return None
-        return json.loads(self._settings_file.read_text())["loss"].get("scale")
+        return read_json(self._settings_file, loss=dict[str, Any])["loss"].get("scale")
 
     def is_finished(self) -> bool:
         """Tell whether the run is finished, also when it was killed right after."""
@@ -100,20 +123,8 @@ class RunFolder:
                 path.unlink()
         self._settings_file.unlink(missing_ok=True)
 
-    def _require_same_run(self, settings: Mapping[str, Any], has_checkpoints: bool, resume: bool) -> None:
-        # a run that saves the best checkpoints only has none if the start was best
-        resumable = has_checkpoints or self.is_finished()
-        if resume and self.model.exists() and not resumable:
-            raise FileExistsError(
-                f"{str(self.path)!r} holds a model but no checkpoint to resume from; load the model with "
-                "pt.Artifact.load, or train another with overwrite=True"
-            )
-        if not resume and (self.model.exists() or resumable):
-            raise FileExistsError(
-                f"{str(self.path)!r} holds a run; go on with resume=True, replace it with overwrite=True, or choose "
-                "another output_dir"
-            )
-        earlier = json.loads(self._settings_file.read_text()) if resumable else settings
+    def _require_same_run(self, settings: Mapping[str, Any]) -> None:
+        earlier = read_json(self._settings_file)
         changes = []
         for name in sorted(settings.keys() | earlier.keys()):
             before, now = earlier.get(name), settings.get(name)
@@ -136,7 +147,7 @@ class RunFolder:
             device=first.device,
             dtype=first.dtype,
         )
-        return encoder, json.loads(self._log_file.read_text())
+        return encoder, read_json(self._log_file, list[dict[str, Any]])
 
     def save(
         self,
@@ -255,9 +266,12 @@ def warn_if_not_improved(history: pd.DataFrame, metric: str, greater_is_better: 
     result = "the encoder of the last step, since load_best_model_at_end=False"
     if keeps_start:
         result = "the encoder that training started from"
+    change = f"worse by {abs(after[step] - before):.4f}"
+    if after[step] == before:
+        change = "equal: the validation queries tell no difference, and the earlier of equal encoders counts"
     logger.warning(
         "training did not improve %s on the validation queries: %.4f before, %.4f at best after, in step %d, which is "
-        "worse by %.4f. The result is %s. Try a lower learning_rate, another target, harder negatives (a retriever "
-        "before the trainer) or more data",
-        *(metric, before, after[step], step, abs(after[step] - before), result),
+        "%s. The result is %s. Try a lower learning_rate, another target, harder negatives (a retriever before the "
+        "trainer) or more data",
+        *(metric, before, after[step], step, change, result),
     )

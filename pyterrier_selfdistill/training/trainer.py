@@ -34,7 +34,7 @@ from ..data.triples import Triples, join_collections, read_triples
 from ..encoder.adapters import AdapterConfig, add_adapter, require_adaptable, saved_base
 from ..encoder.biencoder import PromptsByCollection, SelfDistillBiEncoder
 from ..encoder.precision import copied
-from ..losses import EmbeddingLoss, ErrorName, SoftmaxLoss, without_matryoshka
+from ..losses import EmbeddingLoss, ErrorName, SoftmaxLoss, of_embeddings
 from ..utils.checks import (
     Expected,
     FieldNames,
@@ -59,7 +59,7 @@ from .arguments import (
     make_training_arguments,
     measure_scale,
     require_arguments,
-    require_negatives,
+    require_columns_of,
     run_settings,
 )
 from .evaluation import make_evaluator
@@ -402,10 +402,12 @@ class SelfDistillTrainer(pt.Estimator):
                 miner = HardNegativeMiner(encoder, queries, self.rounds, self._run.checkpoints)
             loss = self._make_loss(encoder.model)
             require_processes(triples, arguments, loss)
-            require_negatives(loss, triples.dataset)
+            require_columns_of(loss, encoder.model, triples.dataset)
             # only now, since a bad argument must not cost an earlier run; a trainer that fits again replaces its own
             overwrite = self.overwrite or self._trained is not None
-            softmax = getattr(without_matryoshka(loss), "loss", None)
+            agree(lambda: stack.enter_context(folder_lock(self.output_dir, "training an encoder")))
+            agree(lambda: self._run.require_free(resume=self.resume, overwrite=overwrite))
+            softmax = of_embeddings(loss)
             if isinstance(softmax, SoftmaxLoss) and softmax.scale is None:
                 scale = agree(self._run.scale) if self.resume and not overwrite else None
                 if scale is None:
@@ -438,9 +440,7 @@ class SelfDistillTrainer(pt.Estimator):
                 )
             )
             arguments.settings = settings
-
-            agree(lambda: stack.enter_context(folder_lock(self.output_dir, "training an encoder")))
-            checkpoint = agree(lambda: self._run.claim(settings, resume=self.resume, overwrite=overwrite))
+            checkpoint = agree(lambda: self._run.claim(settings, overwrite=overwrite))
             if agree(self._run.is_finished):
                 self._trained, self._logs = self._run.load(self._encoder)
                 return

@@ -18,9 +18,13 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from filelock import FileLock, Timeout
+from pydantic import TypeAdapter, ValidationError
+
+from .checks import require_type
 
 METADATA_FILE = "pt_meta.json"  # the file that describes a PyTerrier artifact in its folder
 REMOVED = "was removed meanwhile; write again, or choose another path"
+RESTORE = "copy or write its folder again"
 SCRATCH = "selfdistill-scratch-"  # the prefix of temporary folders
 
 
@@ -35,6 +39,22 @@ def artifact_kind(folder: Path) -> tuple[Any, Any]:
         return metadata.get("type"), metadata.get("format")
     except (OSError, ValueError, RecursionError, AttributeError):
         return None, None
+
+
+def read_json(path: Path, shape: Any = dict[str, Any], **fields: Any) -> Any:
+    """Read a JSON file of this package, whose fields have types; errors name the file, and the line or the field."""
+    try:
+        content = TypeAdapter(shape).validate_json(path.read_bytes())
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = f" in {'.'.join(map(str, fault['loc']))}" if fault["loc"] else ""
+        raise ValueError(f"{str(path)!r} is damaged: {fault['msg']}{place}; {RESTORE}") from None
+    for name, annotation in fields.items():
+        try:
+            require_type(name, content.get(name), annotation)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{str(path)!r} is damaged: {error}; {RESTORE}") from None
+    return content
 
 
 @contextmanager
@@ -242,9 +262,21 @@ ABSOLUTE_PATH = re.compile(
 )
 
 
+def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Reduce settings to JSON, in which functions and models have their names."""
+
+    def described(value: Any) -> str:
+        if callable(value):
+            return getattr(value, "__qualname__", type(value).__name__)
+        return re.sub(r" at 0x\w+", "", str(value))
+
+    plain: dict[str, Any] = json.loads(json.dumps(settings, default=described))
+    return plain
+
+
 def portable_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Reduce settings to JSON without secrets, and with the last name of each absolute path."""
-    portable: dict[str, Any] = _portable(json.loads(json.dumps(settings, default=str)))
+    portable: dict[str, Any] = _portable(plain_settings(settings))
     if isinstance(base_model := portable.get("base_model"), dict):
         base_model["name"] = portable_name(base_model.get("name"))
     return portable

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers.base.sampler import BatchSamplers
-from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from sentence_transformers.sentence_transformer.losses import CoSENTLoss, GISTEmbedLoss, MultipleNegativesRankingLoss
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers.integrations import integration_utils
 
 from pyterrier_selfdistill import AdaptiveMarginLoss, SoftmaxLoss
+from pyterrier_selfdistill.losses import EmbeddingLoss
 from pyterrier_selfdistill.training.arguments import mixed_precision
 from pyterrier_selfdistill.training.run_folder import PROGRESS
 from tests.training.together import ROWS
@@ -84,13 +85,16 @@ def test_a_tracker_that_is_not_installed_is_an_error_at_once(make, monkeypatch):
         ({"lr_scheduler_type": "chilly"}, 1, "chilly"),
         ({"eval_strategy": "steps"}, 1, "eval_strategy='steps'"),
         ({"matryoshka_dims": [64, 32]}, 1, "32 dimensions"),
+        ({"loss": CoSENTLoss}, 1, r"CoSENTLoss needs a column 'label', and the triples have \['query', 'pos"),
+        ({"loss": lambda model: GISTEmbedLoss(model, model)}, 1, "GISTEmbedLoss does not take .*'negative_2'.*2 or 3"),
         ({"dataloader_drop_last": True}, 7, "dataloader_drop_last=True.* 7 triples"),
     ],
     ids=str,
 )
 def test_options_that_do_not_fit_the_triples(make, tmp_path, options, triples, message):
+    rows = [("sort", "sort the rows", "plot", "read")[: 4 if "negative_2" in message else 3]] * triples
     with pytest.raises(ValueError, match=message):
-        make(**options).fit_triples([("sort", "sort the rows", "plot")] * triples)
+        make(**options).fit_triples(rows)
     assert not (tmp_path / "run").exists()
 
 
@@ -134,12 +138,16 @@ def test_nothing_that_a_run_writes_holds_a_token_or_a_path(whole):
         ({"loss": AdaptiveMarginLoss("adaptive", detach_target=True)}, {"detach_target": True}),
         ({"loss": SoftmaxLoss("softmax", 20), "mini_batch_size": 3}, {"target": "softmax", "scale": 20}),
         ({"loss": MultipleNegativesRankingLoss, "matryoshka_dims": [32, 8]}, {"matryoshka_dims": [32, 8]}),
+        (
+            {"loss": lambda m: GISTEmbedLoss(m, m)},
+            {"name": "GISTEmbedLoss", "guide": "SentenceTransformer"},
+        ),
     ],
     ids=str,
 )
 def test_losses_train_and_are_recorded(make, options, recorded):
-    trainer = make(max_steps=1, logging_steps=1, **options).fit_triples(ROWS)
+    trainer = make(max_steps=1, save_steps=1, logging_steps=1, **options).fit_triples([row[:3] for row in ROWS])
     assert recorded.items() <= trainer.encoder.training_summary["loss"].items()
     assert trainer.history["loss"].notna().any()
-    assert trainer.history["margin"].notna().any() == ("MultipleNegativesRankingLoss" not in str(options))
+    assert trainer.history["margin"].notna().any() == isinstance(options["loss"], EmbeddingLoss)
     assert trainer.plot().axes[0].get_title() == "Loss"

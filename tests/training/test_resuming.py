@@ -126,18 +126,27 @@ def test_a_stopped_run_keeps_the_untrained_encoder(make, encoder, collection, sa
     assert over.history["nDCG@10"].dropna().size == 4
 
 
-def test_a_run_is_not_replaced_unasked_or_by_a_run_that_fails(make, collection, tmp_path, monkeypatch):
+def test_a_run_is_not_replaced_unasked_or_by_a_run_that_fails(make, collection, tmp_path, monkeypatch, capsys):
     results, qrels = collection.results, collection.qrels
     trainer = make(max_steps=1).fit(results, qrels)
     before = content(tmp_path / "run")
     fails = [
-        (FileExistsError, {}, ()),
+        (FileExistsError, {"verbose": True}, ()),
         (ValueError, {"overwrite": True}, (collection.topics, qrels)),  # nothing to search
     ]
     for error, options, validation in fails:
         with pytest.raises(error):
             make(**options).fit(results, qrels, *validation)
         assert content(tmp_path / "run") == before
+    # nothing is measured for a run that has no folder
+    assert "Measuring" not in capsys.readouterr().err
+    for name in ("settings.json", "log.json"):
+        file = tmp_path / "run/checkpoints" / name
+        whole = file.read_text()
+        file.write_text("{\n")
+        with pytest.raises(ValueError, match=f"{name}' is damaged: .* at line 2"):
+            make(resume=True, max_steps=1).fit(results, qrels)
+        file.write_text(whole)
     with monkeypatch.context() as patch:
         patch.setattr(SelfDistillationLoss, "forward", lambda *_: 1 / 0)
         for again in (trainer, make(overwrite=True)):

@@ -156,6 +156,8 @@ def test_an_encoder_that_training_does_not_improve_stays(make, encoder, collecti
     assert summary["best_measure"] == {"name": "nDCG@10", "value": 1.0}
     assert summary["similarity"]["after"] == summary["similarity"]["before"]
     assert caplog.text.count("did not improve nDCG@10") == 1
+    assert ("which is equal: " in caplog.text) == ("learning_rate" in options)
+    assert ("which is worse by " in caplog.text) == ("learning_rate" not in options)
 
 
 def test_the_last_encoder_is_the_result_if_you_choose_none(make, encoder, collection, satisfied, caplog):
