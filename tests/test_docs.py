@@ -14,7 +14,7 @@ import pyterrier_dr
 import pytest
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
-from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast, Qwen3Config, Qwen3Model
 
 from pyterrier_selfdistill import (
     Negatives,
@@ -56,7 +56,11 @@ def run(monkeypatch, collection, names, language_model, folder):
     """Run a page with the names that it takes for granted; other models, data sets and figures stand in for its own."""
     config = BertConfig.from_pretrained(language_model, num_labels=1)
     BertForSequenceClassification(config).save_pretrained(folder / "cross")
-    BertTokenizerFast.from_pretrained(language_model).save_pretrained(folder / "cross")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+    decoder = Qwen3Config(vocab_size=config.vocab_size, head_dim=16, intermediate_size=64, **sizes)
+    Qwen3Model(decoder).save_pretrained(folder / "decoder")
+    for name in ("cross", "decoder"):
+        BertTokenizerFast.from_pretrained(language_model).save_pretrained(folder / name)
     encoder = SelfDistillBiEncoder.from_pretrained(language_model, query_length=20, device="cpu", dtype="float32")
     monkeypatch.setattr(RayIndexer, "encode", encode_here)
     (folder / "corpus").mkdir()
@@ -71,6 +75,7 @@ def run(monkeypatch, collection, names, language_model, folder):
         stand_ins = stand_ins | {
             "microsoft/mpnet-base": language_model,
             "cross-encoder/ms-marco-MiniLM-L6-v2": str(folder / "cross"),
+            "Qwen/Qwen3-0.6B-Base": str(folder / "decoder"),
             "irds:msmarco-passage/train": "irds:local",
         }
         known.update(more)
@@ -120,6 +125,16 @@ ALL = 8 * 40  # every document for every topic
             "adapters.rst",
             {"5e-4": "5e-4, max_steps=2, verbose=False"},
             "adapted.merge_adapter() == encoder and encoder != base",
+        ),
+        (
+            "decoder_only.rst",
+            {
+                "Qwen/Qwen3-Embedding-0.6B": "my-model",
+                "document_length=512": "document_length=64",
+                "1e-4": "1e-4, max_steps=2, verbose=False",
+            },
+            "base.metadata['model']['pooling'] == 'lasttoken' and len(retriever(topics)) == ALL "
+            "and trainer.encoder != base and for_code != embedding",
         ),
         ("comparison.rst", {}, "table['name'].tolist() == ['bm25', 're-ranked', 'dense']"),
         (

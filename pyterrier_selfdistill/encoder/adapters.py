@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import AfterValidator
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
 from transformers import AutoConfig, PreTrainedModel
 
 from ..utils.checks import Expected, load_extra
@@ -66,8 +67,8 @@ def require_adaptable(model: SentenceTransformer, config: Any) -> None:
     require_plain(model, "training")
     if config is None:
         return
-    if not model.has_peft_compatible_model():
-        raise ValueError(f"adapter={config.peft_type.value} was given, but the model has no language model to adapt")
+    if not isinstance(model[0], Transformer) or not model.has_peft_compatible_model():
+        raise ValueError(f"adapter={config.peft_type.value} needs a model that starts with a language model to adapt")
     if config.is_prompt_learning:
         raise ValueError(
             f"adapter={config.peft_type.value} learns a prompt, which sentence-transformers cannot add to its models; "

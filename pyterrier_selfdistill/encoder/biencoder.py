@@ -58,6 +58,7 @@ from .storage import Device, PoolingMode
 
 READ_AHEAD = 2048  # how many documents an indexing pipeline reads at once, to encode those of like length together
 CHUNK = 4096  # how many vectors of an index are cut at once
+EMPTY = " "  # encoded in place of an empty text, for which a tokenizer without special tokens has no token
 SAMPLED = 64  # how many values of each tensor are looked at, or somewhat more, to see that a model has changed
 
 RoleName = Annotated[str, Field(pattern="^(query|document)$")]
@@ -140,6 +141,7 @@ class SelfDistillBiEncoder(ComparedByKey, pt.Artifact, BiEncoder):
         # a layer of the model, so that other libraries which load it get unit vectors too
         if not isinstance(self.model[-1], Normalize):
             self.model.append(Normalize())
+        storage.prepare(self.model)
         if device is not None:
             self.model.to(device)
         self.model.eval()
@@ -166,14 +168,15 @@ class SelfDistillBiEncoder(ComparedByKey, pt.Artifact, BiEncoder):
     ) -> SelfDistillBiEncoder:
         """Load a model to train or to use.
 
-        A plain language model gets a pooling layer, over its [CLS] token unless ``pooling`` says otherwise; a
-        sentence-transformers model keeps its own. Lengths and prompts that are not given stay as the model has them.
+        A plain language model gets a pooling layer; a sentence-transformers model keeps its own. Lengths and prompts
+        that are not given stay as the model has them.
 
         Args:
             name_or_path: The name of a model on the Hugging Face hub, or a folder.
-            pooling: How a plain language model makes one vector of many.
-            query_length: The number of tokens after which queries are cut.
-            document_length: The number of tokens after which documents are cut.
+            pooling: How a plain language model makes one vector of many: by default ``"lasttoken"`` for causal models
+                such as Qwen3 and GPT-2, whose first token sees no other, and ``"cls"`` for all others, such as BERT.
+            query_length: The number of tokens after which queries are cut, those of the prompt included.
+            document_length: The number of tokens after which documents are cut, likewise.
             query_prompt: What to put before each query.
             document_prompt: What to put before each document.
             batch_size: How many texts to encode at once.
@@ -196,7 +199,7 @@ class SelfDistillBiEncoder(ComparedByKey, pt.Artifact, BiEncoder):
         """
         name = storage.find(name_or_path)
         model = storage.load_pretrained(name, pooling=pooling, device=device)
-        storage.set_lengths(model, {"query_length": query_length, "document_length": document_length})
+        storage.set_lengths(model, {"query": query_length, "document": document_length})
         prompts = {"query": query_prompt, "document": document_prompt}
         model.prompts.update({role: prompt for role, prompt in prompts.items() if prompt is not None})
         encoder = cls(model, batch_size=batch_size, text_field=text_field, verbose=verbose, dtype=dtype)
@@ -335,7 +338,8 @@ class SelfDistillBiEncoder(ComparedByKey, pt.Artifact, BiEncoder):
         model = self.model
         prompt = model.prompts.get("query") or model.prompts.get(model.default_prompt_name or "")
         vectors = [torch.empty((0, self.dimension), device=model.device)]
-        for batch in chunked(require_strings(texts, "texts"), batch_size or self.batch_size):
+        texts = [text or EMPTY for text in require_strings(texts, "texts")]
+        for batch in chunked(texts, batch_size or self.batch_size):
             features = batch_to_device(model.preprocess(batch, prompt=prompt, task="query"), model.device)
             vectors.append(normalize(model(features, task="query")["sentence_embedding"].float()))
         return torch.cat(vectors)
@@ -470,13 +474,13 @@ class SelfDistillBiEncoder(ComparedByKey, pt.Artifact, BiEncoder):
 
     @property
     def query_length(self) -> int | None:
-        """The number of tokens after which queries are cut."""
-        return getattr(self.model[0], "query_length", None) or self.model.max_seq_length
+        """The number of tokens after which queries are cut; None if they are not."""
+        return storage.length_of(self.model, "query")
 
     @property
     def document_length(self) -> int | None:
-        """The number of tokens after which documents are cut."""
-        return getattr(self.model[0], "document_length", None) or self.model.max_seq_length
+        """The number of tokens after which documents are cut; None if they are not."""
+        return storage.length_of(self.model, "document")
 
     @property
     def model_name(self) -> str:
@@ -583,7 +587,8 @@ class SelfDistillBiEncoder(ComparedByKey, pt.Artifact, BiEncoder):
         # together, since each copy from a GPU waits for it
         sampled = [tensor_bytes(torch.cat(values)) for values in samples.values()]
         adapter = adapter_settings(model) if adapters_of(model) else ()
-        lengths = self.query_length, self.document_length, model.max_seq_length
+        longest = model.max_seq_length
+        lengths = self.query_length or longest, self.document_length or longest, longest
         return versions, sampled, (str(model), (*lengths, tuple(model.prompts.items()), *adapter))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -733,7 +738,7 @@ def encode(
     texts = require_strings(texts if bar is None else bar.iterable, "texts")
     positions: dict[str, list[int]] = {}
     for position, text in enumerate(texts):
-        positions.setdefault(text, []).append(position)
+        positions.setdefault(text or EMPTY, []).append(position)
     vectors = np.empty((len(texts), cast(int, model.get_embedding_dimension())), dtype=np.float32)
     encode_role = model.encode_query if role == "query" else model.encode_document
     for window in chunked(sorted(positions, key=len, reverse=True), READ_AHEAD):

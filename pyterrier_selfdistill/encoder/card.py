@@ -98,12 +98,12 @@ def description_rows(description: Mapping[str, Any]) -> list[tuple[str, str]]:
     if adapter := description.get("adapter"):
         refers = f"`{adapter['base']}` `{adapter['base_checksum'][:12]}`, which is not in the folder"
         base.append(("Adapter of", refers))
-    lengths = f"cut at {description['query_length']} and {description['document_length']} tokens"
+    lengths = [description[name] for name in ("query_length", "document_length")]
     return [
         *base,
         ("Architecture", f"{description['architecture']}, {description['parameters']:,} parameters"),
         ("Vectors", f"{description['dimension']} dimensions, unit length; pooling: {description['pooling']}"),
-        ("Queries and documents", lengths),
+        ("Queries and documents", " and ".join(f"cut at {n} tokens" if n else "not cut" for n in lengths)),
         ("Prompts", prompts or "none"),
         ("Checksum", f"`{description['checksum'][:12]}`"),
     ]

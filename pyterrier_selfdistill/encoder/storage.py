@@ -7,6 +7,7 @@ it: PyTerrier's metadata, which says what the encoder is and how it was trained,
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from sentence_transformers.util import get_device_name, is_sentence_transformer_model
+from transformers.tokenization_utils_base import LARGE_INTEGER
 
 from ..utils.checks import Expected
 from ..utils.compat import no_transformers_progress_bars
@@ -99,9 +101,9 @@ def load_pretrained(name: str, *, pooling: PoolingMode | None, device: Device) -
     try:
         with no_transformers_progress_bars():
             if is_plain:
-                # the [CLS] token by default, as in the paper; sentence-transformers itself would take the mean
                 transformer = Transformer(name, model_kwargs=dict(FLOAT32))
-                pool = Pooling(transformer.get_embedding_dimension(), pooling_mode=pooling or "cls")
+                mode = pooling or default_pooling(transformer)
+                pool = Pooling(transformer.get_embedding_dimension(), pooling_mode=mode)
                 model = SentenceTransformer(modules=[transformer, pool], device="cpu")
                 model.model_card_data.base_model = name
             else:
@@ -144,23 +146,74 @@ def _damage(folder: Path, error: Exception) -> str:
     return f"{error} (look at config.json and the weights, such as model.safetensors)"
 
 
+def default_pooling(layer: Transformer) -> PoolingMode:
+    """Choose the last token where tokens see only those before them, and [CLS] elsewhere, as in the paper."""
+    tokens = torch.tensor([[0, 1], [0, 2]])
+    with torch.no_grad():
+        first = layer({"input_ids": tokens, "attention_mask": torch.ones_like(tokens)})["token_embeddings"][:, 0]
+    return "lasttoken" if torch.allclose(first[0], first[1], atol=1e-6) else "cls"
+
+
+def usable_positions(layer: Transformer) -> float:
+    """Count the tokens that a language model has positions for."""
+    said = getattr(layer.config, "max_position_embeddings", None) or -1  # which XLNet says for no limit
+    positions = said if said > 0 else math.inf
+    for name, table in layer.model.named_modules():
+        # RoBERTa and its like count from the position after that of padding
+        if name.endswith("position_embeddings") and getattr(table, "padding_idx", None) is not None:
+            positions = min(positions, len(table.weight) - table.padding_idx - 1)
+    return positions
+
+
+def prepare(model: SentenceTransformer) -> None:
+    """Pad and cut texts so that their vectors depend neither on the batch nor on positions that are not there."""
+    for layer in model.modules():
+        if not isinstance(layer, Transformer):
+            continue
+        tokenizer: Any = layer.tokenizer
+        # on the left, padding would shift absolute positions
+        tokenizer.padding_side = "right"
+        if tokenizer.pad_token is None:
+            # any token will do, since padding is masked
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+        positions = usable_positions(layer)
+        for name in ("max_seq_length", "query_length", "document_length"):
+            if (getattr(layer, name) or 0) > positions:
+                setattr(layer, name, positions)
+
+
+def first_layer(model: SentenceTransformer, role: str) -> Any:
+    """Find the layer that takes the texts of a role, which in a router is not the first of all."""
+    routes: Any = getattr(model[0], "sub_modules", {})
+    return routes[role][0] if role in routes else model[0]
+
+
+def length_of(model: SentenceTransformer, role: str) -> int | None:
+    """Return the number of tokens after which the texts of a role are cut; None if they are not."""
+    layer = first_layer(model, role)
+    length = getattr(layer, f"{role}_length", None) or getattr(layer, "max_seq_length", None)
+    # libraries have huge numbers for "not cut"
+    return length if length is not None and length < LARGE_INTEGER else None
+
+
 def set_lengths(model: SentenceTransformer, lengths: Mapping[str, int | None]) -> None:
-    """Set the numbers of tokens after which texts are cut."""
-    for name, length in lengths.items():
+    """Set the numbers of tokens after which the texts of each role are cut."""
+    for role, length in lengths.items():
         if length is None:
             continue
-        if not isinstance(model[0], Transformer):
-            raise ValueError(f"{name}={length} was given, but the model starts with {model[0]}, which cuts no texts")
-        positions = getattr(model[0].config, "max_position_embeddings", length)
+        layer = first_layer(model, role)
+        if not isinstance(layer, Transformer):
+            raise ValueError(f"{role}_length={length} was given, but {layer} takes the texts, and cuts none; omit it")
+        positions = usable_positions(layer)
         if length > positions:
             raise ValueError(
-                f"{name} must be an integer from 1 to {positions}, the positions of the model, got {length}"
+                f"{role}_length must be an integer from 1 to {positions}, the positions of the model, got {length}"
             )
         # attributes of the layer are saved with it
-        setattr(model[0], name, length)
-    if lengths["document_length"] is not None:
-        # for libraries that do not tell documents from queries
-        model.max_seq_length = lengths["document_length"]
+        setattr(layer, f"{role}_length", length)
+        if role == "document":
+            # for libraries that do not tell documents from queries
+            layer.max_seq_length = length
 
 
 def describe(model: SentenceTransformer) -> dict[str, Any]:

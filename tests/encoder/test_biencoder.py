@@ -56,16 +56,6 @@ def test_what_is_not_a_list_of_strings_is_refused(encoder, texts, message):
             encode(texts)
 
 
-def test_the_first_token_of_a_plain_language_model_is_pooled_by_default(encoder, language_model):
-    features = encoder.model.preprocess(["plot a file"])
-    inputs = {name: features[name] for name in ("input_ids", "attention_mask")}
-    first = encoder.model[0].model(**inputs).last_hidden_state[:, 0]
-    expected = torch.nn.functional.normalize(first).detach().numpy()
-    np.testing.assert_allclose(encoder.encode_docs(["plot a file"]), expected, atol=1e-6)
-    mean = load(language_model, pooling="mean", device="cpu")
-    assert not np.allclose(mean.encode_docs(["plot a file"]), expected, atol=1e-3)
-
-
 def test_a_sentence_transformers_model_keeps_its_layers(tiny_model, tmp_path):
     tiny_model.save(str(tmp_path / "model"))
     assert load(tmp_path / "model", device="cpu").model[1].pooling_mode == "mean"
