@@ -450,6 +450,8 @@ class SelfDistillationLoss(CachedLossMixin, nn.Module):
         self.model = model
         # a copy, since each training measures a scale of its own
         self.loss = AdaptiveMarginLoss() if loss is None else copy.copy(loss)
+        if self.loss.target in TARGETS:
+            self.citation = CITATION  # for cards of sentence-transformers
         self.uses_gradient_cache = mini_batch_size is not None
         self.mini_batch_size = mini_batch_size or 0
         self.statistics: dict[str, Tensor] = {}
@@ -527,11 +529,6 @@ class SelfDistillationLoss(CachedLossMixin, nn.Module):
     def get_config_dict(self) -> dict[str, Any]:
         """Return the options, for the model card."""
         return self.loss.get_config_dict()
-
-    @property
-    def citation(self) -> str:
-        """The paper, as BibTeX, for the model card."""
-        return CITATION
 
 
 def _gathered(columns: list[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -41,7 +41,7 @@ from ..utils.checks import (
     without_rows,
 )
 from ..utils.compat import remove_autocast, schematic, tensor_version
-from ..utils.folders import portable_settings
+from ..utils.folders import portable_settings, scratch_folder
 from . import storage
 from .adapters import (
     adapter_settings,
@@ -449,10 +449,20 @@ class SelfDistillBiEncoder(ComparedByKey, pt.Artifact, BiEncoder):
         self.name = str(self.path)
         return self.path
 
-    def build_package(self, *arguments: Any, **options: Any) -> str:
-        """Write the folder of the encoder to one file, as PyTerrier's artifacts do; merge an adapter first."""
+    def build_package(self, package_path: str | None = None, **options: Any) -> str:
+        """Write the encoder to one file, as PyTerrier's artifacts do; merge an adapter first.
+
+        It is saved for this, wherever it comes from. The file is next to its folder, if it has one.
+        """
         require_plain(self.model, "a package")
-        return super().build_package(*arguments, **options)
+        if package_path is None:
+            if not isinstance(self.path, Path):
+                raise ValueError(f"{self!r} is in no folder; give package_path=, or save it first")
+            package_path = f"{self.path}.tar.lz4"
+        with scratch_folder() as scratch:
+            held = self.apply_attributes()
+            held.path = self._write(scratch / Path(self.name or "encoder").name, overwrite=False)
+            return super(SelfDistillBiEncoder, held).build_package(package_path, **options)
 
     @checked
     def export(self, path: FolderPath, *, overwrite: bool = False) -> Path:

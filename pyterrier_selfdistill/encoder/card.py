@@ -9,13 +9,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from ..losses import CITATION
+from transformers.utils import cached_file
+
+from ..losses import CITATION, TARGETS
 
 # the columns of the training history that are not measures, and their titles
 PROGRESS = {"step": "step", "loss": "loss", "margin": "mean margin", "target": "mean target"}
 PYTERRIER = "[PyTerrier](https://pyterrier.readthedocs.io)"
+
+HOW_OF_PAPER = ", trained by self-distillation with adaptive relevance margins"
 
 USAGE = """```python
 # pip install pyterrier-selfdistill
@@ -37,11 +42,21 @@ def saved_card(metadata: Mapping[str, Any], *, title: str, load: str) -> str:
         "pipeline_tag": "sentence-similarity",
         "tags": ["sentence-transformers", "pyterrier", "dense-retrieval", "pyterrier-selfdistill"],
     }
-    base = metadata["training"].get("base_model", {}).get("name") or ""
-    is_name_on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", base)
-    if is_name_on_hub:
-        matter["base_model"] = base
+    base = metadata["training"].get("base_model", {})
+    if base.get("is_on_hub") or re.fullmatch(r"[\w.-]+/[\w.-]+", base.get("name") or ""):
+        matter["base_model"] = base["name"]
     return _card(matter, metadata, title=title, load=load)
+
+
+def read_license(model: str) -> str | None:
+    """Read the license in the card of a model, in its folder or in the cache of the hub."""
+    try:
+        card = cached_file(model, "README.md", local_files_only=True)
+        text = Path(card or "").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
+    found = re.match(r"---\n(?:(?!---).*\n)*?license: *['\"]?([\w.-]+)", text)
+    return found and found[1]
 
 
 def artifact_card(metadata: Mapping[str, Any], *, repo: str, branch: str | None, pretty_name: str | None) -> str:
@@ -71,7 +86,9 @@ def _card(front_matter: Mapping[str, Any], metadata: Mapping[str, Any], *, title
     if training:
         sections += ["## Training", _table(["", ""], training_rows(training))]
         sections += _measure_sections(training)
-    sections += ["## Citation", f"```bibtex{CITATION}```"]
+    if _how_trained(training) == HOW_OF_PAPER:
+        sections += ["## Citation", f"```bibtex{CITATION}```"]
+    front_matter = {**front_matter, "license": training.get("base_model", {}).get("license", "unknown")}
     # JSON is YAML, and quotes what needs it
     matter = "".join(f"{name}: {json.dumps(value)}\n" for name, value in front_matter.items())
     return f"---\n{matter}---\n" + "\n\n".join(sections) + "\n"
@@ -84,11 +101,13 @@ def _how_trained(training: Mapping[str, Any]) -> str:
     if training.get("best_step") == 0:
         return ": the base model as it was, since training did not improve it"
     loss = training.get("loss", {})
-    if loss.get("target") == "softmax":
-        return ", trained with InfoNCE"
-    if loss.get("name", "SelfDistillationLoss") != "SelfDistillationLoss":
-        return f", trained with {loss['name']}"
-    return ", trained by self-distillation with adaptive relevance margins"
+    name, target = loss.get("name"), loss.get("target")
+    if name != "SelfDistillationLoss":
+        return f", trained with {name}" if name else ""
+    if target in TARGETS:
+        return HOW_OF_PAPER
+    how = {"softmax": "with InfoNCE", "listwise": "by listwise self-distillation"}
+    return f", trained {how.get(target, f'with a margin of {target}')}"
 
 
 def description_rows(description: Mapping[str, Any]) -> list[tuple[str, str]]:

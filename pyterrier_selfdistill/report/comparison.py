@@ -13,7 +13,6 @@ import pandas as pd
 import pyterrier as pt
 from pydantic import Field
 from pyterrier.measures import RR, nDCG
-from scipy import stats
 
 from ..data.corpus import Corpus, Documents, join_texts
 from ..utils.checks import (
@@ -36,6 +35,7 @@ Systems: TypeAlias = Annotated[
 ]
 Baseline: TypeAlias = Annotated[int | str, Expected("the position of a system, or its name")]
 Encoders: TypeAlias = Annotated[Mapping[str, TrainedEncoder], Expected("a dictionary of encoders or trainers by name")]
+RESAMPLES = 2000  # how often queries are drawn for an interval
 DEFAULT_MEASURES = (nDCG @ 10, RR @ 10)
 
 
@@ -135,8 +135,8 @@ class Comparison:
     Attributes:
         table: A row for each system: the columns of ``pt.Experiment`` with Holm's correction (each measure; how many
             queries were better, ``+``, and worse, ``-``; ``p-value``, ``reject`` and ``p-value corrected`` of paired
-            t-tests), 95 % t intervals over queries (``low``, ``high``), and the difference to the baseline with its
-            interval (``difference``, ``difference low``, ``difference high``).
+            t-tests), 95 % bootstrap intervals over queries (``low``, ``high``), and the difference to the baseline with
+            its interval (``difference``, ``difference low``, ``difference high``).
         per_query: A row for each system, query and measure: ``name``, ``qid``, ``measure`` and ``value``.
         results: The results of each system by its name.
         topics: The queries that have judgements.
@@ -294,8 +294,11 @@ def _with_intervals(
 
 
 def _interval(values: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the t interval of the mean of each column; NaN if all its values are equal."""
-    errors = stats.sem(values) if len(values) > 1 else np.zeros(values.shape[1])
-    errors = np.where(values.nunique() > 1, errors, np.nan)
-    low, high = stats.t.interval(CONFIDENCE, len(values) - 1, loc=values.mean(), scale=errors)
-    return low, high
+    """Compute the bootstrap interval of the mean of each column; NaN if all its values are equal."""
+    queries = len(values)
+    # how often each query is drawn; the same for all systems
+    draws = np.random.default_rng(0).multinomial(queries, np.full(queries, 1 / queries), size=RESAMPLES)
+    means = draws @ values.to_numpy() / queries
+    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
+    differ = values.nunique() > 1
+    return np.where(differ, low, np.nan), np.where(differ, high, np.nan)

@@ -25,6 +25,7 @@ from transformers.utils import flatten_dict
 from ..data.triples import LABEL, TrainingSet, Triples, parts_of
 from ..encoder.adapters import describe_adapter
 from ..encoder.biencoder import PromptsByCollection, SelfDistillBiEncoder
+from ..encoder.card import read_license
 from ..encoder.precision import has_bfloat16
 from ..losses import (
     SOFTMAX_TARGETS,
@@ -460,6 +461,11 @@ def run_settings(
         described["matryoshka_dims"] = list(loss.matryoshka_dims)
         described["matryoshka_weights"] = list(loss.matryoshka_weights)
     precision = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "float32"
+    base_model: dict[str, Any] = {"name": base.name, "checksum": base.model_name}
+    if base.name is not None and not Path(base.name).exists():
+        base_model["is_on_hub"] = True
+    if license_name := read_license(base.name or ""):
+        base_model["license"] = license_name
     settings: dict[str, Any] = {
         "data": data.summary,
         "loss": described,
@@ -467,7 +473,7 @@ def run_settings(
         "precision": precision,
         "arguments": dict(overrides),
         "seed": arguments.seed,
-        "base_model": {"name": base.name, "checksum": base.model_name},
+        "base_model": base_model,
         "evaluation": None if evaluator is None else {"patience": patience, **evaluator.describe()},
         "mining": mining,
     }

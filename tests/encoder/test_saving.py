@@ -14,7 +14,7 @@ import yaml
 from sentence_transformers import SentenceTransformer
 
 from pyterrier_selfdistill import SelfDistillBiEncoder
-from pyterrier_selfdistill.encoder.card import saved_card
+from pyterrier_selfdistill.encoder.card import read_license, saved_card
 
 QUERIES = ["sort rows", "plot", "read a file"]
 DOCUMENTS = ["sort the rows of a table by column", "plot a matrix", "read", "write a file and return the mean value"]
@@ -233,11 +233,15 @@ def test_the_card_of_a_trained_encoder_says_how_it_was_trained(source, saved):
 
 CARDS = [
     ({}, "A single-vector biencoder", "## Training"),
-    ({"loss": {"name": "L", "target": "softmax"}}, "InfoNCE", "adaptive relevance"),
+    ({"loss": {"name": "SelfDistillationLoss", "target": "softmax"}}, "InfoNCE", "@inproceedings"),
+    ({"loss": {"name": "MarginMSELoss"}}, "trained with MarginMSELoss", "@inproceedings"),
+    ({"loss": {"name": "SelfDistillationLoss", "target": 0.3}}, "trained with a margin of 0.3", "@inproceedings"),
+    ({"loss": {"name": "SelfDistillationLoss", "target": "listwise"}}, "by listwise self-", "@inproceedings"),
     ({"best_step": 0, "best_measure": {"name": "RR", "value": 0.6}}, "no later step", "adaptive relevance"),
     ({"history": [{"step": 20, "loss": 0.5}]}, "no validation queries", "best |"),
     ({"steps": 3, "loss": {"name": "L"}, "truncated_from": 384}, "of 384 dimensions", "Shorter"),
-    ({"base_model": {"name": "me/base"}}, 'base_model: "me/base"', "Seed"),
+    ({"base_model": {"name": "me/base", "license": "mit"}}, 'base_model: "me/base"\nlicense: "mit"', "Seed"),
+    ({"base_model": {"name": "bert", "is_on_hub": True}}, 'base_model: "bert"\nlicense: "unknown"', "Seed"),
 ]
 
 
@@ -248,7 +252,15 @@ def test_a_card_says_what_is_known(source, training, said, unsaid):
     assert unsaid not in card
 
 
-def test_an_upload_holds_the_encoder_and_its_card(saved, tmp_path, monkeypatch):
+def test_the_license_is_in_the_card_of_the_base(tmp_path):
+    (tmp_path / "README.md").write_text("---\ntags:\n- a\nlicense: apache-2.0\n---\nlicense: mit")
+    assert read_license(str(tmp_path)) == "apache-2.0"
+    (tmp_path / "README.md").write_text("---\ntags: a\n---\nlicense: mit")
+    assert read_license(str(tmp_path)) is read_license("me/unknown") is read_license("") is None
+
+
+@pytest.mark.parametrize("load", [pt.Artifact.load, SelfDistillBiEncoder.from_pretrained])
+def test_an_upload_holds_the_encoder_and_its_card(saved, load, monkeypatch):
     uploaded = {}
 
     def upload_folder(*arguments, folder_path, **options):
@@ -259,7 +271,7 @@ def test_an_upload_holds_the_encoder_and_its_card(saved, tmp_path, monkeypatch):
         monkeypatch.setattr(huggingface_hub, name, lambda *arguments, **options: None)
     monkeypatch.setattr(huggingface_hub, "upload_folder", upload_folder)
     monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", lambda self, *args, **kw: upload_folder(*args, **kw))
-    pt.Artifact.load(str(saved)).to_hf("me/retriever", pretty_name="A retriever")
+    load(str(saved)).to_hf("me/retriever", pretty_name="A retriever")
     assert {"README.md", "artifact.tar.lz4"} <= uploaded.keys()
     card = uploaded["README.md"].decode()
     front = yaml.safe_load(card.split("---\n")[1])
