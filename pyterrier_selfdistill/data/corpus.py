@@ -21,11 +21,43 @@ from ..utils.checks import FieldNames, checked, require_distinct_columns
 # a PyTerrier dataset, a frame with ``docno`` and text, or records; unchecked, since that would read an iterable
 Corpus: TypeAlias = SkipValidation[pt.datasets.Dataset | pd.DataFrame | Iterable[Mapping[str, Any]]]
 
+# the names that BEIR, Pyserini and others give to what PyTerrier expects
+OTHER_NAMES = {"docno": ("_id", "id", "doc_id", "docid"), "text": ("contents", "content", "body", "passage")}
 
-def reusable(corpus: Corpus) -> Corpus:
-    """Return a corpus that can be read more than once."""
+
+def require_document(record: Any, fields: Sequence[str]) -> None:
+    """Check that a document is a record with an identifier and fields."""
+    if not isinstance(record, Mapping):
+        raise TypeError(f"documents must be records with a 'docno', got {reprlib.repr(record)} among them")
+    missing = [name for name in ("docno", *fields) if name not in record]
+    if missing:
+        others = [(name, other) for name in missing for other in OTHER_NAMES.get(name, ()) if other in record]
+        advice = [f"rename {other!r} to {name!r}" for name, other in others]
+        if "doc_vec" in missing:
+            advice.append("put an encoder before the index: (encoder >> index).index(corpus)")
+        raise ValueError(
+            f"documents must have 'docno' and {_listed(fields)}, got {list(record)}: {_listed(missing)} missing; "
+            f"{', '.join(advice) or 'choose among the fields with fields='}"
+        )
+
+
+def records_of(corpus: Corpus) -> Iterable[Any]:
+    """Iterate over the documents of a corpus."""
+    if isinstance(corpus, pt.datasets.Dataset):
+        try:
+            return corpus.get_corpus_iter(verbose=False)
+        except NotImplementedError:
+            raise ValueError(f"corpus must have documents, got {corpus!r} without; give another one") from None
+    if not isinstance(corpus, Iterable):
+        raise TypeError(f"documents must be an iterable of records with a 'docno', got {corpus!r}; give a list of them")
+    return corpus.to_dict(orient="records") if isinstance(corpus, pd.DataFrame) else corpus
+
+
+def reusable(corpus: Corpus, fields: Sequence[str]) -> Corpus:
+    """Return a corpus that can be read more than once, whose first document is checked."""
     if isinstance(corpus, pd.DataFrame):
         require_distinct_columns(corpus, "corpus")
+        require_document(dict.fromkeys(corpus.columns), fields)
     if isinstance(corpus, pt.datasets.Dataset | pd.DataFrame):
         return corpus
     first = None
@@ -38,6 +70,8 @@ def reusable(corpus: Corpus) -> Corpus:
             "corpus must be a PyTerrier dataset, a frame, or an iterable of records such as {'docno': 'd1', 'text': "
             f"'sort rows'}}, got {reprlib.repr(corpus)}, a {type(corpus).__name__}"
         )
+    if first:
+        require_document(first, fields)
     return corpus
 
 
@@ -50,7 +84,7 @@ class Documents:
         fields: The fields that make the text of a document, joined by a space.
 
     Raises:
-        ValueError: When documents are read that lack ``docno`` or a field.
+        ValueError: If a document lacks ``docno`` or a field: the first one at once, others when they are read.
         TypeError: If there is no corpus; or when documents are read whose ``docno`` or text is not a string.
 
     Example:
@@ -60,22 +94,15 @@ class Documents:
     """
 
     def __init__(self, corpus: Corpus, fields: FieldNames) -> None:
-        self.corpus = reusable(corpus)
+        self.corpus = reusable(corpus, fields)
         self.fields = list(fields)
         self._store: tuple[int, Any] | None = None  # the process that opened it, and the docstore
         self._texts: dict[str, str] = {}
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         """Iterate over identifiers and texts."""
-        for record in self._records():
-            if not isinstance(record, Mapping):
-                raise TypeError(f"documents must be records with a 'docno', got {reprlib.repr(record)} among them")
-            missing = sorted({"docno", *self.fields} - record.keys())
-            if missing:
-                raise ValueError(
-                    f"documents must have 'docno' and {_listed(self.fields)}, got {list(record)}: {_listed(missing)} "
-                    "missing; choose among the fields with fields="
-                )
+        for record in records_of(self.corpus):
+            require_document(record, self.fields)
             yield record["docno"], self._join(record["docno"], [record[name] for name in self.fields])
 
     def docnos(self) -> list[str]:
@@ -131,16 +158,6 @@ class Documents:
             return None
         reference = self.corpus.irds_ref()
         return reference if reference.has_docs() else None
-
-    def _records(self) -> Iterable[Mapping[str, Any]]:
-        if isinstance(self.corpus, pt.datasets.Dataset):
-            try:
-                return self.corpus.get_corpus_iter(verbose=False)
-            except NotImplementedError:
-                raise ValueError(f"corpus must have documents, got {self.corpus!r} without; give another one") from None
-        if isinstance(self.corpus, pd.DataFrame):
-            return self.corpus.to_dict(orient="records")
-        return self.corpus
 
     def _join(self, docno: str, values: Sequence[Any]) -> str:
         """Join the fields of a document, once they are checked."""

@@ -25,9 +25,9 @@ from ..utils.checks import (
     Seed,
     Share,
     checked,
+    judged,
     require_columns,
     require_identifiers,
-    require_judged,
     require_texts,
 )
 from .corpus import Corpus, Documents, join_texts
@@ -111,7 +111,7 @@ def from_results(
         {'query': 'sort', 'positive': 'sort rows', 'negative': 'plot a file'}
     """
     require_columns(results, ["docno"], "results")
-    require_judged(results, qrels)
+    results, qrels = judged(results, qrels)
     judgements = Judgements(results, qrels, min_label)
     fields = fields or [text_field]
     texts: dict[str, str] = {}
@@ -151,7 +151,7 @@ def from_topics(
     """
     if negatives != Negatives(negatives.number):
         raise ValueError(f"{negatives} chooses among ranks and scores, which a corpus has not; put a retriever before")
-    require_judged(topics, qrels)
+    topics, qrels = judged(topics, qrels)
     judgements = Judgements(topics, qrels, min_label)
     documents = Documents(corpus, fields or [text_field])
     drawn = _draw_from_corpus(documents.docnos(), judgements, negatives.number + SPARE, seed)
@@ -163,8 +163,6 @@ class Judgements:
     """The positives of each query, and counts of queries, judgements and results that match nothing."""
 
     def __init__(self, topics: pd.DataFrame, qrels: pd.DataFrame, min_label: int) -> None:
-        # an index may be named like a column
-        topics, qrels = topics.reset_index(drop=True), qrels.reset_index(drop=True)
         self.queries = dict(zip(topics["qid"], topics["query"], strict=True))
         self.read = len(qrels)
         unjudged = ~topics["qid"].isin(qrels["qid"])

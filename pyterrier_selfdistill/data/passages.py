@@ -81,7 +81,8 @@ def _best_passages(queries: Sequence[str], documents: Columns, passages_of: Colu
 
 def divide(texts: Sequence[str], passages: pt.Transformer, text_field: str) -> dict[str, list[str]]:
     """Divide documents; one of which nothing is left is its own passage."""
-    frame = pd.DataFrame({"docno": list(map(str, range(len(texts)))), text_field: texts})
+    documents = {f"document-{number}": text for number, text in enumerate(texts)}
+    frame = pd.DataFrame({"docno": list(documents), text_field: texts})
     try:
         divided = pd.DataFrame(passages(frame))
         found = list(zip(divided["docno"], divided[text_field], strict=True))
@@ -93,8 +94,14 @@ def divide(texts: Sequence[str], passages: pt.Transformer, text_field: str) -> d
         ) from error
     passages_of: dict[str, list[str]] = {text: [] for text in texts}
     for docno, passage in found:
+        document = documents.get(document_of(str(docno)))
+        if document is None or not isinstance(passage, str):
+            raise ValueError(
+                f"passages={passages!r} must give each passage a text, and the docno of its document, perhaps with "
+                f"'%p' and a number, such as 'document-0%p1'; got {passage!r} as the docno {docno!r}"
+            )
         if passage.strip():
-            passages_of[texts[int(document_of(docno))]].append(passage)
+            passages_of[document].append(passage)
     return {text: found or [text] for text, found in passages_of.items()}
 
 

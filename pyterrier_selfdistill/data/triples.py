@@ -40,15 +40,20 @@ from ..utils.checks import FieldNames, PositiveInteger, Seed, checked, require_t
 from ..utils.compat import progress_bar
 from ..utils.folders import atomic_folder
 from ..utils.processes import is_first
-from .corpus import Corpus, Documents
+from .corpus import Corpus, Documents, join_texts
 
 logger = logging.getLogger(__name__)
 LABEL = "label"  # the column of numbers next to the texts, as sentence-transformers names it
-NEGATIVE = re.compile(r"negative(_\d+)?")
+# the names that columns may have, the first one first
+QUERIES = ("query", "anchor", "question")
+QUERY_IDENTIFIERS = ("qid", "query_id", "query")
+POSITIVES = ("positive", "pos", "passage", "document", "answer", "positives", "positive_passages")
+NEGATIVES = ("negative", "neg", "negatives", "negative_passages")
+KNOWN = {*QUERIES, *QUERY_IDENTIFIERS, *POSITIVES, *NEGATIVES, LABEL}
 ROWS = 20_000
 LARGEST_ROW = 2**24
 ODD = np.uint64(0x9E3779B97F4A7C15)
-CACHE_FORMAT = 5
+CACHE_FORMAT = 6
 TrainingSet: TypeAlias = Dataset | DatasetDict  # the triples of one collection, or of several by name
 
 
@@ -84,8 +89,10 @@ def read_triples(
     """Read triples, or pairs without a negative, of texts, of identifiers, or of the docpairs of a data set.
 
     Docpairs and identifiers are shuffled, and duplicates are dropped; texts stay in their order. Columns are named
-    ``query`` (or ``anchor``; ``qid`` for identifiers), ``positive``, ``negative`` or ``negative_1``, ``negative_2``,
-    ..., and ``label``; without names they are in this order. Rows that lack a text are dropped and counted.
+    ``query`` (or ``anchor``; ``qid`` for identifiers), ``positive`` (or ``pos``, ``passage``, ``document``),
+    ``negative`` (or ``neg``) or ``negative_1``, ``negative_2``, ..., and ``label``; others are ignored. Without names
+    they are in this order. Where positives or negatives are lists, as in the JSON lines of Tevatron, each pair of them
+    is a triple. Rows that lack a text are dropped and counted.
 
     Args:
         source: A PyTerrier data set with docpairs, such as ``irds:msmarco-passage/train``; a frame, a
@@ -135,15 +142,15 @@ def read_triples(
                 f"identifiers; the source is a {type(source).__name__}, whose triples have no query identifiers"
             )
         origin: dict[str, Any] = {"source": _name(source), "kind": "texts", "limit": limit}
-        write = partial(write_triples, tables=_tables(source), origin=origin)
-        files, summary = kept([origin, _identity(source)], write)
+        write = partial(write_triples, tables=_tables(source, fields, False), origin=origin)
+        files, summary = kept([origin, list(fields), _identity(source)], write)
         return Triples(files["triples"], summary)
     elif corpus is None:
         raise ValueError("topics= says that the source holds identifiers; give their documents as corpus=")
     else:
         require_topics(topics)
         queries = dict(zip(topics["qid"], topics["query"], strict=True))
-        kind, identity, tables = "identifiers", [_identity(source), queries], _tables(source, identifiers=True)
+        kind, identity, tables = "identifiers", [_identity(source), queries], _tables(source, fields, True)
     origin = {"source": _name(source), "kind": kind, "max_pairs_per_query": max_pairs_per_query, "limit": limit}
     origin |= {"seed": seed, "fields": list(fields)}
     documents = Documents(corpus, fields)
@@ -359,39 +366,64 @@ def column_names(number: int) -> list[str]:
     return ["query", "positive", *negatives]
 
 
-def _columns(names: Sequence[Any], identifiers: bool) -> dict[str, Any]:
+def _columns(source: Any, names: Sequence[Any], identifiers: bool) -> dict[str, Any]:
     """Find the columns of triples among the names of a source, which are numbers where it has none."""
     repeated = sorted(set(duplicates_everseen(names)))
     if repeated:
         raise ValueError(f"triples must have distinct columns, got {repeated} more than once; rename or drop some")
     if all(str(name).isdecimal() for name in names):
         return dict(zip(column_names(len(names)), names, strict=True))
-    queries = [name for name in (("qid", "query") if identifiers else ("query", "anchor")) if name in names]
-    negatives = [name for name in names if NEGATIVE.fullmatch(str(name))]
-    others = set(names) - {"query", "anchor", "qid", "positive", LABEL}
-    # a column that could be that of the negatives under another name must not make pairs of triples
-    if not queries or "positive" not in names or (others and not negatives):
+    of_queries = QUERY_IDENTIFIERS if identifiers else QUERIES
+    columns: dict[str, Any] = {}
+    for role, known in (("query", of_queries), ("positive", POSITIVES), ("negative", NEGATIVES)):
+        number = r"(_\d+)?" if role == "negative" else "()"
+        matches = [re.fullmatch(rf"({'|'.join(known)}){number}", str(name)) for name in names]
+        # by number: as strings, negative_10 comes before negative_2
+        order = {(known.index(match[1]), int((match[2] or "_0")[1:]), match[0]): match for match in matches if match}
+        found = [order[key] for key in sorted(order)]
+        columns |= {f"{role}{match[2] or ''}": match[0] for match in found if match[1] == found[0][1]}
+    is_pair = columns.keys() == {"query", "positive"}
+    # negatives under another name must not make pairs of triples
+    if not columns.keys() >= {"query", "positive"} or (is_pair and any("neg" in str(name).lower() for name in names)):
+        expected = "; ".join(" or ".join(map(repr, known)) for known in (of_queries, POSITIVES, NEGATIVES))
         raise ValueError(
-            "triples must have the columns 'query' (or 'anchor'; 'qid' for identifiers), 'positive', and 'negative' or "
-            f"'negative_1', 'negative_2', ..., and pairs the first two alone, got {list(names)}; rename or drop some"
+            "triples must have a column for the query, one for the positive, and perhaps one or several for negatives "
+            f"({expected}, 'negative_1', 'negative_2', ...), got the columns {list(names)}; rename some"
         )
-    # by number: as strings, negative_10 comes before negative_2
-    negatives.sort(key=lambda name: int(name.partition("_")[2] or 0))
-    labels = [LABEL] if LABEL in names and not identifiers else []
-    return {"query": queries[0], **{name: name for name in ["positive", *negatives, *labels]}}
+    if LABEL in names and not identifiers:
+        columns[LABEL] = LABEL
+    unused = [name for name in names if name not in columns.values()]
+    if unused or any(role != name for role, name in columns.items()):
+        log = logger.warning if is_pair and unused else logger.info
+        log("%s: the columns of triples are %s; not used: %s", _name(source), columns, unused)
+    return columns
 
 
-def _tables(source: Any, *, identifiers: bool = False, kind: str | None = None) -> Iterator[pa.Table]:
+def _tables(source: Any, fields: Sequence[str], identifiers: bool, kind: str | None = None) -> Iterator[pa.Table]:
     """Read the columns of triples, whatever holds them: strings without missing values, and labels as float32."""
     try:
         for table in _raw_tables(source, identifiers, kind):
-            columns = _columns(table.column_names, identifiers)
-            yield pa.table({name: _values(name, table[original]) for name, original in columns.items()})
+            rows = _unfolded(table, fields)
+            yield pa.table({name: _values(name, rows[name]) for name in rows.column_names})
     except (pa.ArrowException, OSError, TypeError, UnicodeError) as error:
         error_type = TypeError if isinstance(error, TypeError) else ValueError
         raise error_type(f"{_name(source)}: {error}; correct it, or write the data again") from error
     except ValueError as error:
         raise ValueError(f"{_name(source)}: {error}") from error
+
+
+def _unfolded(table: pa.Table, fields: Sequence[str]) -> pa.Table:
+    """Make a row of each positive and each negative where columns hold lists of texts or of documents."""
+    lists = [field.name for field in table.schema if pa.types.is_list(field.type) and field.name != LABEL]
+    if not lists:
+        return table
+    frame = table.to_pandas()
+    for name in lists:
+        # an empty list becomes a row without a text, which counts as dropped
+        frame = frame.explode(name)
+        texts = [join_texts(map(text.get, fields)) if isinstance(text, dict) else text for text in frame[name]]
+        frame = frame.assign(**{name: texts})
+    return pa.Table.from_pandas(frame, preserve_index=False)
 
 
 def _values(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -416,10 +448,16 @@ def _raw_tables(source: Any, identifiers: bool, kind: str | None) -> Iterator[pa
     if isinstance(source, str | Path):
         yield from _read_file(Path(source), identifiers, kind)
     elif isinstance(source, Dataset):
-        # a transform may make texts of other columns
-        rows = source if source.format["type"] == "custom" else source.with_format("arrow")
+        rows = source
+        if source.format["type"] != "custom":
+            shown = None if source.format["output_all_columns"] else source.format["columns"]
+            rows = source.with_format("arrow", columns=shown)
+        columns: dict[str, Any] = {}
         for batch in rows.iter(batch_size=ROWS):
-            yield batch if isinstance(batch, pa.Table) else pa.table(batch)
+            # a transform may make texts of other columns
+            names = batch.column_names if isinstance(batch, pa.Table) else list(batch)
+            columns = columns or _columns(source, names, identifiers)
+            yield _chosen(batch, columns)
     elif isinstance(source, pd.DataFrame | Iterable):
         frame: Any = source
         if not isinstance(source, pd.DataFrame):
@@ -430,11 +468,15 @@ def _raw_tables(source: Any, identifiers: bool, kind: str | None) -> Iterator[pa
                     raise TypeError(f"row {position} is {row!r}; expected tuples of one length, or dictionaries")
             frame = pd.DataFrame(rows)
         if len(frame):
-            columns = list(_columns(list(frame.columns), identifiers).values())
-            table = pa.Table.from_pandas(frame[columns], preserve_index=False)
+            columns = _columns(source, list(frame.columns), identifiers)
+            table = _chosen(pa.Table.from_pandas(frame[list(columns.values())], preserve_index=False), columns)
             yield from (table[start : start + ROWS] for start in range(0, len(table), ROWS))
     else:
         raise TypeError(f"expected a frame, a datasets.Dataset, an iterable of rows or a path, got {source!r}")
+
+
+def _chosen(table: Mapping[str, Any], columns: Mapping[str, Any]) -> pa.Table:
+    return pa.table({role: table[name] for role, name in columns.items()})
 
 
 def _read_file(path: Path, identifiers: bool, kind: str | None) -> Iterator[pa.Table]:
@@ -442,53 +484,64 @@ def _read_file(path: Path, identifiers: bool, kind: str | None) -> Iterator[pa.T
     kind = kind or Path(path.name.lower().removesuffix(".gz")).suffix
     if kind == ".parquet":
         with pq.ParquetFile(path) as file:
-            columns = list(_columns(file.schema_arrow.names, identifiers).values())
-            for batch in file.iter_batches(ROWS, columns=columns):
+            columns = _columns(path, file.schema_arrow.names, identifiers)
+            for batch in file.iter_batches(ROWS, columns=list(columns.values())):
                 # strings that are not UTF-8 would be an error only when they are used
                 batch.validate(full=True)
-                yield pa.Table.from_batches([batch])
+                yield _chosen(batch, columns)
     elif kind in (".json", ".jsonl"):
         yield from _read_json(path, identifiers)
     elif kind in (".tsv", ".csv"):
         # quotes are texts in TSV, as in the files of MS MARCO
-        yield from _read_rows(path, quoted=kind == ".csv")
+        yield from _read_rows(path, identifiers, quoted=kind == ".csv")
     else:
         raise ValueError("expected a file named .tsv, .csv, .jsonl or .parquet (.gz may follow)")
 
 
+def first_line(path: Path) -> str:
+    """Read the first line of a file that is not empty, or ``""``."""
+    with (gzip.open if _compression(path) else open)(path, "rt", encoding="utf-8-sig") as lines:
+        return next(filter(str.strip, lines), "")
+
+
 def _read_json(path: Path, identifiers: bool) -> Iterator[pa.Table]:
     """Read an object a line, with the columns of the first one."""
-    with (gzip.open if _compression(path) else open)(path, "rt", encoding="utf-8-sig") as lines:
-        first = next(filter(str.strip, lines), "")
+    first = first_line(path)
     names = json.loads(first) if first.lstrip().startswith("{") else {}
     if not names:
         raise ValueError("expected a JSON object a line, such as {'query': ..., 'positive': ..., 'negative': ...}")
     # types are given, or Arrow would take some texts for times
-    columns = _columns(list(names), identifiers)
-    types = {original: pa.float64() if name == LABEL else pa.string() for name, original in columns.items()}
+    columns = _columns(path, list(names), identifiers)
+    types = {
+        name: pa.array([names[name]]).type if isinstance(names[name], list) else pa.string()
+        for name in columns.values()
+    }
+    types |= {LABEL: pa.float64()} if LABEL in columns else {}
     options = pa.json.ParseOptions(explicit_schema=pa.schema(types), unexpected_field_behavior="ignore")
     with pa.input_stream(str(path), compression=_compression(path)) as file:
         for batch in pa.json.open_json(file, pa.json.ReadOptions(block_size=LARGEST_ROW), options):
-            yield pa.Table.from_batches([batch])
+            yield _chosen(batch, columns)
 
 
-def _read_rows(path: Path, *, quoted: bool) -> Iterator[pa.Table]:
+def _read_rows(path: Path, identifiers: bool, *, quoted: bool) -> Iterator[pa.Table]:
     """Read cells between tabs, or between commas and perhaps in quotes; columns without names are numbered."""
     options: dict[str, Any] = {"newlines_in_values": True} if quoted else {"delimiter": "\t", "quote_char": False}
     numbered = pa.csv.ReadOptions(autogenerate_column_names=True, block_size=LARGEST_ROW)
     types = pa.csv.ConvertOptions(column_types={f"f{number}": pa.string() for number in range(1_000)})
-    names: list[str] = []
+    columns: dict[str, str] = {}
     with pa.input_stream(str(path), compression=_compression(path)) as file:
         for batch in pa.csv.open_csv(file, numbered, pa.csv.ParseOptions(**options), types):
             if any(pc.any(pc.match_substring(column, "\0")).as_py() for column in batch.columns):
                 raise ValueError("a text has a NUL, which no text has; convert the file to UTF-8")
             start = 0
-            if not names:
+            if not columns:
                 names = [column[0].as_py().strip().lower() for column in batch.columns]
-                names_query = not {"query", "anchor", "qid"}.isdisjoint(names)
-                start = int("positive" in names or (names_query and any(map(NEGATIVE.fullmatch, names))))
-                names = names if start else [str(number) for number in range(len(names))]
-            yield pa.Table.from_batches([batch[start:]]).rename_columns(names)
+                known = [name for name in names if re.sub(r"_\d+$", "", name) in KNOWN]
+                start = int(len(known) > 1 or (len(known) == 1 and all(map(str.isidentifier, names))))
+                names = names if start else list(map(str, range(len(names))))
+                found = _columns(path, names, identifiers)
+                columns = {role: batch.schema.names[names.index(name)] for role, name in found.items()}
+            yield _chosen(batch[start:], columns)
     if quoted and len(batch) and batch.columns[-1][-1].as_py().endswith("\n"):
         raise ValueError("the last row ends within quotes; close them")
 
@@ -504,7 +557,7 @@ def _docpairs(dataset: pt.datasets.Dataset) -> Iterator[pa.Table]:
     handler = reference.docpairs_handler()
     if type(handler) is TsvDocPairs and handler.docpairs_cls() is GenericDocPair:
         path = Path(reference.docpairs_path())
-        for table in _tables(path, identifiers=True, kind=".tsv"):
+        for table in _tables(path, [], True, ".tsv"):
             if table.num_columns != 3:
                 raise ValueError(f"{path}: expected a query, a positive and a negative a line, got {table.num_columns}")
             yield table

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 import torch
-from more_itertools import chunked
+from more_itertools import chunked, spy
 from pydantic import Field, SkipValidation
 from pyterrier_dr import BiDocEncoder, BiEncoder, BiQueryEncoder, BiScorer, SimFn
 from sentence_transformers import SentenceTransformer
@@ -23,7 +23,7 @@ from sentence_transformers.util import batch_to_device
 from torch import nn
 from torch.nn.functional import normalize
 
-from ..data.corpus import Corpus, Documents
+from ..data.corpus import Corpus, Documents, records_of, require_document
 from ..index.files import ComparedByKey, EncodedVector, EncoderIdentity, EncoderMismatchError, encoders_of
 from ..index.index import SelfDistillIndex
 from ..utils.checks import (
@@ -725,11 +725,14 @@ class EncoderPipeline(pt.Compose):
         return EncoderPipeline(self, right)
 
     def index(self, iter: Any, batch_size: int | None = None) -> Any:
-        """Encode documents and index them."""
+        """Encode and index documents: a PyTerrier dataset, a frame or an iterable of records."""
+        first, documents = spy(records_of(iter))
+        for record in first:
+            require_document(record, [cast(Any, self[0]).text_field])
         # PyTerrier would read 100, or as many as the encoder takes at once
         if batch_size is None:
             batch_size = READ_AHEAD
-        return super().index(iter, batch_size)
+        return super().index(documents, batch_size)
 
     def transform_inputs(self) -> list[list[str]]:
         """List the columns that the pipeline takes, for :mod:`pyterrier.inspect`."""

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import reprlib
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy as np
-import pandas as pd
 from more_itertools import chunked
 from npids import Lookup
 from npids.builder import FwdLookupBuilder, InvLookupBuilder
@@ -21,6 +19,7 @@ from pyterrier_dr import FlexIndex
 from pyterrier_dr.flex import IndexingMode
 from pyterrier_dr.flex.core import FlexIndexer
 
+from ..data.corpus import records_of, require_document
 from ..utils import compat
 from ..utils.checks import require_vector
 from ..utils.folders import METADATA_FILE, artifact_kind, atomic_folder, portable_name
@@ -214,14 +213,7 @@ class Indexer(FlexIndexer):
                 f"there is an index at {str(path)!r} already; search it, choose another path, or replace it with "
                 "index.indexer(mode='overwrite')"
             )
-        if isinstance(inp, pd.DataFrame):
-            inp = inp.to_dict(orient="records")
-        if not isinstance(inp, Iterable):
-            raise TypeError(
-                f"expected documents, records with docno and doc_vec, got {inp!r}, a {type(inp).__name__}; give a "
-                "list or another iterable of them"
-            )
-        bar = compat.progress_bar(inp, desc="indexing", unit="dvec", disable=not self.target.verbose)
+        bar = compat.progress_bar(records_of(inp), desc="indexing", unit="dvec", disable=not self.target.verbose)
         count = dimension = 0
         encoders: set[EncoderIdentity] = set()
         with atomic_folder(path, overwrite=overwrite, recognize=is_index, doing="building an index") as folder:
@@ -271,17 +263,7 @@ class PlainBytes(FwdFixedBytes):
 def checked_vectors(records: Sequence[Any], dimension: int) -> np.ndarray:
     """Check some documents, and return their vectors as they are stored: finite, float32, of one length."""
     for record in records:
-        if not isinstance(record, Mapping):
-            raise TypeError(
-                f"expected documents, records with docno and doc_vec, got {reprlib.repr(record)} among them, a "
-                f"{type(record).__name__}; give dictionaries"
-            )
-        if "docno" not in record or "doc_vec" not in record:
-            missing = [name for name in ("docno", "doc_vec") if name not in record]
-            raise ValueError(
-                f"a document has {list(record)}, and {' and '.join(missing)} missing; documents need a docno, and an "
-                "encoder before the index: (encoder >> index).index(corpus)"
-            )
+        require_document(record, ["doc_vec"])
         docno = record["docno"]
         if not isinstance(docno, str):
             raise TypeError(f"the docno {docno!r} is of type {type(docno).__name__}; identifiers are strings")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import os
 from collections.abc import Callable, Iterable
@@ -67,6 +68,8 @@ WITH_GRAPHS = (
 SCORES = 2**26  # how many scores of 4 bytes the fastest retriever computes at once
 LARGEST_QBATCH = 64  # how many queries it searches for at once, at most
 FEWEST_CLUSTERS = 4  # the fewest clusters that pyterrier-dr makes, if it is not told how many
+SPARE = 16  # how many results to search for in addition, to see whether documents at the cut are equal
+ROUNDING = 1e-6  # scores that differ by less, or by less than this part of them, are equal
 ATTEMPTS = 100  # how often to open an index that is replaced each time while it is opened
 
 
@@ -231,7 +234,21 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
     def _search(self, inp: pd.DataFrame) -> pd.DataFrame:
         if self.method in SCORERS:
             return compat.score(self.inner, inp, self.options["num_results"])
-        return compat.transform_queries(self.inner, inp)
+        if not self.method.endswith("retriever"):
+            return compat.transform_queries(self.inner, inp)
+        # a copy, since threads share the transformer
+        inner = copy.copy(self.inner)
+        depth = inner.num_results
+        most = depth if self.method in WITH_GRAPHS else max(len(self.index), depth)
+        inner.num_results = min(depth + SPARE, most)
+        while True:
+            found = in_order(compat.transform_queries(inner, inp))
+            scores = found["score"].to_numpy()
+            last = np.flatnonzero(found["rank"] == inner.num_results - 1)
+            # of equal documents at the cut, the first ones may be missing still
+            if inner.num_results == most or (scores[last] < scores[last - inner.num_results + depth]).all():
+                return found[found["rank"] < depth].reset_index(drop=True)
+            inner.num_results = min(4 * inner.num_results, most)
 
     def fuse_rank_cutoff(self, k: int) -> pt.Transformer | None:
         """Ask the index for ``k`` documents, where the backend then finds the same."""
@@ -309,6 +326,17 @@ class VectorLoader(NumpyVectorLoader):
 
     def __repr__(self) -> str:
         return f"{self.flex_index!r}.vec_loader()"
+
+
+def in_order(found: pd.DataFrame) -> pd.DataFrame:
+    """Order results by score, and those of equal documents, whose scores may differ by rounding, by position."""
+    if found.empty:
+        return found
+    scores, ranks = found["score"].to_numpy(), found["rank"].to_numpy(dtype=int)
+    is_lower = (ranks == 0) | (np.diff(scores, prepend=np.inf) < -ROUNDING * np.maximum(np.abs(scores), 1))
+    group = is_lower.cumsum() - 1
+    order = np.lexsort([found["docid"].to_numpy(dtype=int), group])
+    return found.iloc[order].assign(score=scores[is_lower][group], rank=ranks)
 
 
 def with_own_docids(index: FlexIndex, frame: pd.DataFrame) -> pd.DataFrame:

@@ -8,6 +8,7 @@ encoder: one that is there already is taken, whoever wrote it, and no other one 
 from __future__ import annotations
 
 import glob
+import json
 import shutil
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,14 +20,15 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.json
+import pyarrow.parquet as pq
 import pyterrier as pt
 import torch
 from more_itertools import chunked
 from pydantic import Field
 from pyterrier_dr import BiEncoder
 
-from ..data.corpus import Corpus, Documents
-from ..data.triples import string_table
+from ..data.corpus import Corpus, Documents, require_document
+from ..data.triples import first_line, string_table
 from ..utils.checks import Expected, FieldNames, PositiveInteger, checked
 from ..utils.compat import schematic
 from ..utils.folders import folder_lock
@@ -177,6 +179,8 @@ class RayIndexer(pt.Indexer):
             corpus = [corpus]
         if isinstance(corpus, list) and corpus and all(isinstance(path, str | Path) for path in corpus):
             corpus = read_files(corpus, fields)
+        elif isinstance(corpus, ray.data.Dataset) and (names := corpus.columns()):
+            require_document(dict.fromkeys(names), fields)
         is_read_here = not isinstance(corpus, ray.data.Dataset)
         if is_read_here:
             references = [ray.put(table) for table in read_corpus(corpus, fields, self.shard_size)]
@@ -250,13 +254,20 @@ def read_files(paths: Sequence[str | Path], fields: Sequence[str]) -> Any:
         files += found
     columns = ["docno", *fields]
     strings = pa.schema([(name, pa.string()) for name in columns])
+    # a worker would have to start to say what is missing
+    here = [path for path in map(Path, files) if path.is_file()]
     kinds = {Path(file.removesuffix(".gz")).suffix for file in files}
     if kinds == {".parquet"}:
+        for file in here:
+            require_document(dict.fromkeys(pq.read_schema(file).names), fields)
         return ray.data.read_parquet(files, partitioning=None).select_columns(columns)
     if kinds <= {".jsonl", ".json"}:
+        for line in map(first_line, here):
+            if line.startswith("{"):
+                require_document(json.loads(line), fields)
         # as strings, where Arrow would take some for times
-        json = pa.json.ParseOptions(explicit_schema=strings, unexpected_field_behavior="ignore")
-        return ray.data.read_json(files, parse_options=json, partitioning=None)
+        options = pa.json.ParseOptions(explicit_schema=strings, unexpected_field_behavior="ignore")
+        return ray.data.read_json(files, parse_options=options, partitioning=None)
     if kinds == {".tsv"}:
         return ray.data.read_csv(
             files,

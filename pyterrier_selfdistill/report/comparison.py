@@ -21,9 +21,9 @@ from ..utils.checks import (
     FilePath,
     Measures,
     checked,
+    judged,
     require_columns,
     require_identifiers,
-    require_judged,
 )
 from ..utils.folders import atomic_file
 from .page import CONFIDENCE, TrainedEncoder, describe_model, query_changes, render_page
@@ -94,16 +94,13 @@ def compare(
         baseline = list(by_name)[baseline]
     if baseline not in by_name:
         raise ValueError(f"baseline must be one of the systems {list(by_name)}, got {baseline!r}")
-    # an index may be named like a column
-    topics = topics.reset_index(drop=True)
-    require_judged(topics, qrels, to_measure=True)
-    qrels = qrels[["qid", "docno", "label"]].astype({"label": int}).reset_index(drop=True)
-    judged = topics[topics["qid"].isin(qrels["qid"])]
-    results = {name: _run(name, system, judged) for name, system in by_name.items()}
+    topics, qrels = judged(topics, qrels, to_measure=True)
+    topics = topics[topics["qid"].isin(qrels["qid"])]
+    results = {name: _run(name, system, topics) for name, system in by_name.items()}
     frames = list(results.values())
     means = pt.Experiment(
         frames,
-        judged,
+        topics,
         qrels,
         measures,
         names=list(results),
@@ -112,13 +109,13 @@ def compare(
         correction_alpha=1 - CONFIDENCE,
         validate="ignore",
     )
-    per_query = pt.Experiment(frames, judged, qrels, measures, names=list(results), perquery=True, validate="ignore")
+    per_query = pt.Experiment(frames, topics, qrels, measures, names=list(results), perquery=True, validate="ignore")
     measure_names = [str(measure) for measure in measures]
     return Comparison(
         table=_with_intervals(means, per_query, measure_names, baseline),
         per_query=per_query,
         results=results,
-        topics=judged[["qid", "query"]].drop_duplicates("qid"),
+        topics=topics[["qid", "query"]].drop_duplicates("qid"),
         qrels=qrels,
         measures=measure_names,
         baseline=baseline,
@@ -258,6 +255,8 @@ def _run(name: str, system: System, topics: pd.DataFrame) -> pd.DataFrame:
     require_identifiers(results, "docno", called)
     if not pd.api.types.is_numeric_dtype(results["score"]) or results["score"].isna().any():
         raise TypeError(f"{called} must have numbers as scores, got {results['score'].dtype} or missing ones")
+    # columns of Arrow and categories do not compare with each other
+    results = results.astype({"qid": object, "docno": object, "score": float})
     repeated = results[results.duplicated(["qid", "docno"])]
     if len(repeated):
         qid, docno = repeated[["qid", "docno"]].iloc[0]

@@ -25,8 +25,8 @@ from ..utils.checks import (
     Measures,
     PositiveInteger,
     checked,
+    judged,
     require_columns,
-    require_judged,
     require_texts,
 )
 from ..utils.folders import scratch_folder
@@ -86,10 +86,7 @@ class RetrievalEvaluator(BaseEvaluator):
         encoder_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        # an index may be named like a column
-        topics_or_results = topics_or_results.reset_index(drop=True)
-        qrels = qrels.reset_index(drop=True)
-        require_judged(topics_or_results, qrels, to_measure=True)
+        topics_or_results, qrels = judged(topics_or_results, qrels, to_measure=True)
         self.encoder_options = encoder_options or {}
         self.measures = list(measures)
         self.primary_metric = str(self.measures[0])
@@ -114,7 +111,7 @@ class RetrievalEvaluator(BaseEvaluator):
         self.topics_or_results = topics_or_results.loc[is_judged, columns]
         if passages is not None and not self.searches:
             self.topics_or_results = divide_results(self.topics_or_results, passages, text_field)
-        self.qrels = qrels[["qid", "docno", "label"]].astype({"label": int})
+        self.qrels = qrels
         is_asked = qrels["qid"].isin(topics_or_results["qid"])
         missing, others = qrels["qid"][~is_asked].nunique(), 0
         if self.searches or missing > qrels["qid"][is_asked].nunique():

@@ -18,7 +18,6 @@ from ..data.corpus import Corpus, Documents
 from ..data.negatives import Negatives, from_results, from_topics, split_queries
 from ..data.triples import Triples
 from ..encoder.biencoder import SelfDistillBiEncoder
-from ..utils.checks import require_judged
 from ..utils.processes import agree
 from .evaluation import search
 
@@ -43,9 +42,7 @@ class JudgedQueries:
 
     def hold_out(self, share: float) -> tuple[JudgedQueries, pd.DataFrame, pd.DataFrame]:
         """Divide into queries to train with, and topics (or results) and qrels to evaluate with."""
-        require_judged(self.topics_or_results, self.qrels)
-        topics = self.topics_or_results.reset_index(drop=True)
-        qrels = self.qrels.reset_index(drop=True)
+        topics, qrels = self.topics_or_results, self.qrels
         # queries of the same text stay together
         one_query = _first_qids(topics.drop_duplicates("qid"))
         queries = pd.DataFrame({"own": list(one_query), "qid": list(one_query.values())})
@@ -99,7 +96,8 @@ class JudgedQueries:
         depth = self.negatives.range_max or self.negatives.range_min + MINING_DEPTH
         results = search(encoder, topics.drop_duplicates("query"), self.documents, depth, folder)
         # another seed, or positives would draw the same ranks in each round
-        return self._draw_from(results, self.qrels.assign(qid=qids), self.seed + step)
+        qrels = self.qrels.assign(qid=qids).groupby(["qid", "docno"], sort=False, as_index=False)["label"].max()
+        return self._draw_from(results, qrels, self.seed + step)
 
     def _draw_from(self, results: pd.DataFrame, qrels: pd.DataFrame, seed: int) -> Triples:
         return from_results(

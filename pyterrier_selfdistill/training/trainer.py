@@ -45,6 +45,7 @@ from ..utils.checks import (
     Seed,
     ShareBetween,
     checked,
+    judged,
     plain,
 )
 from ..utils.compat import schematic
@@ -224,7 +225,7 @@ class SelfDistillTrainer(pt.Estimator):
         self.negatives = negatives if isinstance(negatives, Negatives) else Negatives(negatives)
         self.min_label = min_label
         # evaluation reads the corpus again and again
-        self.corpus = None if corpus is None else reusable(corpus)
+        self.corpus = None if corpus is None else reusable(corpus, fields or [encoder.text_field])
         self.fields = fields
         self.rounds = rounds
         self.valid_share = valid_share
@@ -267,6 +268,7 @@ class SelfDistillTrainer(pt.Estimator):
             TypeError: If identifiers or texts are no strings, or labels no numbers.
             FileExistsError: If the folder holds the run of another trainer, without ``resume`` or ``overwrite``.
         """
+        topics_or_results, qrels = judged(topics_or_results, qrels)
         queries = JudgedQueries(
             topics_or_results,
             qrels,

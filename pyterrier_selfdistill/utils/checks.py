@@ -232,6 +232,7 @@ def require_strings(values: Iterable[str], name: str) -> list[str]:
     return strings
 
 
+LARGEST_LABEL = 2**15  # pytrec_eval takes memory for each label up to the largest, and dies of too many
 # the faults of texts
 OTHER, HALF, EMPTY = "another type", "half a character", "an empty text"
 HALVES = re.compile("[\ud800-\udfff]")
@@ -259,8 +260,8 @@ def require_topics(topics: pd.DataFrame, *, empty: bool = False) -> None:
         raise ValueError(f"a query must have one text in all rows, got {examples}; give each query its own qid")
 
 
-def require_judged(topics: pd.DataFrame, qrels: pd.DataFrame, *, to_measure: bool = False) -> None:
-    """Check topics (or results) and their judgements; measures take empty queries, and no fractions as labels."""
+def judged(topics: pd.DataFrame, qrels: pd.DataFrame, *, to_measure: bool = False) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Check topics (or results) and qrels, and return both in plain types, without an index or labels below 0."""
     require_columns(topics, ["qid", "query"], "topics")
     require_columns(qrels, ["qid", "docno", "label"], "qrels")
     of_results = sorted({"rank", "score"} & set(topics.columns))
@@ -283,11 +284,27 @@ def require_judged(topics: pd.DataFrame, qrels: pd.DataFrame, *, to_measure: boo
             f"the labels of qrels must be numbers, 1 or more for relevant documents, got {qrels['label'].dtype}, "
             f"{missing} of {len(qrels)} missing"
         )
-    fractions = qrels["label"][qrels["label"] % 1 != 0]
+    # columns of Arrow and categories do not compare with each other
+    topics = topics.astype({name: object for name in ("qid", "query", "docno") if name in topics})
+    used = qrels[["qid", "docno", "label"]].astype({"qid": object, "docno": object, "label": float})
+    labels = used["label"].clip(lower=0)
+    if labels.max() > LARGEST_LABEL:
+        raise ValueError(f"the labels of qrels must be at most {LARGEST_LABEL}, got {labels.max():.0f}; use grades")
+    fractions = labels[labels % 1 != 0]
     if to_measure and len(fractions):
         raise ValueError(
             f"the labels of qrels must be integers, as measures need them, got {fractions.iloc[0]}; round them"
         )
+    used["label"] = labels if len(fractions) else labels.astype(int)
+    distinct = used.drop_duplicates()
+    twice = distinct[distinct.duplicated(["qid", "docno"], keep=False)].sort_values(["qid", "docno"])
+    if len(twice):
+        qid, docno, _ = twice.iloc[0]
+        both = twice["label"].tolist()[:2]
+        raise ValueError(
+            f"qrels must have one label for a query and a document, got {both} for {qid!r} and {docno!r}; keep one"
+        )
+    return topics.reset_index(drop=True), used.reset_index(drop=True)
 
 
 def require_vector(name: str, vector: object) -> None:

@@ -43,7 +43,9 @@ def drawn_over_seeds(results, qrels, negatives):
 @settings(deadline=None, max_examples=30)
 @given(
     retrieved=st.lists(st.tuples(identifiers, identifiers, st.floats(-1, 1)), min_size=1, max_size=30),
-    judged=st.lists(st.tuples(identifiers, identifiers, st.integers(0, 3)), min_size=1, max_size=30),
+    judged=st.lists(
+        st.tuples(identifiers, identifiers, st.integers(-1, 3)), min_size=1, max_size=30, unique_by=lambda row: row[:2]
+    ),
     copies=st.dictionaries(identifiers, identifiers, max_size=3),
     number=st.integers(1, 3),
     range_min=st.integers(0, 2),

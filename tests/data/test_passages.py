@@ -96,6 +96,15 @@ def test_a_document_of_which_nothing_is_left_stays():
     assert passages.divide(["sort", "read"], nothing, "text") == {"sort": ["sort"], "read": ["read"]}
 
 
+@pytest.mark.parametrize("name", ["document-{}_8", "{}", "document-9%p{}"])
+def test_passages_must_say_which_document_they_are_of(name):
+    def divide(frame):
+        return frame.assign(docno=[name.format(row) for row in range(len(frame))])
+
+    with pytest.raises(ValueError, match=f"'document-0%p1'; got 'sort' as the docno '{name.format(0)}'"):
+        passages.divide(["sort", "read"], pt.apply.generic(divide, transform_outputs=list), "text")
+
+
 def test_a_transformer_that_needs_more_than_a_text_is_an_error():
     with pytest.raises(ValueError, match=r"columns \['docno', 'text'\].*sliding"):
         passages.divide(["sort"], pt.text.sliding("text"), "text")

@@ -35,6 +35,10 @@ TEXTS_OF_PAIRS = {
 }
 
 
+def passage(text):
+    return {"docid": "d1", "title": "", "text": text}
+
+
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """A home of PyTerrier without triples; the folder that they will be in."""
@@ -65,8 +69,15 @@ def write(path, frame=FRAME):
         Dataset.from_pandas(FRAME.rename(columns={"negative": "negative_1"})),
         Dataset.from_pandas(FRAME[::-1]).select([1, 0]),
         Dataset.from_dict({"row": [0, 1]}).with_transform(lambda batch: FRAME.iloc[batch["row"]].to_dict("list")),
+        Dataset.from_pandas(FRAME.map(str.upper)).with_transform(
+            lambda batch: {name: [text.lower() for text in texts] for name, texts in batch.items()}
+        ),
+        Dataset.from_pandas(FRAME.assign(neg="x", pos="x")).with_format("numpy", columns=COLUMNS),
+        FRAME.set_axis(["question", "passage", "neg"], axis=1).assign(query_id=[1, 2], document=[None, {}], nég=b""),
+        [{"query": a, "pos": [b], "neg": [c], "neg_scores": [0.5]} for a, b, c in ROWS],
+        [{"query": a, "positive_passages": [passage(b)], "negative_passages": [passage(c)]} for a, b, c in ROWS],
     ],
-    ids="tuples iterator records frame categories dataset selection transform".split(),  # noqa: SIM905
+    ids=str,
 )
 def test_texts_of_each_form_keep_their_order(source, texts_of):
     triples = read_triples(source)
@@ -134,6 +145,8 @@ def test_labels_that_are_not_numbers_are_errors(name, tmp_path, labels):
         ([("a",)], ValueError, "rows of 1 texts"),
         ([("a", "b", 3)], TypeError, "'negative' must hold texts"),
         (pd.DataFrame([("a", "b", "c", "d")], columns=[*COLUMNS, "query"]), ValueError, r"\['query'\] more than once"),
+        (FRAME.rename(columns={"query": "text"}), ValueError, r"'query' or .*got the columns \['text', 'positive'"),
+        (FRAME.rename(columns={"negative": "hard_neg"}), ValueError, "'negative' or .*'hard_neg'"),
         (pd.DataFrame([("a", "b", "\ud800")], columns=COLUMNS, dtype=object), ValueError, "ud800"),
         ("nowhere.tsv", FileNotFoundError, "nowhere.tsv"),
     ],
@@ -161,6 +174,12 @@ def test_each_kind_of_file(tmp_path, texts_of, suffix):
         ("a.csv", 'a,"b\nc",d\n"e, f",g,"h ""i"""\n', [("a", "b\nc", "d"), ("e, f", "g", 'h "i"')]),
         ("a.jsonl", '{"query": "2020-01-01", "positive": "b", "negative": "12:00", "x": 1}\n{"negative": "c", '
          '"query": "a", "positive": "b", "x": [2]}\n', [("2020-01-01", "b", "12:00"), ("a", "b", "c")]),
+        ("a.csv", "query,pos,neg\na,b,c\n", [("a", "b", "c")]),
+        ("a.tsv", "a\tquery\tpos it\n", [("a", "query", "pos it")]),
+        ("a.jsonl", '{"query": "a", "pos": ["b", "c"], "neg": ["d", "e"]}\n{"query": "a", "pos": ["b"], "neg": []}\n',
+         [("a", "b", "d"), ("a", "b", "e"), ("a", "c", "d"), ("a", "c", "e")]),
+        ("a.jsonl", '{"query_id": 1, "query": "a", "positive_passages": [{"docid": "1", "title": "t", "text": "b"}]}\n',
+         [("a", "b")]),
         ("a.jsonl", '\n{"query": "a", "positive": "b", "negative": "c"}\n{"query": "a"}\nnull\n', [("a", "b", "c")]),
     ],
 )  # fmt: skip
@@ -183,6 +202,8 @@ OBJECT = b'{"query": "a", "positive": "b", "negative": "c"}\n'
         ("a.tsv", COMPRESSED[:-10]),
         ("a.tsv", COMPRESSED[:-8] + bytes(8)),
         ("a.csv", b'a,b,c\na,b,"c\nd\n'),
+        ("a.csv", b"query,label\na,1\n"),
+        ("a.tsv", b"query\trelevant\tother\na\tb\tc\n"),
         ("a.jsonl", OBJECT + b'{"query": "a", "positive": "b", "negative": 3}'),
         ("a.parquet", b"PAR1"),
     ],

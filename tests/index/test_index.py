@@ -12,9 +12,10 @@ import pyterrier as pt
 import pyterrier_dr
 import pytest
 import torch
+from pyterrier.measures import RR
 from pyterrier_dr import FlexIndex, VectorPrf
 
-from pyterrier_selfdistill import EncoderMismatchError, SelfDistillIndex
+from pyterrier_selfdistill import EncoderMismatchError, RetrievalEvaluator, SelfDistillIndex, SelfDistillTrainer
 from pyterrier_selfdistill.index.files import EncodedVector, EncoderIdentity, encoders_of
 
 VECTORS = np.eye(8, dtype=np.float32)[:5]
@@ -302,6 +303,31 @@ def test_bad_vectors_and_documents_change_nothing(built, documents, error, messa
         built.indexer(mode="overwrite").index(documents)
     assert list(SelfDistillIndex(built.index_path).docnos()) == ["d0", "d1", "d2", "d3", "d4"]
     assert [path.name for path in built.index_path.parent.iterdir()] == ["index.flex"]
+
+
+@pytest.mark.parametrize("form", [list, iter, pd.DataFrame])
+def test_documents_of_other_formats_get_one_error_everywhere(encoder, empty, collection, form):
+    beir = [{"_id": "a1", "title": "Sorting", "text": "sort the rows of a table", "metadata": {}}]
+    folder = empty.index_path.parent
+    for read in (
+        (encoder >> empty).index,
+        lambda corpus: encoder.build_retriever(corpus, folder / "other.flex"),
+        lambda corpus: SelfDistillTrainer(encoder, folder / "run", corpus=corpus),
+        lambda corpus: RetrievalEvaluator(collection.topics, collection.qrels, [RR], corpus=corpus),
+    ):
+        with pytest.raises(ValueError) as error:  # noqa: PT011
+            read(form(beir))
+        assert str(error.value) == (
+            "documents must have 'docno' and 'text', got ['_id', 'title', 'text', 'metadata']: 'docno' missing; rename "
+            "'_id' to 'docno'"
+        )
+    assert not list(folder.iterdir())
+
+
+def test_frames_and_datasets_are_indexed(encoder, empty, collection, names):
+    for corpus in (collection.corpus, names["dataset"]):
+        (encoder >> empty.indexer(mode="overwrite")).index(corpus)
+        assert list(empty.docnos()) == collection.corpus["docno"].tolist()
 
 
 def test_modes(built):

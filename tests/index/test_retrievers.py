@@ -133,6 +133,21 @@ def test_exact_retrievers_find_the_neighbours(small, queries, method, options):
     np.testing.assert_allclose(found["score"], np.take_along_axis(scores, order, axis=1).ravel(), atol=1e-6)
 
 
+@pytest.mark.parametrize("method", EXACT)
+def test_equal_documents_are_in_the_order_of_the_index_also_at_the_cut(tmp_path, queries, method):
+    """Products of matrices round equal documents differently."""
+    vectors = np.repeat(unit_vectors(3), [1, 99, 1], axis=0)
+    retriever = getattr(build(tmp_path / "index.flex", vectors), method)()
+    scores = np.round(np.stack(queries["query_vec"]) @ vectors.T, 6)
+    expected = [f"d{row}" for row in np.argsort(-scores, axis=1, kind="stable").ravel()]
+    for depth in (1, 3, 100, 101):
+        if "num_results" in retriever.options:
+            retriever.set_parameter("num_results", depth)
+        found = retriever(queries)
+        assert_sorted(found, depth if "num_results" in retriever.options else 101)
+        assert found["docno"].tolist() == [docno for row, docno in enumerate(expected) if row % 101 < len(found) / 6]
+
+
 @pytest.mark.parametrize(
     ("method", "options", "more"),
     [

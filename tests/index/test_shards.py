@@ -242,12 +242,23 @@ def test_what_is_refused_before_anything_is_encoded(ray_cluster, encoder, index,
     indexer = RayIndexer(encoder, target, workers=1)
     for name in ("a.tsv", "b.jsonl"):
         (tmp_path / name).write_text("d1\tsort\n")
+    (tmp_path / "beir.jsonl").write_text('{"_id": "d1", "text": "sort"}')
+    pd.DataFrame([{"_id": "d1", "text": "sort"}]).to_parquet(tmp_path / "beir.parquet")
     for corpus, error, message in [
         (str(tmp_path / "*.csv"), FileNotFoundError, "csv"),
         ([tmp_path / "a.tsv", tmp_path / "b.jsonl"], ValueError, r"\.jsonl"),
         (iter([]), ValueError, "no documents"),
         ({"docno": "d1"}, TypeError, "corpus"),
         ([{"docno": "d1"}], ValueError, "text"),
+        *(
+            (beir, ValueError, r"\['_id', 'text'\]: 'docno' missing; rename '_id' to 'docno'$")
+            for beir in (
+                [{"_id": "d1", "text": "sort"}],
+                tmp_path / "beir.jsonl",
+                tmp_path / "beir.parquet",
+                ray_cluster.data.from_items([{"_id": "d1", "text": "sort"}]),
+            )
+        ),
     ]:
         with pytest.raises(error, match=message):
             indexer.index(corpus)

@@ -1,12 +1,15 @@
 """Validation: the numbers of an experiment, which queries count, and which checkpoint becomes the encoder."""
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pyterrier as pt
 import pytest
 from ir_measures import AP, RR, Judged, P, R, Rprec, Success, nDCG
 from sentence_transformers import SentenceTransformer
 
-from pyterrier_selfdistill import RetrievalEvaluator, SelfDistillBiEncoder, SelfDistillIndex
+from pyterrier_selfdistill import RetrievalEvaluator, SelfDistillBiEncoder, SelfDistillIndex, compare
+from pyterrier_selfdistill.data.negatives import from_results
 from pyterrier_selfdistill.training.evaluation import search_depth
 from tests.training.conftest import DESTRUCTIVE
 from tests.training.together import PAIRS, QRELS, ROWS
@@ -77,6 +80,27 @@ def test_vectors_of_another_encoder_are_not_scored(collection, encoder, other):
     with_vectors = other.doc_encoder()(other.query_encoder()(results))
     stale = RetrievalEvaluator(with_vectors, qrels.astype({"label": float}), MEASURES)(encoder.model)
     assert stale == RetrievalEvaluator(results, qrels, MEASURES)(encoder.model)
+
+
+ARROW = {"qid": pd.ArrowDtype(pa.string()), "label": pd.ArrowDtype(pa.int64())}
+
+
+@pytest.mark.parametrize("labels", [ARROW, {"qid": "category", "label": "Int8"}], ids=["Arrow", "nullable"])
+def test_judgements_of_any_type_mean_the_same_everywhere(collection, encoder, labels):
+    """Negative labels mean that a document is not relevant."""
+    results, qrels = collection.results, collection.qrels
+    scored = encoder(results)
+    typed = results.astype({"qid": "category", "docno": ARROW["qid"]})
+    judged = qrels.assign(label=qrels["label"].replace(0, -2)).astype(labels)
+    measured, summaries, tables = [], [], []
+    for frames in ((results, qrels), (typed, judged)):
+        measured.append(RetrievalEvaluator(*frames, MEASURES)(encoder.model))
+        summaries.append(from_results(*frames).summary)
+        systems = {"first": scored.astype(frames[0].dtypes[["qid", "docno"]]), "second": scored.assign(score=0.0)}
+        tables.append(compare(systems, *frames, MEASURES).table)
+    assert measured[0] == measured[1]
+    assert summaries[0] == summaries[1]
+    pd.testing.assert_frame_equal(*tables)
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def test_a_missing_module_is_named_with_its_extra(monkeypatch):
 
 
 def judge(qrels):
-    checks.require_judged(TOPICS, qrels, to_measure=True)
+    checks.judged(TOPICS, qrels, to_measure=True)
 
 
 def require_text(text):
@@ -105,6 +105,8 @@ def require_two_dimensions(vector):
         (checks.require_topics, TOPICS.assign(qid=["1", None]), TypeError, "qid of topics"),
         (judge, QRELS.assign(qid="7"), ValueError, r"got none: .*\['1', '2'\].*\['7'\]"),
         (judge, QRELS.assign(label=0.5), ValueError, "got 0.5"),
+        (judge, QRELS.assign(label=2**40), ValueError, "at most 32768, got 1099511627776"),
+        (judge, pd.concat([QRELS, QRELS, QRELS.assign(label=0)]), ValueError, r"got \[1, 0\] for '1' and 'd1'"),
         (require_text, 7, TypeError, "'query' .* in 1 of 2 rows .'2': 7"),
         (require_text, "sort \ud800", ValueError, "'query' .* in 1 of 2 rows .'2'.*errors='replace'"),
         (require_text, " ", ValueError, "'query'.*empty.*1 of 2 rows .'2': ' '"),
@@ -121,7 +123,7 @@ def test_wrong_frames_and_lists(check, wrong, error, message):
 
 def test_right_frames_and_lists():
     checks.require_topics(TOPICS.assign(query=["naïve Zürich 🙂", " "]), empty=True)
-    checks.require_judged(TOPICS, QRELS.assign(label=1.5))
+    checks.judged(TOPICS, QRELS.assign(label=1.5))
     require_text(float("nan"))
     checks.require_texts(TOPICS[:0].astype("string[pyarrow]"), "query", "qid")
     assert checks.require_strings(iter(["sort", "é"]), "texts") == ["sort", "é"]
