@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias, cast
@@ -32,6 +32,7 @@ from ..utils.checks import (
     FolderPath,
     PositiveInteger,
     checked,
+    explained_columns,
     load_extra,
     require_distinct_columns,
     require_identifiers,
@@ -40,7 +41,7 @@ from ..utils.checks import (
     require_vectors,
     without_rows,
 )
-from ..utils.compat import remove_autocast, schematic, tensor_version
+from ..utils.compat import progress_bar, remove_autocast, schematic, tensor_version
 from ..utils.folders import portable_settings, scratch_folder
 from . import storage
 from .adapters import (
@@ -207,6 +208,11 @@ class SelfDistillBiEncoder(ComparedByKey, pt.Artifact, BiEncoder):
         encoder.training_summary = storage.read_training_summary(Path(name))
         return encoder
 
+    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
+        """Encode or score, by the columns of the frame."""
+        with explained_columns("the encoder", inp):
+            return super().transform(inp)
+
     @checked
     def save(self, path: FolderPath, *, overwrite: bool = False) -> Path:
         """Write the model to a folder, atomically.
@@ -253,6 +259,7 @@ class SelfDistillBiEncoder(ComparedByKey, pt.Artifact, BiEncoder):
         fields: FieldNames | None = None,
         num_results: PositiveInteger = 1000,
         overwrite: bool = False,
+        verbose: bool = True,
     ) -> pt.Transformer:
         """Index a corpus and return its retriever, in one call.
 
@@ -264,6 +271,7 @@ class SelfDistillBiEncoder(ComparedByKey, pt.Artifact, BiEncoder):
             fields: The fields of documents that make a text, such as ``["title", "text"]``, if not the text field.
             num_results: How many documents to find for a query.
             overwrite: Whether to replace an index that is there.
+            verbose: Whether to show a progress bar.
 
         Returns:
             The retriever.
@@ -282,12 +290,15 @@ class SelfDistillBiEncoder(ComparedByKey, pt.Artifact, BiEncoder):
             ...     (retriever % 1).search("plot a matrix")["docno"].tolist()
             ['d2']
         """
-        index = SelfDistillIndex(path, verbose=self.verbose)
-        mode = "overwrite" if overwrite else "create"
-        indexer = index.indexer(mode=mode)
+        index = SelfDistillIndex(path, verbose=False)
+        indexer = index.indexer(mode="overwrite" if overwrite else "create")
         documents = Documents(corpus, fields or [self.text_field])
         records = ({"docno": docno, self.text_field: text} for docno, text in documents)
-        (self.doc_encoder(verbose=False) >> indexer).index(records)
+        doc_encoder = DocumentEncoder(self, verbose=False)
+        total = len(corpus) if isinstance(corpus, Sized) else None
+        with progress_bar(total=total, desc="Indexing", unit="document", disable=not verbose) as doc_encoder.bar:
+            (doc_encoder >> indexer).index(records)
+        index.verbose = self.verbose
         return self.query_encoder() >> index.retriever(num_results=num_results, drop_query_vec=True)
 
     @checked
@@ -640,7 +651,8 @@ class TextEncoder(ComparedByKey, pt.Transformer):
         # PyTerrier's own validation says which columns are missing
         if column in inp:
             require_texts(inp, column, self.identifier, empty=True)
-        encoded = super().transform(inp)
+        with explained_columns("the encoder", inp):
+            encoded = super().transform(inp)
         if encoded.empty:
             return without_rows(encoded, encoded)
         vectors = EncodedVector.rows(np.stack(encoded[self.vectors]), self.bi_encoder_model.identity)
@@ -662,6 +674,13 @@ class DocumentEncoder(TextEncoder, BiDocEncoder):
 
     schematic: ClassVar = schematic("DocEncoder")
     identifier, vectors = "docno", "doc_vec"
+    bar: Any = None  # counts documents as they are encoded
+
+    def encode(self, texts: Any, batch_size: int | None = None) -> np.ndarray:
+        """Encode documents."""
+        if self.bar is None:
+            return super().encode(texts, batch_size)
+        return encode(self.bi_encoder_model.encoding_model, texts, "document", self.batch_size, self.bar)
 
     def __rshift__(self, right: pt.Transformer) -> pt.Transformer:
         return EncoderPipeline(self, right)
@@ -684,7 +703,8 @@ class Scorer(ComparedByKey, BiScorer):
         own = inp.drop(columns=foreign)
         for column in {"query_vec", "doc_vec"} & set(own.columns):
             require_vectors(own, column, self.bi_encoder_model.dimension, "the vectors of this encoder")
-        scored = super().transform(own)
+        with explained_columns("the encoder", inp):
+            scored = super().transform(own)
         if scored.empty:
             scored = without_rows(scored, own)
         if foreign:
@@ -743,26 +763,32 @@ class EncoderPipeline(pt.Compose):
 
 
 def encode(
-    model: SentenceTransformer, texts: Sequence[str], role: Literal["query", "document"], batch_size: int
+    model: SentenceTransformer,
+    texts: Sequence[str],
+    role: Literal["query", "document"],
+    batch_size: int,
+    bar: Any = None,
 ) -> np.ndarray:
     """Encode each distinct text once, the longest first, so that too little memory shows at once."""
     # pyterrier-dr asks for a progress bar by wrapping the texts in one
-    bar = texts if isinstance(texts, pt.tqdm) else None
-    texts = require_strings(texts if bar is None else bar.iterable, "texts")
+    if isinstance(texts, pt.tqdm):
+        with texts:
+            return encode(model, texts.iterable, role, batch_size, texts)
+    texts = require_strings(texts, "texts")
     positions: dict[str, list[int]] = {}
     for position, text in enumerate(texts):
         positions.setdefault(text or EMPTY, []).append(position)
     vectors = np.empty((len(texts), cast(int, model.get_embedding_dimension())), dtype=np.float32)
     encode_role = model.encode_query if role == "query" else model.encode_document
-    for window in chunked(sorted(positions, key=len, reverse=True), READ_AHEAD):
+    # a bar moves more often; batches stay the same
+    size = READ_AHEAD if bar is None else max(1, READ_AHEAD // 8 // batch_size) * batch_size
+    for window in chunked(sorted(positions, key=len, reverse=True), size):
         encoded = encode_role(window, batch_size=batch_size, show_progress_bar=False, convert_to_tensor=True)
         # in float32, since unit vectors in 16 bits are not quite
         for text, vector in zip(window, normalize(encoded.float()).cpu().numpy(), strict=True):
             vectors[positions[text]] = vector
             if bar is not None:
                 bar.update(len(positions[text]))
-    if bar is not None:
-        bar.close()
     return vectors
 
 

@@ -148,7 +148,9 @@ class RetrievalEvaluator(BaseEvaluator):
         self, model: BaseModel, output_path: str | None = None, epoch: float = -1, steps: int = -1
     ) -> dict[str, float]:
         """Rank with the model, and return the measures by name, averaged over the queries."""
-        encoder = SelfDistillBiEncoder(cast(SentenceTransformer, model), **self.encoder_options)
+        # later ones have the bar of training
+        verbose = self.encoder_options.get("verbose", False) and steps <= 0
+        encoder = SelfDistillBiEncoder(cast(SentenceTransformer, model), **{**self.encoder_options, "verbose": verbose})
         if self.searches:
             ranked = search(
                 encoder, self.topics_or_results, self.documents, self.num_results, output_path, passages=self.passages
@@ -201,7 +203,9 @@ def search(
         records = passage_records(records, passages, encoder.text_field)
         num_results = max(num_results, SEARCH_DEPTH)
     with scratch_folder(folder) as scratch:
-        retriever = encoder.build_retriever(records, scratch / "index.flex", num_results=num_results)
+        retriever = encoder.build_retriever(
+            records, scratch / "index.flex", num_results=num_results, verbose=encoder.verbose
+        )
         found = cast(pd.DataFrame, retriever(topics))
     if passages is None:
         return found
@@ -225,7 +229,7 @@ class CollectionsEvaluator(BaseEvaluator):
         measured = {}
         for name, evaluator in self.evaluators.items():
             with_prompts = prompted(cast(SentenceTransformer, model), self.prompts.get(name, {}))
-            measured[name] = evaluator(with_prompts, output_path)
+            measured[name] = evaluator(with_prompts, output_path, epoch, steps)
         means: dict[str, float] = {}
         singles: dict[str, float] = {}
         for measure in map(str, self.measures):
@@ -254,6 +258,7 @@ def make_evaluator(
     fields: Sequence[str] | None,
     passages: pt.Transformer | None,
     prompts: PromptsByCollection,
+    verbose: bool,
 ) -> Evaluator | None:
     """Make the evaluator of a run; judgements of ``training_topics`` are not those of queries without candidates."""
     if topics_or_results is None and qrels is None:
@@ -261,13 +266,14 @@ def make_evaluator(
     if topics_or_results is None or qrels is None:
         raise ValueError("evaluation needs validation topics (or results) and qrels; only one of them was given")
 
+    options = {name: getattr(encoder, name) for name in ("batch_size", "text_field", "dtype")}
     make = partial(
         RetrievalEvaluator,
         measures=measures,
         corpus=corpus,
         fields=fields,
         passages=passages,
-        encoder_options={"batch_size": encoder.batch_size, "text_field": encoder.text_field, "dtype": encoder.dtype},
+        encoder_options={**options, "verbose": verbose},
     )
     if isinstance(topics_or_results, Mapping) != isinstance(qrels, Mapping):
         raise ValueError(

@@ -387,6 +387,7 @@ class SelfDistillTrainer(pt.Estimator):
                     fields=self.fields,
                     passages=self.passages,
                     prompts=self.prompts,
+                    verbose=self.verbose and is_first(),
                 )
             preset = PRESETS[self.preset]
             arguments = make_training_arguments(

@@ -9,13 +9,15 @@ import importlib
 import inspect
 import re
 import reprlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import pandas as pd
+import pyterrier as pt
 from ir_measures import Measure
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, WrapValidator, validate_call
 from pydantic_core import ErrorDetails, PydanticCustomError
@@ -140,6 +142,19 @@ def load_extra(module: str) -> Any:
             f"this needs {module}, which is not installed: pip install 'pyterrier-selfdistill[{EXTRAS[module]}]' "
             f"({error})"
         ) from error
+
+
+@contextmanager
+def explained_columns(reader: str, frame: pd.DataFrame) -> Iterator[None]:
+    """Say in a sentence which column is missing, before PyTerrier's list of all columns that would do."""
+    try:
+        yield
+    except pt.validate.InputValidationError as error:
+        nearest = min(error.modes, key=lambda mode: len(mode.missing_columns) + len(mode.extra_columns))
+        read = " and ".join(map(repr, nearest.missing_columns))
+        given = "queries" if "docno" not in frame else "results" if {"qid", "query"} & set(frame) else "documents"
+        sentence = f"{reader} reads {read}; your {given} have {list(frame.columns)}. {error.args[0]}"
+        raise pt.validate.InputValidationError(sentence, error.modes) from None
 
 
 def require_columns(frame: pd.DataFrame, columns: Sequence[str], name: str) -> None:

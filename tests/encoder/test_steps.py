@@ -11,7 +11,13 @@ from pyterrier.measures import RR, nDCG
 from pyterrier_caching import RetrieverCache, ScorerCache
 from pyterrier_dr import VectorPrf
 
-from pyterrier_selfdistill import EncoderMismatchError, SelfDistillBiEncoder, SelfDistillIndex, SelfDistillTrainer
+from pyterrier_selfdistill import (
+    EncoderMismatchError,
+    RetrievalEvaluator,
+    SelfDistillBiEncoder,
+    SelfDistillIndex,
+    SelfDistillTrainer,
+)
 
 
 def test_steps_conform_to_pyterrier(encoder, conforms):
@@ -273,3 +279,31 @@ def test_schematics_are_drawn_without_a_network(transformers, no_network):
         assert "<div" in pt.schematic.draw(transformer)
     pipeline = transformers["encoder"] >> transformers["retriever"] >> transformers["re-ranker"]
     assert pipeline._repr_html_().count("pts-transformer-title") >= len(pipeline)
+
+
+@pytest.mark.parametrize(
+    ("columns", "sentence"),
+    [
+        (["docno", "body"], r"the encoder reads 'text'; your documents have \['docno', 'body'\]\. "),
+        (["qid", "topic"], r"the encoder reads 'query'; your queries have \['qid', 'topic'\]\. "),
+    ],
+)
+def test_a_missing_column_is_named_first(encoder, columns, sentence):
+    frame = pd.DataFrame([["1", "sort"]], columns=columns)
+    for reader in (encoder, encoder.doc_encoder() if "docno" in columns else encoder.query_encoder()):
+        with pytest.raises(KeyError, match=f"^{sentence}"):
+            reader(frame)
+
+
+def test_indexing_and_the_first_validation_show_a_bar_and_a_query_shows_none(encoder, collection, tmp_path, capsys):
+    retriever = encoder.build_retriever(collection.corpus, tmp_path / "index.flex")
+    assert "Indexing: 100%" in capsys.readouterr().err
+    retriever.search("sort rows")
+    encoder.build_retriever(collection.records, tmp_path / "quiet.flex", verbose=False)
+    assert capsys.readouterr().err == ""
+    options = {"corpus": collection.corpus, "encoder_options": {"verbose": True}}
+    evaluator = RetrievalEvaluator(collection.topics, collection.qrels, [nDCG @ 10], **options)
+    evaluator(encoder.model, steps=0)
+    assert "Indexing: 40" in capsys.readouterr().err
+    evaluator(encoder.model, steps=3)
+    assert capsys.readouterr().err == ""
