@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias, cast
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pandas as pd
@@ -61,6 +63,9 @@ READ_AHEAD = 2048  # how many documents an indexing pipeline reads at once, to e
 CHUNK = 4096  # how many vectors of an index are cut at once
 EMPTY = " "  # encoded in place of an empty text, for which a tokenizer without special tokens has no token
 SAMPLED = 64  # how many values of each tensor are looked at, or somewhat more, to see that a model has changed
+
+# by the first layer of a model, which variants share: it has the tokenizer, whose truncation is set and then used
+LOCKS: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 
 RoleName = Annotated[str, Field(pattern="^(query|document)$")]
 
@@ -351,7 +356,8 @@ class SelfDistillBiEncoder(ComparedByKey, pt.Artifact, BiEncoder):
         vectors = [torch.empty((0, self.dimension), device=model.device)]
         texts = [text or EMPTY for text in require_strings(texts, "texts")]
         for batch in chunked(texts, batch_size or self.batch_size):
-            features = batch_to_device(model.preprocess(batch, prompt=prompt, task="query"), model.device)
+            with lock_of(model):
+                features = batch_to_device(model.preprocess(batch, prompt=prompt, task="query"), model.device)
             vectors.append(normalize(model(features, task="query")["sentence_embedding"].float()))
         return torch.cat(vectors)
 
@@ -536,14 +542,15 @@ class SelfDistillBiEncoder(ComparedByKey, pt.Artifact, BiEncoder):
         }:
             self._encoding_copy = None, None
             return self.model
-        state = precision, self._state()
-        before, duplicate = self._encoding_copy
-        if duplicate is None or state != before:
-            # the old one goes first: two would be in memory
-            self._encoding_copy = None, None
-            del duplicate
-            duplicate = copy_to_encode(self.model, precision)
-            self._encoding_copy = state, duplicate
+        with lock_of(self.model):
+            state = precision, self._state()
+            before, duplicate = self._encoding_copy
+            if duplicate is None or state != before:
+                # the old one goes first: two would be in memory
+                self._encoding_copy = None, None
+                del duplicate
+                duplicate = copy_to_encode(self.model, precision)
+                self._encoding_copy = state, duplicate
         return duplicate
 
     @property
@@ -762,6 +769,11 @@ class EncoderPipeline(pt.Compose):
         return fitting or inputs
 
 
+def lock_of(model: SentenceTransformer) -> Any:
+    """Find the lock of a model, which one thread has while it tokenizes and encodes."""
+    return LOCKS.setdefault(model[0], threading.RLock())
+
+
 def encode(
     model: SentenceTransformer,
     texts: Sequence[str],
@@ -783,7 +795,8 @@ def encode(
     # a bar moves more often; batches stay the same
     size = READ_AHEAD if bar is None else max(1, READ_AHEAD // 8 // batch_size) * batch_size
     for window in chunked(sorted(positions, key=len, reverse=True), size):
-        encoded = encode_role(window, batch_size=batch_size, show_progress_bar=False, convert_to_tensor=True)
+        with lock_of(model):
+            encoded = encode_role(window, batch_size=batch_size, show_progress_bar=False, convert_to_tensor=True)
         # in float32, since unit vectors in 16 bits are not quite
         for text, vector in zip(window, normalize(encoded.float()).cpu().numpy(), strict=True):
             vectors[positions[text]] = vector

@@ -46,7 +46,8 @@ class GraphModel(nn.Module):
     def forward(self, **tokens: Any) -> BaseModelOutput:
         """Compute the last layer."""
         inputs = {name: tokens[name].numpy() for name in self.names}
-        outputs = self.request.infer(inputs, share_inputs=True, share_outputs=True)
+        # copies, since the next call, of whatever thread, writes to the same outputs
+        outputs = self.request.infer(inputs, share_inputs=True)
         return BaseModelOutput(last_hidden_state=torch.from_numpy(outputs["last_hidden_state"]))
 
 

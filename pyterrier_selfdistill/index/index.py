@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import copy
+import importlib
 import inspect
+import logging
 import os
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -18,7 +21,6 @@ from pydantic import Field
 from pyterrier_dr import FlexIndex, SimFn
 from pyterrier_dr.flex import IndexingMode
 from pyterrier_dr.flex.core import FlexIndexer
-from pyterrier_dr.flex.faiss_retr import FaissRetriever
 from pyterrier_dr.flex.np_retr import NumpyVectorLoader
 
 from ..utils import compat
@@ -50,7 +52,12 @@ from .files import (
     signature_of,
 )
 
+logger = logging.getLogger(__name__)
+
+EXACT = ("retriever", "np_retriever", "torch_retriever")
 SCORERS = ("np_scorer", "torch_scorer")
+LADR = ("ladr_proactive", "ladr_adaptive")
+RERANKERS = (*SCORERS, *LADR, "gar")
 
 # the methods that FlexIndex lacks
 OWN_METHODS: dict[str, Callable[..., Any]] = {
@@ -61,16 +68,20 @@ OWN_METHODS: dict[str, Callable[..., Any]] = {
 # the methods that keep their graph or their vectors in the folder of the index
 WITH_GRAPHS = (
     *("faiss_hnsw_retriever", "faiss_ivf_retriever", "voyager_retriever"),
-    *("gar", "ladr_proactive", "ladr_adaptive"),
+    *("gar", *LADR),
     *OWN_METHODS,
 )
+
+# the best documents of each query, the best first: their scores, positions and identifiers
+Found = tuple[Any, Any, Any]
 
 SCORES = 2**26  # how many scores of 4 bytes the fastest retriever computes at once
 LARGEST_QBATCH = 64  # how many queries it searches for at once, at most
 FEWEST_CLUSTERS = 4  # the fewest clusters that pyterrier-dr makes, if it is not told how many
-SPARE = 16  # how many results to search for in addition, to see whether documents at the cut are equal
-ROUNDING = 1e-6  # scores that differ by less, or by less than this part of them, are equal
 ATTEMPTS = 100  # how often to open an index that is replaced each time while it is opened
+SPARE = 16  # how many documents more than are asked for a backend finds, so that most ties are among them
+ROWS = 4096  # how many documents are scored at once where vectors are read from disk
+OPENING = threading.RLock()  # held by the thread that opens an index, or makes what searches it
 
 
 @checked
@@ -132,70 +143,95 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
         self.index = index
         self.method = method
         self.options = options
-        self._make()
+        # the files of one moment, and what searches them
+        self._made: tuple[OpenedIndex | None, Any] = None, None
+        # the index may be built later
+        with suppress(FileNotFoundError):
+            self._make()
 
-    def _make(self) -> None:
-        """Have pyterrier-dr make the transformer, of the files that are there now."""
+    def _make(self) -> tuple[OpenedIndex, Any]:
+        """Make what searches the files that are there now, unless another thread has."""
         folder = self.index.index_path.resolve()
-        with ExitStack() as stack, compat.no_warning_of_mapped_vectors():
+        with OPENING, ExitStack() as stack, compat.no_warning_of_mapped_vectors():
             if self.method in WITH_GRAPHS:
                 # one process computes a graph and others read it; who may not write there can only read
                 with suppress(PermissionError):
                     graphs = folder.with_name(f"{folder.name}.graphs")
                     stack.enter_context(folder_lock(graphs, "computing a graph of an index", wait=True))
             while True:
-                self._signature = None
-                # an index that is built later has its retrievers made again
-                with suppress(FileNotFoundError):
-                    self._signature = self.index.refresh()
+                opened, inner = self.index.refresh(), self.inner
                 error = None
-                try:
-                    self.inner = self._make_inner()
-                except Exception as raised:
-                    error = raised
-                if self.method not in WITH_GRAPHS or signature_of(folder) == self._signature:
+                if opened is not self._made[0]:
+                    try:
+                        inner = self.make_inner(opened)
+                    except Exception as raised:
+                        error = raised
+                if self.method not in WITH_GRAPHS or signature_of(folder) == opened.signature:
                     break
                 # a graph of the old index may lie in the folder of the new one
                 compat.remove_files_of_retrievers(folder)
-        if error is not None:
-            raise error
+            if error is not None:
+                raise error
+            self._made = opened, inner
+        return opened, inner
 
-    def _make_inner(self) -> Any:
-        index, method, options = self.index, self.method, dict(self.options)
-        self._fit_options(options)
-        if method in OWN_METHODS:
-            return OWN_METHODS[method](index, **options)
+    def make_inner(self, index: OpenedIndex) -> Any:
+        """Make what searches the files of one moment: a :class:`Search`, or a re-ranker of pyterrier-dr."""
+        method, options = self.method, dict(self.options)
+        self._fit_options(index, options)
+        if method in SCORERS:
+            return Search(index, None, vectors=index.torch_vecs(**options) if options else None)
+        if method in LADR:
+            # all that it scores, of which we take the best
+            budget = options["num_results"] if options["budget"] is True else options["budget"]
+            scorer = options["dense_scorer"]
+            is_own = isinstance(scorer, IndexTransformer) and scorer.index.index_path == index.index_path
+            scorer = scorer.make_inner(index) if is_own else scorer or Search(index, None)
+            options |= {"num_results": len(index), "budget": budget, "dense_scorer": scorer}
+        if method in RERANKERS:
+            inner = getattr(FlexIndex, method)(index, **options)
+            # it is opened when it is read first, which may be after the index was replaced
+            getattr(inner.graph, "edges_data", None)
+            return inner
         if method == "voyager_retriever":
-            shown = {name: options[name] for name in ("num_results", "drop_query_vec")}
-            return FaissRetriever(index, compat.VoyagerSearch(index, options), **shown)
-        if method == "retriever":
-            method = "np_retriever"
-            if options["batch_size"] is None and self._signature is not None and index.sim_fn is SimFn.dot:
-                # all at once on a GPU or the CPU, or in parts from disk
-                size = index.np_vecs().nbytes
-                is_for_gpu = torch.cuda.is_available() and size < torch.cuda.mem_get_info()[0] / 2
-                if is_for_gpu or size < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2:
-                    del options["batch_size"]
-                    method = "torch_retriever"
-                    options["device"] = "cuda" if is_for_gpu else "cpu"
-                    options["qbatch"] = min(max(SCORES // len(index), 1), LARGEST_QBATCH)
-        if method == "np_retriever" and options["mask"] is not None:
-            # pyterrier-dr 0.8.1 sets the scores of other documents to 0 here, which is above negative cosines
-            del options["batch_size"]
-            return FlexIndex.torch_retriever(index, device="cpu", **options)
-        return getattr(FlexIndex, method)(index, **options)
+            return Search(index, compat.VoyagerSearch(index, options).search)
+        qbatch = options.get("qbatch")
+        if method not in EXACT:
+            made = (OWN_METHODS.get(method) or getattr(FlexIndex, method))(index, **options)
+            find = made.search if method in OWN_METHODS else partial(search_faiss, made.faiss_index, options)
+            search = Search(index, find, qbatch=qbatch)
+            if method == "binary_retriever":
+                # of documents with as many signs FAISS leaves out the last ones itself
+                search.slack = -np.inf
+            return search
+        device, rows = options.get("device", "cpu"), options.get("batch_size")
+        if method == "torch_retriever":
+            rows = len(index)
+        elif method == "retriever" and rows is None and index.sim_fn is SimFn.dot:
+            # all at once on a GPU or the CPU, or in parts from disk
+            size = index.np_vecs().nbytes
+            is_for_gpu = torch.cuda.is_available() and size < torch.cuda.mem_get_info()[0] / 2
+            if is_for_gpu or size < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2:
+                device, rows = "cuda" if is_for_gpu else "cpu", len(index)
+                qbatch = min(max(SCORES // len(index), 1), LARGEST_QBATCH)
+        vectors = index.torch_vecs(device=device, fp16=options.get("fp16", False))
+        find = partial(
+            search_vectors, vectors, rows=rows or ROWS, mask=options["mask"], is_cosine=index.sim_fn is SimFn.cos
+        )
+        return Search(index, find, qbatch=qbatch, vectors=vectors)
 
-    def _fit_options(self, options: dict[str, Any]) -> None:
+    def _fit_options(self, index: OpenedIndex, options: dict[str, Any]) -> None:
         """Have options fit the documents of the index, or raise an error if they cannot."""
-        index = self.index
-        if options.get("mask") is not None and np.shape(options["mask"]) != (len(index),):
-            raise ValueError(
-                f"the mask has the shape {np.shape(options['mask'])}, and {index!r} has {len(index)} documents; "
-                "index.mask(docnos) makes one"
-            )
+        if options.get("mask") is not None:
+            mask = np.asarray(options["mask"])
+            if mask.shape != (len(index),) or not np.isin(mask, (0, 1)).all():
+                raise ValueError(
+                    f"mask must be 0 or 1 for each of the {len(index)} documents of {index!r}, got the shape "
+                    f"{mask.shape} and values such as {mask.ravel()[:3]}; index.mask(docnos) makes one"
+                )
+            options["mask"] = torch.from_numpy(mask == 0)
         if self.method in SCORERS:
-            # see compat.score
-            options["num_results"] = None
+            del options["num_results"]
         if isinstance(options.get("k"), int):
             if len(index) == 1:
                 raise ValueError(f"{index!r} has one document, which has no neighbours; use scorer()")
@@ -214,47 +250,63 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
                     f"n_list={options['n_list']} clusters cannot be learned from {sample} documents; take fewer"
                 )
 
-    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
-        """Retrieve or score."""
-        if self.index.refresh() != self._signature:
-            self._make()
-        require_column_names(inp, "the queries")
-        if inp.empty:
-            return without_rows(self._search(inp), inp)
-        if "qid" in inp:
-            require_identifiers(inp, "qid", "the queries")
-        if "docno" in inp:
-            inp = with_own_docids(self.index, inp)
-        if "query_vec" in inp:
-            require_comparable(self.index, inp)
-        # under autocast, pyterrier-dr 0.8 multiplies vectors in 16 bits, and cannot make arrays of bfloat16
-        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-            return self._search(inp)
+    @property
+    def inner(self) -> Any:
+        """What searches the index; None until it is built."""
+        return self._made[1]
 
-    def _search(self, inp: pd.DataFrame) -> pd.DataFrame:
-        if self.method in SCORERS:
-            return compat.score(self.inner, inp, self.options["num_results"])
-        if not self.method.endswith("retriever"):
-            return compat.transform_queries(self.inner, inp)
-        # a copy, since threads share the transformer
-        inner = copy.copy(self.inner)
-        depth = inner.num_results
-        most = depth if self.method in WITH_GRAPHS else max(len(self.index), depth)
-        inner.num_results = min(depth + SPARE, most)
-        while True:
-            found = in_order(compat.transform_queries(inner, inp))
-            scores = found["score"].to_numpy()
-            last = np.flatnonzero(found["rank"] == inner.num_results - 1)
-            # of equal documents at the cut, the first ones may be missing still
-            if inner.num_results == most or (scores[last] < scores[last - inner.num_results + depth]).all():
-                return found[found["rank"] < depth].reset_index(drop=True)
-            inner.num_results = min(4 * inner.num_results, most)
+    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
+        """Retrieve or score, to its end with the files that are there at its start."""
+        index, inner = self._made
+        if index is None or self.index.refresh() is not index:
+            index, inner = self._make()
+        require_column_names(inp, "the queries")
+        if not inp.empty:
+            if "qid" in inp:
+                require_identifiers(inp, "qid", "the queries")
+            if "docno" in inp:
+                inp = with_own_docids(index, inp)
+            if "query_vec" in inp:
+                require_comparable(index, inp)
+        # under autocast, vectors would be multiplied in 16 bits
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            if self.method in RERANKERS:
+                return self._rerank(index, inner, inp)
+            number = min(self.options.get("num_results", 1000), len(index))
+            found = retrieved(inp, partial(inner.search, num_results=number), self.options["drop_query_vec"])
+        if len(found) < number * len(inp) and self.method in WITH_GRAPHS:
+            few = "%r found fewer than %d of the documents for a query; raise ef_search, n_probe or query_ef"
+            logger.warning(few, self, number)
+        return found
+
+    def _rerank(self, index: OpenedIndex, inner: Any, inp: pd.DataFrame) -> pd.DataFrame:
+        is_scorer = self.method in SCORERS
+        if is_scorer:
+            with pt.validate.any(inp) as validation:
+                validation.columns(includes=["qid", "query_vec", "docno"])
+                validation.columns(includes=["qid", "query_vec", "docid"])
+            found = inp.drop(columns=["score", "rank"], errors="ignore")
+        else:
+            found = compat.transform_queries(inner, inp)
+        if inp.empty:
+            return without_rows(found.assign(score=None, rank=None), inp)
+        positions = np.asarray(found["docid"] if "docid" in found else index.docnos().inv[found["docno"].to_numpy()])
+        scores = np.empty(len(found), dtype=np.float32)
+        scorer = inner if is_scorer else getattr(inner, "dense_scorer", None) or Search(index, None)
+        queries = inp.drop_duplicates("qid").set_index("qid")["query_vec"]
+        for qid, rows in found.groupby("qid").indices.items():
+            scores[rows] = np.ravel(scorer.score(np.reshape(queries[qid], (1, -1)), positions[rows].astype(np.int64)))
+        order = np.lexsort((positions, -scores, pd.factorize(found["qid"], sort=True)[0]))
+        found = found.assign(score=scores).iloc[order].reset_index(drop=True)
+        found = found.assign(rank=found.groupby("qid").cumcount())
+        number = self.options["num_results"]
+        return found if number is None else found[found["rank"] < number].reset_index(drop=True)
 
     def fuse_rank_cutoff(self, k: int) -> pt.Transformer | None:
         """Ask the index for ``k`` documents, where the backend then finds the same."""
-        # approximate retrievers refuse, since they would find others
-        fuse = getattr(self.inner, "fuse_rank_cutoff", None)
-        if fuse is None or fuse(k) is None:
+        # others would search less
+        is_same = self.method in EXACT or (self.method in LADR and not self.options["budget"])
+        if not is_same or k >= self.options["num_results"]:
             return None
         return IndexTransformer(self.index, self.method, {**self.options, "num_results": k})
 
@@ -266,13 +318,13 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
         """Change an option, as a grid search does."""
         if name not in self.options:
             raise ValueError(f"{self.method} has no option {name!r}, only {', '.join(self.options)}")
-        changed = getattr(self.index, self.method)(**{**self.options, name: value})
-        self.options, self.inner = changed.options, changed.inner
+        other = getattr(self.index, self.method)(**{**self.options, name: value})
+        self.options, self._made = other.options, other._made
 
     @property
     def schematic(self) -> dict[str, Any]:
-        """The label of pyterrier-dr."""
-        return compat.schematic(type(self.inner).__name__)
+        """The method as a label."""
+        return compat.schematic(self.method)
 
     def subtransformers(self) -> dict[str, pt.Transformer]:
         """Return no parts: the inner transformer is not a pipeline."""
@@ -280,7 +332,7 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
 
     def __getattr__(self, name: str) -> Any:
         # while unpickling, nothing is there
-        if name.startswith("__") or name == "inner":
+        if name.startswith("_"):
             raise AttributeError(name)
         return getattr(self.inner, name)
 
@@ -305,6 +357,116 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
         return f"{self.index!r}.{self.method}({', '.join(f'{name}={value!r}' for name, value in given)})"
 
 
+class Search:
+    """Finds documents in one order with every backend and at every depth: by score, and of equal scores by position.
+
+    Backends round in ways of their own, even the scores of equal documents. So a backend finds some documents more
+    than are asked for, and one sum scores them all. As long as a document that it left out may score as high as the
+    last result, it is asked for more.
+    """
+
+    def __init__(self, index: FlexIndex, find: Any, *, qbatch: int | None = None, vectors: Any = None) -> None:
+        self.index = index
+        self.find = find
+        self.qbatch = qbatch
+        self.vectors = np.asarray(index.np_vecs()) if vectors is None else vectors
+        self.is_cosine = index.sim_fn is SimFn.cos
+        # how far the scores of a backend may be off, for a query of length 1
+        longest = 1 if self.is_cosine else norms(np.asarray(index.np_vecs()[:SPARE])).max()
+        self.slack = longest * (1e-3 if self.vectors.dtype == torch.float16 else 2e-6)
+
+    def score(self, query: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Score documents for a query of shape (1, dimension), as LADR of pyterrier-dr does."""
+        vectors = self.vectors[positions]
+        if isinstance(vectors, torch.Tensor):
+            vectors = vectors.float().cpu().numpy()
+        # in a product of matrices, equal rows may have other last bits
+        scores = np.einsum("d,nd->n", np.asarray(query[0], dtype=np.float32), vectors)
+        return scores / (norms(query) * norms(vectors)) if self.is_cosine else scores
+
+    def search(self, queries: pd.DataFrame, num_results: int) -> Found:
+        """Find the best documents for each query."""
+        vectors = np.stack(queries["query_vec"]).astype(np.float32)
+        if self.is_cosine:
+            vectors /= norms(vectors)[:, None]
+        number = min(num_results + SPARE, len(self.vectors))
+        starts = range(0, len(vectors), self.qbatch or len(vectors))
+        found = []
+        for start in compat.progress_bar(starts, desc="searching", disable=not self.index.verbose):
+            some = vectors[start : start + starts.step]
+            for query, scores, positions in zip(some, *self.find(some, number), strict=True):
+                found.append(self._best(query[None], num_results, scores, positions))
+        best_scores, best = zip(*found, strict=True)
+        return best_scores, best, [self.index.docnos().fwd[positions] for positions in best]
+
+    def _best(self, query: np.ndarray, k: int, rough: np.ndarray, positions: np.ndarray) -> tuple[Any, Any]:
+        while True:
+            asked = len(positions)
+            # FAISS gives -1 where it finds no more, and a mask scores of -inf
+            is_there = (positions >= 0) & (rough > -np.inf)
+            order = np.argsort(positions[is_there])
+            rough, positions = rough[is_there][order], positions[is_there][order]
+            scores = self.score(query, positions)
+            best = np.argsort(-scores, kind="stable")[:k]
+            is_all = len(positions) < asked or asked == len(self.vectors)
+            if is_all or rough[best].min() > rough.min() + self.slack * norms(query[0]):
+                return scores[best], positions[best]
+            (rough,), (positions,) = self.find(query, min(4 * asked, len(self.vectors)))
+
+
+def norms(vectors: np.ndarray) -> np.ndarray:
+    """Compute the length of each vector."""
+    return np.sqrt(np.einsum("...d,...d->...", vectors, vectors))
+
+
+def search_vectors(
+    vectors: torch.Tensor, queries: np.ndarray, number: int, *, rows: int, mask: Any, is_cosine: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find documents with torch, on the device of the vectors, so many at once."""
+    asked = torch.from_numpy(queries).to(vectors)
+    scores, positions = asked.new_empty((len(asked), 0)), asked.new_empty((len(asked), 0), dtype=torch.long)
+    for start in range(0, len(vectors), rows):
+        part = vectors[start : start + rows]
+        more = asked @ part.T
+        if is_cosine:
+            more /= part.norm(dim=1)
+        if mask is not None:
+            more[:, mask[start : start + rows]] = -torch.inf
+        best, places = more.topk(min(number, len(part)))
+        scores, chosen = torch.hstack([scores, best]).topk(min(number, scores.shape[1] + best.shape[1]))
+        positions = torch.hstack([positions, places + start]).gather(1, chosen)
+    return scores.float().cpu().numpy(), positions.cpu().numpy()
+
+
+def search_faiss(graph: Any, options: Mapping[str, Any], queries: np.ndarray, number: int) -> tuple[Any, Any]:
+    """Find documents with an index of FAISS, whose own settings are those of all threads and retrievers."""
+    faiss: Any = importlib.import_module("faiss")
+    parameters = None
+    if "n_probe" in options:
+        parameters = faiss.SearchParametersIVF(nprobe=options["n_probe"])
+    if "ef_search" in options:
+        ef, queue = max(options["ef_search"], number), options["search_bounded_queue"]
+        parameters = faiss.SearchParametersHNSW(efSearch=ef, bounded_queue=queue)
+    return graph.search(queries, number, params=parameters)
+
+
+def retrieved(queries: pd.DataFrame, find: Callable[[pd.DataFrame], Found], drop_query_vec: bool) -> pd.DataFrame:
+    """Give each query its results."""
+    pt.validate.query_frame(queries, extra_columns=["query_vec"])
+    kept = queries.drop(columns="query_vec") if drop_query_vec else queries
+    if queries.empty:
+        return without_rows(kept.assign(**dict.fromkeys(["docno", "docid", "score", "rank"])), queries)
+    scores, positions, docnos = find(queries)
+    numbers = [len(of_query) for of_query in scores]
+    results = kept.iloc[np.repeat(np.arange(len(kept)), numbers)].reset_index(drop=True)
+    return results.assign(
+        docno=np.concatenate(docnos).astype(object),
+        docid=np.concatenate(positions),
+        score=np.concatenate(scores),
+        rank=np.concatenate([np.arange(number) for number in numbers]),
+    )
+
+
 class VectorLoader(NumpyVectorLoader):
     """Add ``doc_vec``, as the index has it, to frames with ``docno``."""
 
@@ -312,31 +474,20 @@ class VectorLoader(NumpyVectorLoader):
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Load the vectors, which remember the encoder of the index."""
-        self.flex_index.refresh()
+        index = self.flex_index.refresh()
         with pt.validate.any(inp) as validation:
             validation.columns(includes=["docno"])
             validation.columns(includes=["docid"])
         if inp.empty:
             return without_rows(inp.assign(doc_vec=None), inp)
-        loaded = super().transform(with_own_docids(self.flex_index, inp))
-        encoder = self.flex_index.encoder
+        loaded = NumpyVectorLoader(index).transform(with_own_docids(index, inp))
+        encoder = index.encoder
         if encoder is None:
             return loaded
         return loaded.assign(doc_vec=EncodedVector.rows(np.stack(loaded["doc_vec"]), encoder))
 
     def __repr__(self) -> str:
         return f"{self.flex_index!r}.vec_loader()"
-
-
-def in_order(found: pd.DataFrame) -> pd.DataFrame:
-    """Order results by score, and those of equal documents, whose scores may differ by rounding, by position."""
-    if found.empty:
-        return found
-    scores, ranks = found["score"].to_numpy(), found["rank"].to_numpy(dtype=int)
-    is_lower = (ranks == 0) | (np.diff(scores, prepend=np.inf) < -ROUNDING * np.maximum(np.abs(scores), 1))
-    group = is_lower.cumsum() - 1
-    order = np.lexsort([found["docid"].to_numpy(dtype=int), group])
-    return found.iloc[order].assign(score=scores[is_lower][group], rank=ranks)
 
 
 def with_own_docids(index: FlexIndex, frame: pd.DataFrame) -> pd.DataFrame:
@@ -348,7 +499,7 @@ def with_own_docids(index: FlexIndex, frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(docid=index.docnos().inv[frame["docno"]])
 
 
-def require_comparable(index: FlexIndex, queries: pd.DataFrame) -> None:
+def require_comparable(index: OpenedIndex, queries: pd.DataFrame) -> None:
     """Check that vectors of queries compare with those of an index."""
     require_vectors(queries, "query_vec", index.np_vecs().shape[1], "the vectors of the index")
     own = index.encoder
@@ -367,10 +518,31 @@ def require_comparable(index: FlexIndex, queries: pd.DataFrame) -> None:
         )
 
 
+class OpenedIndex(FlexIndex):
+    """The files of an index at one moment, which stay open and the same when it is replaced."""
+
+    signature: Signature
+    any_encoder: bool
+
+    @property
+    def encoder(self) -> EncoderIdentity | None:
+        """The encoder that built the index, if its vectors say so.
+
+        Raises:
+            FileNotFoundError: If there is no index.
+            ValueError: If it is damaged.
+        """
+        stored = self.payload()[-1].get("encoder")
+        return None if stored is None else EncoderIdentity(**stored)
+
+    def __repr__(self) -> str:
+        return f"SelfDistillIndex({str(self.index_path)!r})"
+
+
 Mode = Annotated[IndexingMode | Literal["create", "overwrite"], Expected("'create' or 'overwrite'")]
 
 
-class SelfDistillIndex(ComparedByKey, FlexIndex):
+class SelfDistillIndex(ComparedByKey, OpenedIndex):
     """A dense index that knows which encoder built it.
 
     Used as :class:`pyterrier_dr.FlexIndex` is. What it adds: while it is built, another name holds what there is; a
@@ -407,7 +579,7 @@ class SelfDistillIndex(ComparedByKey, FlexIndex):
     ) -> None:
         FlexIndex.__init__(self, str(Path(path).expanduser()), sim_fn=sim_fn, verbose=verbose)
         self.any_encoder = any_encoder
-        self._signature: Signature | None = None
+        self._opened: OpenedIndex | None = None
 
     retriever = _method(
         "retriever",
@@ -500,25 +672,14 @@ class SelfDistillIndex(ComparedByKey, FlexIndex):
         Example:
             ``encoder >> index.retriever(mask=index.mask(docs_of_2024))``
         """
-        mask = np.zeros(len(self), dtype=np.int8)
         lookup = self.docnos()
+        mask = np.zeros(len(lookup), dtype=np.int8)
         for docno in require_strings(docnos, "docnos"):
             try:
                 mask[lookup.inv[docno]] = 1
             except LookupError:
                 raise KeyError(f"document {docno!r} is not in {self!r}") from None
         return mask
-
-    @property
-    def encoder(self) -> EncoderIdentity | None:
-        """The encoder that built the index, if its vectors say so.
-
-        Raises:
-            FileNotFoundError: If there is no index.
-            ValueError: If it is damaged.
-        """
-        stored = self.payload()[-1].get("encoder")
-        return None if stored is None else EncoderIdentity(**stored)
 
     def built(self) -> bool:
         """Tell whether there is a complete index, which can be opened."""
@@ -530,37 +691,40 @@ class SelfDistillIndex(ComparedByKey, FlexIndex):
 
     def payload(self, return_dvecs: bool = True, return_docnos: bool = True) -> list[Any]:
         """Open the index, if it is complete, as :meth:`pyterrier_dr.FlexIndex.payload` does."""
-        if self._signature is None:
-            self.refresh()
-        return super().payload(return_dvecs, return_docnos)
+        return (self._opened or self.refresh()).payload(return_dvecs, return_docnos)
 
     def close(self) -> None:
         """Close the files; they are opened again when they are needed."""
-        self.__dict__.update(compat.files_of_index(), _signature=None)
+        self.__dict__.update(compat.files_of_index(), _opened=None)
 
-    def refresh(self) -> Signature:
-        """Open the files, all of one index, unless they are open and still there, and return their signature."""
-        for _ in range(ATTEMPTS):
-            recover(self.index_path)
-            signature = signature_of(self.index_path)
-            if signature == self._signature:
-                return signature
-            self.close()
-            try:
-                self.__dict__.update(compat.files_of_index(*open_index(self.index_path)), _signature=signature)
-            except Exception:
-                # files of two indexes raise errors of all kinds
-                if signature_of(self.index_path) == signature:
-                    raise
-        raise ValueError(f"{self!r} is replaced again and again; read it when that is done")
+    def refresh(self) -> OpenedIndex:
+        """Open the files, all of one index, unless they are open and still there."""
+        opened = self._opened
+        if opened is not None and opened.signature == signature_of(self.index_path):
+            return opened
+        with OPENING:
+            for _ in range(ATTEMPTS):
+                recover(self.index_path)
+                signature = signature_of(self.index_path)
+                if self._opened is not None and self._opened.signature == signature:
+                    return self._opened
+                self.close()
+                try:
+                    files = compat.files_of_index(*open_index(self.index_path))
+                except Exception:
+                    # files of two indexes raise errors of all kinds
+                    if signature_of(self.index_path) == signature:
+                        raise
+                    continue
+                opened = OpenedIndex(str(self.index_path), sim_fn=self.sim_fn, verbose=self.verbose)
+                opened.__dict__.update(files, signature=signature, any_encoder=self.any_encoder)
+                self._opened = opened
+            raise ValueError(f"{self!r} is replaced again and again; read it when that is done")
 
     def __getstate__(self) -> dict[str, Any]:
         # another process opens the files itself
-        return {**vars(self), **compat.files_of_index(), "_signature": None}
+        return {**vars(self), **compat.files_of_index(), "_opened": None}
 
     def _key(self) -> tuple[Any, ...]:
         encoder = self.encoder if self.built() else None
         return self.index_path, encoder, self.sim_fn, self.any_encoder
-
-    def __repr__(self) -> str:
-        return f"SelfDistillIndex({str(self.index_path)!r})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, cast
 
@@ -21,12 +22,11 @@ from ..utils.checks import (
     load_extra,
     require_column_names,
     require_identifiers,
-    without_rows,
 )
 from ..utils.compat import schematic
 from ..utils.folders import read_json
 from .files import ComparedByKey, EncodedVector, EncoderIdentity, EncoderMismatchError, is_index
-from .index import SelfDistillIndex, require_comparable
+from .index import Found, SelfDistillIndex, require_comparable, retrieved
 
 MANIFEST_FILE = "shards.json"  # the file in a folder of shards that lists them in the order of their documents
 
@@ -67,10 +67,6 @@ def read_manifest(folder: Path) -> list[Path]:
     return [folder / name for name in read_json(path, shards=list[str])["shards"]]
 
 
-# How many documents are scored at once. With shards of a multiple, scores are the same to the last bit.
-DOCUMENTS = 1 << 14
-QUERIES = 128  # for how many queries documents are scored at once
-
 # what Ray does for an actor that dies: it starts another one, which opens the shard again
 RESTARTS = {"max_restarts": -1, "max_task_retries": 3}
 ActorOptions = dict[str, Any]
@@ -78,9 +74,6 @@ Folders = Annotated[
     FolderPath | Annotated[Sequence[FolderPath], Field(min_length=1)],
     Expected("the path of a folder of shards, or a list of the paths of shards"),
 ]
-
-# The best documents of a shard, the best first: their scores, positions and identifiers
-Found = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 class ShardSearcher:
@@ -97,42 +90,8 @@ class ShardSearcher:
     def search(self, queries: pd.DataFrame, num_results: int) -> Found:
         """Find the best documents."""
         require_comparable(self.shard, queries)
-        vectors = np.stack(queries["query_vec"]).astype(np.float32)
-        scores, positions = search_vectors(self.shard.np_vecs(), vectors, num_results)
-        return scores, positions, self.shard.docnos().fwd[positions].astype(object)
-
-
-def search_vectors(documents: np.ndarray, queries: np.ndarray, num_results: int) -> tuple[np.ndarray, np.ndarray]:
-    """Find the best documents for each query by the dot product, of equal ones those that come first."""
-    found = []
-    for first_query in range(0, len(queries), QUERIES):
-        some_queries = queries[first_query : first_query + QUERIES]
-        scores = np.empty((len(some_queries), 0), dtype=np.float32)
-        positions = np.empty((len(some_queries), 0), dtype=np.int64)
-        for start in range(0, len(documents), DOCUMENTS):
-            more = some_queries @ documents[start : start + DOCUMENTS].T
-            there = np.broadcast_to(np.arange(start, start + more.shape[1]), more.shape)
-            scores = np.hstack([scores, more])
-            positions = np.hstack([positions, there])
-            best = best_columns(scores, positions, num_results)
-            scores = np.take_along_axis(scores, best, axis=1)
-            positions = np.take_along_axis(positions, best, axis=1)
-        found.append((scores, positions))
-    return np.vstack([scores for scores, _ in found]), np.vstack([positions for _, positions in found])
-
-
-def best_columns(scores: np.ndarray, positions: np.ndarray, number: int) -> np.ndarray:
-    """Choose the columns of the highest scores of each row, of equal scores those of the lowest positions."""
-    # the bits of floats are ordered as the floats are, and backwards below zero; adding zero makes one of both zeros
-    bits = (scores + np.float32(0)).view(np.int32)
-    ordered = bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
-    # one number for both, so that no two are equal, and any way to choose the lowest gives the same
-    keys = positions - (ordered.astype(np.int64) << 32)
-    if number < keys.shape[1]:
-        chosen = np.argpartition(keys, number - 1, axis=1)[:, :number]
-        order = np.argsort(np.take_along_axis(keys, chosen, axis=1), axis=1)
-        return np.take_along_axis(chosen, order, axis=1)
-    return np.argsort(keys, axis=1)
+        scores, positions, docnos = map(np.stack, self.shard.np_retriever().inner.search(queries, num_results))
+        return scores, positions, docnos.astype(object)
 
 
 class ShardedIndex(ComparedByKey):
@@ -236,7 +195,7 @@ class ShardedIndex(ComparedByKey):
             found.append((scores, positions + first, docnos))
             first += part.documents
         scores, positions, docnos = map(np.hstack, zip(*found, strict=True))
-        best = best_columns(scores, positions, num_results)
+        best = np.lexsort((positions, -scores))[:, :num_results]
         scores, positions, docnos = (np.take_along_axis(of, best, axis=1) for of in (scores, positions, docnos))
         return scores, positions, docnos
 
@@ -287,21 +246,9 @@ class ShardedRetriever(ComparedByKey, pt.Transformer):
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Retrieve."""
         require_column_names(inp, "the queries")
-        pt.validate.query_frame(inp, extra_columns=["query_vec"])
-        kept = inp.drop(columns="query_vec") if self.drop_query_vec else inp
-        if inp.empty:
-            added = dict.fromkeys(["docno", "docid", "score", "rank"])
-            return without_rows(kept.assign(**added), inp)
-        require_identifiers(inp, "qid", "the queries")
-        scores, positions, docnos = self.index.search(inp[["query_vec"]], self.num_results)
-        each = scores.shape[1]
-        results = kept.iloc[np.repeat(np.arange(len(kept)), each)].reset_index(drop=True)
-        return results.assign(
-            docno=docnos.ravel(),
-            docid=positions.ravel(),
-            score=scores.ravel(),
-            rank=np.tile(np.arange(each), len(kept)),
-        )
+        if not inp.empty:
+            require_identifiers(inp, "qid", "the queries")
+        return retrieved(inp, partial(self.index.search, num_results=self.num_results), self.drop_query_vec)
 
     def fuse_rank_cutoff(self, k: int) -> pt.Transformer | None:
         """Ask the shards for ``k`` documents, if that is fewer."""

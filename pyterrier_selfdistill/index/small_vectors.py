@@ -21,9 +21,7 @@ import math
 from typing import Any, Literal
 
 import numpy as np
-import pyterrier as pt
 from pyterrier_dr import FlexIndex, SimFn
-from pyterrier_dr.flex.faiss_retr import FaissRetriever
 from pyterrier_dr.util import assert_faiss
 
 from ..utils.folders import atomic_file
@@ -34,22 +32,20 @@ SAMPLE = 100_000  # of how many vectors, at least, the smallest and the largest 
 
 def int8_retriever(
     index: FlexIndex, *, num_results: int = 1000, rescore: int = 2, qbatch: int = 64, drop_query_vec: bool = False
-) -> pt.Transformer:
-    """Make a retriever that searches vectors of 8 bits a number."""
-    search = RescoredSearch(index, "int8", rescore)
-    return FaissRetriever(index, search, num_results=num_results, qbatch=qbatch, drop_query_vec=drop_query_vec)
+) -> RescoredSearch:
+    """Make what searches vectors of 8 bits a number for a retriever of these options."""
+    return RescoredSearch(index, "int8", rescore)
 
 
 def binary_retriever(
     index: FlexIndex, *, num_results: int = 1000, rescore: int = 10, qbatch: int = 64, drop_query_vec: bool = False
-) -> pt.Transformer:
-    """Make a retriever that searches vectors of a bit a number."""
-    search = RescoredSearch(index, "binary", rescore)
-    return FaissRetriever(index, search, num_results=num_results, qbatch=qbatch, drop_query_vec=drop_query_vec)
+) -> RescoredSearch:
+    """Make what searches vectors of a bit a number for a retriever of these options."""
+    return RescoredSearch(index, "binary", rescore)
 
 
 class RescoredSearch:
-    """Searches as an index of FAISS does, with candidates from small vectors, which are made if they are missing."""
+    """Finds candidates in small vectors, which are made if they are missing; the full vectors score them."""
 
     def __init__(self, index: FlexIndex, kind: Literal["int8", "binary"], rescore: int) -> None:
         assert_faiss()
@@ -99,16 +95,8 @@ class RescoredSearch:
     def _encode(self, vectors: np.ndarray) -> np.ndarray:
         return np.packbits(vectors > 0, axis=1) if self.is_binary else vectors
 
-    def search(self, queries: np.ndarray, k: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Search."""
-        number = min(k * self.rescore, len(self.vectors))
-        _, candidates = self.small.search(self._encode(queries), number)
-        scores = []
-        found = []
-        # in the order of the file that vectors are mapped from
-        for query, positions in zip(queries, np.sort(candidates), strict=True):
-            exact = self.vectors[positions] @ query
-            best = np.argsort(-exact, kind="stable")[:k]
-            scores.append(exact[best])
-            found.append(positions[best])
-        return scores, found
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Find ``rescore`` times as many candidates."""
+        distances, candidates = self.small.search(self._encode(queries), min(k * self.rescore, len(self.vectors)))
+        # bits have distances, and the nearest are the best
+        return -distances if self.is_binary else distances, candidates

@@ -169,33 +169,14 @@ def no_warning_of_mapped_vectors() -> Iterator[None]:
 
 
 def transform_queries(transformer: pt.Transformer, frame: pd.DataFrame) -> pd.DataFrame:
-    """Retrieve or re-rank, even if a query has one result or none."""
+    """Re-rank, even if a query has one result or none."""
     # DataFrameBuilder of pyterrier-alpha 0.16.5 takes arrays of length 1 or 0 for values: the first query then has
     # arrays as values, a later one fails; delete, and call the transformer, when it takes them
-    try:
-        results = transformer.transform(frame)
-    except ValueError:
-        # any other error comes again
-        parts = [transformer.transform(query) for _, query in frame.groupby("qid", sort=False)]
-        results = pd.concat(parts, ignore_index=True)
-    if frame.empty or results["rank"].dtype != object:
-        return results
-    results = results[results["rank"].map(np.size) == 1]
-    columns = [column for column in ("docno", "docid", "score", "rank") if column in results]
-    return results.assign(**{column: [np.asarray(value).item() for value in results[column]] for column in columns})
-
-
-def score(scorer: pt.Transformer, frame: pd.DataFrame, num_results: int | None) -> pd.DataFrame:
-    """Score documents, and keep the first results of each query."""
-    # NumpyScorer and TorchScorer of pyterrier-dr 0.8.1 fail with ``num_results``, without ``qid``, and without rows;
-    # delete, and call the scorer, when they do not
-    with pt.validate.any(frame) as validation:
-        validation.columns(includes=["qid", "query_vec", "docno"])
-        validation.columns(includes=["qid", "query_vec", "docid"])
     if frame.empty:
-        return frame.drop(columns=["score", "rank"], errors="ignore").assign(score=None, rank=None)
-    scored = scorer.transform(frame)
-    return scored if num_results is None else scored[scored["rank"] < num_results].reset_index(drop=True)
+        return transformer.transform(frame)
+    parts = [transformer.transform(query) for _, query in frame.groupby("qid", sort=False)]
+    results = [part.explode(["docno", "score", "rank"]).dropna(subset="rank") for part in parts]
+    return pd.concat(results, ignore_index=True)
 
 
 class VoyagerSearch:

@@ -1,6 +1,8 @@
 """The precision of encoding: vectors are close, and all else is as in float32."""
 
 import pickle
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
@@ -19,10 +21,10 @@ DOCUMENTS = ["sort the rows of a table by column", "plot a matrix", "read", "wri
 def load(language_model):
     """Load the tiny encoder in a precision."""
 
-    def load(dtype):
+    def load(dtype, **options):
         if dtype == "int8":
             pytest.importorskip("openvino")
-        return SelfDistillBiEncoder.from_pretrained(language_model, device="cpu", dtype=dtype)
+        return SelfDistillBiEncoder.from_pretrained(language_model, device="cpu", dtype=dtype, **options)
 
     return load
 
@@ -53,6 +55,20 @@ def test_vectors_are_close_to_those_of_float32(load, encoder, dtype):
     # gradients are of the weights, which stay
     torch.testing.assert_close(lower.encode_queries_torch(DOCUMENTS), encoder.encode_queries_torch(DOCUMENTS))
     assert {parameter.dtype for parameter in lower.model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_threads_get_the_vectors_and_the_scores_of_serial_calls(load, collection, dtype):
+    serial, encoder = (load(dtype, query_length=4, document_length=32) for _ in range(2))
+    results = collection.results.assign(text=collection.results["text"] + " return the mean value of the array")
+    texts = results["text"].tolist()[:40]
+    expected = [serial.encode_queries(texts), serial.encode_docs(texts), serial(results)["score"]]
+    calls = [partial(encoder.encode_queries, texts), partial(encoder.encode_docs, texts), partial(encoder, results)]
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda call: call(), 15 * calls))
+    for number, of_call in enumerate(found):
+        values = of_call["score"] if number % 3 == 2 else of_call
+        np.testing.assert_array_equal(values, expected[number % 3])
 
 
 def test_an_index_of_one_precision_is_searched_in_another(load, encoder, collection, tmp_path):

@@ -15,7 +15,6 @@ import torch
 
 from pyterrier_selfdistill import EncoderMismatchError, FolderInUseError, RayIndexer, SelfDistillIndex, ShardedIndex
 from pyterrier_selfdistill.index.ray import ShardEncoder, read_files
-from pyterrier_selfdistill.index.shards import best_columns, search_vectors
 
 FILES = ("docnos.npids", "pt_meta.json")
 
@@ -71,23 +70,6 @@ def test_ties_are_in_the_order_of_documents_however_they_are_sharded(tmp_path):
         found = ShardedIndex(paths).retriever(num_results=100)(queries)
         assert found["docid"].to_numpy().reshape(2, 100).tolist() == expected.tolist()
         assert found["docno"].tolist() == [f"d{row}" for row in expected.ravel()]
-
-
-def test_searching_in_parts_is_sorting():
-    """There are more queries, and more documents, than are scored at once."""
-    generator = np.random.default_rng(1)
-    documents = generator.integers(-2, 3, size=(20_000, 3)).astype(np.float32)
-    queries = generator.integers(-2, 3, size=(130, 3)).astype(np.float32)
-    scores, positions = search_vectors(documents, queries, 50)
-    every = queries @ documents.T
-    order = np.argsort(-every, axis=1, kind="stable")[:, :50]
-    assert positions.tolist() == order.tolist()
-    assert scores.tolist() == np.take_along_axis(every, order, axis=1).tolist()
-
-
-def test_the_order_of_scores_is_that_of_floats():
-    scores = np.array([[-0.0, 0.0, -1e-30, 1e-30, -1, 1, -np.inf, np.inf, 3e38]], dtype=np.float32)
-    assert best_columns(scores, np.arange(9)[None], 9).tolist() == [[7, 8, 5, 3, 0, 1, 2, 4, 6]]
 
 
 def test_retrievers_as_pyterrier_uses_them(encoder, paths, collection, conforms):

@@ -23,7 +23,6 @@ from pyterrier_selfdistill.utils import compat
 VECTORS = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
 VECTORS /= np.linalg.norm(VECTORS, axis=1, keepdims=True)
 QUERIES = pd.DataFrame({"qid": list("abc"), "query_vec": list(VECTORS[:3])})
-CANDIDATES = QUERIES.merge(pd.DataFrame({"docno": [f"d{number}" for number in range(10)]}), how="cross")
 TEXTS = ["sort the rows of a table", "plot a matrix"]
 VOYAGER = {"neighbours": 12, "ef_construction": 200, "random_seed": 1, "query_ef": 20}
 DELETE = "the fault is mended; delete the workaround in compat.py as its comment says"
@@ -151,12 +150,6 @@ def test_corpus_graphs(plain, monkeypatch):
     assert set(plain.corpus_graph(7).neighbours(0)) == set(np.argsort(-(VECTORS @ VECTORS[0]))[1:8])
 
 
-def test_masks(plain):
-    mask = (np.arange(40) % 3 == 0).astype(np.int8)
-    found = plain.np_retriever(mask=mask, num_results=mask.sum())(QUERIES)
-    assert not mask[found["docid"].astype(int)].all(), "the fault is mended; delete the detour in IndexTransformer"
-
-
 def test_warnings_of_mapped_vectors(plain, recwarn):
     # torch warns once in a process
     torch.set_warn_always(True)
@@ -187,13 +180,6 @@ def test_numbers_of_results():
         expected = [(qid, f"d{number}", 1.0 - number, number) for qid in qids for number in range(int(qid))]
         assert list(found[["qid", "docno", "score", "rank"]].itertuples(index=False, name=None)) == expected
         assert found.index.is_unique
-
-
-def test_scorers(plain):
-    scorer = plain.np_scorer()
-    assert fails(lambda: scorer(CANDIDATES.iloc[:0]), ValueError), DELETE
-    assert fails(lambda: plain.np_scorer(num_results=3)(CANDIDATES), AttributeError), DELETE
-    assert fails(lambda: scorer(CANDIDATES.drop(columns="qid")), KeyError), DELETE
 
 
 @pytest.mark.parametrize("storage", ["float32", "float8", "e4m3"])
