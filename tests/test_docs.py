@@ -206,6 +206,15 @@ def test_how_to(run, names):
     assert list(known["table"]["name"]) == ["bm25", "first", "second"]
 
 
+def test_serving(run):
+    client = pytest.importorskip("fastapi.testclient").TestClient(run("serving.rst", {})["app"])
+    answers = [client.get("/search", params={"query": "sort the table", "k": k}) for k in (3, 100)]
+    found = [[hit["docno"] for hit in answer.json()] for answer in answers]
+    assert len(found[1]) == 40
+    assert found[0] == found[1][:3]
+    assert client.get("/search", params={"query": "sort", "k": 0}).status_code == 422
+
+
 def test_readme(names, language_model, folder):
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     code = code.replace("microsoft/mpnet-base", language_model).replace("pt.Experiment(", "table = pt.Experiment(")

@@ -1,9 +1,11 @@
 """The folder of an index: built whole or not at all, bound to its encoder, opened only if it is complete."""
 
+import itertools
 import json
 import multiprocessing
 import pickle
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -211,42 +213,43 @@ def test_an_index_that_a_killed_builder_moved_away_is_put_back(built):
     assert [path.name for path in built.index_path.parent.iterdir()] == ["index.flex"]
 
 
-def search(path, stop, answers):
-    """Search an index of some generation, which its size, identifiers and scores say, until told to stop."""
-    found = set()
-    while not stop.is_set():
-        retriever = SelfDistillIndex(path, verbose=False).retriever()
-        for _ in range(3):
-            results = retriever(QUERIES[:1])
-            docnos = {int(docno.partition("-")[0]) for docno in results["docno"]}
-            # all documents of one index, and the scores of the same one
-            assert docnos == {len(results)} == {int(results["score"].max())}
-            found |= docnos
-    answers.put(found)
-
-
 def generation(number):
+    """An index of some generation, which its size, identifiers and scores say."""
     vectors = np.eye(8, dtype=np.float32) * number
     return [{"docno": f"{number}-{row}", "doc_vec": vectors[row]} for row in range(number)]
 
 
-def test_searchers_get_answers_of_one_index_while_it_is_replaced(empty):
-    empty.index(generation(2))
+def rebuild(path, stop):
+    for number in itertools.cycle(range(2, 9)):
+        if stop.is_set():
+            break
+        SelfDistillIndex(path, verbose=False).indexer(mode="overwrite").index(generation(number))
+        time.sleep(0.02)
+
+
+def test_threads_get_answers_of_one_index_while_it_is_replaced(empty):
+    index = empty.index(generation(2))
+    methods = ["retriever", "np_retriever", "torch_retriever", "faiss_flat_retriever"]
+    methods += ["faiss_hnsw_retriever", "faiss_ivf_retriever", "int8_retriever", "binary_retriever"]
+    retrievers = [getattr(index, method)() for method in methods]
     context = multiprocessing.get_context("fork")
-    stop, answers = context.Event(), context.Queue()
-    arguments = (empty.index_path, stop, answers)
-    searchers = [context.Process(target=search, args=arguments, daemon=True) for _ in range(2)]
-    for searcher in searchers:
-        searcher.start()
-    for replacement in range(12):
-        empty.indexer(mode="overwrite").index(generation(2 + replacement % 7))
-        time.sleep(0.03)
-    stop.set()
-    found = [answers.get(timeout=60) for _ in searchers]
-    for searcher in searchers:
-        searcher.join()
-    assert [searcher.exitcode for searcher in searchers] == [0] * 2
-    assert len(set.union(*found)) > 1
+    stop = context.Event()
+    builder = context.Process(target=rebuild, args=(index.index_path, stop), daemon=True)
+    builder.start()
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            answers = list(threads.map(lambda retriever: retriever(QUERIES[:1]), [*retrievers, *retrievers[:4] * 9]))
+    finally:
+        stop.set()
+        builder.join()
+    found = set()
+    for results in answers:
+        docnos = {int(docno.partition("-")[0]) for docno in results["docno"]}
+        # documents of one index, with the scores of the same one
+        assert docnos == {int(results["score"].max())}
+        assert set(results["docid"]) <= set(range(*docnos))
+        found |= docnos
+    assert len(found) > 1
 
 
 # --- its identifiers ------------------------------------------------------------------------------------------------
