@@ -137,7 +137,7 @@ def _method(name: str, docstring: str) -> Callable[..., IndexTransformer]:
 
 
 class IndexTransformer(ComparedByKey, pt.Transformer):
-    """A retriever or a scorer of a :class:`SelfDistillIndex`: that of pyterrier-dr, with checked input."""
+    """A retriever, a scorer or a re-ranker of a :class:`SelfDistillIndex`."""
 
     def __init__(self, index: Any, method: str, options: dict[str, Any]) -> None:
         self.index = index
@@ -604,7 +604,8 @@ class SelfDistillIndex(ComparedByKey, OpenedIndex):
         "faiss_hnsw_retriever",
         """Search a graph of FAISS in which each document has ``neighbours``.
 
-        Higher ``ef_construction`` and ``ef_search`` improve recall and slow down building and searching.
+        Higher ``ef_construction`` and ``ef_search`` improve recall and slow down building and searching. A search goes
+        at least as far as ``num_results``.
         """,
     )
     faiss_ivf_retriever = _method(
