@@ -199,11 +199,8 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
         if method not in EXACT:
             made = (OWN_METHODS.get(method) or getattr(FlexIndex, method))(index, **options)
             find = made.search if method in OWN_METHODS else partial(search_faiss, made.faiss_index, options)
-            search = Search(index, find, qbatch=qbatch)
-            if method == "binary_retriever":
-                # of documents with as many signs FAISS leaves out the last ones itself
-                search.slack = -np.inf
-            return search
+            # of documents with as many signs FAISS leaves out the last ones itself
+            return Search(index, find, qbatch=qbatch, is_stable=method == "binary_retriever")
         device, rows = options.get("device", "cpu"), options.get("batch_size")
         if method == "torch_retriever":
             rows = len(index)
@@ -226,8 +223,8 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
             mask = np.asarray(options["mask"])
             if mask.shape != (len(index),) or not np.isin(mask, (0, 1)).all():
                 raise ValueError(
-                    f"mask must be 0 or 1 for each of the {len(index)} documents of {index!r}, got the shape "
-                    f"{mask.shape} and values such as {mask.ravel()[:3]}; index.mask(docnos) makes one"
+                    f"mask must be 0 or 1 for each of the {len(index)} documents of {index!r}, got an array of shape "
+                    f"{mask.shape}; index.mask(docnos) makes one"
                 )
             options["mask"] = torch.from_numpy(mask == 0)
         if self.method in SCORERS:
@@ -365,7 +362,9 @@ class Search:
     last result, it is asked for more.
     """
 
-    def __init__(self, index: FlexIndex, find: Any, *, qbatch: int | None = None, vectors: Any = None) -> None:
+    def __init__(
+        self, index: FlexIndex, find: Any, *, qbatch: int | None = None, vectors: Any = None, is_stable: bool = False
+    ) -> None:
         self.index = index
         self.find = find
         self.qbatch = qbatch
@@ -373,7 +372,7 @@ class Search:
         self.is_cosine = index.sim_fn is SimFn.cos
         # how far the scores of a backend may be off, for a query of length 1
         longest = 1 if self.is_cosine else norms(np.asarray(index.np_vecs()[:SPARE])).max()
-        self.slack = longest * (1e-3 if self.vectors.dtype == torch.float16 else 2e-6)
+        self.slack = -np.inf if is_stable else longest * (1e-3 if self.vectors.dtype == torch.float16 else 2e-6)
 
     def score(self, query: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Score documents for a query of shape (1, dimension), as LADR of pyterrier-dr does."""
@@ -526,12 +525,7 @@ class OpenedIndex(FlexIndex):
 
     @property
     def encoder(self) -> EncoderIdentity | None:
-        """The encoder that built the index, if its vectors say so.
-
-        Raises:
-            FileNotFoundError: If there is no index.
-            ValueError: If it is damaged.
-        """
+        """The encoder that built the index, if its vectors say so."""
         stored = self.payload()[-1].get("encoder")
         return None if stored is None else EncoderIdentity(**stored)
 

@@ -81,6 +81,8 @@ class ShardSearcher:
 
     def __init__(self, path: str, any_encoder: bool) -> None:
         self.shard = SelfDistillIndex(path, verbose=False, any_encoder=any_encoder)
+        # of the files that are described, whatever replaces them
+        self.searching = self.shard.np_retriever()
 
     def describe(self) -> Part:
         """Describe the shard."""
@@ -90,7 +92,7 @@ class ShardSearcher:
     def search(self, queries: pd.DataFrame, num_results: int) -> Found:
         """Find the best documents."""
         require_comparable(self.shard, queries)
-        scores, positions, docnos = map(np.stack, self.shard.np_retriever().inner.search(queries, num_results))
+        scores, positions, docnos = map(np.stack, self.searching.inner.search(queries, num_results))
         return scores, positions, docnos.astype(object)
 
 
