@@ -12,6 +12,7 @@ import json
 import logging
 import re
 import reprlib
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -38,7 +39,7 @@ from more_itertools import always_iterable, chunked, duplicates_everseen, spy
 
 from ..utils.checks import FieldNames, PositiveInteger, Seed, checked, require_topics
 from ..utils.compat import progress_bar
-from ..utils.folders import atomic_folder
+from ..utils.folders import atomic_folder, checksum, folder_lock
 from ..utils.processes import is_first
 from .corpus import Corpus, Documents, join_texts
 
@@ -210,12 +211,28 @@ def kept(identity: Sequence[Any], write: Callable[[Path], dict[str, Any]]) -> tu
             return _load(Path(temporary), in_memory=True), summary
     key = json.dumps([CACHE_FORMAT, *identity])
     folder = Path(pt.io.pyterrier_home()) / "selfdistill" / "triples" / hashlib.sha256(key.encode()).hexdigest()[:16]
+    if folder.exists() and not _summary(folder):
+        with folder_lock(folder, "removing damaged triples", wait=True):
+            if not _summary(folder):
+                shutil.rmtree(folder)
     if not folder.exists():
         # where another process makes the same triples, this one waits for them
         with suppress(FileExistsError), atomic_folder(folder, doing="making triples", wait=True) as unfinished:
-            (unfinished / "summary.json").write_text(json.dumps(write(unfinished), indent=2) + "\n")
+            summary = write(unfinished)
+            summary["files"] = {path.name: checksum(path) for path in unfinished.glob("*.arrow")}
+            (unfinished / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     logger.info("reading triples from %s", folder)
-    return _load(folder, in_memory=False), json.loads((folder / "summary.json").read_text())
+    return _load(folder, in_memory=False), _summary(folder)
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    """Read the summary of triples, empty if a file is missing or was changed."""
+    try:
+        summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+        is_whole = all(checksum(folder / name) == saved for name, saved in summary.pop("files").items())
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {}
+    return summary if is_whole else {}
 
 
 def _load(folder: Path, *, in_memory: bool) -> dict[str, Dataset]:

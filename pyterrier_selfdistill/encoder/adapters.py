@@ -23,6 +23,7 @@ from sentence_transformers.base.modules import Transformer
 from transformers import AutoConfig, PreTrainedModel
 
 from ..utils.checks import Expected, load_extra
+from ..utils.compat import reported_weights
 from ..utils.folders import portable_name
 
 CONFIG_FILE = "adapter_config.json"  # where PEFT says what an adapter is, and of which base
@@ -137,7 +138,8 @@ def saved_base(model: SentenceTransformer, name: str | None) -> str:
     names = said or [name, language_model.name_or_path]
     for candidate in dict.fromkeys(filter(None, names)):
         try:
-            loaded = type(language_model).from_pretrained(candidate, dtype=torch.float32)
+            with reported_weights():
+                loaded = type(language_model).from_pretrained(candidate, dtype=torch.float32, local_files_only=True)
         except (OSError, ValueError):
             continue
         if _checksum(loaded) == checksum:
@@ -160,10 +162,12 @@ def require_base(folder: Path) -> None:
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"{str(file)!r} is not what PEFT wrote; save or copy the adapter again") from error
     try:
-        AutoConfig.from_pretrained(base)
+        with reported_weights():
+            AutoConfig.from_pretrained(base, local_files_only=True)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
-            f"{str(folder)!r} holds an adapter of {base!r}, which cannot be loaded: {error}. Put the base there again, "
+            f"{str(folder)!r} holds an adapter of {base!r}, which is not on this machine: {error}. Put the base there "
+            f"again, download it with SelfDistillBiEncoder.from_pretrained({base!r}) if that is its name on the hub, "
             f"or write where it is as base_model_name_or_path into {CONFIG_FILE}"
         ) from error
 

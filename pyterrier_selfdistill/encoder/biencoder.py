@@ -43,7 +43,7 @@ from ..utils.checks import (
     require_vectors,
     without_rows,
 )
-from ..utils.compat import progress_bar, remove_autocast, schematic, tensor_version
+from ..utils.compat import progress_bar, remove_autocast, schematic
 from ..utils.folders import portable_settings, scratch_folder
 from . import storage
 from .adapters import (
@@ -62,7 +62,7 @@ from .storage import Device, PoolingMode
 READ_AHEAD = 2048  # how many documents an indexing pipeline reads at once, to encode those of like length together
 CHUNK = 4096  # how many vectors of an index are cut at once
 EMPTY = " "  # encoded in place of an empty text, for which a tokenizer without special tokens has no token
-SAMPLED = 64  # how many values of each tensor are looked at, or somewhat more, to see that a model has changed
+COLUMNS = 251  # in how many columns, a prime number of them, weights are summed to see that a model has changed
 
 # by the first layer of a model, which variants share: it has the tokenizer, whose truncation is set and then used
 LOCKS: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
@@ -602,22 +602,17 @@ class SelfDistillBiEncoder(ComparedByKey, pt.Artifact, BiEncoder):
         return path
 
     def _state(self) -> tuple[Any, ...]:
-        """Describe the model in a millisecond or so, so that a change is seen."""
+        """Describe the model by sums of all weights, as fast as memory is, so that any change is seen."""
         model = self.model
         tensors = list(model.state_dict().values())
-        versions = [(tensor.data_ptr(), tensor_version(tensor)) for tensor in tensors]
-        # in-place changes raise a tensor's version, except those of fused optimizers, so some of its values count too
-        samples: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]] = {}
-        for tensor in tensors:
-            values = tensor.detach().reshape(-1)
-            step = max(1, len(values) // SAMPLED)
-            samples.setdefault((tensor.dtype, tensor.device), []).append(values[::step])
+        kinds = [(tensor.dtype, tensor.shape, tensor.device) for tensor in tensors]
         # together, since each copy from a GPU waits for it
-        sampled = [tensor_bytes(torch.cat(values)) for values in samples.values()]
+        sums = torch.cat([part.to(model.device) for tensor in tensors for part in _sums(tensor)])
+        summed = hashlib.sha256(tensor_bytes(sums)).digest()
         adapter = adapter_settings(model) if adapters_of(model) else ()
         longest = model.max_seq_length
         lengths = self.query_length or longest, self.document_length or longest, longest
-        return versions, sampled, (str(model), (*lengths, tuple(model.prompts.items()), *adapter))
+        return kinds, summed, (str(model), (*lengths, tuple(model.prompts.items()), *adapter))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_checksum": (None, ""), "_encoding_copy": (None, None)}
@@ -803,6 +798,17 @@ def encode(
             if bar is not None:
                 bar.update(len(positions[text]))
     return vectors
+
+
+def _sums(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Sum the bits of a tensor in columns, as integers, so that the smallest change shows, and where values are."""
+    values = tensor.detach().reshape(-1)
+    if values.storage_offset() * values.element_size() % 8:
+        values = values.clone()
+    size = 8 // values.element_size() * COLUMNS
+    whole = len(values) // size * size
+    yield values[:whole].view(torch.int64).reshape(whole // size, COLUMNS).sum(0).view(torch.uint8)
+    yield values[whole:].view(torch.uint8)
 
 
 def _prefixes(index: SelfDistillIndex, dimension: int, encoder: EncoderIdentity) -> Iterator[dict[str, Any]]:

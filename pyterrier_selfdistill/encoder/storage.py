@@ -22,8 +22,8 @@ from sentence_transformers.util import get_device_name, is_sentence_transformer_
 from transformers.tokenization_utils_base import LARGE_INTEGER
 
 from ..utils.checks import Expected
-from ..utils.compat import no_transformers_progress_bars
-from ..utils.folders import METADATA_FILE, artifact_kind, atomic_folder, read_json, recover
+from ..utils.compat import no_transformers_progress_bars, reported_weights
+from ..utils.folders import METADATA_FILE, artifact_kind, atomic_folder, checksum, read_json, recover
 from .adapters import require_base, require_same_base
 from .card import saved_card
 
@@ -33,6 +33,7 @@ CARD_FILE = "README.md"
 
 # what sentence-transformers tells transformers, which would keep the type of the file
 FLOAT32 = {"dtype": torch.float32}
+SETTINGS = re.compile(r"config\w*\.json$|modules\.json$")  # the files of a model that you may edit
 NAME_ON_HUB = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
@@ -85,7 +86,7 @@ def load(folder: Path, device: Device) -> SentenceTransformer:
 
 def load_pretrained(name: str, *, pooling: PoolingMode | None, device: Device) -> SentenceTransformer:
     """Load a sentence-transformers model, or a plain language model with a pooling layer on top, in float32."""
-    folder = Path(name)
+    folder, is_here = Path(name), Path(name).is_dir()
     is_plain = not is_sentence_transformer_model(name)
     if pooling is not None and not is_plain:
         raise ValueError(
@@ -99,20 +100,21 @@ def load_pretrained(name: str, *, pooling: PoolingMode | None, device: Device) -
         raise ValueError(f"the model in {name!r} lacks {', '.join(missing[:3])}; save or copy it again")
     require_base(folder)
     try:
-        with no_transformers_progress_bars():
+        with no_transformers_progress_bars(), reported_weights() as reports:
             if is_plain:
-                transformer = Transformer(name, model_kwargs=dict(FLOAT32))
+                transformer = Transformer.load(name, local_files_only=is_here, model_kwargs=dict(FLOAT32))
                 mode = pooling or default_pooling(transformer)
                 pool = Pooling(transformer.get_embedding_dimension(), pooling_mode=mode)
                 model = SentenceTransformer(modules=[transformer, pool], device="cpu")
                 model.model_card_data.base_model = name
             else:
-                model = SentenceTransformer(name, device="cpu", model_kwargs=dict(FLOAT32))
+                options: dict[str, Any] = {"local_files_only": is_here, "model_kwargs": dict(FLOAT32)}
+                model = SentenceTransformer(name, device="cpu", **options)
     except MemoryError:
         raise
     except Exception as error:
         # libraries raise what becomes of the bytes of a damaged file
-        if folder.is_dir():
+        if is_here:
             raise ValueError(
                 f"the model in {name!r} cannot be loaded: {_damage(folder, error)}. A file of it is missing or "
                 "damaged, or it needs code of its own, which is not run; save or download it again"
@@ -123,17 +125,35 @@ def load_pretrained(name: str, *, pooling: PoolingMode | None, device: Device) -
             f"{name!r} is no folder, and cannot be loaded from the Hugging Face hub: {error}. Check the name; without "
             "a network, give the folder of a model that was downloaded elsewhere"
         ) from error
+    _require_as_saved(model, folder, metadata, reports)
+    # layers after the language model may be saved in 16 bits too
+    return model.float().to(device or get_device_name())
+
+
+def _require_as_saved(
+    model: SentenceTransformer, folder: Path, metadata: Mapping[str, Any], reports: list[dict[str, Any]]
+) -> None:
+    """Check that a model is the one that its folder describes, and that no weights of it were made up."""
     said = metadata.get("model", {})
     if "adapter" in said:
         require_same_base(model, folder, said["adapter"]["base_checksum"])
+    wrong = []
     for property_, found in describe(model).items():
         if said.get(property_, found) != found:
-            raise ValueError(
-                f"the model in {name!r} was saved with the {property_} {said[property_]!r}, and config.json and the "
-                f"weights give {found!r}; save or copy it again"
-            )
-    # layers after the language model may be saved in 16 bits too
-    return model.float().to(device or get_device_name())
+            wrong.append(f"its {property_} was {said[property_]!r}, and config.json and the weights give {found!r}")
+    for report in reports:
+        # plain language models often lack the weights of a pooler, which computes nothing that is used here
+        missing = [key for key in report["missing_keys"] if metadata or "pooler" not in key.split(".")]
+        wrong += [f"it lacks the weights {key}" for key in sorted(missing)]
+        wrong += [f"it holds the weights {key} too" for key in sorted(report["unexpected_keys"]) if metadata]
+    # earlier versions wrote names alone
+    checksums = files if isinstance(files := metadata.get("files"), dict) else {}
+    wrong += [f"{name} was changed" for name, saved in checksums.items() if saved and checksum(folder / name) != saved]
+    if wrong:
+        raise ValueError(
+            f"the model in {str(folder)!r} is not what was saved ({len(wrong)} differences): {'; '.join(wrong[:3])}. "
+            f"Save, copy or download it again, or remove {METADATA_FILE} there if you changed it yourself"
+        )
 
 
 def _damage(folder: Path, error: Exception) -> str:
@@ -235,23 +255,27 @@ def save(
 ) -> None:
     """Write a model, its metadata and its card to a folder, atomically."""
     trained_here = bool(metadata["training"])
-    with atomic_folder(path, overwrite=overwrite, recognize=is_saved_encoder, doing="saving an encoder") as folder:
+    with atomic_folder(path, overwrite=overwrite, own=saved_files, doing="saving an encoder") as folder:
         # a model that was not trained here keeps the card that it came with
         with no_transformers_progress_bars():
             model.save_pretrained(str(folder), create_model_card=not trained_here)
         if write_more is not None:
             write_more(folder)
         files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-        needed = [name for name in files if name != CARD_FILE]
+        needed = {
+            name: None if SETTINGS.search(name) else checksum(folder / name) for name in files if name != CARD_FILE
+        }
         (folder / METADATA_FILE).write_text(json.dumps({**metadata, "files": needed}, indent=2) + "\n")
         if trained_here:
             card = saved_card(metadata, title=path.name, load=f"pt.Artifact.load({path.name!r})")
             (folder / CARD_FILE).write_text(card, encoding="utf-8")
 
 
-def is_saved_encoder(folder: Path) -> bool:
-    """Tell whether a folder is what :func:`save` wrote."""
-    return artifact_kind(folder) == (ARTIFACT["type"], ARTIFACT["format"])
+def saved_files(folder: Path) -> set[str]:
+    """List the files that :func:`save` wrote, if a folder is one of an encoder."""
+    if artifact_kind(folder) != (ARTIFACT["type"], ARTIFACT["format"]):
+        return set()
+    return {METADATA_FILE, CARD_FILE, *read_metadata(folder).get("files", [])}
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:
@@ -260,7 +284,7 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     section = dict[str, Any] | None
-    metadata = read_json(file, model=section, training=section, files=list[str] | None)
+    metadata = read_json(file, model=section, training=section, files=dict[str, str | None] | list[str] | None)
     return {name: value for name, value in metadata.items() if value is not None}
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import re
+import shutil
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, cast
 
@@ -22,15 +26,27 @@ from pyterrier_dr.flex.core import FlexIndexer
 from ..data.corpus import records_of, require_document
 from ..utils import compat
 from ..utils.checks import require_vector
-from ..utils.folders import METADATA_FILE, artifact_kind, atomic_folder, portable_name
+from ..utils.folders import (
+    METADATA_FILE,
+    artifact_kind,
+    atomic_file,
+    atomic_folder,
+    checksum,
+    explained_errors,
+    portable_name,
+)
 
+logger = logging.getLogger(__name__)
 VECTORS_FILE = "vecs.f4"
 DOCNOS_FILE = "docnos.npids"
 FILES = (METADATA_FILE, VECTORS_FILE, DOCNOS_FILE)
+GRAPHS_FILE = "graphs.json"  # the file with the checksums of graphs, and of the vectors that they were computed from
+GRAPH_KIND = "corpus_graph", "np_topk"
 KIND = {"type": FlexIndex.ARTIFACT_TYPE, "format": FlexIndex.ARTIFACT_FORMAT}
 
 DOCUMENTS = 1_000  # how many documents are checked at once
 DOCNOS_OF_A_BLOCK = 1 << 16  # how many identifiers, at least, are stored with as many bytes as the longest of them
+SAMPLE = 1_000  # how many vectors, or somewhat more, tell whether a graph was computed from them
 CHECKSUMS = 1 << 16  # how many checksums have their identifiers compared at once
 NOT_STORABLE = re.compile("[\0\ud800-\udfff]")  # NUL, which ends identifiers, and halves of characters
 
@@ -112,12 +128,9 @@ def signature_of(folder: Path) -> Signature:
     """Describe the files of an index by properties that change when they are replaced or damaged."""
     signature: list[Any] = []
     for name in FILES:
-        try:
+        with suppress(OSError):
             status = (folder / name).stat()
-        except OSError:
-            signature.append(None)
-        else:
-            signature.append((status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))
+            signature.append((name, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))
     return tuple(signature)
 
 
@@ -146,8 +159,8 @@ def open_index(folder: Path) -> tuple[dict[str, Any], np.memmap, Lookup]:
 
         name = DOCNOS_FILE
         # the index of another package has no checksum
-        checksum = zlib.crc32(np.memmap(folder / name, mode="r").data)
-        _require(metadata.get("docnos_checksum", checksum) == checksum, "it was changed or cut off")
+        found = zlib.crc32(np.memmap(folder / name, mode="r").data)
+        _require(metadata.setdefault("docnos_checksum", found) == found, "it was changed or cut off")
         docnos = Lookup(folder / name)
         docnos.inv = KnownDocnos(docnos.inv.codec)
         _require(len(docnos) == shape[0], f"it has {len(docnos)} identifiers for {shape[0]} documents")
@@ -183,13 +196,44 @@ class KnownDocnos(InvLookup):
         return positions
 
 
-def is_index(folder: Path) -> bool:
-    """Tell whether a folder is an index, damaged or not, and holds nothing else."""
-    if artifact_kind(folder) == tuple(KIND.values()):
-        return True
-    own = {folder / name for name in FILES} | set(compat.files_of_retrievers(folder))
-    content = set(folder.iterdir())
-    return folder / VECTORS_FILE in content and content <= own
+def own_files(folder: Path) -> set[str]:
+    """List the files of an index with those of its retrievers, if a folder is one, damaged or not."""
+    if artifact_kind(folder) != tuple(KIND.values()) and not (folder / VECTORS_FILE).exists():
+        return set()
+    return {*FILES, GRAPHS_FILE, *(file.name for file in compat.files_of_retrievers(folder))}
+
+
+@contextmanager
+def sound_graphs(index: FlexIndex, pattern: str) -> Iterator[None]:
+    """Remove graphs that were damaged, or computed from other vectors, and note the checksums of new ones."""
+    folder, vectors = index.index_path, index.np_vecs()
+    origin = hashlib.sha256((folder / METADATA_FILE).read_bytes())
+    origin.update(vectors[:: max(len(vectors) // SAMPLE, 1)].tobytes())
+    file = folder / GRAPHS_FILE
+    try:
+        noted = dict(json.loads(file.read_text()))
+    except (OSError, ValueError, TypeError):
+        noted = {}
+    sound = set()
+    for graph in folder.glob(pattern):
+        if graph.is_dir() and artifact_kind(graph) != GRAPH_KIND:
+            raise ValueError(
+                f"{str(graph)!r} is no graph, but a folder with the kind {artifact_kind(graph)}; remove it"
+            )
+        if noted.get(graph.name) == [origin.hexdigest(), checksum(graph)]:
+            sound.add(graph)
+            continue
+        logger.warning("%s was changed, or not computed from this index, and is computed again", graph)
+        with explained_errors(graph):
+            if graph.is_dir():
+                shutil.rmtree(graph)
+            else:
+                graph.unlink()
+    yield
+    made = {graph.name: [origin.hexdigest(), checksum(graph)] for graph in set(folder.glob(pattern)) - sound}
+    if made:
+        with atomic_file(file, overwrite=True) as unfinished:
+            unfinished.write_text(json.dumps({**noted, **made}) + "\n")
 
 
 # --- writing --------------------------------------------------------------------------------------------------------
@@ -214,9 +258,9 @@ class Indexer(FlexIndexer):
                 "index.indexer(mode='overwrite')"
             )
         bar = compat.progress_bar(records_of(inp), desc="indexing", unit="dvec", disable=not self.target.verbose)
-        count = dimension = 0
+        count = dimension = vectors_checksum = 0
         encoders: set[EncoderIdentity] = set()
-        with atomic_folder(path, overwrite=overwrite, recognize=is_index, doing="building an index") as folder:
+        with atomic_folder(path, overwrite=overwrite, own=own_files, doing="building an index") as folder:
             docnos = FwdLookupBuilder(folder / DOCNOS_FILE, min_block=DOCNOS_OF_A_BLOCK)
             docnos.formats = {PlainBytes.NAME: PlainBytes()}
             docnos.seeded_formats = docnos.formats.copy()
@@ -227,7 +271,8 @@ class Indexer(FlexIndexer):
                     if len({encoder.checksum for encoder in encoders}) > 1:
                         both = " and ".join(map(str, encoders))
                         raise EncoderMismatchError(f"vectors of several encoders: {both}; use one")
-                    file.write(vectors.tobytes())
+                    file.write(vectors.data)
+                    vectors_checksum = zlib.crc32(vectors.data, vectors_checksum)
                     for record in records:
                         docnos.add(record["docno"])
                     count += len(records)
@@ -237,8 +282,9 @@ class Indexer(FlexIndexer):
             docnos.close()
             InvLookupBuilder.build(folder / DOCNOS_FILE)
             require_distinct(folder / DOCNOS_FILE)
-            checksum = zlib.crc32(np.memmap(folder / DOCNOS_FILE, mode="r").data)
-            metadata = {**KIND, "vec_size": dimension, "doc_count": count, "docnos_checksum": checksum}
+            docnos_checksum = zlib.crc32(np.memmap(folder / DOCNOS_FILE, mode="r").data)
+            checksums = {"docnos_checksum": docnos_checksum, "vectors_checksum": vectors_checksum}
+            metadata: dict[str, Any] = {**KIND, "vec_size": dimension, "doc_count": count, **checksums}
             # vectors of other packages do not say who made them
             for encoder in encoders:
                 metadata["encoder"] = {"name": portable_name(encoder.name), "checksum": encoder.checksum}

@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -38,7 +38,7 @@ from ..utils.checks import (
     require_vectors,
     without_rows,
 )
-from ..utils.folders import METADATA_FILE, artifact_kind, folder_lock, portable_name, recover
+from ..utils.folders import folder_lock, portable_name, recover
 from . import small_vectors
 from .files import (
     ComparedByKey,
@@ -50,6 +50,7 @@ from .files import (
     encoders_of,
     open_index,
     signature_of,
+    sound_graphs,
 )
 
 logger = logging.getLogger(__name__)
@@ -65,12 +66,15 @@ OWN_METHODS: dict[str, Callable[..., Any]] = {
     "binary_retriever": small_vectors.binary_retriever,
 }
 
-# the methods that keep their graph or their vectors in the folder of the index
-WITH_GRAPHS = (
-    *("faiss_hnsw_retriever", "faiss_ivf_retriever", "voyager_retriever"),
-    *("gar", *LADR),
-    *OWN_METHODS,
-)
+# the methods that keep a graph or vectors in the folder of the index, and where; others keep corpus graphs
+GRAPHS = {
+    "faiss_hnsw_retriever": "hnsw_n-{neighbours}_ef-{ef_construction}.faiss",
+    "faiss_ivf_retriever": "ivf_nlist-*.faiss",
+    "voyager_retriever": "voyager-*.voyager",
+    "int8_retriever": "int8.faiss",
+    "binary_retriever": "binary.faiss",
+}
+WITH_GRAPHS = (*GRAPHS, "gar", *LADR)
 
 # the best documents of each query, the best first: their scores, positions and identifiers
 Found = tuple[Any, Any, Any]
@@ -163,13 +167,13 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
                 error = None
                 if opened is not self._made[0]:
                     try:
-                        inner = self.make_inner(opened)
+                        kept = GRAPHS.get(self.method, "").format(**self.options)
+                        with sound_graphs(opened, kept) if kept else nullcontext():
+                            inner = self.make_inner(opened)
                     except Exception as raised:
                         error = raised
                 if self.method not in WITH_GRAPHS or signature_of(folder) == opened.signature:
                     break
-                # a graph of the old index may lie in the folder of the new one
-                compat.remove_files_of_retrievers(folder)
             if error is not None:
                 raise error
             self._made = opened, inner
@@ -232,11 +236,6 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
         if isinstance(options.get("k"), int):
             if len(index) == 1:
                 raise ValueError(f"{index!r} has one document, which has no neighbours; use scorer()")
-            # PyTerrier would load any artifact that lies there
-            for metadata in index.index_path.glob(f"corpusgraph_k*/{METADATA_FILE}"):
-                kind = artifact_kind(metadata.parent)
-                if kind != ("corpus_graph", "np_topk"):
-                    raise ValueError(f"{str(metadata.parent)!r} is no corpus graph, but has the kind {kind}; remove it")
             options["k"] = compat.make_corpus_graph(index, options["k"])
         if "n_list" in options:
             sample = min(len(index), options["train_sample"] or len(index))
@@ -528,6 +527,11 @@ class OpenedIndex(FlexIndex):
         """The encoder that built the index, if its vectors say so."""
         stored = self.payload()[-1].get("encoder")
         return None if stored is None else EncoderIdentity(**stored)
+
+    def corpus_graph(self, k: int = 16, *, batch_size: int = 8192) -> pt.Artifact:
+        """Compute which ``k`` documents are nearest to each, or load this graph from the folder of the index."""
+        with sound_graphs(self, "corpusgraph_k*"):
+            return super().corpus_graph(k, batch_size=batch_size)
 
     def __repr__(self) -> str:
         return f"SelfDistillIndex({str(self.index_path)!r})"

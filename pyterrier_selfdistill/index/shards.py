@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, cast
 import numpy as np
 import pandas as pd
 import pyterrier as pt
+from more_itertools import duplicates_everseen
 from pydantic import Field
 
 from ..utils.checks import (
@@ -24,8 +25,8 @@ from ..utils.checks import (
     require_identifiers,
 )
 from ..utils.compat import schematic
-from ..utils.folders import read_json
-from .files import ComparedByKey, EncodedVector, EncoderIdentity, EncoderMismatchError, is_index
+from ..utils.folders import files_of_others, read_json
+from .files import ComparedByKey, EncodedVector, EncoderIdentity, EncoderMismatchError, own_files
 from .index import Found, SelfDistillIndex, require_comparable, retrieved
 
 MANIFEST_FILE = "shards.json"  # the file in a folder of shards that lists them in the order of their documents
@@ -44,6 +45,7 @@ class Part(NamedTuple):
     documents: int
     dimension: int
     encoder: EncoderIdentity | None
+    docnos_checksum: int
 
 
 def write_manifest(folder: Path, names: Sequence[str]) -> None:
@@ -52,7 +54,7 @@ def write_manifest(folder: Path, names: Sequence[str]) -> None:
     unfinished.write_text(json.dumps({"shards": list(names)}) + "\n")
     unfinished.replace(folder / MANIFEST_FILE)
     for path in folder.iterdir():
-        if path.is_dir() and path.name not in names and is_index(path):
+        if path.is_dir() and path.name not in names and (own := own_files(path)) and not files_of_others(path, own):
             shutil.rmtree(path)
 
 
@@ -86,8 +88,9 @@ class ShardSearcher:
 
     def describe(self) -> Part:
         """Describe the shard."""
-        count, dimension = self.shard.np_vecs().shape
-        return Part(str(self.shard.index_path), count, dimension, self.shard.encoder)
+        _, vectors, metadata = self.shard.payload()
+        count, dimension = vectors.shape
+        return Part(str(self.shard.index_path), count, dimension, self.shard.encoder, metadata["docnos_checksum"])
 
     def search(self, queries: pd.DataFrame, num_results: int) -> Found:
         """Find the best documents."""
@@ -112,7 +115,7 @@ class ShardedIndex(ComparedByKey):
     Raises:
         FileNotFoundError: If there is no such shard.
         EncoderMismatchError: If several encoders built the shards.
-        ValueError: If a shard is damaged, or the options of actors are not as many as shards.
+        ValueError: If a shard is damaged or given twice, or the options of actors are not as many as shards.
         ImportError: If there are to be actors, and Ray is not installed.
 
     Example:
@@ -143,6 +146,12 @@ class ShardedIndex(ComparedByKey):
         self._searchers = self._make_searchers()
         self.parts: list[Part] = self._ask("describe")
         first = self.parts[0]
+        # by their documents, since one path may name folders of several machines
+        for part in duplicates_everseen(self.parts, key=lambda part: (part.documents, part.docnos_checksum)):
+            raise ValueError(
+                f"the shard {part.name!r} was given twice, or another one has the same documents, which results would "
+                "list twice; give each shard once"
+            )
         for part in self.parts:
             if getattr(part.encoder, "checksum", None) != getattr(first.encoder, "checksum", None):
                 raise EncoderMismatchError(

@@ -1,8 +1,7 @@
 """Small vectors: search copies of the vectors of an index in int8 or bits, and score the results by the full ones.
 
-FAISS searches the copies, which are made once and kept in the folder of the index, a quarter and a thirty-second of its
-size. They are mapped from disk as the full vectors are. Of the full vectors only ``rescore * num_results`` for each
-query are read, for exact scores.
+FAISS searches the copies, which are kept in the folder of the index. Of the full vectors, ``rescore * num_results`` for
+each query are read, for exact scores.
 
 - ``int8``: a number of 8 bits for each dimension, between the smallest and the largest of that dimension, which scores
   with the full vector of the query (asymmetric);
@@ -66,15 +65,10 @@ class RescoredSearch:
         # FAISS maps from 1.11 on; before, it reads
         mapped = getattr(faiss, "IO_FLAG_MMAP_IFC", 0)
         path = index.index_path / f"{kind}.faiss"
-        try:
-            self.small = read(str(path), mapped)
-        except RuntimeError:
-            self.small = None
-        # they may be of other vectors
-        if self.small is None or (self.small.ntotal, self.small.d) != (len(self.vectors), self.dimension):
-            with atomic_file(path, overwrite=True) as unfinished:
+        if not path.exists():
+            with atomic_file(path) as unfinished:
                 write(self._make_small_vectors(faiss), str(unfinished))
-            self.small = read(str(path), mapped)
+        self.small = read(str(path), mapped)
         if self.is_binary:
             # counting distances is faster than a heap, but not kept in the file
             self.small.use_heap = False

@@ -19,7 +19,7 @@ import torch
 import transformers
 from accelerate.utils import broadcast, gather_object
 from datasets import DatasetDict
-from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.util import get_world_size
 from torch import nn
 from transformers import (
@@ -36,6 +36,7 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from ..data.triples import LABEL, TrainingSet, Triples, parts_of
 from ..encoder.biencoder import SelfDistillBiEncoder
+from ..encoder.storage import load_pretrained
 from ..losses import SelfDistillationLoss, without_matryoshka
 from ..utils.compat import (
     limit_autocast_to_training,
@@ -165,8 +166,8 @@ class TrainingLoop(SentenceTransformerTrainer):
             self.kept_step = best
         model = cast(nn.Module, self.model)
         if is_over and self.kept_step > 0:
-            saved = SentenceTransformer(
-                str(self.folder / f"checkpoint-{self.kept_step}"), device=str(self.model.device)
+            saved = load_pretrained(
+                str(self.folder / f"checkpoint-{self.kept_step}"), pooling=None, device=self.model.device
             )
             model.load_state_dict(saved.state_dict())
         elif self.kept_step == 0:

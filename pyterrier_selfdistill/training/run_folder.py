@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
@@ -16,8 +17,8 @@ from matplotlib.figure import Figure
 from sentence_transformers.util import get_world_size
 
 from ..encoder.biencoder import SelfDistillBiEncoder
-from ..encoder.storage import is_saved_encoder
-from ..utils.folders import portable_settings, read_json
+from ..encoder.storage import saved_files
+from ..utils.folders import files_of_others, portable_settings, read_json, require_free
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 TRAINER_STATE = "trainer_state.json"
 SETTINGS = "settings.json"  # the file with the settings of the run, written before its first checkpoint
 LOG = "log.json"  # the file with the log of a finished run, written last
+TEMPORARY = re.compile(r"\..*\.tmp.*")
+WRITTEN = re.compile(rf"{TEMPORARY.pattern}|{SETTINGS}|{LOG}|checkpoint-\d+|mined-\d+\.parquet|runs")
 
 # training arguments that may change when a run is resumed: where batches are made, and where the run is reported
 HARMLESS_ARGUMENTS = {
@@ -50,14 +53,17 @@ class RunFolder:
 
     def require_free(self, *, resume: bool, overwrite: bool) -> None:
         """Check that a run may have the folder: it is new, or the run goes on there, or replaces what is there."""
-        if self.checkpoints.exists() and not self._settings_file.exists():
-            found = sorted(path.name for path in self.checkpoints.iterdir() if not path.name.startswith("."))
+        if self.checkpoints.exists() and (overwrite or not self._settings_file.exists()):
+            own = WRITTEN if self._settings_file.exists() else TEMPORARY
+            found = sorted(path.name for path in self.checkpoints.iterdir() if not own.fullmatch(path.name))
             if found:
                 raise FileExistsError(
-                    f"{str(self.checkpoints)!r} holds {found[:3]} and no {SETTINGS}, so no run of this package wrote "
-                    "it; choose another output_dir"
+                    f"{str(self.checkpoints)!r} holds {found[:3]}, which no run of this package with a {SETTINGS} "
+                    "wrote; move these elsewhere, or choose another output_dir"
                 )
         if overwrite:
+            for folder in (self.model, self.adapter):
+                require_free(folder, True, saved_files)
             return
         # a run that saves the best checkpoints only has none if the start was best
         resumable = self._is_resumable()
@@ -159,7 +165,7 @@ class RunFolder:
         """Write the encoder and its history, and the adapter alone if there is one."""
         if adapted is not None:
             adapted.save_adapter(self.adapter, overwrite=True)
-        elif is_saved_encoder(self.adapter):
+        elif self.adapter.exists() and not files_of_others(self.adapter, saved_files(self.adapter)):
             shutil.rmtree(self.adapter)
         encoder.save(self.model, overwrite=True)
         with pt.io.finalized_open(str(self.path / "history.csv"), "t") as table:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import importlib
 import logging
 import math
-import shutil
 import sys
+import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -25,7 +26,7 @@ import tqdm
 from pyterrier_dr import FlexIndex, SimFn
 from pyterrier_dr.util import assert_voyager
 from torch import nn
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
 from .folders import atomic_file
@@ -33,16 +34,7 @@ from .folders import atomic_file
 logger = logging.getLogger(__name__)
 
 
-# --- torch ---------------------------------------------------------------------------------------------------------
-
-
-def tensor_version(tensor: torch.Tensor) -> int:
-    """Count how often a tensor was changed in place."""
-    # torch 2.13 has the counter of autograd in a private attribute only; delete when there is a public one
-    return tensor._version
-
-
-# --- transformers and accelerate: training ---------------------------------------------------------------------------
+# --- transformers and accelerate: loading and training ---------------------------------------------------------------
 
 
 @contextmanager
@@ -57,6 +49,32 @@ def no_transformers_progress_bars() -> Iterator[None]:
     finally:
         if were_shown:
             transformers_logging.enable_progress_bar()
+
+
+LOADING = threading.RLock()
+
+
+@contextmanager
+def reported_weights() -> Iterator[list[dict[str, Any]]]:
+    """List which weights were missing and unexpected in files of transformers, and make the same ones each time."""
+    # transformers 5.23 makes up missing weights, and sentence-transformers 6.2 cannot ask which; delete when it can
+    reports: list[dict[str, Any]] = []
+    thread = threading.get_ident()
+
+    def from_pretrained(cls: Any, *arguments: Any, **options: Any) -> Any:
+        if threading.get_ident() != thread or options.get("output_loading_info"):
+            return load.__func__(cls, *arguments, **options)
+        model, report = load.__func__(cls, *arguments, output_loading_info=True, **options)
+        reports.append(report)
+        return model
+
+    with LOADING, torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        load: Any = vars(PreTrainedModel)["from_pretrained"]
+        # huggingface_hub 2.4 downloads a list of agents to tell its server of them, even to read files that are here
+        quiet = patch("huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY", True)
+        with quiet, patch.object(PreTrainedModel, "from_pretrained", classmethod(from_pretrained)):
+            yield reports
 
 
 def use_one_gpu(arguments: TrainingArguments) -> None:
@@ -131,18 +149,8 @@ def files_of_index(metadata: Any = None, vectors: Any = None, docnos: Any = None
 def files_of_retrievers(folder: Path) -> list[Path]:
     """List the files that a FlexIndex has computed for its approximate retrievers."""
     # pyterrier-dr 0.8.1 has no names for them; delete when FlexIndex does
-    patterns = ("*.faiss", "voyager-*", "corpusgraph_k*", "hnsw_*.graph")
+    patterns = ("hnsw_n-*", "ivf_nlist-*.faiss", "int8.faiss", "binary.faiss", "voyager-*.voyager", "corpusgraph_k*")
     return [file for pattern in patterns for file in folder.glob(pattern)]
-
-
-def remove_files_of_retrievers(folder: Path) -> None:
-    """Remove these files, so that they are computed again."""
-    # pyterrier-dr 0.8.1 writes them even if another index is in the folder by now; delete when it does not
-    for file in files_of_retrievers(folder):
-        if file.is_dir():
-            shutil.rmtree(file, ignore_errors=True)
-        else:
-            file.unlink(missing_ok=True)
 
 
 LARGEST_BATCH = 8192  # how many documents are put into a graph, or compared with as many others, at once

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import hashlib
 import json
 import os
 import re
@@ -11,7 +12,7 @@ import shutil
 import socket
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path, PureWindowsPath
@@ -115,16 +116,16 @@ def atomic_folder(
     path: str | Path,
     *,
     overwrite: bool = False,
-    recognize: Callable[[Path], bool] | None = None,
+    own: Callable[[Path], Collection[str]] = lambda folder: (),
     doing: str = "writing",
     wait: bool = False,
 ) -> Iterator[Path]:
-    """Yield a temporary folder, which becomes ``path`` on exit."""
+    """Yield a temporary folder, which becomes ``path`` on exit; ``own`` names the files that may be replaced."""
     target = Path(path).resolve()
     unfinished = _beside(target, "unfinished")
     with folder_lock(target, doing, wait=wait), explained_errors(target):
         _clean_up(target)
-        _require_free(target, overwrite, recognize)
+        require_free(target, overwrite, own)
         unfinished.mkdir()
         # a library may make a folder again that was removed meanwhile, without this mark
         mark = unfinished / ".unfinished"
@@ -135,7 +136,7 @@ def atomic_folder(
                 raise FileNotFoundError(errno.ENOENT, f"the folder {REMOVED}", str(target))
             mark.rmdir()
             # other programs know no lock
-            _require_free(target, overwrite, recognize)
+            require_free(target, overwrite, own)
             if not target.exists():
                 unfinished.rename(target)
             elif not _exchange(unfinished, target):
@@ -145,7 +146,7 @@ def atomic_folder(
             _clean_up(target)
 
 
-def _require_free(target: Path, overwrite: bool, recognize: Callable[[Path], bool] | None) -> None:
+def require_free(target: Path, overwrite: bool, own: Callable[[Path], Collection[str]]) -> None:
     """Check that a path is free, or a folder that may be replaced."""
     if not target.exists():
         return
@@ -157,13 +158,34 @@ def _require_free(target: Path, overwrite: bool, recognize: Callable[[Path], boo
         )
     if os.path.ismount(target):
         raise FileExistsError(f"{str(target)!r} is a mount point, which cannot be replaced; choose a folder in it")
-    content = sorted(entry.name for entry in target.iterdir())
-    if content and (recognize is None or not recognize(target)):
-        more = f" and {len(content) - 3} more" if len(content) > 3 else ""
+    if others := files_of_others(target, own(target)):
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         raise FileExistsError(
-            f"{str(target)!r} holds {', '.join(content[:3])}{more}, no earlier version, and is not replaced; choose "
-            "another folder, or remove this one yourself"
+            f"{str(target)!r} holds {', '.join(others[:3])}{more}, which this package did not write there, and is not "
+            "replaced; move these elsewhere, or choose another folder"
         )
+
+
+def files_of_others(folder: Path, own: Collection[str], within: str = "") -> list[str]:
+    """List the files of a folder that are not its own, and the folders that hold none of its own."""
+    found = []
+    for entry in sorted(folder.iterdir()):
+        name = f"{within}{entry.name}"
+        if entry.is_dir() and any(file.startswith(f"{name}/") for file in own):
+            found += files_of_others(entry, own, f"{name}/")
+        # a killed process may have left temporary files
+        elif name not in own and name != ".lock" and SCRATCH not in name:
+            found.append(name)
+    return found
+
+
+def checksum(path: Path) -> str:
+    """Compute the checksum of the content of a file, or of all files of a folder."""
+    if path.is_dir():
+        content = [(file.name, checksum(file)) for file in sorted(path.iterdir())]
+        return hashlib.sha256(repr(content).encode()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _exchange(first: Path, second: Path) -> bool:

@@ -241,6 +241,20 @@ def test_a_file_is_read_once_until_it_changes(tmp_path, cache, suffix, texts_of)
     assert len(list(cache.iterdir())) == 3
 
 
+@pytest.mark.parametrize("name", ["triples.arrow", "summary.json"])
+def test_triples_that_were_changed_or_cut_are_made_again(tmp_path, cache, texts_of, name):
+    path = write(tmp_path / "a.tsv")
+    summary = read_triples(path).summary
+    (file,) = cache.glob(f"*/{name}")
+    content = file.read_bytes()
+    for damaged in (content.replace(b"rows", b"row!").replace(b"files", b"file!"), content[:-40], b""):
+        assert damaged != content
+        file.write_bytes(damaged)
+        assert texts_of(read_triples(path)) == ROWS
+        assert read_triples(path).summary == summary
+        assert file.read_bytes() == content
+
+
 def test_a_dataset_on_the_disk_is_read_once(tmp_path, cache):
     Dataset.from_pandas(FRAME).save_to_disk(tmp_path / "saved")
     first, again = (read_triples(load_from_disk(str(tmp_path / "saved"))).dataset.cache_files for _ in range(2))

@@ -2,12 +2,15 @@
 
 import json
 import shutil
+import socket
 
+import huggingface_hub
 import numpy as np
 import peft
 import pyterrier as pt
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
 from pyterrier_selfdistill import SelfDistillBiEncoder
@@ -96,7 +99,7 @@ def test_an_adapter_alone_is_small_and_loads_as_it_was(adapt, tmp_path):
     assert SelfDistillBiEncoder.from_pretrained(again).model_name == adapted.model_name
 
 
-def test_an_adapter_needs_its_base(adapt, base, tmp_path):
+def test_an_adapter_needs_its_base(adapt, base, tmp_path, monkeypatch):
     adapted = adapt()
     folder = adapted.save_adapter(tmp_path / "adapter")
     base.rename(tmp_path / "elsewhere")
@@ -108,6 +111,24 @@ def test_an_adapter_needs_its_base(adapt, base, tmp_path):
     config["base_model_name_or_path"] = str(tmp_path / "elsewhere")
     (folder / "adapter_config.json").write_text(json.dumps(config))
     assert pt.Artifact.load(folder).model_name == adapted.model_name
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "me/base"}))
+    # a machine with a network, which nobody has asked to use
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **options: pytest.fail("asks the hub"))
+    with pytest.raises(FileNotFoundError, match=r"(?s)'me/base', which is not on this .*from_pretrained\('me/base'\)"):
+        SelfDistillBiEncoder(folder)
+
+
+@pytest.mark.parametrize("kept", [0, -1])
+def test_weights_of_an_adapter_are_never_made_up(adapt, tmp_path, kept):
+    folder = adapt().save_adapter(tmp_path / "adapter")
+    (file,) = folder.rglob("adapter_model.safetensors")
+    save_file(dict(list(load_file(file).items())[:kept]), file)
+    with pytest.raises(ValueError, match=r"adapter' is not .*lacks the weights encoder\.layer\..*lora_"):
+        SelfDistillBiEncoder(folder)
+    file.write_bytes(b"")
+    with pytest.raises(ValueError, match="adapter' cannot be loaded"):
+        SelfDistillBiEncoder(folder)
 
 
 def test_an_adapter_of_another_base_is_refused(adapt, base, tmp_path):

@@ -148,6 +148,25 @@ def test_the_checksum_is_of_layers_settings_and_weights(encoder):
     assert encoder.model_name == encoder.identity.checksum == expected.hexdigest()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda weights: weights[5].add_(1),
+        lambda weights: weights[7, 3].mul_(1 + 2**-22),
+        lambda weights: weights[8:10].neg_(),
+        lambda weights: weights.copy_(weights.flip(0)),
+        lambda weights: weights.copy_(weights.roll(2, dims=1)),
+    ],
+    ids=["M5", "the last bits", "signs", "the order of rows", "the order of columns"],
+)
+def test_the_checksum_and_vectors_follow_changes_that_torch_does_not_count(encoder, change):
+    halved = encoder.apply_attributes(dtype="bfloat16")
+    before, _ = encoder.model_name, halved.encode_docs(DOCUMENTS)
+    change(encoder.model[0].auto_model.embeddings.word_embeddings.weight.data)
+    assert encoder.model_name == encoder.copy().model_name == halved.model_name != before
+    np.testing.assert_array_equal(halved.encode_docs(DOCUMENTS), halved.copy().encode_docs(DOCUMENTS))
+
+
 @pytest.mark.parametrize("options", [{"fused": True}, {"fused": False, "foreach": False}])
 def test_the_checksum_follows_every_step_of_training(encoder, options):
     parameters = [parameter for parameter in encoder.model.parameters() if parameter.requires_grad]

@@ -11,6 +11,7 @@ import pyterrier_dr
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
 from pyterrier_selfdistill import SelfDistillBiEncoder
@@ -75,7 +76,7 @@ def test_three_libraries_read_the_same_vectors(source, tmp_path, make):
 
 def test_a_folder_is_replaced_only_if_asked_and_whole(encoder, tmp_path, monkeypatch):
     path = encoder.save(tmp_path / "model")
-    (path / "mine.txt").write_text("mine")
+    before = (path / "pt_meta.json").stat().st_ino
     with pytest.raises(FileExistsError, match="overwrite=True"):
         encoder.save(path)
 
@@ -86,10 +87,16 @@ def test_a_folder_is_replaced_only_if_asked_and_whole(encoder, tmp_path, monkeyp
         patch.setattr(encoder.model, "save_pretrained", fail)
         with pytest.raises(OSError, match="no space"):
             encoder.save(path, overwrite=True)
-    assert (path / "mine.txt").exists()
+    assert (path / "pt_meta.json").stat().st_ino == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
     encoder.save(path, overwrite=True)
-    assert not (path / "mine.txt").exists()
+    assert (path / "pt_meta.json").stat().st_ino != before
+    for name in ("notes.md", ".git/HEAD"):
+        (path / name).parent.mkdir(exist_ok=True)
+        (path / name).write_text("mine")
+    with pytest.raises(FileExistsError, match=r"model' holds \.git, notes\.md, which .*move these"):
+        encoder.save(path, overwrite=True)
+    assert (path / ".git/HEAD").read_text() == "mine"
 
 
 def test_metadata_describes_the_encoder_and_nothing_of_this_machine(source, saved):
@@ -120,6 +127,8 @@ DAMAGES = [
     (lambda file: file.write_text("[]"), "pt_meta.json"),
     (lambda file: file.write_text('{\n"files": [}'), "pt_meta.json' is damaged: .* at line 2 column 11"),
     (lambda file: file.write_text('{"training": 3}'), "pt_meta.json' is damaged: training must be a .*, got 3"),
+    (lambda file: change_weights(file, lambda weights: weights["pooler.dense.bias"].add_(1)), "model.safetensors"),
+    (lambda file: file.write_text(file.read_text().replace("sort", "rots")), "tokenizer.json"),
 ]
 
 
@@ -129,6 +138,35 @@ def test_a_damaged_file_is_named(saved, tmp_path, damage, name):
     damage(folder / name.partition("'")[0])
     with pytest.raises(ValueError, match=f"{folder}.*{name}"):
         SelfDistillBiEncoder(folder)
+
+
+def change_weights(file, change):
+    weights = load_file(file)
+    change(weights)
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("ours", [True, False])
+@pytest.mark.parametrize(
+    ("change", "said", "always"),
+    [
+        (lambda weights: weights.pop("encoder.layer.1.output.dense.bias"), r"lacks .*layer\.1\.output\.dense\.b", True),
+        (lambda weights: weights.pop("pooler.dense.bias"), r"lacks .*pooler\.dense\.bias", False),
+        (lambda weights: weights.update(more=torch.ones(1)), "holds .*more too", False),
+    ],
+    ids=["a layer", "the pooler", "more"],
+)
+def test_weights_are_never_made_up(saved, tmp_path, change, said, always, ours):
+    folder = shutil.copytree(saved, tmp_path / "model")
+    if not ours:
+        # models of others often lack a pooler, which computes nothing that is used, and hold heads
+        (folder / "pt_meta.json").unlink()
+    change_weights(folder / "model.safetensors", change)
+    if ours or always:
+        with pytest.raises(ValueError, match=f"{folder}.*{said}"):
+            SelfDistillBiEncoder(folder)
+    else:
+        assert SelfDistillBiEncoder(folder).model_name == SelfDistillBiEncoder(folder).model_name
 
 
 def change_json(path, change):

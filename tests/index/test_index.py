@@ -339,6 +339,10 @@ def test_modes(built):
         built.index(DOCUMENTS[:3])
     assert (built.index_path / "vecs.f4").read_bytes() == before
     (built.index_path / "hnsw_n-32_ef-40.faiss").write_text("computed from the index")
+    (built.index_path / "notes.md").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"holds notes\.md, which .*move these"):
+        built.indexer(mode="overwrite").index(DOCUMENTS[:3])
+    (built.index_path / "notes.md").unlink()
     built.indexer(mode="overwrite").index(DOCUMENTS[:3])
     assert len(built) == 3
     assert [path.name for path in built.index_path.parent.iterdir()] == ["index.flex"]

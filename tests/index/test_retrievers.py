@@ -329,13 +329,37 @@ def test_small_vectors_are_kept_in_the_folder(tmp_path, queries, kind, each):
     assert 0 <= len(content) - each * 500 < 500
     pd.testing.assert_frame_equal(getattr(index, f"{kind}_retriever")()(queries), expected)
     assert path.stat().st_mtime_ns == written
-    other = build(tmp_path / "other.flex", unit_vectors(1))
-    getattr(other, f"{kind}_retriever")()
-    # cut off, of other vectors, or something else
-    for damaged in (content[: len(content) // 2], (other.index_path / path.name).read_bytes(), b"{}"):
+
+
+KEPT = {**dict.fromkeys([*APPROXIMATE, *SMALL], "*.[fv]*a*"), "ladr_proactive": "corpusgraph_k16/edges.u32.np"}
+
+
+@pytest.mark.parametrize("method", KEPT)
+def test_graphs_that_are_damaged_or_of_another_index_are_computed_again(tmp_path, queries, method, caplog):
+    index, other = (build(tmp_path / name, unit_vectors(200, seed)) for seed, name in enumerate(["a.flex", "b.flex"]))
+    for each in (other, index):
+        make(each, method)
+        (path,) = each.index_path.glob(KEPT[method])
+    content = path.read_bytes()
+    half = len(content) // 2
+    foreign = (other.index_path / path.relative_to(index.index_path)).read_bytes()
+    for damaged in (foreign, content[:half] + bytes(half), content[:half], b"{}"):
         path.write_bytes(damaged)
-        pd.testing.assert_frame_equal(getattr(index, f"{kind}_retriever")()(queries), expected)
-        assert path.read_bytes() == content
+        make(SelfDistillIndex(index.index_path, verbose=False), method)
+        # those of Voyager differ each time
+        assert len(path.read_bytes()) == len(content)
+        assert path.read_bytes() != damaged
+        assert f"{index.index_path}/" in caplog.text
+        caplog.clear()
+    made = path.stat().st_mtime_ns
+    make(SelfDistillIndex(index.index_path, verbose=False), method)
+    assert path.stat().st_mtime_ns == made
+    path.unlink()
+    graph = index.index_path / path.relative_to(index.index_path).parts[0]
+    (graph / "pt_meta.json").unlink(missing_ok=True)
+    graph.mkdir(exist_ok=True)
+    with pytest.raises(ValueError, match=f"{graph}' is no graph, but a folder"):
+        make(SelfDistillIndex(index.index_path, verbose=False), method)
 
 
 def test_graphs_are_computed_once(tmp_path):

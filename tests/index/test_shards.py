@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import pickle
+import shutil
 import signal
 
 import numpy as np
@@ -113,6 +114,10 @@ def test_what_there_is_not(tmp_path):
             ShardedIndex(tmp_path)
     with pytest.raises(FileNotFoundError, match="nothing"):
         ShardedIndex([tmp_path / "nothing"])
+    paths = [build(tmp_path / name, docnos, np.eye(2)) for name, docnos in [("a", "12"), ("b", "34")]]
+    for same in (paths[0], shutil.copytree(paths[0], tmp_path / "c")):
+        with pytest.raises(ValueError, match=f"{same.name}' was given twice"):
+            ShardedIndex([*paths, same])
     with pytest.raises(ValueError, match=r"actors .*2 shards.* 1"):
         ShardedIndex([tmp_path, tmp_path], actors=[{}])
     with pytest.raises(ValueError, match="shards must be"):

@@ -22,7 +22,7 @@ def names(folder):
 
 
 def replacing(path):
-    return atomic_folder(path, overwrite=True, recognize=lambda folder: True, doing="saving an encoder")
+    return atomic_folder(path, overwrite=True, own=names, doing="saving an encoder")
 
 
 @pytest.fixture
@@ -136,11 +136,12 @@ def test_a_folder_is_replaced_completely_and_a_link_followed(model, exchanges, m
     [
         ({}, "overwrite=True"),
         ({"overwrite": True}, "model' holds figures, notes, old and 1 more"),
-        ({"overwrite": True, "recognize": lambda folder: False}, "model' holds"),
+        ({"overwrite": True, "own": lambda folder: {"old", "figures/1.png"}}, r"model' holds figures/\.git, notes, th"),
     ],
 )
 def test_a_foreign_folder_is_not_replaced(model, options, expected):
-    for name in ("thesis.tex", "notes", "figures"):
+    for name in ("thesis.tex", "notes", "figures/1.png", "figures/.git/HEAD"):
+        (model / name).parent.mkdir(parents=True, exist_ok=True)
         (model / name).write_text("mine")
     with pytest.raises(FileExistsError, match=expected), atomic_folder(model, **options):
         pass
