@@ -86,8 +86,16 @@ def _name_columns(axes: Axes, columns: Sequence[tuple[str, str]]) -> None:
     for collection, together in groupby(columns, key=itemgetter(0)):
         number = len(list(together))
         middle = (start + start + number - 1) / 2
-        above: dict[str, Any] = {"xytext": (0, 20), "textcoords": "offset points", "ha": "center", "weight": "bold"}
-        axes.annotate(collection, (middle, 1), xycoords=("data", "axes fraction"), fontsize="small", **above)
+        above: dict[str, Any] = {
+            "xytext": (0, 20),
+            "textcoords": "offset points",
+            "ha": "center",
+            "va": "bottom",
+            "weight": "bold",
+        }
+        axes.annotate(
+            collection.replace(", ", ",\n"), (middle, 1), xycoords=("data", "axes fraction"), fontsize="small", **above
+        )
         start += number
 
 

@@ -185,7 +185,8 @@ class Results:
         rows = []
         for system in self.systems:
             before = self.untouched(system.run)
-            if before is None or not system.is_trained or not system.is_tested:
+            # random vectors have nothing to forget
+            if before is None or not system.is_trained or not system.is_tested or system.run.model == "static":
                 continue
             for record in system.records:
                 agreement = record["space"].get("representational_similarity", math.nan)
