@@ -75,7 +75,6 @@ def test_texts_must_be_strings(value):
         ([{"docno": 1, "text": "sort"}], ["text"], TypeError, "docno must be a string"),
         (RECORDS, "text", ValueError, "fields must be"),
     ],
-    ids=str,
 )  # fmt: skip
 def test_faulty_documents_are_errors(corpus, fields, error, message):
     with pytest.raises(error, match=message):

@@ -77,7 +77,6 @@ def write(path, frame=FRAME):
         [{"query": a, "pos": [b], "neg": [c], "neg_scores": [0.5]} for a, b, c in ROWS],
         [{"query": a, "positive_passages": [passage(b)], "negative_passages": [passage(c)]} for a, b, c in ROWS],
     ],
-    ids=str,
 )
 def test_texts_of_each_form_keep_their_order(source, texts_of):
     triples = read_triples(source)
