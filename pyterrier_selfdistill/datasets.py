@@ -133,8 +133,7 @@ class DocstringsDataset(pt.datasets.Dataset):
         return self._judgements[[int(qid, 16) % 100 in SPLITS[variant] for qid in self._judgements["qid"]]]
 
     def _describe_component(self, component: str) -> bool | list[str] | None:
-        described: dict[str, bool | list[str]] = {"corpus": True, "topics": list(SPLITS), "qrels": list(SPLITS)}
-        return described.get(component)
+        return True if component == "corpus" else list(SPLITS) if component in ("topics", "qrels") else None
 
     def __repr__(self) -> str:
         return f"DocstringsDataset({self.packages})"

@@ -138,9 +138,6 @@ class AdaptiveMarginLoss(nn.Module):
             positive: Embeddings of one relevant document per query, ``(B, D)``.
             negative: Embeddings of the non-relevant documents, ``(B, D)`` or, for K per query, ``(B, K, D)``.
 
-        Returns:
-            The loss, the margins and the targets.
-
         Raises:
             ValueError: If the shapes do not agree or the batch is empty.
             TypeError: If an argument is not a floating point tensor.
@@ -151,10 +148,7 @@ class AdaptiveMarginLoss(nn.Module):
             columns = torch.arange(len(n), device=n.device)
             owners = columns // (len(n) // len(q))
             positive_score = (q * p).sum(dim=-1)
-            if self.pairing == "released":
-                margin = positive_score[owners] - q @ n.T
-            else:
-                margin = positive_score[:, None] - q @ n.T
+            margin = (positive_score[owners] if self.pairing == "released" else positive_score[:, None]) - q @ n.T
             target = (1 + p @ n.T) / 2
             if not self.in_batch:
                 margin = margin[owners, columns]
@@ -189,10 +183,9 @@ def _unit_vectors(query: Tensor, positive: Tensor, negative: Tensor | None) -> l
     if negative is not None:
         given["negative"] = negative
     for name, tensor in given.items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a floating point tensor, got a {type(tensor).__name__}")
-        if not tensor.is_floating_point():
-            raise TypeError(f"{name} must be a floating point tensor, got {tensor.dtype}")
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            kind = tensor.dtype if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
+            raise TypeError(f"{name} must be a floating point tensor, got {kind}")
     shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in given.items())
     agree = query.ndim == 2 and positive.shape == query.shape
     if negative is not None:
@@ -259,8 +252,7 @@ class SoftmaxLoss(nn.Module):
         scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None,
     ) -> None:
         super().__init__()
-        self.target = target
-        self.scale = scale
+        self.target, self.scale = target, scale
 
     def forward(self, query: Tensor, positive: Tensor, negative: Tensor | None = None) -> Tensor:
         """Compute the loss, a scalar tensor, from the same arguments as :meth:`terms`."""
@@ -303,9 +295,8 @@ class SoftmaxLoss(nn.Module):
                 return MarginTerms(F.cross_entropy(self.scale * scores, labels), margin, (1 - similarity)[is_other])
             if is_positive is not None:
                 scores = scores.masked_fill(is_positive & is_other, -math.inf)
-            return MarginTerms(
-                F.cross_entropy(self.scale * scores, torch.arange(len(q), device=q.device)), margin, None
-            )
+            labels = torch.arange(len(q), device=q.device)
+            return MarginTerms(F.cross_entropy(self.scale * scores, labels), margin, None)
 
     def get_config_dict(self) -> dict[str, Any]:
         """Return the options, for model cards and records of runs."""
@@ -394,7 +385,8 @@ class SelfDistillationLoss(CachedLossMixin, nn.Module):
         mini_batch_size: How many texts to propagate through the model at once; None for the whole batch.
 
     Raises:
-        ValueError: If the model has static embeddings and you give a ``mini_batch_size``.
+        ValueError: If the model has static embeddings and you give a ``mini_batch_size``; when called with too few
+            columns.
 
     Attributes:
         statistics: After each forward pass, the mean ``margin`` and ``target`` of the batch (detached scalars). Inside
@@ -403,17 +395,8 @@ class SelfDistillationLoss(CachedLossMixin, nn.Module):
             from them, and they add no gradient.
 
     Inputs:
-        ==============================================  ======
-        Texts                                           Labels
-        ==============================================  ======
-        (query, positive), for a ``SoftmaxLoss``        none
-        (query, positive, negative)                     none
-        (query, positive, negative_1, ..., negative_K)  none
-        ==============================================  ======
-
-    Relations:
-        ``TripletLoss`` and ``MarginMSELoss`` need a tuned margin or a teacher's scores for the same inputs;
-        ``MultipleNegativesRankingLoss`` a scale. ``MatryoshkaLoss(model, SelfDistillationLoss(model), [384, 96])``
+        Columns of texts, without labels: (query, positive, negative_1, ..., negative_K), where K may be 0 for a
+        :class:`SoftmaxLoss`. ``MatryoshkaLoss(model, SelfDistillationLoss(model), [384, 96])`` takes the same, and
         trains vectors that you can truncate.
 
     Example:
@@ -436,10 +419,7 @@ class SelfDistillationLoss(CachedLossMixin, nn.Module):
     """
 
     def __init__(
-        self,
-        model: SentenceTransformer,
-        loss: EmbeddingLoss | None = None,
-        mini_batch_size: int | None = None,
+        self, model: SentenceTransformer, loss: EmbeddingLoss | None = None, mini_batch_size: int | None = None
     ) -> None:
         super().__init__()
         if mini_batch_size is not None and has_static_embedding_input(model):
@@ -459,15 +439,7 @@ class SelfDistillationLoss(CachedLossMixin, nn.Module):
         self._dimension = model.get_embedding_dimension() or 0
 
     def forward(self, sentence_features: Iterable[Features], labels: Tensor | None = None) -> Tensor:
-        """Embed each column and compute the loss.
-
-        Args:
-            sentence_features: The tokenized columns: query, positive, and negatives, if any.
-            labels: Not used.
-
-        Returns:
-            A scalar tensor.
-        """
+        """Embed the tokenized columns and compute the loss, a scalar tensor; labels are not used."""
         columns = list(sentence_features)
         keys = text_keys(columns) if isinstance(self.loss, SoftmaxLoss) else None
         batches, positions = arrange(columns)
@@ -487,18 +459,7 @@ class SelfDistillationLoss(CachedLossMixin, nn.Module):
         return loss
 
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None = None) -> Tensor:
-        """Compute the loss from embeddings, of all processes if there are several.
-
-        Args:
-            embeddings: One ``(B, D)`` tensor per column: query, positive, and negatives, if any.
-            labels: For a :class:`SoftmaxLoss`, the keys of the texts as :func:`text_keys` makes them.
-
-        Returns:
-            A scalar tensor.
-
-        Raises:
-            ValueError: If there are too few columns.
-        """
+        """Compute the loss from one ``(B, D)`` tensor a column; ``labels`` are the :func:`text_keys` for a softmax."""
         least = 2 if isinstance(self.loss, SoftmaxLoss) else 3
         if len(embeddings) < least:
             raise ValueError(
@@ -519,10 +480,11 @@ class SelfDistillationLoss(CachedLossMixin, nn.Module):
             is_useful = (positives != positives[0]).any()
         # MatryoshkaLoss computes the loss of prefixes too
         if embeddings[0].shape[-1] >= self._dimension:
-            described = {"margin": terms.margin, "target": terms.target}
+            logged = {"margin": terms.margin, "target": terms.target}
             # a single pair has no margin
-            logged = {name: values for name, values in described.items() if values is not None and values.numel()}
-            self.statistics = {name: values.detach().mean() for name, values in logged.items()}
+            self.statistics = {
+                name: values.detach().mean() for name, values in logged.items() if values is not None and values.numel()
+            }
             self.skipped = self.skipped.to(is_useful.device) + ~is_useful
         return terms.loss * is_useful
 
@@ -579,8 +541,6 @@ def _mixed(tokens: Tensor, positions: Tensor) -> Tensor:
 # --- embedding in one pool --------------------------------------------------------------------------------------------
 
 MOST_PASSES = 8  # the largest number of passes for a pool; more would save little padding
-ROWS_OF_A_PASS = {"cpu": 8}  # how many texts make a pass worth its overhead, by the type of the device
-ROWS_OF_A_PASS_ELSEWHERE = 64  # the same for devices that compute many texts in the time of one
 
 
 def arrange(columns: Iterable[Features]) -> tuple[list[Features], Tensor | None]:
@@ -614,9 +574,8 @@ def restore(embeddings: list[Tensor], positions: Tensor | None) -> list[Tensor]:
 
 
 def number_of_passes(rows: int, device: torch.device) -> int:
-    """Choose into how many passes to divide a pool."""
-    least = ROWS_OF_A_PASS.get(device.type, ROWS_OF_A_PASS_ELSEWHERE)
-    return min(MOST_PASSES, math.ceil(rows / least))
+    """Choose into how many passes to divide a pool, each with enough texts to be worth its overhead."""
+    return min(MOST_PASSES, math.ceil(rows / (8 if device.type == "cpu" else 64)))
 
 
 def divide(lengths: np.ndarray, number: int) -> list[int]:
@@ -624,8 +583,7 @@ def divide(lengths: np.ndarray, number: int) -> list[int]:
     # texts of one length belong together, so that the parts can only end where a length does
     widths, starts = np.unique(lengths, return_index=True)
     if len(widths) < number:
-        parts = np.array_split(lengths, number)
-        return np.cumsum([len(part) for part in parts]).tolist()
+        return np.cumsum([len(part) for part in np.array_split(lengths, number)]).tolist()
     borders = np.append(starts, len(lengths))
     # tokens[i, j]: those of the texts between two borders, padded
     tokens = np.where(np.tri(len(borders), dtype=bool), np.inf, 0.0)
@@ -651,13 +609,9 @@ def _widths(features: Features) -> Tensor:
 def _take(features: Features, rows: Tensor | slice, width: int | None = None) -> Features:
     """Take the features of some texts, cut at a width."""
     full = features["attention_mask"].shape[1]
-    taken: Features = {}
+    taken = dict(features)
     for name, value in features.items():
         # the length of the prompt is the same for all
-        if not isinstance(value, Tensor) or name == "prompt_length":
-            taken[name] = value
-        elif value.ndim > 1 and value.shape[1] == full:
-            taken[name] = value[rows][:, :width]
-        else:
-            taken[name] = value[rows]
+        if isinstance(value, Tensor) and name != "prompt_length":
+            taken[name] = value[rows][:, :width] if value.shape[1:2] == (full,) else value[rows]
     return taken

@@ -121,24 +121,9 @@ class Documents:
     def texts(self, docnos: Collection[str]) -> dict[str, str]:
         """Look up the texts of some documents by identifier, without those that the corpus lacks."""
         reference = self._reference()
-        if reference is not None:
-            return self._texts_of_docstore(reference, docnos)
-        if not self._texts:
-            texts: dict[str, str] = {}
-            for docno, text in self:
-                if texts.setdefault(docno, text) != text:
-                    raise ValueError(
-                        f"a document must have one text, got {texts[docno]!r} and {text!r} of {docno!r}; each document "
-                        "needs its own identifier"
-                    )
-            self._texts = texts
-        return {docno: self._texts[docno] for docno in docnos if docno in self._texts}
-
-    def __getstate__(self) -> dict[str, Any]:
-        # open files cannot be pickled
-        return {**self.__dict__, "_store": None}
-
-    def _texts_of_docstore(self, reference: Any, docnos: Collection[str]) -> dict[str, str]:
+        if reference is None:
+            self._texts = self._texts or one_text_each(self, "each document needs its own identifier")
+            return {docno: self._texts[docno] for docno in docnos if docno in self._texts}
         known = reference.docs_cls()._fields
         missing = sorted(set(self.fields) - set(known))
         if missing:
@@ -151,6 +136,10 @@ class Documents:
             self._store = os.getpid(), reference.docs_store()
         found = self._store[1].get_many(docnos).items()
         return {docno: self._join(docno, [getattr(doc, name) for name in self.fields]) for docno, doc in found}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # open files cannot be pickled
+        return {**self.__dict__, "_store": None}
 
     def _reference(self) -> Any:
         """Return the dataset of ir_datasets, if the corpus is one that has documents."""
@@ -177,6 +166,15 @@ class Documents:
 def join_texts(values: Iterable[Any]) -> str:
     """Join the fields of a document that hold a text."""
     return " ".join(value for value in values if isinstance(value, str) and value)
+
+
+def one_text_each(documents: Iterable[tuple[str, str]], advice: str) -> dict[str, str]:
+    """Collect texts by identifier; documents may be repeated with the same text."""
+    texts: dict[str, str] = {}
+    for docno, text in documents:
+        if texts.setdefault(docno, text) != text:
+            raise ValueError(f"a document must have one text, got {texts[docno]!r} and {text!r} of {docno!r}; {advice}")
+    return texts
 
 
 def _listed(names: Sequence[str]) -> str:

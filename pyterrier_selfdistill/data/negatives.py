@@ -15,7 +15,6 @@ from typing import Annotated, Any, TypeAlias
 import numpy as np
 import pandas as pd
 from datasets import Dataset
-from pydantic import AfterValidator
 
 from ..utils.checks import (
     Count,
@@ -30,7 +29,7 @@ from ..utils.checks import (
     require_identifiers,
     require_texts,
 )
-from .corpus import Corpus, Documents, join_texts
+from .corpus import Corpus, Documents, join_texts, one_text_each
 from .triples import Triples, checksums, column_names, string_table, summarize
 
 logger = logging.getLogger(__name__)
@@ -194,15 +193,10 @@ def _retrieved_texts(results: pd.DataFrame, fields: Sequence[str]) -> dict[str, 
     """Return the texts of results by document, without empty ones."""
     for field in fields:
         require_texts(results, field, "docno", empty=True, missing=True)
-    texts: dict[str, str] = {}
-    for docno, *values in results[["docno", *fields]].itertuples(index=False, name=None):
-        text = join_texts(values)
-        if text.strip() and texts.setdefault(docno, text) != text:
-            raise ValueError(
-                f"a document must have one text in all results, got {texts[docno]!r} and {text!r} of {docno!r}; give "
-                "passages a docno of their own, or take the texts of corpus="
-            )
-    return texts
+    rows = results[["docno", *fields]].itertuples(index=False, name=None)
+    texts = ((docno, join_texts(values)) for docno, *values in rows)
+    advice = "give passages a docno of their own, or take the texts of corpus="
+    return one_text_each(((docno, text) for docno, text in texts if text.strip()), advice)
 
 
 def _draw_from_results(
@@ -312,24 +306,14 @@ def _make_triples(
     return Triples(Dataset(table), summarize(origin, judgements.read, columns))
 
 
-def _require_sum(shares: Mapping[str, float]) -> Mapping[str, float]:
-    if not np.isclose(sum(shares.values()), 1):
-        raise ValueError
-    return shares
-
-
-Shares: TypeAlias = Annotated[
-    Mapping[str, Share],
-    AfterValidator(_require_sum),
-    Expected("numbers from 0 to 1 that sum up to 1, such as {'train': 0.9, 'valid': 0.1}"),
-]
-
-DEFAULT_SHARES: Shares = {"train": 0.9, "valid": 0.1}
+DEFAULT_SHARES = {"train": 0.9, "valid": 0.1}
+EXPECTED_SHARES = f"numbers from 0 to 1 that sum up to 1, such as {DEFAULT_SHARES}"
+Shares: TypeAlias = Annotated[Mapping[str, Share], Expected(EXPECTED_SHARES)]
 
 
 @checked
 def split_queries(frame: pd.DataFrame, shares: Shares = DEFAULT_SHARES, seed: Seed = 0) -> dict[str, pd.DataFrame]:
-    """Split topics, results or judgements by query.
+    """Split topics, results or judgements by query, into frames by name.
 
     A checksum of the ``qid`` decides: the rows of a query stay together, topics and judgements are split alike, and a
     query keeps its part when other queries come or go.
@@ -338,9 +322,6 @@ def split_queries(frame: pd.DataFrame, shares: Shares = DEFAULT_SHARES, seed: Se
         frame: Rows with ``qid``.
         shares: The names of the parts and their shares, which sum up to 1.
         seed: The start of the checksum, for other splits than the usual one.
-
-    Returns:
-        The parts by name.
 
     Raises:
         ValueError: If the shares are no numbers or do not sum up to 1, or there is no ``qid``.
@@ -353,10 +334,12 @@ def split_queries(frame: pd.DataFrame, shares: Shares = DEFAULT_SHARES, seed: Se
     """
     require_columns(frame, ["qid"], "rows to split")
     require_identifiers(frame, "qid", "rows to split")
+    ends = np.cumsum(list(shares.values()))
+    if not len(ends) or not np.isclose(ends[-1], 1):
+        raise ValueError(f"shares must be {EXPECTED_SHARES}, got {shares}")
     checksums = np.array([zlib.crc32(qid.encode(), seed) for qid in frame["qid"]], dtype=np.int64)
     # the percent alone decides where shares are whole percents, the rest of the checksum where they are not
     places = checksums % 100 + checksums // 100 / (2**32 / 100)
-    ends = np.cumsum(list(shares.values()))
     # rounded, since 100 * (0.7 + 0.1) is a little less than 80
     chosen = np.searchsorted(np.round(100 * ends / ends[-1], 6), places, side="right")
     return {name: frame[chosen == part] for part, name in enumerate(shares)}

@@ -35,9 +35,9 @@ import pyterrier as pt
 from datasets import Dataset, DatasetDict
 from datasets.fingerprint import Hasher
 from ir_datasets.formats import GenericDocPair, TsvDocPairs
-from more_itertools import always_iterable, chunked, duplicates_everseen, spy
+from more_itertools import always_iterable, chunked, spy
 
-from ..utils.checks import FieldNames, PositiveInteger, Seed, checked, require_topics
+from ..utils.checks import FieldNames, PositiveInteger, Seed, checked, require_distinct_columns, require_topics
 from ..utils.compat import progress_bar
 from ..utils.folders import atomic_folder, checksum, folder_lock
 from ..utils.processes import is_first
@@ -132,7 +132,14 @@ def read_triples(
         return join_collections(parts)
     queries: Any
     if isinstance(source, pt.datasets.Dataset):
-        _require_docpairs(source)
+        kinds = ("docs", "queries", "qrels", "scoreddocs", "docpairs")
+        has = [kind for kind in kinds if hasattr(source, "irds_ref") and getattr(source.irds_ref(), f"has_{kind}")()]
+        missing = sorted({"docs", "queries", "docpairs"}.difference(has))
+        if missing:
+            raise ValueError(
+                f"expected a dataset with docs, queries and docpairs, got {source!r} with no {' or '.join(missing)} "
+                f"(it has {has}); give its topics and qrels to fit, behind a retriever or with corpus= at the trainer"
+            )
         queries = ((query.query_id, query.default_text()) for query in cast(Any, source).irds_ref().queries_iter())
         identity, tables = [_part(source, "docpairs"), _part(source, "queries")], _docpairs(source)
         kind, corpus = "docpairs", source
@@ -385,9 +392,7 @@ def column_names(number: int) -> list[str]:
 
 def _columns(source: Any, names: Sequence[Any], identifiers: bool) -> dict[str, Any]:
     """Find the columns of triples among the names of a source, which are numbers where it has none."""
-    repeated = sorted(set(duplicates_everseen(names)))
-    if repeated:
-        raise ValueError(f"triples must have distinct columns, got {repeated} more than once; rename or drop some")
+    require_distinct_columns(names, "triples")
     if all(str(name).isdecimal() for name in names):
         return dict(zip(column_names(len(names)), names, strict=True))
     of_queries = QUERY_IDENTIFIERS if identifiers else QUERIES
@@ -582,17 +587,6 @@ def _docpairs(dataset: pt.datasets.Dataset) -> Iterator[pa.Table]:
     for chunk in chunked(reference.docpairs_iter(), ROWS):
         columns = zip(*map(attrgetter("query_id", "doc_id_a", "doc_id_b"), chunk), strict=True)
         yield string_table(dict(zip(column_names(3), columns, strict=True)))
-
-
-def _require_docpairs(dataset: pt.datasets.Dataset) -> None:
-    kinds = ("docs", "queries", "qrels", "scoreddocs", "docpairs")
-    has = [kind for kind in kinds if hasattr(dataset, "irds_ref") and getattr(dataset.irds_ref(), f"has_{kind}")()]
-    missing = sorted({"docs", "queries", "docpairs"}.difference(has))
-    if missing:
-        raise ValueError(
-            f"expected a dataset with docs, queries and docpairs, got {dataset!r} with no {' or '.join(missing)} "
-            f"(it has {has}); give its topics and qrels to fit, behind a retriever or with corpus= at the trainer"
-        )
 
 
 @dataclass(eq=False)

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 from ir_measures import Measure
+from more_itertools import duplicates_everseen
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, WrapValidator, validate_call
 from pydantic_core import ErrorDetails, PydanticCustomError
 
@@ -45,9 +46,7 @@ PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False), Expected("a 
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), Expected("0 or a positive number")]
 Seed = Annotated[int, Field(ge=0, lt=2**32), Expected("an integer from 0 to 4294967295")]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), Expected("a number from 0 to 1")]
-ShareBetween = Annotated[
-    float, Field(gt=0, lt=1, allow_inf_nan=False), Expected("a number between 0 and 1, such as 0.1")
-]
+ShareBetween = Annotated[float, Field(gt=0, lt=1), Expected("a number between 0 and 1, such as 0.1")]
 FieldNames = Annotated[Sequence[str], Field(min_length=1), Expected("a list of field names such as ['title', 'text']")]
 Measures = Annotated[
     Sequence[Measure],
@@ -60,18 +59,7 @@ STRICT: ConfigDict = {"strict": True, "arbitrary_types_allowed": True}  # how ar
 
 
 def checked(target: Checked) -> Checked:
-    """Check the arguments of a function, or of a class, against their types.
-
-    Example:
-        >>> @checked
-        ... def search(num_results: PositiveInteger = 1000) -> int:
-        ...     return num_results
-        >>> search(np.int64(10))
-        10
-        >>> search(0)
-        Traceback (most recent call last):
-        ValueError: num_results must be a positive integer, got 0
-    """
+    """Check the arguments of a function, or of a class, against their types; a scalar of NumPy counts as Python's."""
     if isinstance(target, type):
         target.__init__ = checked(target.__init__)  # type: ignore[misc]
         return target
@@ -115,9 +103,7 @@ def require_type(name: str, value: Any, annotation: Any) -> None:
 def _fault_error(name: Any, value: Any, faults: Sequence[ErrorDetails]) -> Exception:
     expected = dict.fromkeys(fault["msg"].removeprefix("Input should be ") for fault in faults)
     message = f"{name} must be {' or '.join(expected)}, got {reprlib.repr(value)}"
-    if _are_of_class(faults):
-        return TypeError(f"{message}, a {type(value).__name__}")
-    return ValueError(message)
+    return TypeError(f"{message}, a {type(value).__name__}") if _are_of_class(faults) else ValueError(message)
 
 
 def _are_of_class(faults: Sequence[ErrorDetails]) -> bool:
@@ -167,10 +153,9 @@ def require_columns(frame: pd.DataFrame, columns: Sequence[str], name: str) -> N
         raise ValueError(f"{name} must have the columns {list(columns)}, got {list(frame.columns)}: {missing} missing")
 
 
-def require_distinct_columns(frame: pd.DataFrame, name: str) -> None:
-    """Check that no two columns have the same name."""
-    repeated = frame.columns[frame.columns.duplicated()].unique().tolist()
-    if repeated:
+def require_distinct_columns(columns: Iterable[Any], name: str) -> None:
+    """Check that no two columns, of a frame or in a list of names, have the same name."""
+    if repeated := list(dict.fromkeys(duplicates_everseen(columns))):
         raise ValueError(f"{name} must have distinct columns, got {repeated} more than once; rename or drop some")
 
 
@@ -217,10 +202,7 @@ def require_texts(
     # empty columns of Arrow have no map()
     texts = frame[column].astype(object)
     faults = texts.map(_fault_of).astype(object)
-    if missing:
-        faults[texts.isna()] = None
-    if empty:
-        faults[faults == EMPTY] = None
+    faults[(texts.isna() & missing) | ((faults == EMPTY) & empty)] = None
     if faults.isna().all():
         return
     given = faults.dropna().iloc[0]
@@ -277,7 +259,7 @@ def require_topics(topics: pd.DataFrame, *, empty: bool = False) -> None:
 
 def judged(topics: pd.DataFrame, qrels: pd.DataFrame, *, to_measure: bool = False) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Check topics (or results) and qrels, and return both in plain types, without an index or labels below 0."""
-    require_columns(topics, ["qid", "query"], "topics")
+    require_topics(topics, empty=to_measure)
     require_columns(qrels, ["qid", "docno", "label"], "qrels")
     of_results = sorted({"rank", "score"} & set(topics.columns))
     if "docno" not in topics and of_results:
@@ -285,7 +267,6 @@ def judged(topics: pd.DataFrame, qrels: pd.DataFrame, *, to_measure: bool = Fals
             f"topics must have 'docno' in addition to {of_results}, got {list(topics.columns)}; give results with "
             "their documents, or topics with 'qid' and 'query' only"
         )
-    require_topics(topics, empty=to_measure)
     require_identifiers(qrels, "qid", "qrels")
     require_identifiers(qrels, "docno", "qrels")
     if "docno" in topics:
@@ -305,12 +286,10 @@ def judged(topics: pd.DataFrame, qrels: pd.DataFrame, *, to_measure: bool = Fals
     labels = used["label"].clip(lower=0)
     if labels.max() > LARGEST_LABEL:
         raise ValueError(f"the labels of qrels must be at most {LARGEST_LABEL}, got {labels.max():.0f}; use grades")
-    fractions = labels[labels % 1 != 0]
-    if to_measure and len(fractions):
-        raise ValueError(
-            f"the labels of qrels must be integers, as measures need them, got {fractions.iloc[0]}; round them"
-        )
-    used["label"] = labels if len(fractions) else labels.astype(int)
+    fractions = labels[labels % 1 != 0].tolist()
+    if to_measure and fractions:
+        raise ValueError(f"the labels of qrels must be integers, as measures need them, got {fractions[0]}; round them")
+    used["label"] = labels if fractions else labels.astype(int)
     distinct = used.drop_duplicates()
     twice = distinct[distinct.duplicated(["qid", "docno"], keep=False)].sort_values(["qid", "docno"])
     if len(twice):
@@ -330,19 +309,17 @@ def require_vector(name: str, vector: object) -> None:
             f"{type(vector).__name__}; encode it first"
         )
     with np.errstate(over="ignore"):
-        is_finite = np.isfinite(vector.astype(np.float32)).all()
-    if not is_finite:
-        raise ValueError(
-            f"{name} must hold finite numbers, got NaN or infinite ones; look for the fault in the encoder, such as "
-            "weights that diverged in training"
-        )
+        if not np.isfinite(vector.astype(np.float32)).all():
+            raise ValueError(
+                f"{name} must hold finite numbers, got NaN or infinite ones; look for the fault in the encoder, such "
+                "as weights that diverged in training"
+            )
 
 
 def require_vectors(frame: pd.DataFrame, column: str, dimension: int, others: str) -> None:
     """Check that a column holds vectors, as :func:`require_vector` does, of the same length as ``others``."""
     # results repeat the vector of their query
-    distinct = {id(vector): vector for vector in frame[column]}
-    for vector in distinct.values():
+    for vector in {id(vector): vector for vector in frame[column]}.values():
         require_vector(column, vector)
         if len(vector) != dimension:
             raise ValueError(
