@@ -46,10 +46,10 @@ results: $(INSTALLED) ## Write benchmarks/RESULTS.md anew from the records of th
 		--template benchmarks/RESULTS.md.j2
 
 test: $(INSTALLED) ## Run the tests and the examples in docstrings, in five minutes on two cores
-	$(BIN)/python -m pytest --durations 20
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 20
 
 coverage: $(INSTALLED) ## Run the same tests, and fail where they cover too little
-	$(BIN)/python -m pytest --cov
+	$(BIN)/python -m pytest -n 2 --dist loadfile --cov
 
 check-notebooks: $(INSTALLED) ## Run the notebooks in examples/ on a small collection, and store nothing
 	$(BIN)/python -m pytest -m notebooks tests/test_notebook.py

@@ -89,7 +89,6 @@ def test_a_tracker_that_is_not_installed_is_an_error_at_once(make, monkeypatch):
         ({"loss": lambda model: GISTEmbedLoss(model, model)}, 1, "GISTEmbedLoss does not take .*'negative_2'.*2 or 3"),
         ({"dataloader_drop_last": True}, 7, "dataloader_drop_last=True.* 7 triples"),
     ],
-    ids=str,
 )
 def test_options_that_do_not_fit_the_triples(make, tmp_path, options, triples, message):
     rows = [("sort", "sort the rows", "plot", "read")[: 4 if "negative_2" in message else 3]] * triples
@@ -143,7 +142,6 @@ def test_nothing_that_a_run_writes_holds_a_token_or_a_path(whole):
             {"name": "GISTEmbedLoss", "guide": "SentenceTransformer"},
         ),
     ],
-    ids=str,
 )
 def test_losses_train_and_are_recorded(make, options, recorded):
     trainer = make(max_steps=1, save_steps=1, logging_steps=1, **options).fit_triples([row[:3] for row in ROWS])
