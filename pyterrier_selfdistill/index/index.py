@@ -66,7 +66,8 @@ OWN_METHODS: dict[str, Callable[..., Any]] = {
     "binary_retriever": small_vectors.binary_retriever,
 }
 
-# the methods that keep a graph or vectors in the folder of the index, and where; others keep corpus graphs
+# the methods that keep a graph or vectors in the folder of the index, and where; others keep corpus graphs, and FAISS
+# reads flat vectors by their path
 GRAPHS = {
     "faiss_hnsw_retriever": "hnsw_n-{neighbours}_ef-{ef_construction}.faiss",
     "faiss_ivf_retriever": "ivf_nlist-*.faiss",
@@ -74,7 +75,7 @@ GRAPHS = {
     "int8_retriever": "int8.faiss",
     "binary_retriever": "binary.faiss",
 }
-WITH_GRAPHS = (*GRAPHS, "gar", *LADR)
+WITH_GRAPHS = (*GRAPHS, "gar", *LADR, "faiss_flat_retriever")
 
 # the best documents of each query, the best first: their scores, positions and identifiers
 Found = tuple[Any, Any, Any]
