@@ -233,8 +233,8 @@ class SelfDistillBiEncoder(ComparedByKey, pt.Artifact, BiEncoder):
             The folder.
 
         Raises:
-            FileExistsError: If the folder is there and ``overwrite`` is not set, or holds something else than an
-                encoder.
+            FileExistsError: If the folder is there and ``overwrite`` is not set, or holds files that this package did
+                not write there.
             FolderInUseError: If another process writes it.
             ValueError: If the encoder has an adapter: see :meth:`merge_adapter` and :meth:`save_adapter`.
             OSError: If it may not be written, or the disk is full.

@@ -27,7 +27,7 @@ TRAINER_STATE = "trainer_state.json"
 SETTINGS = "settings.json"  # the file with the settings of the run, written before its first checkpoint
 LOG = "log.json"  # the file with the log of a finished run, written last
 TEMPORARY = re.compile(r"\..*\.tmp.*")
-WRITTEN = re.compile(rf"{TEMPORARY.pattern}|{SETTINGS}|{LOG}|checkpoint-\d+|mined-\d+\.parquet|runs")
+WRITTEN = re.compile(rf"{TEMPORARY.pattern}|{SETTINGS}|{LOG}|checkpoint-\d+|mined-\d+\.parquet|runs|eval")
 
 # training arguments that may change when a run is resumed: where batches are made, and where the run is reported
 HARMLESS_ARGUMENTS = {
