@@ -1,8 +1,6 @@
 """Adapters: few weights that are trained beside those of a language model, which stay as they are (PEFT, such as LoRA).
 
-sentence-transformers and transformers add, save and load adapters; what is here is what they do not do. An adapter
-computes nothing without its base, so :func:`base_checksum` says which one it is of, and :func:`require_base` and
-:func:`saved_base` that it is where it can be loaded again. :func:`merged` makes plain weights of both.
+What is here is what sentence-transformers and transformers do not do: know the base of an adapter again, and merge it.
 """
 
 from __future__ import annotations
@@ -24,7 +22,6 @@ from transformers import AutoConfig, PreTrainedModel
 
 from ..utils.checks import Expected, load_extra
 from ..utils.compat import reported_weights
-from ..utils.folders import portable_name
 
 CONFIG_FILE = "adapter_config.json"  # where PEFT says what an adapter is, and of which base
 
@@ -32,9 +29,7 @@ CONFIG_FILE = "adapter_config.json"  # where PEFT says what an adapter is, and o
 WRAPPERS = {"base_layer", "original_module"}
 
 # what PEFT notes in a configuration besides the adapter itself
-NOT_OF_THE_ADAPTER = {
-    *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision"),
-}
+NOTES = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision")
 
 
 def _adapter_config(value: Any) -> Any:
@@ -55,7 +50,6 @@ def adapters_of(model: SentenceTransformer) -> Mapping[str, Any]:
 
 
 def require_plain(model: SentenceTransformer, doing: str) -> None:
-    """Check that a model has no adapter."""
     if adapters_of(model):
         raise ValueError(
             f"{doing} needs plain weights, and the encoder has an adapter, which refers to its base by a path or a "
@@ -64,7 +58,6 @@ def require_plain(model: SentenceTransformer, doing: str) -> None:
 
 
 def require_adaptable(model: SentenceTransformer, config: Any) -> None:
-    """Check that a model can get an adapter."""
     require_plain(model, "training")
     if config is None:
         return
@@ -104,18 +97,11 @@ def describe_adapter(config: Any) -> dict[str, Any]:
         value = getattr(config, field.name)
         make: Any = field.default_factory
         default = field.default if make is dataclasses.MISSING else make()
-        if field.name not in NOT_OF_THE_ADAPTER and value not in (None, default):
+        if field.name not in NOTES and value not in (None, default):
             # as JSON has it, the same whenever it is the same
             plain = sorted(value) if isinstance(value, set) else value
             described[field.name] = json.loads(json.dumps(plain, default=str))
     return described
-
-
-def describe_saved_adapter(model: SentenceTransformer) -> dict[str, Any]:
-    """Describe the adapter of a model, and its base, by which it is known when it is loaded."""
-    (config,) = adapters_of(model).values()
-    base = {"base": portable_name(config.base_model_name_or_path), "base_checksum": base_checksum(model)}
-    return {**base, **describe_adapter(config)}
 
 
 def adapter_settings(model: SentenceTransformer) -> tuple[Any, ...]:
@@ -172,23 +158,9 @@ def require_base(folder: Path) -> None:
         ) from error
 
 
-def require_same_base(model: SentenceTransformer, folder: Path, checksum: str) -> None:
-    """Check that a loaded adapter has the base that it was trained with."""
-    found = base_checksum(model)
-    if found != checksum:
-        raise ValueError(
-            f"{str(folder)!r} holds an adapter of a base with the checksum {checksum[:12]}, and the model in its place "
-            f"has {found[:12]}. Put the base there again, or write where it is as base_model_name_or_path into "
-            f"{CONFIG_FILE}"
-        )
-
-
 def merged(model: SentenceTransformer) -> SentenceTransformer:
     """Make a model of plain weights that computes what a base and its adapter do, but for rounding."""
     plain = copy.deepcopy(model)
-    adapters = list(adapters_of(plain))
-    if not adapters:
-        return plain
     language_model = _language_model(plain)
     # left by a training that computes activations again
     language_model.disable_input_require_grads()
@@ -200,7 +172,7 @@ def merged(model: SentenceTransformer) -> SentenceTransformer:
             layer.merge(safe_merge=True)
             plain_layer = layer.get_base_layer()
         language_model.set_submodule(name, plain_layer)
-    plain.delete_adapter(adapters)
+    plain.delete_adapter(list(adapters_of(plain)))
     # transformers 5.23 renames weights when it loads an adapter, and would save these under the names of PEFT
     vars(language_model).pop("_weight_conversions", None)
     return plain.requires_grad_(True).eval()
@@ -220,8 +192,7 @@ def _wrapped_layers(language_model: PreTrainedModel) -> dict[str, Any]:
     kinds = tuners.BaseTunerLayer, utils.AuxiliaryTrainingWrapper
     wrapped: dict[str, Any] = {}
     for name, module in language_model.named_modules():
-        is_inside = any(name.startswith(f"{outer}.") for outer in wrapped)
-        if isinstance(module, kinds) and not is_inside:
+        if isinstance(module, kinds) and not any(name.startswith(f"{outer}.") for outer in wrapped):
             wrapped[name] = module
     return wrapped
 

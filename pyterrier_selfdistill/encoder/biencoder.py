@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias, cast
@@ -20,7 +20,6 @@ from pydantic import Field, SkipValidation
 from pyterrier_dr import BiDocEncoder, BiEncoder, BiQueryEncoder, BiScorer, SimFn
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense
-from sentence_transformers.sentence_transformer.modules import Normalize
 from sentence_transformers.util import batch_to_device
 from torch import nn
 from torch.nn.functional import normalize
@@ -44,12 +43,13 @@ from ..utils.checks import (
     without_rows,
 )
 from ..utils.compat import progress_bar, remove_autocast, schematic
-from ..utils.folders import portable_settings, scratch_folder
+from ..utils.folders import portable_name, portable_settings, scratch_folder
 from . import storage
 from .adapters import (
     adapter_settings,
     adapters_of,
-    describe_saved_adapter,
+    base_checksum,
+    describe_adapter,
     merged,
     require_plain,
     saved_base,
@@ -143,17 +143,14 @@ class SelfDistillBiEncoder(ComparedByKey, pt.Artifact, BiEncoder):
             pt.Artifact.__init__(self, folder)
             self.model = storage.load(folder, device)
             self.name = str(folder)
-            self.training_summary = storage.read_training_summary(folder)
-        # a layer of the model, so that other libraries which load it get unit vectors too
-        if not isinstance(self.model[-1], Normalize):
-            self.model.append(Normalize())
+            self.training_summary = storage.read_metadata(folder).get("training", {})
         storage.prepare(self.model)
         if device is not None:
             self.model.to(device)
         self.model.eval()
         self.dtype: str = dtype
         self._checksum: tuple[Any, str] = None, ""
-        self._encoding_copy: tuple[Any, SentenceTransformer | None] = None, None
+        self._encoding_copy: tuple[Any, Any] = None, None
 
     @classmethod
     @checked
@@ -210,7 +207,7 @@ class SelfDistillBiEncoder(ComparedByKey, pt.Artifact, BiEncoder):
         model.prompts.update({role: prompt for role, prompt in prompts.items() if prompt is not None})
         encoder = cls(model, batch_size=batch_size, text_field=text_field, verbose=verbose, dtype=dtype)
         encoder.name = name
-        encoder.training_summary = storage.read_training_summary(Path(name))
+        encoder.training_summary = storage.read_metadata(Path(name)).get("training", {})
         return encoder
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
@@ -247,7 +244,7 @@ class SelfDistillBiEncoder(ComparedByKey, pt.Artifact, BiEncoder):
             SelfDistillBiEncoder('...model')
         """
         require_plain(self.model, "a folder that is read without its base")
-        self.path = self._write(path, overwrite)
+        self.path = storage.save(self.model, self.metadata, path, overwrite=overwrite)
         self.name = str(self.path)
         return self.path
 
@@ -267,8 +264,6 @@ class SelfDistillBiEncoder(ComparedByKey, pt.Artifact, BiEncoder):
         verbose: bool = True,
     ) -> pt.Transformer:
         """Index a corpus and return its retriever, in one call.
-
-        Later, ``encoder >> SelfDistillIndex(path)`` searches the same index.
 
         Args:
             corpus: A PyTerrier dataset, a frame or an iterable of records with ``docno`` and text.
@@ -333,8 +328,7 @@ class SelfDistillBiEncoder(ComparedByKey, pt.Artifact, BiEncoder):
     ) -> pt.Transformer:
         """Make a transformer that adds ``score`` and ``rank`` to frames with queries and documents.
 
-        Vectors that the frame has already are taken, if this encoder made them or nobody knows who did; those of
-        another encoder are not, and the texts are encoded instead.
+        Vectors that the frame has already are taken, unless another encoder made them.
         """
         return Scorer(self, verbose=verbose, batch_size=batch_size, sim_fn=sim_fn)
 
@@ -365,8 +359,7 @@ class SelfDistillBiEncoder(ComparedByKey, pt.Artifact, BiEncoder):
     def with_prompts(self, *, query: str | None = None, document: str | None = None) -> Self:
         """Make an encoder with other prompts that shares the weights of this one.
 
-        An index remembers with which prompts it was built, since the checksum of the encoder is another one. ``""``
-        stands for no prompt, and None leaves the prompt of the model.
+        Its checksum is another one. ``""`` stands for no prompt, and None leaves the prompt of the model.
 
         Example:
             >>> questions = encoder.with_prompts(query="query: ")
@@ -382,8 +375,7 @@ class SelfDistillBiEncoder(ComparedByKey, pt.Artifact, BiEncoder):
         """Make an encoder whose vectors are the first dimensions of these, scaled to unit length again.
 
         Train with ``matryoshka_dims`` of :class:`SelfDistillTrainer` so that they lose little. The encoder has its own
-        identity: it searches an index that it has built, or that :meth:`truncate_index` has cut. The cut is a layer,
-        which is saved.
+        identity: it searches an index that it has built, or that :meth:`truncate_index` has cut.
 
         Raises:
             ValueError: If the vectors do not have more dimensions.
@@ -430,15 +422,14 @@ class SelfDistillBiEncoder(ComparedByKey, pt.Artifact, BiEncoder):
                 f"{index!r} was built by the encoder {built_by}, and this one is {self.identity}; cut it with its own"
             )
         shorter = SelfDistillIndex(path, sim_fn=index.sim_fn, verbose=index.verbose)
-        mode = "overwrite" if overwrite else "create"
-        shorter.indexer(mode=mode).index(_prefixes(index, dimension, self.truncate(dimension).identity))
+        indexer = shorter.indexer(mode="overwrite" if overwrite else "create")
+        indexer.index(_prefixes(index, dimension, self.truncate(dimension).identity))
         return shorter
 
     def merge_adapter(self) -> Self:
         """Make an encoder of plain weights, with the adapter merged into a copy of them.
 
-        It encodes faster, and you can save, export and share it. Its vectors differ by rounding only, but its checksum
-        differs: search with the encoder that you index with.
+        Its vectors differ by rounding only, but its checksum differs: search with the encoder that you index with.
 
         Raises:
             ValueError: If the encoder has no adapter, or PEFT cannot merge one of this kind.
@@ -451,9 +442,8 @@ class SelfDistillBiEncoder(ComparedByKey, pt.Artifact, BiEncoder):
     def save_adapter(self, path: FolderPath, *, overwrite: bool = False) -> Path:
         """Write the adapter without its base to a folder, as :meth:`save` writes a model.
 
-        ``pt.Artifact.load(path)`` and ``SentenceTransformer(path)`` read it, as long as the base is where it was:
-        ``adapter_config.json`` says where, and the metadata which checksum it has. ``pyterrier_dr.SBertBiEncoder`` 0.8
-        reads no folder without a base; save :meth:`merge_adapter` for that.
+        ``pt.Artifact.load(path)`` and ``SentenceTransformer(path)`` read it, as long as the base is where
+        ``adapter_config.json`` says. For ``pyterrier_dr.SBertBiEncoder`` save :meth:`merge_adapter`.
 
         Raises:
             ValueError: If the encoder has no adapter, or several, or its base is not where it was loaded from.
@@ -462,7 +452,7 @@ class SelfDistillBiEncoder(ComparedByKey, pt.Artifact, BiEncoder):
         if len(adapters_of(self.model)) != 1:
             raise ValueError(f"expected an encoder with one adapter, got one with {len(adapters_of(self.model))}")
         saved_base(self.model, None)
-        self.path = self._write(path, overwrite)
+        self.path = storage.save(self.model, self.metadata, path, overwrite=overwrite)
         self.name = str(self.path)
         return self.path
 
@@ -478,7 +468,7 @@ class SelfDistillBiEncoder(ComparedByKey, pt.Artifact, BiEncoder):
             package_path = f"{self.path}.tar.lz4"
         with scratch_folder() as scratch:
             held = self.apply_attributes()
-            held.path = self._write(scratch / Path(self.name or "encoder").name, overwrite=False)
+            held.save(scratch / Path(self.name or "encoder").name)
             return super(SelfDistillBiEncoder, held).build_package(package_path, **options)
 
     @checked
@@ -497,7 +487,8 @@ class SelfDistillBiEncoder(ComparedByKey, pt.Artifact, BiEncoder):
         load_extra("openvino")
         require_plain(self.model, "a graph")
         model = copied(self.model, torch.float32).to("cpu")
-        return self._write(path, overwrite, partial(write_graph, model, int8=self.precision == "int8"))
+        write_more = partial(write_graph, model, int8=self.precision == "int8")
+        return storage.save(self.model, self.metadata, path, overwrite=overwrite, write_more=write_more)
 
     @property
     def query_length(self) -> int | None:
@@ -537,21 +528,16 @@ class SelfDistillBiEncoder(ComparedByKey, pt.Artifact, BiEncoder):
     def encoding_model(self) -> SentenceTransformer:
         """The model in the precision of encoding, which is a copy if that differs."""
         precision = self.precision
-        if precision != "int8" and {weights.dtype for weights in self.model.parameters()} <= {
-            getattr(torch, precision)
-        }:
+        if all(weights.dtype == getattr(torch, precision) for weights in self.model.parameters()):
             self._encoding_copy = None, None
             return self.model
         with lock_of(self.model):
             state = precision, self._state()
-            before, duplicate = self._encoding_copy
-            if duplicate is None or state != before:
+            if state != self._encoding_copy[0]:
                 # the old one goes first: two would be in memory
                 self._encoding_copy = None, None
-                del duplicate
-                duplicate = copy_to_encode(self.model, precision)
-                self._encoding_copy = state, duplicate
-        return duplicate
+                self._encoding_copy = state, copy_to_encode(self.model, precision)
+            return cast(SentenceTransformer, self._encoding_copy[1])
 
     @property
     def dimension(self) -> int:
@@ -576,7 +562,9 @@ class SelfDistillBiEncoder(ComparedByKey, pt.Artifact, BiEncoder):
             "prompts": {name: prompt for name, prompt in model.prompts.items() if prompt},
         }
         if adapters_of(model):
-            described["adapter"] = describe_saved_adapter(model)
+            (config,) = adapters_of(model).values()
+            base = {"base": portable_name(config.base_model_name_or_path), "base_checksum": base_checksum(model)}
+            described["adapter"] = {**base, **describe_adapter(config)}
         return {**storage.ARTIFACT, "model": described, "training": portable_settings(self.training_summary)}
 
     def apply_attributes(self, **attributes: Any) -> Self:
@@ -584,22 +572,13 @@ class SelfDistillBiEncoder(ComparedByKey, pt.Artifact, BiEncoder):
         given = {name: getattr(self, name) for name in ("model", "batch_size", "text_field", "verbose", "dtype")}
         changed = type(self)(**{**given, **attributes})
         if changed.model is self.model:
-            changed.name = self.name
-            changed.path = self.path
-            changed.training_summary = self.training_summary
+            changed.name, changed.path, changed.training_summary = self.name, self.path, self.training_summary
         return changed
 
     def _variant(self, model: SentenceTransformer) -> Self:
-        """Make an encoder with a model that was made of this one's."""
         variant = self.apply_attributes(model=model)
-        variant.name = self.name
-        variant.training_summary = self.training_summary
+        variant.name, variant.training_summary = self.name, self.training_summary
         return variant
-
-    def _write(self, path: str | Path, overwrite: bool, write_more: Callable[[Path], Any] | None = None) -> Path:
-        path = Path(path).expanduser()
-        storage.save(self.model, self.metadata, path, overwrite=overwrite, write_more=write_more)
-        return path
 
     def _state(self) -> tuple[Any, ...]:
         """Describe the model by sums of all weights, as fast as memory is, so that any change is seen."""
@@ -618,7 +597,6 @@ class SelfDistillBiEncoder(ComparedByKey, pt.Artifact, BiEncoder):
         return {**vars(self), "_checksum": (None, ""), "_encoding_copy": (None, None)}
 
     def _hf_readme(self, *, metadata: Any = None, **options: Any) -> str:
-        """Write the model card for :meth:`to_hf`."""
         # the metadata of a folder that this package did not write says less
         return artifact_card(self.metadata | (metadata or {}), **options)
 
@@ -629,9 +607,7 @@ class SelfDistillBiEncoder(ComparedByKey, pt.Artifact, BiEncoder):
         return self.model_name, self.precision, self.batch_size, self.text_field, self.verbose, self.device
 
     def __repr__(self) -> str:
-        arguments = []
-        if self.name is not None:
-            arguments.append(repr(self.name))
+        arguments = [] if self.name is None else [repr(self.name)]
         if self.dtype != "auto":
             arguments.append(f"dtype={self.dtype!r}")
         return f"SelfDistillBiEncoder({', '.join(arguments)})"
@@ -647,7 +623,6 @@ class TextEncoder(ComparedByKey, pt.Transformer):
     batch_size: int
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
-        """Encode the texts."""
         require_distinct_columns(inp, "the input frame")
         column = getattr(self, "text_field", "query")
         # PyTerrier's own validation says which columns are missing
@@ -679,7 +654,6 @@ class DocumentEncoder(TextEncoder, BiDocEncoder):
     bar: Any = None  # counts documents as they are encoded
 
     def encode(self, texts: Any, batch_size: int | None = None) -> np.ndarray:
-        """Encode documents."""
         if self.bar is None:
             return super().encode(texts, batch_size)
         return encode(self.bi_encoder_model.encoding_model, texts, "document", self.batch_size, self.bar)
@@ -694,43 +668,34 @@ class Scorer(ComparedByKey, BiScorer):
     schematic: ClassVar = schematic("Scorer")
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
-        """Score the results, with the vectors that they have if this encoder may have made them."""
         require_distinct_columns(inp, "the results")
         if "qid" in inp:
             require_identifiers(inp, "qid", "the results")
         # PyTerrier groups by qid, which the index may be named too
         labels = inp.index
         inp = inp.reset_index(drop=True)
-        foreign = self._foreign_vectors(inp)
-        own = inp.drop(columns=foreign)
-        for column in {"query_vec", "doc_vec"} & set(own.columns):
-            require_vectors(own, column, self.bi_encoder_model.dimension, "the vectors of this encoder")
-        with explained_columns("the encoder", inp):
-            scored = super().transform(own)
-        if scored.empty:
-            scored = without_rows(scored, own)
-        if foreign:
-            # what it was given, it gives on
-            scored = inp.assign(score=scored["score"], rank=scored["rank"])
-        return scored.set_axis(labels[scored.index])
-
-    def _foreign_vectors(self, frame: pd.DataFrame) -> list[str]:
-        """List the columns with vectors of another encoder, whose texts are to be encoded instead."""
-        own = self.bi_encoder_model.identity
-        foreign = []
+        own, foreign = self.bi_encoder_model.identity, []
         for vectors, texts in {"query_vec": "query", "doc_vec": self.text_field}.items():
-            if vectors not in frame:
-                continue
-            others = [encoder for encoder in encoders_of(frame[vectors]) if encoder.checksum != own.checksum]
-            if not others:
-                continue
-            if texts not in frame:
+            makers = encoders_of(inp[vectors]) if vectors in inp else []
+            others = [maker for maker in makers if maker.checksum != own.checksum]
+            if others and texts not in inp:
                 raise EncoderMismatchError(
                     f"{vectors} was made by {others[0]}, this encoder is {own}, and there is no {texts!r} to encode "
                     f"again; score with the encoder of the vectors, or keep {texts!r}"
                 )
-            foreign.append(vectors)
-        return foreign
+            if others:
+                foreign.append(vectors)
+        kept = inp.drop(columns=foreign)
+        for column in {"query_vec", "doc_vec"} & set(kept.columns):
+            require_vectors(kept, column, self.bi_encoder_model.dimension, "the vectors of this encoder")
+        with explained_columns("the encoder", inp):
+            scored = super().transform(kept)
+        if scored.empty:
+            scored = without_rows(scored, kept)
+        if foreign:
+            # what it was given, it gives on
+            scored = inp.assign(score=scored["score"], rank=scored["rank"])
+        return scored.set_axis(labels[scored.index])
 
     def _key(self) -> tuple[Any, ...]:
         return self.bi_encoder_model, self.verbose, self.batch_size, self.text_field, self.sim_fn
@@ -752,9 +717,7 @@ class EncoderPipeline(pt.Compose):
         for record in first:
             require_document(record, [cast(Any, self[0]).text_field])
         # PyTerrier would read 100, or as many as the encoder takes at once
-        if batch_size is None:
-            batch_size = READ_AHEAD
-        return super().index(documents, batch_size)
+        return super().index(documents, batch_size or READ_AHEAD)
 
     def transform_inputs(self) -> list[list[str]]:
         """List the columns that the pipeline takes, for :mod:`pyterrier.inspect`."""
@@ -812,7 +775,6 @@ def _sums(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
 
 
 def _prefixes(index: SelfDistillIndex, dimension: int, encoder: EncoderIdentity) -> Iterator[dict[str, Any]]:
-    """Iterate over the documents of an index with the prefixes of their vectors."""
     docnos, vectors, _ = index.payload()
     for start in range(0, len(vectors), CHUNK):
         prefixes = torch.from_numpy(np.array(vectors[start : start + CHUNK, :dimension]))

@@ -1,8 +1,4 @@
-"""Model cards: what an encoder is, how it was trained, what it reached, and what to cite.
-
-A card is a page for people below front matter that the Hugging Face hub reads. It is made of the metadata of a saved
-encoder alone, so that it can be written without loading one.
-"""
+"""Model cards, made of the metadata of an encoder: what it is, how it was trained, what it reached, what to cite."""
 
 from __future__ import annotations
 
@@ -19,7 +15,6 @@ from ..losses import CITATION, TARGETS
 # the columns of the training history that are not measures, and their titles
 PROGRESS = {"step": "step", "loss": "loss", "margin": "mean margin", "target": "mean target"}
 PYTERRIER = "[PyTerrier](https://pyterrier.readthedocs.io)"
-
 HOW_OF_PAPER = ", trained by self-distillation with adaptive relevance margins"
 
 USAGE = """```python
@@ -37,14 +32,14 @@ reranker = first_stage >> pt.text.get_text(dataset) >> encoder
 
 def saved_card(metadata: Mapping[str, Any], *, title: str, load: str) -> str:
     """Write the page about a saved encoder, as the Hugging Face hub reads it of a sentence-transformers model."""
-    matter: dict[str, Any] = {
+    base = metadata["training"].get("base_model", {})
+    is_on_hub = base.get("is_on_hub") or re.fullmatch(r"[\w.-]+/[\w.-]+", base.get("name") or "")
+    matter = {
         "library_name": "sentence-transformers",
         "pipeline_tag": "sentence-similarity",
         "tags": ["sentence-transformers", "pyterrier", "dense-retrieval", "pyterrier-selfdistill"],
+        "base_model": base["name"] if is_on_hub else None,
     }
-    base = metadata["training"].get("base_model", {})
-    if base.get("is_on_hub") or re.fullmatch(r"[\w.-]+/[\w.-]+", base.get("name") or ""):
-        matter["base_model"] = base["name"]
     return _card(matter, metadata, title=title, load=load)
 
 
@@ -62,19 +57,18 @@ def read_license(model: str) -> str | None:
 def artifact_card(metadata: Mapping[str, Any], *, repo: str, branch: str | None, pretty_name: str | None) -> str:
     """Write the page about an encoder in a PyTerrier artifact, which the Hugging Face hub keeps among data sets."""
     kind = f"pyterrier-artifact.{metadata['type']}"
-    matter: dict[str, Any] = {}
-    if pretty_name is not None:
-        matter["pretty_name"] = pretty_name
-    matter["tags"] = ["pyterrier", "pyterrier-artifact", kind, f"{kind}.{metadata['format']}"]
-    matter["task_categories"] = ["text-retrieval"]
-    matter["viewer"] = False
+    matter = {
+        "pretty_name": pretty_name,
+        "tags": ["pyterrier", "pyterrier-artifact", kind, f"{kind}.{metadata['format']}"],
+        "task_categories": ["text-retrieval"],
+        "viewer": False,
+    }
     title = pretty_name or repo.rpartition("/")[2]
     place = repo if branch in (None, "main") else f"{repo}@{branch}"
     return _card(matter, metadata, title=title, load=f"pt.Artifact.from_hf({place!r})")
 
 
 def _card(front_matter: Mapping[str, Any], metadata: Mapping[str, Any], *, title: str, load: str) -> str:
-    """Write the page below its front matter, which is what the hub reads."""
     description, training = metadata["model"], metadata["training"]
     sections = [
         f"# {title}",
@@ -90,12 +84,11 @@ def _card(front_matter: Mapping[str, Any], metadata: Mapping[str, Any], *, title
         sections += ["## Citation", f"```bibtex{CITATION}```"]
     front_matter = {**front_matter, "license": training.get("base_model", {}).get("license", "unknown")}
     # JSON is YAML, and quotes what needs it
-    matter = "".join(f"{name}: {json.dumps(value)}\n" for name, value in front_matter.items())
+    matter = "".join(f"{name}: {json.dumps(value)}\n" for name, value in front_matter.items() if value is not None)
     return f"---\n{matter}---\n" + "\n\n".join(sections) + "\n"
 
 
 def _how_trained(training: Mapping[str, Any]) -> str:
-    """Say in some words what made the model, after what it is."""
     if not training:
         return ""
     if training.get("best_step") == 0:
@@ -113,29 +106,26 @@ def _how_trained(training: Mapping[str, Any]) -> str:
 def description_rows(description: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Say what an encoder is, in titles and texts with names between backticks."""
     prompts = ", ".join(f"{name} `{prompt}`" for name, prompt in description["prompts"].items())
-    base = []
-    if adapter := description.get("adapter"):
-        refers = f"`{adapter['base']}` `{adapter['base_checksum'][:12]}`, which is not in the folder"
-        base.append(("Adapter of", refers))
     lengths = [description[name] for name in ("query_length", "document_length")]
-    return [
-        *base,
+    rows = [
         ("Architecture", f"{description['architecture']}, {description['parameters']:,} parameters"),
         ("Vectors", f"{description['dimension']} dimensions, unit length; pooling: {description['pooling']}"),
         ("Queries and documents", " and ".join(f"cut at {n} tokens" if n else "not cut" for n in lengths)),
         ("Prompts", prompts or "none"),
         ("Checksum", f"`{description['checksum'][:12]}`"),
     ]
+    if adapter := description.get("adapter"):
+        refers = f"`{adapter['base']}` `{adapter['base_checksum'][:12]}`, which is not in the folder"
+        rows.insert(0, ("Adapter of", refers))
+    return rows
 
 
 def training_rows(training: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Say how the encoder was trained; what the summary lacks has no row."""
     rows = []
-    base = training.get("base_model")
-    if base:
+    if base := training.get("base_model"):
         rows.append(("Base model", f"`{base.get('name')}` `{base.get('checksum', '')[:12]}`"))
-    adapter = training.get("adapter")
-    if adapter:
+    if adapter := training.get("adapter"):
         rows.append(("Adapter", f"trained in place of all weights, with PEFT: {_assignments(adapter)}"))
     if training.get("data"):
         rows += _data_rows(training["data"])
@@ -143,18 +133,17 @@ def training_rows(training: Mapping[str, Any]) -> list[tuple[str, str]]:
     if loss:
         options = {name: value for name, value in loss.items() if name != "name"}
         rows.append(("Loss", f"`{loss['name']}` {_assignments(options)}"))
-    shorter = ", ".join(map(str, loss.get("matryoshka_dims", [])[1:]))
-    if shorter:
+    if shorter := ", ".join(map(str, loss.get("matryoshka_dims", [])[1:])):
         rows.append(("Shorter vectors", f"the first {shorter} dimensions were trained too: `encoder.truncate(...)`"))
     if "truncated_from" in training:
-        vectors = f"vectors of {training['truncated_from']} dimensions"
-        rows.append(("Truncated", f"after training; measures are of {vectors}"))
+        rows.append(
+            ("Truncated", f"after training; measures are of vectors of {training['truncated_from']} dimensions")
+        )
     rows.append(("Arguments", f"preset `{training.get('preset')}`, {_assignments(training.get('arguments', {}))}"))
     if training.get("seed") is not None:
         rows.append(("Seed", str(training["seed"])))
     rows.append(("Steps", f"{training.get('steps')}, in {training.get('seconds')} seconds"))
-    best = training.get("best_measure")
-    if best:
+    if best := training.get("best_measure"):
         mean = " (mean over collections)" if "collections" in (training.get("evaluation") or {}) else ""
         remark = ", before training: no later step was better" if training.get("best_step") == 0 else ""
         rows.append(("Best", f"{best['name']} {best['value']:.4f} at step {training.get('best_step')}{mean}{remark}"))
@@ -164,7 +153,6 @@ def training_rows(training: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _data_rows(data: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Say what the encoder was trained on, collection by collection, and what was left out."""
     rows = []
     for name, part in data.get("collections", {}).items():
         rows += [(f"{title}, {name}", text) for title, text in _data_rows(part)]
@@ -179,7 +167,6 @@ def _data_rows(data: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _measure_sections(training: Mapping[str, Any]) -> list[str]:
-    """Show what was measured while training, a row for each time."""
     history = training.get("history")
     if not history:
         return []
@@ -192,9 +179,8 @@ def _measure_sections(training: Mapping[str, Any]) -> list[str]:
         values = [measured.get(column) for column in [*progress, *measures]]
         row = [f"{value:.4f}" if isinstance(value, float) else str("" if value is None else value) for value in values]
         rows.append([*row, "best" if measured["step"] == training.get("best_step") else ""])
-    if measures:
-        remark = "Measured on the validation queries, which chose the best step: they say less about other queries."
-    else:
+    remark = "Measured on the validation queries, which chose the best step: they say less about other queries."
+    if not measures:
         remark = "There were no validation queries."
     return ["## Measures while training", _table(titles, rows), remark]
 
@@ -207,6 +193,5 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = []
     for cells in [titles, ["---"] * len(titles), *rows]:
         # a bar would end the cell
-        escaped = [cell.replace("|", "\\|") for cell in cells]
-        lines.append("| " + " | ".join(escaped) + " |")
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)

@@ -44,7 +44,6 @@ class GraphModel(nn.Module):
         self.request = load_extra("openvino").Core().compile_model(graph, "CPU", options).create_infer_request()
 
     def forward(self, **tokens: Any) -> BaseModelOutput:
-        """Compute the last layer."""
         inputs = {name: tokens[name].numpy() for name in self.names}
         # copies, since the next call, of whatever thread, writes to the same outputs
         outputs = self.request.infer(inputs, share_inputs=True)
@@ -54,11 +53,9 @@ class GraphModel(nn.Module):
 def write_graph(model: SentenceTransformer, folder: Path, *, int8: bool) -> Path:
     """Write the graph of a model in OpenVINO's format."""
     graph = _convert(list(model))
-    name = "openvino_model.xml"
     if int8:
         compress(graph)
-        name = "openvino_model_qint8_quantized.xml"
-    file = folder / GRAPH_FOLDER / name
+    file = folder / GRAPH_FOLDER / f"openvino_model{'_qint8_quantized' if int8 else ''}.xml"
     load_extra("openvino").save_model(graph, file, compress_to_fp16=False)
     return file
 
@@ -74,9 +71,8 @@ def compress(graph: Any) -> None:
             continue
         summed = 1 if layer.get_attributes()["transpose_b"] else 0
         numbers, scales = to_int8(weights.data, summed)
-        restored = operations.multiply(
-            operations.convert(operations.constant(numbers), "f32"), operations.constant(scales)
-        )
+        constant = operations.constant
+        restored = operations.multiply(operations.convert(constant(numbers), "f32"), constant(scales))
         layer.input(1).replace_source_output(restored.output(0))
 
 
@@ -125,8 +121,7 @@ def _convert(layers: Sequence[nn.Module]) -> Any:
     openvino = load_extra("openvino")
     frontends = importlib.import_module("openvino.frontend")
     decoders = importlib.import_module("openvino.frontend.pytorch.ts_decoder")
-    given = getattr(first.tokenizer, "model_input_names", INPUTS)
-    names = [name for name in INPUTS if name in given]
+    names = [name for name in INPUTS if name in getattr(first.tokenizer, "model_input_names", INPUTS)]
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
     # with padding, since masks of ones are left out
     examples = {"input_ids": mask, "attention_mask": mask, "token_type_ids": torch.zeros_like(mask)}

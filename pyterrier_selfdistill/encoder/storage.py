@@ -1,8 +1,4 @@
-"""Loading and saving: one folder that three libraries read.
-
-The folder of an encoder is an ordinary sentence-transformers model, which pyterrier-dr loads too, with two files beside
-it: PyTerrier's metadata, which says what the encoder is and how it was trained, and the model card.
-"""
+"""Loading and saving: a folder of sentence-transformers, with PyTerrier's metadata and a model card beside it."""
 
 from __future__ import annotations
 
@@ -17,22 +13,20 @@ import torch
 from pydantic import AfterValidator
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
-from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 from sentence_transformers.util import get_device_name, is_sentence_transformer_model
 from transformers.tokenization_utils_base import LARGE_INTEGER
 
 from ..utils.checks import Expected
 from ..utils.compat import no_transformers_progress_bars, reported_weights
 from ..utils.folders import METADATA_FILE, artifact_kind, atomic_folder, checksum, read_json, recover
-from .adapters import require_base, require_same_base
+from .adapters import CONFIG_FILE, base_checksum, require_base
 from .card import saved_card
 
 # what PyTerrier reads in the metadata to find the class that loads the folder
 ARTIFACT = {"type": "biencoder", "format": "selfdistill", "package_hint": "pyterrier-selfdistill"}
 CARD_FILE = "README.md"
 
-# what sentence-transformers tells transformers, which would keep the type of the file
-FLOAT32 = {"dtype": torch.float32}
 SETTINGS = re.compile(r"config\w*\.json$|modules\.json$")  # the files of a model that you may edit
 NAME_ON_HUB = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
@@ -62,20 +56,15 @@ def find(name_or_path: str | Path) -> str:
         return str(folder)
     if isinstance(name_or_path, Path) or not NAME_ON_HUB.fullmatch(name_or_path):
         raise FileNotFoundError(
-            f"there is no folder {str(folder)!r}; give the folder of a model, or a name on the Hugging Face hub, such "
-            "as 'microsoft/mpnet-base'"
+            f"there is no folder {str(folder)!r}; give the folder of a model, or SelfDistillBiEncoder.from_pretrained "
+            "a name on the Hugging Face hub, such as 'microsoft/mpnet-base'"
         )
     return name_or_path
 
 
 def load(folder: Path, device: Device) -> SentenceTransformer:
     """Load the model that is saved in a folder."""
-    recover(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"there is no folder {str(folder)!r}; for a model on the Hugging Face hub use "
-            "SelfDistillBiEncoder.from_pretrained"
-        )
+    find(folder)
     if not is_sentence_transformer_model(str(folder)):
         raise ValueError(
             f"{str(folder)!r} is not a sentence-transformers model (it has no modules.json); for a plain language "
@@ -99,16 +88,17 @@ def load_pretrained(name: str, *, pooling: PoolingMode | None, device: Device) -
     if missing:
         raise ValueError(f"the model in {name!r} lacks {', '.join(missing[:3])}; save or copy it again")
     require_base(folder)
+    # transformers would keep the type of the file
+    options: dict[str, Any] = {"local_files_only": is_here, "model_kwargs": {"dtype": torch.float32}}
     try:
         with no_transformers_progress_bars(), reported_weights() as reports:
             if is_plain:
-                transformer = Transformer.load(name, local_files_only=is_here, model_kwargs=dict(FLOAT32))
+                transformer = Transformer.load(name, **options)
                 mode = pooling or default_pooling(transformer)
                 pool = Pooling(transformer.get_embedding_dimension(), pooling_mode=mode)
                 model = SentenceTransformer(modules=[transformer, pool], device="cpu")
                 model.model_card_data.base_model = name
             else:
-                options: dict[str, Any] = {"local_files_only": is_here, "model_kwargs": dict(FLOAT32)}
                 model = SentenceTransformer(name, device="cpu", **options)
     except MemoryError:
         raise
@@ -133,10 +123,14 @@ def load_pretrained(name: str, *, pooling: PoolingMode | None, device: Device) -
 def _require_as_saved(
     model: SentenceTransformer, folder: Path, metadata: Mapping[str, Any], reports: list[dict[str, Any]]
 ) -> None:
-    """Check that a model is the one that its folder describes, and that no weights of it were made up."""
     said = metadata.get("model", {})
-    if "adapter" in said:
-        require_same_base(model, folder, said["adapter"]["base_checksum"])
+    base = said.get("adapter", {}).get("base_checksum")
+    if base and base != (found := base_checksum(model)):
+        raise ValueError(
+            f"{str(folder)!r} holds an adapter of a base with the checksum {base[:12]}, and the model in its place has "
+            f"{found[:12]}. Put the base there again, or write where it is as base_model_name_or_path into "
+            f"{CONFIG_FILE}"
+        )
     wrong = []
     for property_, found in describe(model).items():
         if said.get(property_, found) != found:
@@ -186,10 +180,11 @@ def usable_positions(layer: Transformer) -> float:
 
 
 def prepare(model: SentenceTransformer) -> None:
-    """Pad and cut texts so that their vectors depend neither on the batch nor on positions that are not there."""
-    for layer in model.modules():
-        if not isinstance(layer, Transformer):
-            continue
+    """Make vectors of unit length, which depend neither on the batch nor on positions that are not there."""
+    # a layer of the model, so that other libraries which load it get unit vectors too
+    if not isinstance(model[-1], Normalize):
+        model.append(Normalize())
+    for layer in filter(lambda module: isinstance(module, Transformer), model.modules()):
         tokenizer: Any = layer.tokenizer
         # on the left, padding would shift absolute positions
         tokenizer.padding_side = "right"
@@ -248,12 +243,13 @@ def describe(model: SentenceTransformer) -> dict[str, Any]:
 def save(
     model: SentenceTransformer,
     metadata: Mapping[str, Any],
-    path: Path,
+    path: str | Path,
     *,
     overwrite: bool,
     write_more: Callable[[Path], Any] | None = None,
-) -> None:
+) -> Path:
     """Write a model, its metadata and its card to a folder, atomically."""
+    path = Path(path).expanduser()
     trained_here = bool(metadata["training"])
     with atomic_folder(path, overwrite=overwrite, own=saved_files, doing="saving an encoder") as folder:
         # a model that was not trained here keeps the card that it came with
@@ -262,13 +258,12 @@ def save(
         if write_more is not None:
             write_more(folder)
         files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-        needed = {
-            name: None if SETTINGS.search(name) else checksum(folder / name) for name in files if name != CARD_FILE
-        }
-        (folder / METADATA_FILE).write_text(json.dumps({**metadata, "files": needed}, indent=2) + "\n")
+        sums = {name: None if SETTINGS.search(name) else checksum(folder / name) for name in files if name != CARD_FILE}
+        (folder / METADATA_FILE).write_text(json.dumps({**metadata, "files": sums}, indent=2) + "\n")
         if trained_here:
             card = saved_card(metadata, title=path.name, load=f"pt.Artifact.load({path.name!r})")
             (folder / CARD_FILE).write_text(card, encoding="utf-8")
+    return path
 
 
 def saved_files(folder: Path) -> set[str]:
@@ -286,8 +281,3 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     section = dict[str, Any] | None
     metadata = read_json(file, model=section, training=section, files=dict[str, str | None] | list[str] | None)
     return {name: value for name, value in metadata.items() if value is not None}
-
-
-def read_training_summary(folder: Path) -> dict[str, Any]:
-    """Read how the model of a folder was trained; nothing, if it was not by this package."""
-    return read_metadata(folder).get("training", {})

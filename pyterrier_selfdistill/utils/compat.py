@@ -34,9 +34,6 @@ from .folders import atomic_file
 logger = logging.getLogger(__name__)
 
 
-# --- transformers and accelerate: loading and training ---------------------------------------------------------------
-
-
 @contextmanager
 def no_transformers_progress_bars() -> Iterator[None]:
     """Hide the progress bars of transformers when it loads a model or saves a checkpoint."""
@@ -113,9 +110,6 @@ def remove_autocast(model: nn.Module) -> None:
     vars(model).pop("_original_forward", None)
 
 
-# --- tqdm and pyterrier: progress bars and schematics ----------------------------------------------------------------
-
-
 def progress_bar(iterable: Iterable[Any] | None = None, *, total: int | None = None, **options: Any) -> Any:
     """Make a ``pt.tqdm``; where there is no terminal, draw it once a tenth, or once a minute without a total."""
     # tqdm 4.68 draws ten bars a second into logs; delete, and call ``pt.tqdm``, when it does not
@@ -133,9 +127,6 @@ def schematic(label: str) -> dict[str, Any]:
     # pyterrier 1.1.2 downloads the index of its documentation to link a transformer, and draws nothing without a
     # network; delete, and give the label alone, when it draws without links
     return {"label": label, "help_url": None}
-
-
-# --- pyterrier-dr: indexes and exact retrievers ----------------------------------------------------------------------
 
 
 def files_of_index(metadata: Any = None, vectors: Any = None, docnos: Any = None) -> dict[str, Any]:
@@ -215,7 +206,6 @@ class VoyagerSearch:
         self.graph = voyager.Index.load(str(path))
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return similarities and positions."""
         k = min(k, len(self.graph))
         docids, distances = self.graph.query(queries, k, query_ef=max(self.query_ef, k))
         return 1 - distances, docids.astype(np.int64)

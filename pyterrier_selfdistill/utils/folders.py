@@ -95,20 +95,15 @@ def _existing(folder: Path) -> Path:
 
 
 def _beside(target: Path, purpose: str) -> Path:
-    """Name a hidden file or folder of another folder, so that every process finds it."""
     return target.with_name(f".{target.name}.{purpose}")
 
 
 def _read_owner(file: Path) -> str:
-    """Describe the process that has a lock, or had it when it was killed."""
     try:
         owner = json.loads(file.read_text())
         return f"process {owner['pid']} on {owner['host']} is {owner['doing']} there, since {owner['since']}"
     except (OSError, ValueError, LookupError, TypeError):
         return "another process is writing there"
-
-
-# --- writing ---------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
