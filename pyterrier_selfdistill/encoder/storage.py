@@ -184,7 +184,7 @@ def prepare(model: SentenceTransformer) -> None:
     # a layer of the model, so that other libraries which load it get unit vectors too
     if not isinstance(model[-1], Normalize):
         model.append(Normalize())
-    for layer in filter(lambda module: isinstance(module, Transformer), model.modules()):
+    for layer in [module for module in model.modules() if isinstance(module, Transformer)]:
         tokenizer: Any = layer.tokenizer
         # on the left, padding would shift absolute positions
         tokenizer.padding_side = "right"
