@@ -61,8 +61,6 @@ class EncoderMismatchError(ValueError):
 
 
 class EncoderIdentity(NamedTuple):
-    """Which encoder it is."""
-
     name: str | None
     checksum: str
 
@@ -78,7 +76,6 @@ class EncodedVector(np.ndarray):
 
     @classmethod
     def rows(cls, vectors: np.ndarray, encoder: EncoderIdentity) -> list[EncodedVector]:
-        """Make one vector of each row of an array, without copying."""
         marked = vectors.view(cls)
         marked.encoder = encoder
         return list(marked)
@@ -100,7 +97,6 @@ class EncodedVector(np.ndarray):
 
 
 def encoders_of(vectors: Iterable[Any]) -> set[EncoderIdentity]:
-    """Find the encoders that are known to have made some of the vectors."""
     identities = {vector.encoder for vector in vectors if isinstance(vector, EncodedVector)}
     return cast(set[EncoderIdentity], identities - {None})
 
@@ -109,13 +105,10 @@ class ComparedByKey:
     """Objects of a class that are equal if their keys are."""
 
     def _key(self) -> tuple[Any, ...]:
-        """Give all that decides on what the object does."""
         raise NotImplementedError
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, type(self)):
-            return NotImplemented
-        return self._key() == other._key()
+        return self._key() == other._key() if isinstance(other, type(self)) else NotImplemented
 
     def __hash__(self) -> int:
         return hash(self._key())
@@ -182,7 +175,6 @@ class KnownDocnos(InvLookup):
     """The positions of identifiers, which raises an error for unknown ones."""
 
     def lookup(self, keys: Any) -> Any:
-        """Look up one identifier or many."""
         if hasattr(keys, "dtype"):
             keys = np.asarray(keys, dtype=str)
         positions = super().lookup(keys)
@@ -210,25 +202,20 @@ def sound_graphs(index: FlexIndex, pattern: str) -> Iterator[None]:
     origin = hashlib.sha256((folder / METADATA_FILE).read_bytes())
     origin.update(vectors[:: max(len(vectors) // SAMPLE, 1)].tobytes())
     file = folder / GRAPHS_FILE
-    try:
+    noted: dict[str, Any] = {}
+    with suppress(OSError, ValueError, TypeError):
         noted = dict(json.loads(file.read_text()))
-    except (OSError, ValueError, TypeError):
-        noted = {}
     sound = set()
     for graph in folder.glob(pattern):
         if graph.is_dir() and artifact_kind(graph) != GRAPH_KIND:
-            raise ValueError(
-                f"{str(graph)!r} is no graph, but a folder with the kind {artifact_kind(graph)}; remove it"
-            )
+            raise ValueError(f"{str(graph)!r} is no graph, but a folder of kind {artifact_kind(graph)}; remove it")
         if noted.get(graph.name) == [origin.hexdigest(), checksum(graph)]:
             sound.add(graph)
             continue
         logger.warning("%s was changed, or not computed from this index, and is computed again", graph)
         with explained_errors(graph):
-            if graph.is_dir():
-                shutil.rmtree(graph)
-            else:
-                graph.unlink()
+            remove: Any = shutil.rmtree if graph.is_dir() else Path.unlink
+            remove(graph)
     yield
     made = {graph.name: [origin.hexdigest(), checksum(graph)] for graph in set(folder.glob(pattern)) - sound}
     if made:
@@ -249,7 +236,6 @@ class Indexer(FlexIndexer):
         self.target: Any = index
 
     def index(self, inp: Iterable[dict[str, Any]]) -> FlexIndex:
-        """Build the index."""
         path = self.target.index_path
         overwrite = self.mode is IndexingMode.overwrite
         if path.exists() and not overwrite:
@@ -300,7 +286,6 @@ class PlainBytes(FwdFixedBytes):
     length: int | None
 
     def seed(self, id: str) -> bool:
-        """Note the length of an identifier, and no common prefix."""
         self.prefix = b""
         self.length = max(self.length or 0, len(id.encode()))
         return True
@@ -336,7 +321,6 @@ def checked_vectors(records: Sequence[Any], dimension: int) -> np.ndarray:
 
 
 def require_distinct(path: Path) -> None:
-    """Check that no two identifiers of a file are the same."""
     with Lookup(path) as lookup:
         codec = lookup.inv.codec
         ends = codec.hash_offsets

@@ -60,12 +60,6 @@ SCORERS = ("np_scorer", "torch_scorer")
 LADR = ("ladr_proactive", "ladr_adaptive")
 RERANKERS = (*SCORERS, *LADR, "gar")
 
-# the methods that FlexIndex lacks
-OWN_METHODS: dict[str, Callable[..., Any]] = {
-    "int8_retriever": small_vectors.int8_retriever,
-    "binary_retriever": small_vectors.binary_retriever,
-}
-
 # the methods that keep a graph or vectors in the folder of the index, and where; others keep corpus graphs, and FAISS
 # reads flat vectors by their path
 GRAPHS = {
@@ -124,7 +118,7 @@ def _check_options(
 
 def _method(name: str, docstring: str) -> Callable[..., IndexTransformer]:
     """Put a check in front of a method of FlexIndex, or of one of ours."""
-    signature = inspect.signature(OWN_METHODS.get(name) or getattr(FlexIndex, name))
+    signature = inspect.signature(getattr(OpenedIndex, name))
 
     def make(self: SelfDistillIndex, *arguments: Any, **options: Any) -> IndexTransformer:
         bound = signature.bind(self, *arguments, **options)
@@ -155,7 +149,6 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
             self._make()
 
     def _make(self) -> tuple[OpenedIndex, Any]:
-        """Make what searches the files that are there now, unless another thread has."""
         folder = self.index.index_path.resolve()
         with OPENING, ExitStack() as stack, compat.no_warning_of_mapped_vectors():
             if self.method in WITH_GRAPHS:
@@ -202,8 +195,9 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
             return Search(index, compat.VoyagerSearch(index, options).search)
         qbatch = options.get("qbatch")
         if method not in EXACT:
-            made = (OWN_METHODS.get(method) or getattr(FlexIndex, method))(index, **options)
-            find = made.search if method in OWN_METHODS else partial(search_faiss, made.faiss_index, options)
+            made = getattr(OpenedIndex, method)(index, **options)
+            is_own = isinstance(made, small_vectors.RescoredSearch)
+            find = made.search if is_own else partial(search_faiss, made.faiss_index, options)
             # of documents with as many signs FAISS leaves out the last ones itself
             return Search(index, find, qbatch=qbatch, is_stable=method == "binary_retriever")
         device, rows = options.get("device", "cpu"), options.get("batch_size")
@@ -223,7 +217,6 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
         return Search(index, find, qbatch=qbatch, vectors=vectors)
 
     def _fit_options(self, index: OpenedIndex, options: dict[str, Any]) -> None:
-        """Have options fit the documents of the index, or raise an error if they cannot."""
         if options.get("mask") is not None:
             mask = np.asarray(options["mask"])
             if mask.shape != (len(index),) or not np.isin(mask, (0, 1)).all():
@@ -249,11 +242,10 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
 
     @property
     def inner(self) -> Any:
-        """What searches the index; None until it is built."""
         return self._made[1]
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
-        """Retrieve or score, to its end with the files that are there at its start."""
+        # to its end with the files that are there at its start
         index, inner = self._made
         if index is None or self.index.refresh() is not index:
             index, inner = self._make()
@@ -307,12 +299,7 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
             return None
         return IndexTransformer(self.index, self.method, {**self.options, "num_results": k})
 
-    def get_parameter(self, name: str) -> Any:
-        """Return an option."""
-        return self.options[name] if name in self.options else super().get_parameter(name)
-
     def set_parameter(self, name: str, value: Any) -> None:
-        """Change an option, as a grid search does."""
         if name not in self.options:
             raise ValueError(f"{self.method} has no option {name!r}, only {', '.join(self.options)}")
         other = getattr(self.index, self.method)(**{**self.options, name: value})
@@ -320,18 +307,16 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
 
     @property
     def schematic(self) -> dict[str, Any]:
-        """The method as a label."""
         return compat.schematic(self.method)
 
     def subtransformers(self) -> dict[str, pt.Transformer]:
-        """Return no parts: the inner transformer is not a pipeline."""
         return {}
 
     def __getattr__(self, name: str) -> Any:
-        # while unpickling, nothing is there
+        # options, for get_parameter; while unpickling, nothing is there
         if name.startswith("_"):
             raise AttributeError(name)
-        return getattr(self.inner, name)
+        return self.options[name] if name in self.options else getattr(self.inner, name)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # another process makes the transformer itself, over files that it opens itself
@@ -357,9 +342,8 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
 class Search:
     """Finds documents in one order with every backend and at every depth: by score, and of equal scores by position.
 
-    Backends round in ways of their own, even the scores of equal documents. So a backend finds some documents more
-    than are asked for, and one sum scores them all. As long as a document that it left out may score as high as the
-    last result, it is asked for more.
+    Backends round in ways of their own, even the scores of equal documents. So one sum scores what they find, and they
+    are asked for more as long as a document that was left out may score as high as the last result.
     """
 
     def __init__(
@@ -384,7 +368,6 @@ class Search:
         return scores / (norms(query) * norms(vectors)) if self.is_cosine else scores
 
     def search(self, queries: pd.DataFrame, num_results: int) -> Found:
-        """Find the best documents for each query."""
         vectors = np.stack(queries["query_vec"]).astype(np.float32)
         if self.is_cosine:
             vectors /= norms(vectors)[:, None]
@@ -414,14 +397,12 @@ class Search:
 
 
 def norms(vectors: np.ndarray) -> np.ndarray:
-    """Compute the length of each vector."""
     return np.sqrt(np.einsum("...d,...d->...", vectors, vectors))
 
 
 def search_vectors(
     vectors: torch.Tensor, queries: np.ndarray, number: int, *, rows: int, mask: Any, is_cosine: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Find documents with torch, on the device of the vectors, so many at once."""
     asked = torch.from_numpy(queries).to(vectors)
     scores, positions = asked.new_empty((len(asked), 0)), asked.new_empty((len(asked), 0), dtype=torch.long)
     for start in range(0, len(vectors), rows):
@@ -440,9 +421,7 @@ def search_vectors(
 def search_faiss(graph: Any, options: Mapping[str, Any], queries: np.ndarray, number: int) -> tuple[Any, Any]:
     """Find documents with an index of FAISS, whose own settings are those of all threads and retrievers."""
     faiss: Any = importlib.import_module("faiss")
-    parameters = None
-    if "n_probe" in options:
-        parameters = faiss.SearchParametersIVF(nprobe=options["n_probe"])
+    parameters = faiss.SearchParametersIVF(nprobe=options["n_probe"]) if "n_probe" in options else None
     if "ef_search" in options:
         ef, queue = max(options["ef_search"], number), options["search_bounded_queue"]
         parameters = faiss.SearchParametersHNSW(efSearch=ef, bounded_queue=queue)
@@ -450,7 +429,6 @@ def search_faiss(graph: Any, options: Mapping[str, Any], queries: np.ndarray, nu
 
 
 def retrieved(queries: pd.DataFrame, find: Callable[[pd.DataFrame], Found], drop_query_vec: bool) -> pd.DataFrame:
-    """Give each query its results."""
     pt.validate.query_frame(queries, extra_columns=["query_vec"])
     kept = queries.drop(columns="query_vec") if drop_query_vec else queries
     if queries.empty:
@@ -472,7 +450,6 @@ class VectorLoader(NumpyVectorLoader):
     schematic: ClassVar = compat.schematic("VecLoader")
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
-        """Load the vectors, which remember the encoder of the index."""
         index = self.flex_index.refresh()
         with pt.validate.any(inp) as validation:
             validation.columns(includes=["docno"])
@@ -480,41 +457,31 @@ class VectorLoader(NumpyVectorLoader):
         if inp.empty:
             return without_rows(inp.assign(doc_vec=None), inp)
         loaded = NumpyVectorLoader(index).transform(with_own_docids(index, inp))
-        encoder = index.encoder
-        if encoder is None:
-            return loaded
-        return loaded.assign(doc_vec=EncodedVector.rows(np.stack(loaded["doc_vec"]), encoder))
+        vectors = np.stack(loaded["doc_vec"])
+        return loaded if index.encoder is None else loaded.assign(doc_vec=EncodedVector.rows(vectors, index.encoder))
 
     def __repr__(self) -> str:
         return f"{self.flex_index!r}.vec_loader()"
 
 
 def with_own_docids(index: FlexIndex, frame: pd.DataFrame) -> pd.DataFrame:
-    """Have the ``docid`` of documents be that of the index, where a first stage has put its own."""
     require_identifiers(frame, "docno", "the documents")
-    # pyterrier-dr would take the vectors at these positions, whatever is there
-    if "docid" not in frame:
-        return frame
-    return frame.assign(docid=index.docnos().inv[frame["docno"]])
+    # pyterrier-dr would take the vectors at the positions of a first stage, whatever is there
+    return frame.assign(docid=index.docnos().inv[frame["docno"]]) if "docid" in frame else frame
 
 
 def require_comparable(index: OpenedIndex, queries: pd.DataFrame) -> None:
-    """Check that vectors of queries compare with those of an index."""
     require_vectors(queries, "query_vec", index.np_vecs().shape[1], "the vectors of the index")
     own = index.encoder
-    if own is None or index.any_encoder:
-        return
     for other in encoders_of(queries["query_vec"]):
-        if other.checksum == own.checksum:
-            continue
-        remark = ""
-        if portable_name(other.name) == own.name:
-            remark = "; they have the same name, but not the same weights or settings"
-        raise EncoderMismatchError(
-            f"{index!r} was built by the encoder {own}, and the queries were encoded by {other}{remark}. Search with "
-            "the encoder of the index, or build it again with this one and index.indexer(mode='overwrite'). If you "
-            "mean it, SelfDistillIndex(path, any_encoder=True) goes ahead"
-        )
+        if own is not None and not index.any_encoder and other.checksum != own.checksum:
+            is_namesake = portable_name(other.name) == own.name
+            remark = "; they have the same name, but not the same weights or settings" if is_namesake else ""
+            raise EncoderMismatchError(
+                f"{index!r} was built by the encoder {own}, and the queries were encoded by {other}{remark}. Search "
+                "with the encoder of the index, or build it again with this one and index.indexer(mode='overwrite'). "
+                "If you mean it, SelfDistillIndex(path, any_encoder=True) goes ahead"
+            )
 
 
 class OpenedIndex(FlexIndex):
@@ -522,6 +489,8 @@ class OpenedIndex(FlexIndex):
 
     signature: Signature
     any_encoder: bool
+    int8_retriever: Any = small_vectors.int8_retriever
+    binary_retriever: Any = small_vectors.binary_retriever
 
     @property
     def encoder(self) -> EncoderIdentity | None:
@@ -544,10 +513,9 @@ Mode = Annotated[IndexingMode | Literal["create", "overwrite"], Expected("'creat
 class SelfDistillIndex(ComparedByKey, OpenedIndex):
     """A dense index that knows which encoder built it.
 
-    Used as :class:`pyterrier_dr.FlexIndex` is. What it adds: while it is built, another name holds what there is; a
-    document without identifier or vector, and a duplicate one, is an error; an incomplete index is never opened; and
-    queries of another encoder than its own are refused. Vectors that do not say which encoder made them (those of other
-    packages) are trusted.
+    Used as :class:`pyterrier_dr.FlexIndex` is. What it adds: an incomplete or damaged index is never opened; a document
+    without identifier or vector, and a duplicate one, is an error; and queries of another encoder than its own are
+    refused. Vectors that do not say which encoder made them (those of other packages) are trusted.
 
     Retrievers find ``num_results`` documents for frames with ``qid`` and ``query_vec``; scorers and re-rankers take
     ``docno`` too. With ``drop_query_vec`` the vectors of queries are not in the results. What pyterrier-dr builds for
@@ -584,67 +552,35 @@ class SelfDistillIndex(ComparedByKey, OpenedIndex):
         "retriever",
         """Search all vectors, or those of a :meth:`mask`, with the fastest exact backend.
 
-        That is :meth:`torch_retriever`: on a GPU with room for the vectors, else on the CPU, which maps them from disk,
-        if they take less than half of the memory. Otherwise :meth:`np_retriever` searches them, and also vectors with
-        another similarity than the dot product, or with a ``batch_size``.
+        That is :meth:`torch_retriever`, on a GPU or else the CPU, if they take less than half of its memory.
+        Otherwise, with ``batch_size``, or another similarity than the dot product, it is :meth:`np_retriever`.
         """,
     )
-    np_retriever = _method(
-        "np_retriever", "Search all vectors, or those of a :meth:`mask`, reading ``batch_size`` at once from disk."
-    )
+    np_retriever = _method("np_retriever", "Search all vectors, or those of a :meth:`mask`, on disk.")
     torch_retriever = _method(
-        "torch_retriever",
-        "Search all vectors, or those of a :meth:`mask`, in the memory of ``device``; with ``fp16`` in half of it.",
+        "torch_retriever", "Search all vectors on ``device``, with ``fp16`` in half of the memory."
     )
-    faiss_flat_retriever = _method(
-        "faiss_flat_retriever", "Search all vectors in memory with FAISS, on all GPUs if ``gpu``, for 1,000 results."
-    )
+    faiss_flat_retriever = _method("faiss_flat_retriever", "Search all vectors in memory, or on all GPUs, with FAISS.")
     faiss_hnsw_retriever = _method(
         "faiss_hnsw_retriever",
-        """Search a graph of FAISS in which each document has ``neighbours``.
-
-        Higher ``ef_construction`` and ``ef_search`` improve recall and slow down building and searching. A search goes
-        at least as far as ``num_results``.
-        """,
+        "Search a graph of FAISS; more ``neighbours``, ``ef_construction`` and ``ef_search`` find more, but are slow.",
     )
     faiss_ivf_retriever = _method(
         "faiss_ivf_retriever",
-        """Search the ``n_probe`` nearest of ``n_list`` clusters with FAISS, learned from ``train_sample`` vectors.
-
-        More clusters to search improve recall and slow down searching.
-        """,
+        "Search the ``n_probe`` nearest of ``n_list`` clusters with FAISS, learned from ``train_sample`` vectors.",
     )
     voyager_retriever = _method(
         "voyager_retriever",
-        """Search a graph of Voyager in which each document has ``neighbours``.
-
-        Higher ``ef_construction`` and ``query_ef`` improve recall and slow down building and searching. Vectors are
-        stored as ``"float32"``, ``"float8"`` or ``"e4m3"``.
-        """,
+        "Search a graph of Voyager; more ``neighbours``, ``ef_construction`` and ``query_ef`` find more, but are slow.",
     )
-    int8_retriever = _method(
-        "int8_retriever",
-        "Search vectors of 8 bits a number with FAISS, and score ``rescore`` times as many by the full ones.",
-    )
-    binary_retriever = _method(
-        "binary_retriever",
-        "Search vectors of a bit a number with FAISS, and score ``rescore`` times as many by the full ones.",
-    )
-    np_scorer = scorer = _method(
-        "np_scorer", "Score the documents of results with their vectors from disk, and keep ``num_results``, or all."
-    )
-    torch_scorer = _method(
-        "torch_scorer", "Score documents as :meth:`scorer` does, with all vectors in the memory of ``device``."
-    )
-    gar = _method(
-        "gar", "Re-rank results and, in turns, the ``k`` neighbours of the best so far, ``batch_size`` at once."
-    )
+    int8_retriever = _method("int8_retriever", "Search 8 bits a number, for ``rescore`` times as many to score.")
+    binary_retriever = _method("binary_retriever", "Search a bit a number, for ``rescore`` times as many to score.")
+    np_scorer = scorer = _method("np_scorer", "Score documents by their vectors, and keep ``num_results``, or all.")
+    torch_scorer = _method("torch_scorer", "Score documents as :meth:`scorer` does, in the memory of ``device``.")
+    gar = _method("gar", "Re-rank results and, in turns, the ``k`` neighbours of the best so far.")
     ladr = pre_ladr = ladr_proactive = _method(
         "ladr_proactive",
-        """Re-rank results and their ``k`` neighbours, ``hops`` far, until ``budget`` documents are scored.
-
-        A corpus graph may stand for ``k``, and True for a budget of ``num_results``.
-        """,
+        "Re-rank results and their ``k`` neighbours (or corpus graph), ``hops`` far, until ``budget`` is spent.",
     )
     ada_ladr = ladr_adaptive = _method(
         "ladr_adaptive",
@@ -683,11 +619,9 @@ class SelfDistillIndex(ComparedByKey, OpenedIndex):
 
     def built(self) -> bool:
         """Tell whether there is a complete index, which can be opened."""
-        try:
-            self.refresh()
-        except (OSError, ValueError):
-            return False
-        return True
+        with suppress(OSError, ValueError):
+            return bool(self.refresh())
+        return False
 
     def payload(self, return_dvecs: bool = True, return_docnos: bool = True) -> list[Any]:
         """Open the index, if it is complete, as :meth:`pyterrier_dr.FlexIndex.payload` does."""
@@ -726,5 +660,4 @@ class SelfDistillIndex(ComparedByKey, OpenedIndex):
         return {**vars(self), **compat.files_of_index(), "_opened": None}
 
     def _key(self) -> tuple[Any, ...]:
-        encoder = self.encoder if self.built() else None
-        return self.index_path, encoder, self.sim_fn, self.any_encoder
+        return self.index_path, self.encoder if self.built() else None, self.sim_fn, self.any_encoder

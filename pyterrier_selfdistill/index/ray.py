@@ -1,8 +1,7 @@
 """Indexing on Ray: a corpus is encoded in shards, on one machine or many, and the shards are joined to one index.
 
-Ray Data reads the corpus in blocks, in its order, and gives each to a worker that keeps the encoder. A block becomes a
-shard, written atomically by the indexing pipeline of any other index. A shard is named by its documents and its
-encoder: one that is there already is taken, whoever wrote it, and no other one can be taken for it.
+Ray Data reads the corpus in blocks, in its order, and gives each to a worker, which keeps the encoder and makes it a
+shard. A shard is named by its documents and its encoder: one that is there already is taken, whoever wrote it.
 """
 
 from __future__ import annotations
@@ -44,11 +43,10 @@ GpuNumber = Annotated[float, Field(ge=0, allow_inf_nan=False), Expected("0 or a 
 class RayIndexer(pt.Indexer):
     """Encodes a corpus on Ray, and makes one index of it.
 
-    It stands where ``encoder >> index`` does, and makes the same index: with the same documents at the same positions,
-    and with vectors that are equal up to the rounding of the hardware. Workers write shards to a folder beside that of
-    the index, ``corpus.flex.shards`` for ``corpus.flex``, which all machines must see at the same path. What was
-    encoded is not encoded again: where a worker is killed, its shard is given to another one; where all of it is, the
-    same call goes on with the shards that are missing.
+    It makes the same index as ``encoder >> index``, with vectors that are equal up to the rounding of the hardware.
+    Workers write shards to a folder beside that of the index, ``corpus.flex.shards`` for ``corpus.flex``, which all
+    machines must see at the same path. Where a worker is killed, its shard is given to another one; where all of it is,
+    the same call goes on with the shards that are missing.
 
     Args:
         encoder: The encoder, which workers get from Ray's object store.
@@ -106,7 +104,7 @@ class RayIndexer(pt.Indexer):
         return path.with_name(f"{path.name}.shards")
 
     def index_inputs(self) -> list[list[str]]:
-        """List the columns that documents need, for :mod:`pyterrier.inspect`."""
+        """List the columns that documents need."""
         return [["docno", *self.fields]]
 
     def index(self, iter: Any) -> SelfDistillIndex:  # type: ignore[override]
@@ -141,8 +139,7 @@ class RayIndexer(pt.Indexer):
             ValueError: If a document lacks a field or has the identifier of another one of its shard.
             TypeError: If a document has no text, or its identifier is not a string.
         """
-        ray = load_ray()
-        folder = self.folder
+        ray, folder = load_ray(), self.folder
         # as it is read where there is no GPU
         encoder = self.encoder.copy()
         encoder.model.to("cpu")
@@ -211,7 +208,6 @@ class ShardEncoder:
         self.fields = fields
 
     def __call__(self, block: pa.Table) -> dict[str, list[Any]]:
-        """Encode a block, if its shard is not there."""
         if not len(block):
             return {"shard": [], "host": []}
         needed = [name for name in block.column_names if name in ("docno", *self.fields)]
@@ -219,8 +215,7 @@ class ShardEncoder:
         identity = self.encoder.identity
         name = f"{documents.fingerprint()}-{identity.checksum[:16]}"
         shard = SelfDistillIndex(self.folder / name, verbose=False)
-        is_there = shard.built() and shard.encoder is not None and shard.encoder.checksum == identity.checksum
-        if not is_there:
+        if not shard.built() or getattr(shard.encoder, "checksum", None) != identity.checksum:
             field = self.encoder.text_field
             records = ({"docno": docno, field: text} for docno, text in documents)
             (self.encoder.doc_encoder(verbose=False) >> shard.indexer(mode="overwrite")).index(records)
@@ -228,7 +223,6 @@ class ShardEncoder:
 
 
 def read_corpus(corpus: Corpus, fields: Sequence[str], size: int) -> Iterator[pa.Table]:
-    """Read a corpus as tables of documents."""
     parts: Iterable[Any] = [corpus]
     if not isinstance(corpus, pt.datasets.Dataset | pd.DataFrame):
         # an iterator would be read into memory, as a corpus that is read more than once is
@@ -240,7 +234,6 @@ def read_corpus(corpus: Corpus, fields: Sequence[str], size: int) -> Iterator[pa
 
 
 def read_files(paths: Sequence[str | Path], fields: Sequence[str]) -> Any:
-    """Have the workers of Ray Data read the documents of files, in the order of the files."""
     ray = load_ray()
     files = []
     for place in map(str, paths):
@@ -283,7 +276,7 @@ def read_files(paths: Sequence[str | Path], fields: Sequence[str]) -> Any:
 
 
 def _run(work: Callable[[], Any]) -> Any:
-    """Run what Ray Data is to do, and raise the errors of workers as if they were of this process."""
+    # errors of workers are raised as if they were of this process
     try:
         return work()
     except load_ray().exceptions.RayTaskError as error:

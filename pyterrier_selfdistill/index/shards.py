@@ -6,8 +6,9 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, cast
+from typing import Annotated, Any, ClassVar, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -25,7 +26,7 @@ from ..utils.checks import (
     require_identifiers,
 )
 from ..utils.compat import schematic
-from ..utils.folders import files_of_others, read_json
+from ..utils.folders import atomic_file, files_of_others, read_json
 from .files import ComparedByKey, EncodedVector, EncoderIdentity, EncoderMismatchError, own_files
 from .index import Found, SelfDistillIndex, require_comparable, retrieved
 
@@ -50,21 +51,18 @@ class Part(NamedTuple):
 
 def write_manifest(folder: Path, names: Sequence[str]) -> None:
     """List the shards of a folder once all of them are complete, and remove other shards."""
-    unfinished = folder / f".{MANIFEST_FILE}.unfinished"
-    unfinished.write_text(json.dumps({"shards": list(names)}) + "\n")
-    unfinished.replace(folder / MANIFEST_FILE)
+    with atomic_file(folder / MANIFEST_FILE, overwrite=True) as unfinished:
+        unfinished.write_text(json.dumps({"shards": list(names)}) + "\n")
     for path in folder.iterdir():
         if path.is_dir() and path.name not in names and (own := own_files(path)) and not files_of_others(path, own):
             shutil.rmtree(path)
 
 
 def read_manifest(folder: Path) -> list[Path]:
-    """List the paths of the shards of a folder."""
     path = folder / MANIFEST_FILE
     if not path.is_file():
         raise FileNotFoundError(
-            f"{str(folder)!r} has no {MANIFEST_FILE}; give the folder of complete shards, or a list of the paths of "
-            "shards"
+            f"{str(folder)!r} has no {MANIFEST_FILE}; give the folder of complete shards, or a list of their paths"
         )
     return [folder / name for name in read_json(path, shards=list[str])["shards"]]
 
@@ -87,13 +85,11 @@ class ShardSearcher:
         self.searching = self.shard.np_retriever()
 
     def describe(self) -> Part:
-        """Describe the shard."""
         _, vectors, metadata = self.shard.payload()
         count, dimension = vectors.shape
         return Part(str(self.shard.index_path), count, dimension, self.shard.encoder, metadata["docnos_checksum"])
 
     def search(self, queries: pd.DataFrame, num_results: int) -> Found:
-        """Find the best documents."""
         require_comparable(self.shard, queries)
         scores, positions, docnos = map(np.stack, self.searching.inner.search(queries, num_results))
         return scores, positions, docnos.astype(object)
@@ -141,8 +137,7 @@ class ShardedIndex(ComparedByKey):
             self.paths = read_manifest(Path(shards).expanduser())
         else:
             self.paths = [Path(path).expanduser() for path in shards]
-        self.actors = actors
-        self.any_encoder = any_encoder
+        self.actors, self.any_encoder = actors, any_encoder
         self._searchers = self._make_searchers()
         self.parts: list[Part] = self._ask("describe")
         first = self.parts[0]
@@ -199,16 +194,12 @@ class ShardedIndex(ComparedByKey):
 
     def search(self, queries: pd.DataFrame, num_results: int) -> Found:
         """Find the best documents of all shards for a frame with ``query_vec``, with their positions in all shards."""
-        first = 0
-        found = []
-        for part, of_shard in zip(self.parts, self._ask("search", queries, num_results), strict=True):
-            scores, positions, docnos = of_shard
-            found.append((scores, positions + first, docnos))
-            first += part.documents
+        firsts = accumulate((part.documents for part in self.parts[:-1]), initial=0)
+        of_shards = zip(firsts, self._ask("search", queries, num_results), strict=True)
+        found = [(scores, positions + first, docnos) for first, (scores, positions, docnos) in of_shards]
         scores, positions, docnos = map(np.hstack, zip(*found, strict=True))
         best = np.lexsort((positions, -scores))[:, :num_results]
-        scores, positions, docnos = (np.take_along_axis(of, best, axis=1) for of in (scores, positions, docnos))
-        return scores, positions, docnos
+        return cast(Found, tuple(np.take_along_axis(of, best, axis=1) for of in (scores, positions, docnos)))
 
     @checked
     def retriever(self, *, num_results: PositiveInteger = 1000, drop_query_vec: bool = False) -> ShardedRetriever:
@@ -223,17 +214,16 @@ class ShardedIndex(ComparedByKey):
             FileExistsError: If there is an index already and ``overwrite`` is not set, or something else.
             ValueError: If two documents have the same identifier.
         """
-        mode: Literal["create", "overwrite"] = "overwrite" if overwrite else "create"
         index = SelfDistillIndex(path, verbose=False)
-        index.indexer(mode=mode).index(self._documents())
+        index.indexer(mode="overwrite" if overwrite else "create").index(self._documents())
         return index
 
     def _documents(self) -> Iterator[dict[str, Any]]:
         for path in self.paths:
             shard = SelfDistillIndex(path, verbose=False)
-            vectors: Sequence[np.ndarray] = shard.np_vecs()
+            vectors: Any = shard.np_vecs()
             if self.encoder is not None:
-                vectors = EncodedVector.rows(shard.np_vecs(), self.encoder)
+                vectors = EncodedVector.rows(vectors, self.encoder)
             for docno, vector in zip(shard.docnos(), vectors, strict=True):
                 yield {"docno": docno, "doc_vec": vector}
 
@@ -250,19 +240,15 @@ class ShardedRetriever(ComparedByKey, pt.Transformer):
     schematic: ClassVar = schematic("ShardedRetriever")
 
     def __init__(self, index: ShardedIndex, *, num_results: int, drop_query_vec: bool) -> None:
-        self.index = index
-        self.num_results = num_results
-        self.drop_query_vec = drop_query_vec
+        self.index, self.num_results, self.drop_query_vec = index, num_results, drop_query_vec
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
-        """Retrieve."""
         require_column_names(inp, "the queries")
         if not inp.empty:
             require_identifiers(inp, "qid", "the queries")
         return retrieved(inp, partial(self.index.search, num_results=self.num_results), self.drop_query_vec)
 
     def fuse_rank_cutoff(self, k: int) -> pt.Transformer | None:
-        """Ask the shards for ``k`` documents, if that is fewer."""
         if k >= self.num_results:
             return None
         return ShardedRetriever(self.index, num_results=k, drop_query_vec=self.drop_query_vec)

@@ -8,9 +8,8 @@ each query are read, for exact scores.
 - ``binary``: the sign of each dimension, in a bit. Documents are nearest that have most signs of the query.
 
 References:
-    Guo et al.: Quantization based Fast Inner Product Search. AISTATS 2016. https://arxiv.org/abs/1509.01469 (documents
-    are compressed, and queries are not). Yamada et al.: Efficient Passage Retrieval with Hashing for Open-domain
-    Question Answering. ACL 2021. https://arxiv.org/abs/2106.00882 (bits find candidates, which are scored again)
+    Guo et al.: Quantization based Fast Inner Product Search. AISTATS 2016. https://arxiv.org/abs/1509.01469
+    Yamada et al.: Efficient Passage Retrieval with Hashing. ACL 2021. https://arxiv.org/abs/2106.00882
 """
 
 from __future__ import annotations
@@ -32,14 +31,12 @@ SAMPLE = 100_000  # of how many vectors, at least, the smallest and the largest 
 def int8_retriever(
     index: FlexIndex, *, num_results: int = 1000, rescore: int = 2, qbatch: int = 64, drop_query_vec: bool = False
 ) -> RescoredSearch:
-    """Make what searches vectors of 8 bits a number for a retriever of these options."""
     return RescoredSearch(index, "int8", rescore)
 
 
 def binary_retriever(
     index: FlexIndex, *, num_results: int = 1000, rescore: int = 10, qbatch: int = 64, drop_query_vec: bool = False
 ) -> RescoredSearch:
-    """Make what searches vectors of a bit a number for a retriever of these options."""
     return RescoredSearch(index, "binary", rescore)
 
 
@@ -59,16 +56,14 @@ class RescoredSearch:
         # bits fill whole bytes
         self.dimension = 8 * math.ceil(self.vectors.shape[1] / 8) if self.is_binary else self.vectors.shape[1]
         faiss: Any = importlib.import_module("faiss")
-        read, write = faiss.read_index, faiss.write_index
-        if self.is_binary:
-            read, write = faiss.read_index_binary, faiss.write_index_binary
+        suffix = "_binary" if self.is_binary else ""
         # FAISS maps from 1.11 on; before, it reads
         mapped = getattr(faiss, "IO_FLAG_MMAP_IFC", 0)
         path = index.index_path / f"{kind}.faiss"
         if not path.exists():
             with atomic_file(path) as unfinished:
-                write(self._make_small_vectors(faiss), str(unfinished))
-        self.small = read(str(path), mapped)
+                getattr(faiss, f"write_index{suffix}")(self._make_small_vectors(faiss), str(unfinished))
+        self.small = getattr(faiss, f"read_index{suffix}")(str(path), mapped)
         if self.is_binary:
             # counting distances is faster than a heap, but not kept in the file
             self.small.use_heap = False
@@ -78,9 +73,8 @@ class RescoredSearch:
         if self.is_binary:
             small = faiss.IndexBinaryFlat(self.dimension)
         else:
-            small = faiss.IndexScalarQuantizer(
-                self.dimension, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT
-            )
+            kind = faiss.ScalarQuantizer.QT_8bit
+            small = faiss.IndexScalarQuantizer(self.dimension, kind, faiss.METRIC_INNER_PRODUCT)
             small.train(np.array(vectors[:: max(len(vectors) // SAMPLE, 1)]))
         for start in range(0, len(vectors), CHUNK):
             small.add(self._encode(np.array(vectors[start : start + CHUNK])))
