@@ -212,10 +212,8 @@ class Comparison:
 
     def _texts(self, changes: Mapping[str, Mapping[str, list[dict[str, Any]]]]) -> dict[str, str]:
         """Find the texts of the documents that the page shows."""
-        shown: set[str] = set()
-        for change in changes.values():
-            for query in change["gained"] + change["lost"]:
-                shown.update(document["docno"] for document in query["before"] + query["after"])
+        queries = [query for change in changes.values() for query in change["gained"] + change["lost"]]
+        shown = {document["docno"] for query in queries for document in query["before"] + query["after"]}
         texts: dict[str, str] = {}
         for results in self.results.values():
             if set(self.fields) <= set(results.columns):
@@ -228,7 +226,6 @@ class Comparison:
 
 
 def _named(systems: Mapping[str, System] | Sequence[System], names: Sequence[str] | None) -> dict[str, System]:
-    """Give each system its name."""
     if isinstance(systems, Mapping):
         if names is not None:
             raise ValueError(f"systems have the names {list(systems)} already, got names={list(names)}; omit names")

@@ -125,22 +125,18 @@ def measure_rows(table: pd.DataFrame, measure: str) -> list[dict[str, Any]]:
 
 
 def figure(value: float) -> str:
-    """Format a measure."""
     return NONE if pd.isna(value) else f"{value:.3f}"
 
 
 def signed(value: float) -> str:
-    """Format a difference."""
     return NONE if pd.isna(value) else f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
 
 
 def p_value(value: float) -> str:
-    """Format a p-value."""
     return "< 0.001" if value < 0.001 else figure(value)
 
 
 def logged(value: float) -> str:
-    """Format a value of a history, which may be missing."""
     return "" if pd.isna(value) else f"{value:.4g}"
 
 
@@ -164,15 +160,8 @@ def query_changes(
         own, other, judged = ranks_after.get(qid, {}), ranks_before.get(qid, {}), labels[qid]
 
         def place(docno: str, ranks: Mapping[str, int], others: Mapping[str, int]) -> dict[str, Any]:
-            label = judged.get(docno)
-            is_relevant = label is not None and label > 0
-            return {
-                "docno": docno,
-                "rank": ranks.get(docno),
-                "other_rank": others.get(docno),
-                "label": label,
-                "is_relevant": is_relevant,
-            }
+            placed = {"docno": docno, "rank": ranks.get(docno), "other_rank": others.get(docno)}
+            return {**placed, "label": judged.get(docno), "is_relevant": docno in relevant}
 
         relevant = sorted((docno for docno in judged if judged[docno] > 0), key=lambda docno: (-judged[docno], docno))
         value_before, value_after = values.loc[qid]
@@ -238,8 +227,7 @@ def describe_model(name: str, model: TrainedEncoder) -> dict[str, Any]:
     if isinstance(model, SelfDistillTrainer):
         encoder, history = model.encoder, model.history
     else:
-        encoder = model
-        milestones = pd.DataFrame(encoder.training_summary.get("history", []))
+        encoder, milestones = model, pd.DataFrame(model.training_summary.get("history", []))
         history = milestones.reindex(columns=list(dict.fromkeys([*PROGRESS, *milestones.columns])))
     described = encoder.metadata
     facts = [("Name", f"`{portable_name(encoder.name) or 'unknown'}`"), *description_rows(described["model"])]

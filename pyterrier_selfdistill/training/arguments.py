@@ -6,14 +6,11 @@ import dataclasses
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, cast, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, get_type_hints
 
-import numpy as np
 import torch
-from datasets import Dataset, DatasetDict
-from more_itertools import chunked
+from datasets import DatasetDict
 from pydantic import Field
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
@@ -22,28 +19,21 @@ from torch import nn
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import flatten_dict
 
-from ..data.triples import LABEL, TrainingSet, Triples, parts_of
-from ..encoder.adapters import describe_adapter
+from ..data.triples import LABEL, TrainingSet, parts_of
 from ..encoder.biencoder import PromptsByCollection, SelfDistillBiEncoder
-from ..encoder.card import read_license
 from ..encoder.precision import has_bfloat16
 from ..losses import (
     SOFTMAX_TARGETS,
     TARGETS,
     AdaptiveMarginLoss,
-    EmbeddingLoss,
-    ErrorName,
     ParameterFree,
-    SelfDistillationLoss,
-    SoftmaxLoss,
     SoftmaxTarget,
-    maximum_likelihood_scale,
     of_embeddings,
     without_matryoshka,
 )
 from ..utils.checks import Count, Expected, NotNegative, PositiveInteger, PositiveNumber, checked, require_type
-from ..utils.compat import progress_bar, use_one_gpu
-from ..utils.folders import plain_settings, portable_settings
+from ..utils.compat import use_one_gpu
+from ..utils.folders import portable_settings
 from .evaluation import CollectionsEvaluator, Evaluator
 
 # --- presets --------------------------------------------------------------------------------------------------------
@@ -108,68 +98,7 @@ Dimensions = Annotated[
 Weights = Annotated[Sequence[PositiveNumber], Expected("a list of positive numbers such as [1, 1, 0.5]")]
 
 
-def loss_maker(
-    loss: LossMaker | EmbeddingLoss | None,
-    *,
-    target: TrainingTarget | None,
-    default: TrainingTarget,
-    in_batch: bool,
-    error: ErrorName,
-    scale: float | None,
-    mini_batch_size: int | None,
-    matryoshka_dims: Sequence[int] | None,
-    matryoshka_weights: Sequence[float] | None,
-) -> LossMaker:
-    """Return the function that makes the loss of a run for its model."""
-    if loss is None:
-        loss = _loss_of(target or default, in_batch, error, scale)
-    elif (target, in_batch, error, scale) != (None, False, "l2", None):
-        raise ValueError(f"loss={loss!r} was given with target, in_batch, error or scale; set those in the loss itself")
-    if isinstance(loss, EmbeddingLoss):
-        make: LossMaker = partial(SelfDistillationLoss, loss=loss, mini_batch_size=mini_batch_size)
-    elif isinstance(loss, nn.Module) or not callable(loss):
-        raise TypeError(
-            f"expected an AdaptiveMarginLoss, a SoftmaxLoss or a function of the model, got loss={loss!r}; for "
-            "another loss give its class, such as MultipleNegativesRankingLoss, or lambda model: TheLoss(model, ...)"
-        )
-    elif mini_batch_size is not None:
-        raise ValueError(
-            f"mini_batch_size={mini_batch_size} is for the losses of this package, got loss={loss!r}; omit it, and "
-            "give a loss that has a gradient cache, such as "
-            "lambda model: CachedMultipleNegativesRankingLoss(model, mini_batch_size=...)"
-        )
-    else:
-        make = loss
-    if matryoshka_dims is None:
-        if matryoshka_weights is not None:
-            raise ValueError(f"matryoshka_weights={matryoshka_weights} needs matryoshka_dims; give them too")
-        return make
-    if len(set(matryoshka_dims)) < len(matryoshka_dims):
-        raise ValueError(f"matryoshka_dims={matryoshka_dims} has a number twice; give each once")
-    if matryoshka_weights is not None and len(matryoshka_weights) != len(matryoshka_dims):
-        raise ValueError(
-            f"matryoshka_weights={matryoshka_weights} must have a number for each of matryoshka_dims={matryoshka_dims}"
-        )
-    return partial(_matryoshka_loss, make, matryoshka_dims, matryoshka_weights)
-
-
-def _loss_of(target: TrainingTarget, in_batch: bool, error: ErrorName, scale: float | None) -> EmbeddingLoss:
-    if target not in SOFTMAX_TARGETS:
-        if scale is not None:
-            raise ValueError(
-                f"scale={scale} is for the targets {SOFTMAX_TARGETS}, got target={target!r}; choose one of these, or "
-                "omit scale"
-            )
-        return AdaptiveMarginLoss(cast(Any, target), in_batch, error)
-    if in_batch or error != "l2":
-        raise ValueError(
-            f"target={target!r} compares with the whole batch and has no error function, got in_batch={in_batch} and "
-            f"error={error!r}; omit them, or choose the target that they are for, such as target='adaptive'"
-        )
-    return SoftmaxLoss(cast(SoftmaxTarget, target), scale)
-
-
-def _matryoshka_loss(
+def matryoshka_loss(
     make: LossMaker, dims: Sequence[int], weights: Sequence[float] | None, model: SentenceTransformer
 ) -> nn.Module:
     """Train prefixes of vectors, and whole vectors, which MatryoshkaLoss does not ask for."""
@@ -179,47 +108,6 @@ def _matryoshka_loss(
             f"matryoshka_dims={list(dims)} must contain the {dimension} dimensions of the model, and no larger number"
         )
     return MatryoshkaLoss(model, make(model), dims, weights)
-
-
-SCALE_TRIPLES = 512  # how many triples the encoder measures its scale with
-
-
-def measure_scale(
-    encoder: SelfDistillBiEncoder,
-    dataset: TrainingSet,
-    prompts: PromptsByCollection,
-    *,
-    batch_size: int,
-    seed: int,
-    verbose: bool,
-) -> float:
-    """Measure the scale of a :class:`SoftmaxLoss` on batches as training will have them, to three digits."""
-    # otherwise the trained weights would depend on the precision of encoding
-    encoder = encoder.apply_attributes(dtype="float32")
-    parts: Mapping[str, Dataset] = dataset if isinstance(dataset, DatasetDict) else {"": dataset}
-    share = SCALE_TRIPLES / sum(map(len, parts.values()))
-    generator = np.random.default_rng(seed)
-    batches = []
-    for name, part in parts.items():
-        number = min(len(part), max(batch_size, round(share * len(part))))
-        rows = generator.choice(len(part), number, replace=False).tolist()
-        of_part = encoder.with_prompts(**prompts.get(name, {}))
-        batches += [(of_part, part[some]) for some in chunked(rows, batch_size)]
-    margins = []
-    for of_part, batch in progress_bar(batches, desc="Measuring the scale", unit="batch", disable=not verbose):
-        documents = [text for name, texts in batch.items() if name not in ("query", LABEL) for text in texts]
-        scores = of_part.encode_queries(batch["query"]) @ of_part.encode_docs(documents).T
-        judged = set(zip(batch["query"], batch["positive"], strict=True))
-        for row, query in enumerate(batch["query"]):
-            is_other = np.array([(query, document) not in judged for document in documents])
-            margins.append(scores[row, row] - scores[row, is_other])
-    margins = [margin for margin in margins if len(margin)]
-    if not margins:
-        raise ValueError(
-            "expected batches with at least two different positives, got one positive in all; give more triples, or "
-            "train with another target, such as target='distributed'"
-        )
-    return float(f"{maximum_likelihood_scale(margins):.3g}")
 
 
 # --- training arguments ---------------------------------------------------------------------------------------------
@@ -391,9 +279,8 @@ def require_arguments(
     trackers = [report_to] if isinstance(report_to, str) else report_to
     for name in trackers if trackers not in (["all"], ["none"]) else []:
         try:
-            (callback,) = get_reporting_integration_callbacks([name])
-            # as the training loop does later
-            callback()
+            for callback in get_reporting_integration_callbacks([name]):
+                callback()
         except ValueError as error:
             raise ValueError(f"report_to={report_to!r}: {error}") from error
         except (ImportError, RuntimeError) as error:
@@ -432,58 +319,3 @@ def require_columns_of(loss: nn.Module, model: SentenceTransformer, dataset: Tra
                 raise ValueError(
                     f"the loss {name} does not take {columns}: {error}; choose another loss or other columns"
                 ) from error
-
-
-# --- settings of a run ----------------------------------------------------------------------------------------------
-
-
-def run_settings(
-    data: Triples,
-    loss: nn.Module,
-    base: SelfDistillBiEncoder,
-    arguments: SentenceTransformerTrainingArguments,
-    *,
-    preset: str,
-    overrides: Mapping[str, Any],
-    evaluator: Evaluator | None,
-    patience: int,
-    mining: Mapping[str, Any] | None,
-    valid_share: float | None,
-    adapter: Any,
-    prompts: PromptsByCollection,
-) -> dict[str, Any]:
-    """Describe a run for its summary and its card, and to resume it only with the same settings."""
-    on_texts: Any = without_matryoshka(loss)
-    described: dict[str, Any] = {"name": type(on_texts).__name__}
-    if hasattr(on_texts, "get_config_dict"):
-        described |= on_texts.get_config_dict()
-    if isinstance(loss, MatryoshkaLoss):
-        described["matryoshka_dims"] = list(loss.matryoshka_dims)
-        described["matryoshka_weights"] = list(loss.matryoshka_weights)
-    precision = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "float32"
-    base_model: dict[str, Any] = {"name": base.name, "checksum": base.model_name}
-    if base.name is not None and not Path(base.name).exists():
-        base_model["is_on_hub"] = True
-    if license_name := read_license(base.name or ""):
-        base_model["license"] = license_name
-    settings: dict[str, Any] = {
-        "data": data.summary,
-        "loss": described,
-        "preset": preset,
-        "precision": precision,
-        "arguments": dict(overrides),
-        "seed": arguments.seed,
-        "base_model": base_model,
-        "evaluation": None if evaluator is None else {"patience": patience, **evaluator.describe()},
-        "mining": mining,
-    }
-    # omit unset options, so that older runs still compare equal
-    if arguments.world_size > 1:
-        settings["processes"] = arguments.world_size
-    if valid_share is not None:
-        settings["valid_share"] = valid_share
-    if adapter is not None:
-        settings["adapter"] = describe_adapter(adapter)
-    if prompts:
-        settings["prompts"] = {name: dict(of_roles) for name, of_roles in prompts.items()}
-    return plain_settings(settings)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -18,7 +17,6 @@ from sentence_transformers.base.model import BaseModel
 
 from ..data.corpus import Corpus, Documents
 from ..data.passages import best_of_documents, divide_results, document_of, passage_records
-from ..data.triples import in_collection, require_names
 from ..encoder.biencoder import PromptsByCollection, SelfDistillBiEncoder, prompted
 from ..utils.checks import (
     FieldNames,
@@ -26,7 +24,6 @@ from ..utils.checks import (
     PositiveInteger,
     checked,
     judged,
-    require_columns,
     require_texts,
 )
 from ..utils.folders import scratch_folder
@@ -118,12 +115,8 @@ class RetrievalEvaluator(BaseEvaluator):
             self.qrels = self.qrels[is_asked]
             others, missing = missing, 0
         queries, without_judgements = self.qrels["qid"].nunique(), topics_or_results["qid"][~is_judged].nunique()
-        self.coverage = {
-            "queries": queries,
-            "without_candidates": missing,
-            "others": others,
-            "without_judgements": without_judgements,
-        }
+        self.coverage = {"queries": queries, "without_candidates": missing, "others": others}
+        self.coverage["without_judgements"] = without_judgements
         advice = "give the judgements of the validation queries only"
         if others and not self.searches:
             logger.warning(
@@ -179,13 +172,9 @@ class RetrievalEvaluator(BaseEvaluator):
 
 def search_depth(measures: Sequence[Measure]) -> int:
     """Return the largest cutoff, or ``SEARCH_DEPTH`` if a measure has none or looks at judged documents only."""
-    depths = []
-    for measure in measures:
-        looks_further = measure.params.get("judged_only", False)
-        if looks_further or "cutoff" not in measure.params:
-            return SEARCH_DEPTH
-        depths.append(measure["cutoff"])
-    return max(depths)
+    if any("cutoff" not in measure.params or measure.params.get("judged_only", False) for measure in measures):
+        return SEARCH_DEPTH
+    return max(measure["cutoff"] for measure in measures)
 
 
 def search(
@@ -230,12 +219,9 @@ class CollectionsEvaluator(BaseEvaluator):
         for name, evaluator in self.evaluators.items():
             with_prompts = prompted(cast(SentenceTransformer, model), self.prompts.get(name, {}))
             measured[name] = evaluator(with_prompts, output_path, epoch, steps)
-        means: dict[str, float] = {}
-        singles: dict[str, float] = {}
-        for measure in map(str, self.measures):
-            values = {f"{measure} ({name})": of_data_set[measure] for name, of_data_set in measured.items()}
-            means[measure] = sum(values.values()) / len(values)
-            singles |= values
+        names = list(map(str, self.measures))
+        means = {measure: sum(values[measure] for values in measured.values()) / len(measured) for measure in names}
+        singles = {f"{measure} ({name})": measured[name][measure] for measure in names for name in measured}
         return means | singles
 
     def describe(self) -> dict[str, Any]:
@@ -245,56 +231,3 @@ class CollectionsEvaluator(BaseEvaluator):
 
 
 Evaluator: TypeAlias = RetrievalEvaluator | CollectionsEvaluator
-
-
-def make_evaluator(
-    encoder: SelfDistillBiEncoder,
-    topics_or_results: pd.DataFrame | Mapping[str, pd.DataFrame] | None,
-    qrels: pd.DataFrame | Mapping[str, pd.DataFrame] | None,
-    training_topics: pd.DataFrame | None,
-    *,
-    measures: Sequence[Measure],
-    corpus: Corpus | None,
-    fields: Sequence[str] | None,
-    passages: pt.Transformer | None,
-    prompts: PromptsByCollection,
-    verbose: bool,
-) -> Evaluator | None:
-    """Make the evaluator of a run; judgements of ``training_topics`` are not those of queries without candidates."""
-    if topics_or_results is None and qrels is None:
-        return None
-    if topics_or_results is None or qrels is None:
-        raise ValueError("evaluation needs validation topics (or results) and qrels; only one of them was given")
-
-    options = {name: getattr(encoder, name) for name in ("batch_size", "text_field", "dtype")}
-    make = partial(
-        RetrievalEvaluator,
-        measures=measures,
-        corpus=corpus,
-        fields=fields,
-        passages=passages,
-        encoder_options={**options, "verbose": verbose},
-    )
-    if isinstance(topics_or_results, Mapping) != isinstance(qrels, Mapping):
-        raise ValueError(
-            "validation topics (or results) and qrels must both be of one collection, or both name collections such as "
-            f"{{'a': ...}}, got a {type(topics_or_results).__name__} and a {type(qrels).__name__}"
-        )
-    if isinstance(topics_or_results, Mapping):
-        require_names(topics_or_results, "valid_topics_or_results")
-        if topics_or_results.keys() != qrels.keys():
-            raise ValueError(
-                "validation topics (or results) and qrels must be of the same collections, got "
-                f"{list(topics_or_results)} and {list(qrels)}"
-            )
-        evaluators = {}
-        for name, frame in topics_or_results.items():
-            with in_collection(name):
-                evaluators[name] = make(frame, qrels[name])
-        return CollectionsEvaluator(evaluators, prompts)
-    qrels = cast(pd.DataFrame, qrels)
-    if training_topics is not None:
-        for name, frame in {"qrels": qrels, "validation topics": topics_or_results, "topics": training_topics}.items():
-            require_columns(frame, ["qid"], name)
-        qrels = qrels[~qrels["qid"].isin(set(training_topics["qid"]) - set(topics_or_results["qid"]))]
-    return make(topics_or_results, qrels)

@@ -237,18 +237,14 @@ class TrainingLoop(SentenceTransformerTrainer):
         leaves_too_few = 0 < len(dataset) % size < processes
         drop_last = drop_last or leaves_too_few or not sees_global_batch(cast(nn.Module, self.loss))
         batches = super().get_batch_sampler(dataset, size, drop_last, **options)
-        if isinstance(self.train_dataset, DatasetDict):
-            # divided when those of all collections are in one order
-            return batches
-        return PartBatchSampler(batches, processes)
+        # those of several collections are divided when they are in one order
+        return batches if isinstance(self.train_dataset, DatasetDict) else PartBatchSampler(batches, processes)
 
     def get_multi_dataset_batch_sampler(self, *args: Any, **options: Any) -> Any:
         """Put the batches of several collections in one order, and divide them among the processes."""
         batches = super().get_multi_dataset_batch_sampler(*args, **options)
         processes = get_world_size()
-        if processes == 1:
-            return batches
-        return PartBatchSampler(batches, processes)
+        return batches if processes == 1 else PartBatchSampler(batches, processes)
 
     def get_batch_samples(self, *args: Any, **options: Any) -> tuple[list[Any], Any]:
         """Fetch the batches of a step, with the negatives that were mined last."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -67,19 +67,19 @@ class JudgedQueries:
         return Documents(cast(Corpus, self.corpus), self.fields or [self.text_field])
 
     def draw(self) -> Triples:
-        """Make the triples to begin with: negatives are drawn from results, or from the corpus for topics alone."""
-        if "docno" in self.topics_or_results:
-            return self._draw_from(self.topics_or_results, self.qrels, self.seed)
-        if self.corpus is None:
+        """Make triples: negatives are drawn from results, or from the corpus for topics alone."""
+        has_results = "docno" in self.topics_or_results
+        if not has_results and self.corpus is None:
             raise ValueError(
                 f"there are no negatives to train with: the topics have the columns "
                 f"{list(self.topics_or_results.columns)}; put a retriever and pt.text.get_text before the trainer, or "
                 "give it corpus= to draw from"
             )
-        return from_topics(
+        make: Callable[..., Triples] = from_results if has_results else from_topics
+        return make(
             self.topics_or_results,
             self.qrels,
-            self.corpus,
+            corpus=self.corpus,
             negatives=self.negatives,
             min_label=self.min_label,
             seed=self.seed,
@@ -97,19 +97,7 @@ class JudgedQueries:
         results = search(encoder, topics.drop_duplicates("query"), self.documents, depth, folder)
         # another seed, or positives would draw the same ranks in each round
         qrels = self.qrels.assign(qid=qids).groupby(["qid", "docno"], sort=False, as_index=False)["label"].max()
-        return self._draw_from(results, qrels, self.seed + step)
-
-    def _draw_from(self, results: pd.DataFrame, qrels: pd.DataFrame, seed: int) -> Triples:
-        return from_results(
-            results,
-            qrels,
-            negatives=self.negatives,
-            min_label=self.min_label,
-            seed=seed,
-            text_field=self.text_field,
-            corpus=self.corpus,
-            fields=self.fields,
-        )
+        return replace(self, topics_or_results=results, qrels=qrels, seed=self.seed + step).draw()
 
 
 def _first_qids(topics: pd.DataFrame) -> dict[str, str]:
@@ -150,27 +138,23 @@ class HardNegativeMiner(TrainerCallback):
         last = state.global_step - state.global_step % self.steps_per_round
         if last == 0:
             return
-        if agree(self._path(last).exists):
-            self._read(last)
-        elif last == state.global_step:
-            # the run ended between the checkpoint and mining
-            self._mine(last)
-        else:
-            raise FileNotFoundError(
-                f"the negatives that were mined after {last} steps are not in {str(self.folder)!r}, so that the run "
-                "cannot be resumed as it was; begin anew with overwrite=True"
-            )
+        if not agree(self._path(last).exists):
+            # the run may have ended between the checkpoint and mining
+            if last != state.global_step:
+                raise FileNotFoundError(
+                    f"the negatives that were mined after {last} steps are not in {str(self.folder)!r}, so that the "
+                    "run cannot be resumed as it was; begin anew with overwrite=True"
+                )
+            agree(lambda: self._mine(last))
+        self._read(last)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **options: Any) -> None:
         step = state.global_step
         if step % self.steps_per_round == 0 and step < state.max_steps:
-            self._mine(step)
+            agree(lambda: self._mine(step))
+            self._read(step)
 
     def _mine(self, step: int) -> None:
-        agree(lambda: self._search(step))
-        self._read(step)
-
-    def _search(self, step: int) -> None:
         logger.info("mining hard negatives after %d steps", step)
         triples = cast(Dataset, self.queries.mine(self.encoder, step, self.folder).dataset)
         # atomic, since a run that is resumed reads whatever is there

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import re
@@ -131,12 +132,9 @@ class RunFolder:
 
     def _require_same_run(self, settings: Mapping[str, Any]) -> None:
         earlier = read_json(self._settings_file)
-        changes = []
-        for name in sorted(settings.keys() | earlier.keys()):
-            before, now = earlier.get(name), settings.get(name)
-            if before != now:
-                changes.append(f"{name} was {before} and is {now}")
-        if changes:
+        changed = [name for name in settings.keys() | earlier.keys() if earlier.get(name) != settings.get(name)]
+        if changed:
+            changes = [f"{name} was {earlier.get(name)} and is {settings.get(name)}" for name in sorted(changed)]
             raise ValueError(
                 f"resume=True, but the run in {str(self.path)!r} had other settings: {'; '.join(changes)}. Set them as "
                 "they were, or begin anew with overwrite=True"
@@ -191,10 +189,7 @@ def _is_json(path: Path) -> bool:
 # --- history ----------------------------------------------------------------------------------------------------------
 
 # the columns of a history that are not measures
-PROGRESS = [
-    *("step", "epoch", "loss", "margin", "target", "learning_rate"),
-    *("similarity", "representational_similarity"),
-]
+PROGRESS = ["step", "epoch", "loss", "margin", "target", "learning_rate", "similarity", "representational_similarity"]
 
 FEW_POINTS = 20  # A line with fewer points gets markers
 
@@ -203,10 +198,9 @@ def history_frame(logs: Iterable[Mapping[str, Any]], measures: Iterable[str] = (
     """Make a frame of a trainer's log, with a row for each step that logged something."""
     logs, measures = list(logs), list(measures)
     columns = {name: name for name in PROGRESS} | {f"eval_{name}": name for name in measures}
-    for measure in measures:
-        for log in logs:
-            of_data_sets = [name for name in log if name.startswith(f"eval_{measure} (")]
-            columns |= {name: name.removeprefix("eval_") for name in of_data_sets}
+    for measure, log in itertools.product(measures, logs):
+        of_data_sets = [name for name in log if name.startswith(f"eval_{measure} (")]
+        columns |= {name: name.removeprefix("eval_") for name in of_data_sets}
     rows: dict[int, dict[str, Any]] = {}
     for log in logs:
         known = {columns[key]: value for key, value in log.items() if key in columns}
@@ -222,20 +216,14 @@ def milestones(history: pd.DataFrame) -> list[dict[str, Any]]:
     if rows.empty:
         # the similarity of documents may have been logged after the last loss
         rows = history.dropna(subset="loss").tail(1)
-    selected = []
-    for row in rows[["step", "loss", "margin", "target", *measures]].to_dict(orient="records"):
-        selected.append({str(name): value for name, value in row.items() if pd.notna(value)})
-    return selected
+    records = rows[["step", "loss", "margin", "target", *measures]].to_dict(orient="records")
+    return [{str(name): value for name, value in row.items() if pd.notna(value)} for row in records]
 
 
 def plot_history(history: pd.DataFrame) -> Figure:
     """Draw the loss, the margin with its target and the first measure, as far as they were logged."""
     measures = [name for name in history if name not in PROGRESS]
-    lines = {
-        "Loss": ["loss"],
-        "Margin against target": ["margin", "target"],
-        "Evaluation": measures[:1],
-    }
+    lines = {"Loss": ["loss"], "Margin against target": ["margin", "target"], "Evaluation": measures[:1]}
     panels = {title: [name for name in names if history[name].notna().any()] for title, names in lines.items()}
     panels = {title: names for title, names in panels.items() if names}
     figure = _HistoryFigure(figsize=(4 * max(len(panels), 1), 3), layout="constrained")

@@ -14,27 +14,43 @@ import inspect
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, cast
 
+import numpy as np
 import pandas as pd
 import pyterrier as pt
 import torch
 from datasets import Dataset, DatasetDict
 from ir_measures import nDCG
 from matplotlib.figure import Figure
+from more_itertools import chunked
 from pydantic import SkipValidation
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
 from torch import nn
 
 from ..data.corpus import Corpus, reusable
 from ..data.negatives import Negatives
 from ..data.passages import choose_passages
-from ..data.triples import Triples, join_collections, read_triples
-from ..encoder.adapters import AdapterConfig, add_adapter, require_adaptable, saved_base
+from ..data.triples import LABEL, TrainingSet, Triples, in_collection, join_collections, read_triples, require_names
+from ..encoder.adapters import AdapterConfig, add_adapter, describe_adapter, require_adaptable, saved_base
 from ..encoder.biencoder import PromptsByCollection, SelfDistillBiEncoder
+from ..encoder.card import read_license
 from ..encoder.precision import copied
-from ..losses import EmbeddingLoss, ErrorName, SoftmaxLoss, of_embeddings
+from ..losses import (
+    SOFTMAX_TARGETS,
+    AdaptiveMarginLoss,
+    EmbeddingLoss,
+    ErrorName,
+    SelfDistillationLoss,
+    SoftmaxLoss,
+    SoftmaxTarget,
+    maximum_likelihood_scale,
+    of_embeddings,
+    without_matryoshka,
+)
 from ..utils.checks import (
     Expected,
     FieldNames,
@@ -47,32 +63,37 @@ from ..utils.checks import (
     checked,
     judged,
     plain,
+    require_columns,
 )
-from ..utils.compat import schematic
-from ..utils.folders import folder_lock
+from ..utils.compat import progress_bar, schematic
+from ..utils.folders import folder_lock, plain_settings
 from ..utils.processes import TIMEOUT, agree, in_turn, is_first, joined
 from .arguments import (
     PRESETS,
     Dimensions,
+    LossMaker,
+    TrackedArguments,
     TrainingTarget,
     Weights,
-    loss_maker,
     make_training_arguments,
-    measure_scale,
+    matryoshka_loss,
     require_arguments,
     require_columns_of,
-    run_settings,
 )
-from .evaluation import make_evaluator
+from .evaluation import CollectionsEvaluator, Evaluator, RetrievalEvaluator
 from .loop import TrainingLoop, require_processes
 from .mining import HardNegativeMiner, JudgedQueries
 from .run_folder import RunFolder, history_frame, plot_history
 
 logger = logging.getLogger(__name__)
 
+Frames: TypeAlias = pd.DataFrame | Mapping[str, pd.DataFrame]
 Encoder = Annotated[
     SelfDistillBiEncoder, Expected("a SelfDistillBiEncoder; make one with SelfDistillBiEncoder.from_pretrained(name)")
 ]
+
+
+SCALE_TRIPLES = 512  # how many triples the encoder measures its scale with
 
 
 class NotFittedError(AttributeError, RuntimeError):
@@ -210,17 +231,6 @@ class SelfDistillTrainer(pt.Estimator):
         self.adapter = adapter
         self.matryoshka_dims = matryoshka_dims
         self.matryoshka_weights = matryoshka_weights
-        self._make_loss = loss_maker(
-            loss,
-            target=target,
-            default=PRESETS[preset].target,
-            in_batch=in_batch,
-            error=error,
-            scale=scale,
-            mini_batch_size=mini_batch_size,
-            matryoshka_dims=matryoshka_dims,
-            matryoshka_weights=matryoshka_weights,
-        )
         self.preset = preset
         self.negatives = negatives if isinstance(negatives, Negatives) else Negatives(negatives)
         self.min_label = min_label
@@ -238,6 +248,7 @@ class SelfDistillTrainer(pt.Estimator):
         self.overwrite = overwrite
         self.verbose = verbose
         self.arguments = {name: plain(value) for name, value in arguments.items()}
+        self._make_loss = self._loss_maker()
 
     @checked
     def fit(
@@ -362,8 +373,8 @@ class SelfDistillTrainer(pt.Estimator):
     def _fit(
         self,
         read: Callable[[], Triples],
-        valid_topics_or_results: pd.DataFrame | Mapping[str, pd.DataFrame] | None,
-        valid_qrels: pd.DataFrame | Mapping[str, pd.DataFrame] | None,
+        valid_topics_or_results: Frames | None,
+        valid_qrels: Frames | None,
         queries: JudgedQueries | None = None,
     ) -> None:
         """Read, prepare, train, save."""
@@ -375,20 +386,7 @@ class SelfDistillTrainer(pt.Estimator):
                     triples = self._with_passages(triples, self.passages)
             logger.info("training with %s", triples.summary)
             encoder, start = copy_to_train(self._encoder, self.adapter, self.seed)
-            evaluator = None
-            if self.arguments.get("eval_strategy") != "no":
-                evaluator = make_evaluator(
-                    encoder,
-                    valid_topics_or_results,
-                    valid_qrels,
-                    training_topics=None if queries is None else queries.topics_or_results,
-                    measures=self.measures,
-                    corpus=self.corpus,
-                    fields=self.fields,
-                    passages=self.passages,
-                    prompts=self.prompts,
-                    verbose=self.verbose and is_first(),
-                )
+            evaluator = self._make_evaluator(encoder, valid_topics_or_results, valid_qrels, queries)
             preset = PRESETS[self.preset]
             arguments = make_training_arguments(
                 encoder,
@@ -414,34 +412,11 @@ class SelfDistillTrainer(pt.Estimator):
             if isinstance(softmax, SoftmaxLoss) and softmax.scale is None:
                 scale = agree(self._run.scale) if self.resume and not overwrite else None
                 if scale is None:
-                    scale = agree(
-                        lambda: measure_scale(
-                            encoder,
-                            triples.dataset,
-                            self.prompts,
-                            batch_size=arguments.train_batch_size * arguments.world_size,
-                            seed=self.seed,
-                            verbose=self.verbose,
-                        )
-                    )
+                    batch_size = arguments.train_batch_size * arguments.world_size
+                    scale = agree(lambda: self._measure_scale(encoder, triples.dataset, batch_size))
                 logger.info("the scale of the softmax is %s", scale)
                 softmax.scale = scale
-            settings = agree(
-                lambda: run_settings(
-                    triples,
-                    loss,
-                    self._encoder,
-                    arguments,
-                    preset=self.preset,
-                    overrides=self.arguments,
-                    evaluator=evaluator,
-                    patience=self.patience,
-                    mining=None if miner is None else miner.describe(),
-                    valid_share=self.valid_share,
-                    adapter=self.adapter,
-                    prompts=self.prompts,
-                )
-            )
+            settings = agree(lambda: self._settings(triples, loss, arguments, evaluator, miner))
             arguments.settings = settings
             checkpoint = agree(lambda: self._run.claim(settings, overwrite=overwrite))
             if agree(self._run.is_finished):
@@ -483,6 +458,176 @@ class SelfDistillTrainer(pt.Estimator):
             encoder = self._encoder.with_prompts(**self.prompts.get(name, {}))
             chosen[name] = choose_passages(part, passages, encoder, verbose=verbose)
         return join_collections(chosen)
+
+    # --- the parts of a run -----------------------------------------------------------------------------------------
+
+    def _default_loss(self) -> EmbeddingLoss:
+        target = self.target or PRESETS[self.preset].target
+        if target not in SOFTMAX_TARGETS:
+            if self.scale is not None:
+                raise ValueError(
+                    f"scale={self.scale} is for the targets {SOFTMAX_TARGETS}, got target={target!r}; choose one of "
+                    "these, or omit scale"
+                )
+            return AdaptiveMarginLoss(cast(Any, target), self.in_batch, self.error)
+        if self.in_batch or self.error != "l2":
+            raise ValueError(
+                f"target={target!r} compares with the whole batch and has no error function, got in_batch="
+                f"{self.in_batch} and error={self.error!r}; omit them, or choose the target that they are for, such as "
+                "target='adaptive'"
+            )
+        return SoftmaxLoss(cast(SoftmaxTarget, target), self.scale)
+
+    def _loss_maker(self) -> LossMaker:
+        """Return what makes the loss of a run for its model."""
+        loss = self._default_loss() if self.loss is None else self.loss
+        if loss is self.loss and (self.target, self.in_batch, self.error, self.scale) != (None, False, "l2", None):
+            raise ValueError(
+                f"loss={loss!r} was given with target, in_batch, error or scale; set those in the loss itself"
+            )
+        if isinstance(loss, EmbeddingLoss):
+            make: LossMaker = partial(SelfDistillationLoss, loss=loss, mini_batch_size=self.mini_batch_size)
+        elif isinstance(loss, nn.Module) or not callable(loss):
+            raise TypeError(
+                f"expected an AdaptiveMarginLoss, a SoftmaxLoss or a function of the model, got loss={loss!r}; for "
+                "another loss give its class, such as MultipleNegativesRankingLoss, or "
+                "lambda model: TheLoss(model, ...)"
+            )
+        elif self.mini_batch_size is not None:
+            raise ValueError(
+                f"mini_batch_size={self.mini_batch_size} is for the losses of this package, got loss={loss!r}; omit "
+                "it, and give a loss that has a gradient cache, such as "
+                "lambda model: CachedMultipleNegativesRankingLoss(model, mini_batch_size=...)"
+            )
+        else:
+            make = loss
+        dims, weights = self.matryoshka_dims, self.matryoshka_weights
+        if dims is None:
+            if weights is not None:
+                raise ValueError(f"matryoshka_weights={weights} needs matryoshka_dims; give them too")
+            return make
+        if len(set(dims)) < len(dims):
+            raise ValueError(f"matryoshka_dims={dims} has a number twice; give each once")
+        if weights is not None and len(weights) != len(dims):
+            raise ValueError(f"matryoshka_weights={weights} must have a number for each of matryoshka_dims={dims}")
+        return partial(matryoshka_loss, make, dims, weights)
+
+    def _make_evaluator(
+        self, encoder: SelfDistillBiEncoder, topics: Frames | None, qrels: Frames | None, queries: JudgedQueries | None
+    ) -> Evaluator | None:
+        """Make the evaluator; judgements of queries to train with are not those of queries without candidates."""
+        if (topics is None and qrels is None) or self.arguments.get("eval_strategy") == "no":
+            return None
+        if topics is None or qrels is None:
+            raise ValueError("evaluation needs validation topics (or results) and qrels; only one of them was given")
+        options = {name: getattr(encoder, name) for name in ("batch_size", "text_field", "dtype")}
+        make = partial(
+            RetrievalEvaluator,
+            measures=self.measures,
+            corpus=self.corpus,
+            fields=self.fields,
+            passages=self.passages,
+            encoder_options={**options, "verbose": self.verbose and is_first()},
+        )
+        if isinstance(topics, Mapping) != isinstance(qrels, Mapping):
+            raise ValueError(
+                "validation topics (or results) and qrels must both be of one collection, or both name collections "
+                f"such as {{'a': ...}}, got a {type(topics).__name__} and a {type(qrels).__name__}"
+            )
+        if isinstance(topics, Mapping):
+            require_names(topics, "valid_topics_or_results")
+            if topics.keys() != qrels.keys():
+                raise ValueError(
+                    "validation topics (or results) and qrels must be of the same collections, got "
+                    f"{list(topics)} and {list(qrels)}"
+                )
+            evaluators = {}
+            for name, frame in topics.items():
+                with in_collection(name):
+                    evaluators[name] = make(frame, qrels[name])
+            return CollectionsEvaluator(evaluators, self.prompts)
+        qrels = cast(pd.DataFrame, qrels)
+        if queries is not None:
+            to_train = queries.topics_or_results
+            for name, frame in {"qrels": qrels, "validation topics": topics, "topics": to_train}.items():
+                require_columns(frame, ["qid"], name)
+            qrels = qrels[~qrels["qid"].isin(set(to_train["qid"]) - set(topics["qid"]))]
+        return make(topics, qrels)
+
+    def _measure_scale(self, encoder: SelfDistillBiEncoder, dataset: TrainingSet, batch_size: int) -> float:
+        """Measure the scale of a :class:`SoftmaxLoss` on batches as training will have them, to three digits."""
+        # otherwise the trained weights would depend on the precision of encoding
+        encoder = encoder.apply_attributes(dtype="float32")
+        parts: Mapping[str, Dataset] = dataset if isinstance(dataset, DatasetDict) else {"": dataset}
+        share = SCALE_TRIPLES / sum(map(len, parts.values()))
+        generator = np.random.default_rng(self.seed)
+        batches = []
+        for name, part in parts.items():
+            number = min(len(part), max(batch_size, round(share * len(part))))
+            rows = generator.choice(len(part), number, replace=False).tolist()
+            of_part = encoder.with_prompts(**self.prompts.get(name, {}))
+            batches += [(of_part, part[some]) for some in chunked(rows, batch_size)]
+        margins = []
+        for of_part, batch in progress_bar(batches, desc="Measuring the scale", unit="batch", disable=not self.verbose):
+            documents = [text for name, texts in batch.items() if name not in ("query", LABEL) for text in texts]
+            scores = of_part.encode_queries(batch["query"]) @ of_part.encode_docs(documents).T
+            pairs = set(zip(batch["query"], batch["positive"], strict=True))
+            for row, query in enumerate(batch["query"]):
+                is_other = np.array([(query, document) not in pairs for document in documents])
+                margins.append(scores[row, row] - scores[row, is_other])
+        margins = [margin for margin in margins if len(margin)]
+        if not margins:
+            raise ValueError(
+                "expected batches with at least two different positives, got one positive in all; give more triples, "
+                "or train with another target, such as target='distributed'"
+            )
+        return float(f"{maximum_likelihood_scale(margins):.3g}")
+
+    def _settings(
+        self,
+        triples: Triples,
+        loss: nn.Module,
+        arguments: TrackedArguments,
+        evaluator: Evaluator | None,
+        miner: HardNegativeMiner | None,
+    ) -> dict[str, Any]:
+        """Describe a run for its summary and its card, and to resume it only with the same settings."""
+        on_texts: Any = without_matryoshka(loss)
+        described: dict[str, Any] = {"name": type(on_texts).__name__}
+        if hasattr(on_texts, "get_config_dict"):
+            described |= on_texts.get_config_dict()
+        if isinstance(loss, MatryoshkaLoss):
+            described["matryoshka_dims"] = list(loss.matryoshka_dims)
+            described["matryoshka_weights"] = list(loss.matryoshka_weights)
+        name = self._encoder.name
+        base_model: dict[str, Any] = {"name": name, "checksum": self._encoder.model_name}
+        if name is not None and not Path(name).exists():
+            base_model["is_on_hub"] = True
+        if license_name := read_license(name or ""):
+            base_model["license"] = license_name
+        settings: dict[str, Any] = {
+            "data": triples.summary,
+            "loss": described,
+            "preset": self.preset,
+            "precision": "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "float32",
+            "arguments": self.arguments,
+            "seed": arguments.seed,
+            "base_model": base_model,
+            "evaluation": None if evaluator is None else {"patience": self.patience, **evaluator.describe()},
+            "mining": None if miner is None else miner.describe(),
+        }
+        # omit unset options, so that older runs still compare equal
+        if arguments.world_size > 1:
+            settings["processes"] = arguments.world_size
+        if self.valid_share is not None:
+            settings["valid_share"] = self.valid_share
+        if self.adapter is not None:
+            settings["adapter"] = describe_adapter(self.adapter)
+        if self.prompts:
+            settings["prompts"] = {name: dict(of_roles) for name, of_roles in self.prompts.items()}
+        return plain_settings(settings)
+
+    # --- the result -------------------------------------------------------------------------------------------------
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Encode or score with the trained encoder.
