@@ -528,7 +528,9 @@ class SelfDistillBiEncoder(ComparedByKey, pt.Artifact, BiEncoder):
     def encoding_model(self) -> SentenceTransformer:
         """The model in the precision of encoding, which is a copy if that differs."""
         precision = self.precision
-        if all(weights.dtype == getattr(torch, precision) for weights in self.model.parameters()):
+        if precision != "int8" and {weights.dtype for weights in self.model.parameters()} <= {
+            getattr(torch, precision)
+        }:
             self._encoding_copy = None, None
             return self.model
         with lock_of(self.model):
@@ -586,7 +588,8 @@ class SelfDistillBiEncoder(ComparedByKey, pt.Artifact, BiEncoder):
         tensors = list(model.state_dict().values())
         kinds = [(tensor.dtype, tensor.shape, tensor.device) for tensor in tensors]
         # together, since each copy from a GPU waits for it
-        sums = torch.cat([part.to(model.device) for tensor in tensors for part in _sums(tensor)])
+        parts = [part.to(model.device) for tensor in tensors for part in _sums(tensor)]
+        sums = torch.cat(parts) if parts else torch.empty(0)
         summed = hashlib.sha256(tensor_bytes(sums)).digest()
         adapter = adapter_settings(model) if adapters_of(model) else ()
         longest = model.max_seq_length
