@@ -187,7 +187,7 @@ def test_files_give_the_texts_that_are_in_them(tmp_path, name, content, rows, te
     assert texts_of(read_triples(tmp_path / name)) == rows
 
 
-COMPRESSED = gzip.compress(b"a\tb\tc\n" * 1000)
+COMPRESSED = gzip.compress(b"a\tb\tc\n" * 1000, mtime=0)
 OBJECT = b'{"query": "a", "positive": "b", "negative": "c"}\n'
 
 
@@ -385,7 +385,7 @@ LINES = '1\td1\td2\n\n007\t"d1\tNA\n2\t\td5 \né\td1\td2'
 def test_docpairs_are_those_of_ir_datasets(dataset, tmp_path, kind, texts_of, cache):
     """Quotes, zeros and what looks like a missing value are parts of identifiers."""
     (tmp_path / "lines").write_text(LINES)
-    (tmp_path / "lines.gz").write_bytes(gzip.compress(LINES.encode()))
+    (tmp_path / "lines.gz").write_bytes(gzip.compress(LINES.encode(), mtime=0))
     handlers = {
         "file": TsvDocPairs(LocalDownload(tmp_path / "lines")),
         "gzip": TsvDocPairs(GzipExtract(LocalDownload(tmp_path / "lines.gz"))),
