@@ -255,9 +255,16 @@ def read_files(paths: Sequence[str | Path], fields: Sequence[str]) -> Any:
             require_document(dict.fromkeys(pq.read_schema(file).names), fields)
         return ray.data.read_parquet(files, partitioning=None).select_columns(columns)
     if kinds <= {".jsonl", ".json"}:
-        for line in map(first_line, here):
-            if line.startswith("{"):
-                require_document(json.loads(line), fields)
+        for path in here:
+            if line := first_line(path):
+                try:
+                    record = json.loads(line)
+                except json.JSONDecodeError:
+                    example = '{"docno": "d1", "text": "..."}'
+                    raise ValueError(
+                        f"{str(path)!r} must have a document a line, such as {example}, got {line[:60]!r}; write it so"
+                    ) from None
+                require_document(record, fields)
         # as strings, where Arrow would take some for times
         options = pa.json.ParseOptions(explicit_schema=strings, unexpected_field_behavior="ignore")
         return ray.data.read_json(files, parse_options=options, partitioning=None)
