@@ -45,11 +45,14 @@ results: $(INSTALLED) ## Write benchmarks/RESULTS.md anew from the records of th
 	$(STUDY) report benchmarks/configs/full.yaml --records benchmarks/records --to benchmarks \
 		--template benchmarks/RESULTS.md.j2
 
+# xdist 3.8 waits for ever where it has replaced a process that crashed
+TESTS := $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
+
 test: $(INSTALLED) ## Run the tests and the examples in docstrings, in five minutes on two cores
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 20
+	$(TESTS) --durations 20
 
 coverage: $(INSTALLED) ## Run the same tests, and fail where they cover too little
-	$(BIN)/python -m pytest -n 2 --dist loadfile --cov
+	$(TESTS) --cov
 
 check-notebooks: $(INSTALLED) ## Run the notebooks in examples/ on a small collection, and store nothing
 	$(BIN)/python -m pytest -m notebooks tests/test_notebook.py

@@ -132,7 +132,10 @@ def ray_cluster() -> Iterator[Any]:
     """Ray, with a small cluster of Ray, for all tests that need one."""
     import ray
 
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    # next to busy processes, its workers would take minutes to start
+    config = {"worker_niceness": 0}
+    options = {"include_dashboard": False, "log_to_driver": False, "configure_logging": False}
+    ray.init(address="local", num_cpus=1, _system_config=config, **options)
     yield ray
     ray.shutdown()
 
