@@ -21,7 +21,6 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "myst_nb",
-    "how_to",  # a directive of PyTerrier's site
     "mathml",
     "modules",
     "signatures",

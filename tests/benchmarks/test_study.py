@@ -20,7 +20,7 @@ from benchmarks.study.runner import describe_space
 from benchmarks.study.statistics import Claim, Claims, Difference, compare, holm, pooled_seed_variance
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-SWEEPS = Path(pyterrier_selfdistill.__file__).parent / "pt_docs" / "sweeps.rst"
+SWEEPS = Path(pyterrier_selfdistill.__file__).parent / "pt_docs" / "tracking.rst"
 
 
 @pytest.fixture(scope="module")
