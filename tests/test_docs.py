@@ -181,11 +181,12 @@ def test_cheat_sheet_names_existing_options():
     assert set(re.findall(r"(?:``|, )(\w+)=", page)) <= {*options, *fields} | elsewhere
 
 
-def test_retrieval(run, names):
-    known = run("retrieval.rst", {".parallel(2)": ""}, bm25=names["bm25"] % 8)  # so that neighbours are other documents
+def test_retrieval(run):
+    # few documents, so that neighbours are others
+    known = run("retrieval.rst", {"bm25 % 100": "bm25 % 8", ".parallel(2)": "", "truncate(192)": "truncate(8)"})
     topics, pipelines = known["topics"][:3], ["reranker", "fast_reranker", "three_stages", "linear", "reciprocal"]
     pipelines += ["tuned", "feedback", "by_passages", "passage_reranker", "cached_reranker", "cached_retriever"]
-    pipelines += ["adaptive", "adaptive_texts", "partial", "parallel"]
+    pipelines += ["adaptive", "adaptive_texts", "partial", "parallel", "approximate"]
     found = {name: known[name](topics) for name in pipelines}
     for name, results in found.items():
         assert set(results["qid"]) == set(topics["qid"]), name
@@ -202,7 +203,7 @@ def test_retrieval(run, names):
         ("parallel", "cached_retriever"),
     ]:
         pd.testing.assert_series_equal(scores(one), scores(other), check_dtype=False, atol=1e-5)
-    assert found["partial"]["docno"].str.endswith("table").all()
+    assert set(found["partial"]["docno"]) == set(known["chosen"])
     assert len(found["adaptive"]) > len(found["reranker"])  # neighbours that BM25 did not find
     assert list(known["table"]["name"]) == ["bm25", "first", "second"]
 
