@@ -127,6 +127,11 @@ ALL = 8 * 40  # every document for every topic
             "len(retriever(topics)) == len(on_ray(topics)) == ALL",
         ),
         ("losses.rst", {}, "'margin' in loss.statistics"),
+        (
+            "resuming.rst",
+            {"resume=True": "resume=True, max_steps=1, verbose=False"},
+            "again.history.equals(trainer.history) and again.history['RR@10'].notna().sum() == 2",
+        ),
         ("tracking.rst", {}, "trainer.encoder.training_summary['steps']"),
         (
             "adapters.rst",
