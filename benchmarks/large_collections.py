@@ -1,12 +1,12 @@
-"""What collections of 100,000 to 100,000,000 documents take, computed from measured rates.
+"""The time, disk and memory of collections of 1,000,000 to 100,000,000 documents, computed from measured rates.
 
     python -m benchmarks.large_collections                                    # with the rates of benchmarks/SPEED.md
-    python -m benchmarks.large_collections --encoding 2000 --dimension 768    # with rates of your own
-    python -m benchmarks.large_collections --price 0.5 --machines 1 8         # with what an hour of a machine costs
+    python -m benchmarks.large_collections --encoding 2000 --dimension 768    # with your rates
+    python -m benchmarks.large_collections --price 0.5 --machines 1 8         # with the price of an hour of a machine
     python -m benchmarks.large_collections --write                            # into the page on large collections
 
-Rates are measured, and all else is arithmetic: encoding and exact search take time in proportion to the documents, and
-machines share the encoding evenly. What that leaves out is said on the page.
+Rates are measured, and the rest is arithmetic: the time of encoding and exact search is proportional to the number of
+documents, and machines share the encoding evenly. The page names the costs that this leaves out.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from benchmarks.pages import SPEED, write_section
 
 PAGE = Path(__file__).parents[1] / "pyterrier_selfdistill" / "pt_docs" / "large_collections.rst"
 
-DOCUMENTS = (10**5, 10**6, 10**7, 10**8)
-MACHINES = (1, 4, 16, 64)
+DOCUMENTS = (10**6, 10**7, 10**8)
+MACHINES = (1, 8, 64)
 
 FLOAT_BYTES = 4
 NEIGHBOUR_BYTES = 4
 
 HNSW_NEIGHBOURS = 32
-"""As many as ``faiss_hnsw_retriever`` takes by default; the lowest layer of the graph has twice as many."""
+"""The default of ``faiss_hnsw_retriever``; the lowest layer of the graph has twice as many."""
 
 SPACE = "\N{NO-BREAK SPACE}"
-"""What keeps a number and its unit in one line."""
+"""Keeps a number and its unit in one line."""
 
 UNITS = ((1000, "ms"), (60, "s"), (60, "min"), (24, "h"))
 """Units of time, and how many of each make one of the next."""
@@ -68,7 +68,7 @@ def main() -> None:
         )
     parser.add_argument("--documents", type=int, nargs="+", default=DOCUMENTS, help="how many documents")
     parser.add_argument("--machines", type=int, nargs="+", default=MACHINES, help="how many machines")
-    parser.add_argument("--price", type=float, help="what a machine costs in an hour")
+    parser.add_argument("--price", type=float, help="the price of an hour of a machine")
     parser.add_argument("--write", action="store_true", help="write the tables to the page")
     options = parser.parse_args()
     given = {name: getattr(options, name) for name in Rates._fields}
@@ -95,18 +95,18 @@ def rates_table(rates: Rates) -> str:
     """Write down the rates that the other tables rest on."""
     rows = [
         ("encoding into an index", f"{rates.encoding:,.1f} documents/s", "Encoding"),
-        ('the same with ``dtype="int8"``', f"{rates.int8:,.1f} documents/s", "Encoding"),
-        ("exact search of 1,000,000 documents, a query alone", f"{rates.one_query:,.1f} ms", "Searching"),
-        ("the same, each of 100 queries at once", f"{rates.hundred_queries:,.1f} ms", "Searching"),
+        ('encoding with ``dtype="int8"``', f"{rates.int8:,.1f} documents/s", "Encoding"),
+        ("exact search of 1,000,000 documents, one query", f"{rates.one_query:,.1f} ms", "Searching"),
+        ("each of 100 queries at once", f"{rates.hundred_queries:,.1f} ms", "Searching"),
         ("joining shards", f"{rates.joining / 1e6:,.0f} MB/s", "Several workers"),
-        ("starting workers of Ray", f"{rates.start:,.1f} s", "Several workers"),
+        ("starting Ray workers", f"{rates.start:,.1f} s", "Several workers"),
     ]
-    return csv_table(["Measured", "Rate", "Table of ``benchmarks/SPEED.md``"], rows)
+    return csv_table(["Measured", "Rate", "Table in ``benchmarks/SPEED.md``"], rows)
 
 
 def one_machine(rates: Rates, documents: Sequence[int], price: float | None) -> str:
-    """Compute what one machine takes."""
-    header = ["Documents", "Index on disk", "HNSW in memory", "Encoding", "in int8", "Query alone", "of 100 at once"]
+    """Compute the time, disk and memory of one machine."""
+    header = ["Documents", "Index on disk", "HNSW in memory", "Encoding", "Encoding, int8", "One query", "Each of 100"]
     rows = []
     for number in documents:
         vectors = number * rates.dimension * FLOAT_BYTES
@@ -119,8 +119,8 @@ def one_machine(rates: Rates, documents: Sequence[int], price: float | None) -> 
 
 
 def several_machines(rates: Rates, documents: Sequence[int], machines: Sequence[int], price: float | None) -> str:
-    """Compute what several machines take to encode in shards, which one of them joins."""
-    header = ["Documents", "Machines", "Encoding", "Joining", "Machine-hours", "Disk while joining", "Query on shards"]
+    """Compute the time and disk of several machines that encode shards, which one of them joins."""
+    header = ["Documents", "Machines", "Encoding", "Joining", "Machine-hours", "Disk while joining", "One query"]
     rows = []
     for number in documents:
         vectors = number * rates.dimension * FLOAT_BYTES
@@ -196,7 +196,7 @@ def quoted(cell: str) -> str:
 
 
 def read_rates(page: Path) -> Rates:
-    """Read the rates that ``benchmarks/SPEED.md`` says were measured."""
+    """Read the measured rates from ``benchmarks/SPEED.md``."""
     search = {"size": "1000000", "k": "1000"}
     text = page.read_text(encoding="utf-8")
     ours = "SelfDistillBiEncoder >> SelfDistillIndex"
