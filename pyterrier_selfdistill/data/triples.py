@@ -436,7 +436,8 @@ def _tables(source: Any, fields: Sequence[str], identifiers: bool, kind: str | N
 
 def _unfolded(table: pa.Table, fields: Sequence[str]) -> pa.Table:
     """Make a row of each positive and each negative where columns hold lists of texts or of documents."""
-    lists = [field.name for field in table.schema if pa.types.is_list(field.type) and field.name != LABEL]
+    lists = [name for name in table.column_names if pa.types.is_list(table[name].type)]
+    lists = [name for name in lists if name not in ("qid", "query", LABEL)]
     if not lists:
         return table
     frame = table.to_pandas()

@@ -32,6 +32,7 @@ from ..utils.checks import (
     FieldNames,
     FolderPath,
     PositiveInteger,
+    WithHints,
     checked,
     explained_columns,
     load_extra,
@@ -83,7 +84,7 @@ FieldName = Annotated[str, Field(min_length=1), Expected("the name of a field su
 Texts: TypeAlias = SkipValidation[Sequence[str]]
 
 
-class SelfDistillBiEncoder(ComparedByKey, pt.Artifact, BiEncoder):
+class SelfDistillBiEncoder(WithHints, ComparedByKey, pt.Artifact, BiEncoder):
     """A single-vector biencoder whose vectors are L2-normalized, so that dot products are cosines.
 
     By the columns of its input it encodes queries (``query`` to ``query_vec``), encodes documents (``text`` to
@@ -120,6 +121,11 @@ class SelfDistillBiEncoder(ComparedByKey, pt.Artifact, BiEncoder):
     ARTIFACT_TYPE = storage.ARTIFACT["type"]
     ARTIFACT_FORMAT = storage.ARTIFACT["format"]
     ARTIFACT_PACKAGE_HINT = storage.ARTIFACT["package_hint"]
+    HINTS: ClassVar = {
+        "encode": "call encode_queries(texts) or encode_docs(texts), each with its prompt and length",
+        "similarity": "call model.similarity(queries, documents), or multiply the vectors: they have length 1",
+    }
+    push_to_hub = pt.Artifact.to_hf
 
     @checked
     def __init__(

@@ -30,6 +30,7 @@ from ..utils.checks import (
     FolderPath,
     PositiveInteger,
     Seed,
+    bind,
     checked,
     plain,
     require_column_names,
@@ -121,7 +122,7 @@ def _method(name: str, docstring: str) -> Callable[..., IndexTransformer]:
     signature = inspect.signature(getattr(OpenedIndex, name))
 
     def make(self: SelfDistillIndex, *arguments: Any, **options: Any) -> IndexTransformer:
-        bound = signature.bind(self, *arguments, **options)
+        bound = bind(signature, self, *arguments, **options)
         bound.apply_defaults()
         _, *given = bound.arguments.items()
         checked_options = {option: plain(value) for option, value in given}

@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, get_type_hints
+from typing import Annotated, Any, NamedTuple, TypeAlias, get_type_hints
 
 import torch
 from datasets import DatasetDict
@@ -31,7 +30,16 @@ from ..losses import (
     of_embeddings,
     without_matryoshka,
 )
-from ..utils.checks import Count, Expected, NotNegative, PositiveInteger, PositiveNumber, checked, require_type
+from ..utils.checks import (
+    Count,
+    Expected,
+    NotNegative,
+    PositiveInteger,
+    PositiveNumber,
+    checked,
+    require_type,
+    unknown_argument,
+)
 from ..utils.compat import use_one_gpu
 from ..utils.folders import portable_settings
 from .evaluation import CollectionsEvaluator, Evaluator
@@ -59,7 +67,7 @@ PRESETS = {
         {
             "num_train_epochs": 1,
             "per_device_train_batch_size": 32,
-            "learning_rate": 2e-5,
+            "learning_rate": 1e-4,
             "warmup_steps": 0.1,
             "weight_decay": 0.01,
             "eval_steps": 0.1,
@@ -228,33 +236,15 @@ def make_training_arguments(
     return made
 
 
-# names of other libraries, and ours
-OTHER_NAMES = {
-    "lr": "learning_rate",
-    **dict.fromkeys(["epochs", "num_epochs"], "num_train_epochs"),
-    **dict.fromkeys(["batch_size", "train_batch_size"], "per_device_train_batch_size"),
-    "num_negatives": "negatives",
-    "max_length": "document_length of SelfDistillBiEncoder.from_pretrained",
-}
-
-
 @checked
 def require_arguments(
     *,
     options: Sequence[str],
     resume: bool,
     overwrite: bool,
-    num_train_epochs: PositiveNumber = 1,
-    max_steps: PositiveInteger | Literal[-1] = -1,
-    per_device_train_batch_size: PositiveInteger = 1,
-    gradient_accumulation_steps: PositiveInteger = 1,
     dataloader_num_workers: Count = 0,
-    learning_rate: PositiveNumber = 1,
-    eval_steps: PositiveNumber | None = None,
     save_steps: PositiveNumber = 1,
-    logging_steps: PositiveNumber = 1,
     save_total_limit: PositiveInteger | None = None,
-    weight_decay: NotNegative = 0,
     adam_epsilon: NotNegative = 0,
     max_grad_norm: NotNegative = 0,
     report_to: str | list[str] = "none",
@@ -265,9 +255,7 @@ def require_arguments(
     known = [field.name for field in dataclasses.fields(SentenceTransformerTrainingArguments) if field.init]
     for name, value in others.items():
         if name not in known:
-            similar = OTHER_NAMES.get(name) or "".join(get_close_matches(name, [*options, *known], n=1))
-            advice = f"did you mean {similar!r}?" if similar else "see SentenceTransformerTrainingArguments"
-            raise TypeError(f"unknown argument {name!r}; {advice}")
+            raise unknown_argument(name, [*options, *known])
         require_type(name, value, types[name])
     if resume and overwrite:
         raise ValueError("resume=True goes on with a run and overwrite=True replaces it; choose one")

@@ -11,16 +11,17 @@ import re
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import numpy as np
 import pandas as pd
 import pyterrier as pt
-from ir_measures import Measure
+from ir_measures import Measure, parse_measure
 from more_itertools import duplicates_everseen
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, WrapValidator, validate_call
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, WrapValidator, validate_call
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 Checked = TypeVar("Checked", bound=Callable[..., Any])
@@ -48,14 +49,64 @@ Seed = Annotated[int, Field(ge=0, lt=2**32), Expected("an integer from 0 to 4294
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), Expected("a number from 0 to 1")]
 ShareBetween = Annotated[float, Field(gt=0, lt=1), Expected("a number between 0 and 1, such as 0.1")]
 FieldNames = Annotated[Sequence[str], Field(min_length=1), Expected("a list of field names such as ['title', 'text']")]
+
+
+def _measure(given: Any) -> Any:
+    try:
+        return parse_measure(given) if isinstance(given, str) else given
+    except NameError as error:
+        raise ValueError(error) from None
+
+
 Measures = Annotated[
-    Sequence[Measure],
+    Sequence[Annotated[Measure, BeforeValidator(_measure)]],
     Field(min_length=1),
-    Expected("a list of measures such as [nDCG @ 10], imported from pyterrier.measures"),
+    Expected("a list of measures such as ['nDCG@10', 'RR']"),
 ]
 FolderPath = Annotated[Annotated[str, Field(min_length=1)] | Path, Expected("the path of a folder")]
 FilePath = Annotated[Annotated[str, Field(min_length=1)] | Path, Expected("the path of a file")]
 STRICT: ConfigDict = {"strict": True, "arbitrary_types_allowed": True}  # how arguments are checked
+
+
+# names that other libraries give to arguments, and ours
+OTHER_NAMES = {
+    **dict.fromkeys(["k", "top_k"], "num_results"),
+    "lr": "learning_rate",
+    **dict.fromkeys(["epochs", "num_epochs"], "num_train_epochs"),
+    **dict.fromkeys(["batch_size", "train_batch_size"], "per_device_train_batch_size"),
+    "num_negatives": "negatives",
+    **dict.fromkeys(["max_length", "max_seq_length"], "document_length of SelfDistillBiEncoder.from_pretrained"),
+}
+
+
+def unknown_argument(name: str, known: Iterable[str]) -> TypeError:
+    """Return the error for an argument that does not exist, with the name that was meant."""
+    known = list(known)
+    similar = OTHER_NAMES.get(name, "")
+    if similar not in known and " " not in similar:
+        similar = "".join(get_close_matches(name, known, n=1))
+    return TypeError(f"unknown argument {name!r}; " + (f"did you mean {similar!r}?" if similar else "see help()"))
+
+
+def bind(signature: inspect.Signature, *arguments: Any, **options: Any) -> inspect.BoundArguments:
+    """Bind arguments to a signature, and say which name was meant where one is unknown."""
+    kinds = {parameter.kind for parameter in signature.parameters.values()}
+    for name in options if inspect.Parameter.VAR_KEYWORD not in kinds else []:
+        if name not in signature.parameters:
+            raise unknown_argument(name, signature.parameters)
+    return signature.bind(*arguments, **options)
+
+
+class WithHints:
+    """Objects that say what to use where the name of a method of another library was tried."""
+
+    HINTS: ClassVar[Mapping[str, str]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self.HINTS:
+            raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}; {self.HINTS[name]}")
+        # with the error of a property, if one raised it
+        return super().__getattribute__(name)
 
 
 def checked(target: Checked) -> Checked:
@@ -77,7 +128,7 @@ def checked(target: Checked) -> Checked:
     def check_and_call(*arguments: Any, **options: Any) -> Any:
         arguments = tuple(map(plain, arguments))
         options = {name: plain(value) for name, value in options.items()}
-        bound = signature.bind(*arguments, **options)
+        bound = bind(signature, *arguments, **options)
         try:
             arguments, options = validated(*arguments, **options)
         except ValidationError as error:

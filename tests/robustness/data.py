@@ -52,7 +52,9 @@ entry(
         c.on_frame("source", FORMS, "row", "columns"),
         c.on_frame("source", {"anchor": lambda frame: frame.rename(columns={"query": "anchor"})}, "", effect=c.UNSURE),
         *c.without("source", "positive"),
-        *[c.cell("source", name, [*c.OF_ANOTHER_TYPE, c.HALF_A_CHARACTER]) for name in COLUMNS],
+        c.cell("source", "query", [*c.OF_ANOTHER_TYPE, c.HALF_A_CHARACTER]),
+        # a list of texts is read as several positives or negatives of its query
+        *[c.cell("source", name, [3, 2.5, True, b"sort", c.HALF_A_CHARACTER]) for name in COLUMNS[1:]],
         c.cell("source", "label", ["x", [1]]),
         c.no_rows("source", *NO_TRIPLES),
         c.replace("source", [None, 3, "", [], {}, [3], ["sort"], [("sort",)], [()], object()], *NO_TRIPLES),

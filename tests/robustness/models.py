@@ -26,7 +26,7 @@ from . import changes as c
 from .data import RECORDS, RESULTS, some_judged
 from .engine import entry
 
-NO_MEASURES = [None, [], "nDCG@10", ["nDCG@10"], [RR, "RR"], Measure]
+NO_MEASURES = [None, [], "nDCG@10", ["nDCX@10"], [RR, 3], Measure]
 FIELDS = ["text", [], [None], ["text", 3]]
 INDEXED = pd.DataFrame({"docno": [f"d{number}" for number in range(len(c.TEXTS))], "text": c.TEXTS})
 QUERIES = ["sort the rows", "plot a matrix"]
@@ -183,9 +183,7 @@ def loop_arguments(tools, **arguments):
 
 entry(
     "trainer.fit_triples, arguments",
-    c.options(
-        learning_rate=["fast", None], max_steps=["one"], eval_strategy=["always"], optim=["best"], logging_steps=["3"]
-    ),
+    c.options(learning_rate=["fast"], max_steps=["one"], eval_strategy=["always"], optim=["best"], logging_steps=["3"]),
     lambda tools, rng: {"max_steps": 1, "learning_rate": 1e-5},
     loop_arguments,
     lambda answer, arguments: answer == 1,

@@ -1,10 +1,12 @@
 """Options of the trainer: recipes, precision, checks, settings that decide, and reports to trackers."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from ir_measures import RR, nDCG
 from sentence_transformers.base.sampler import BatchSamplers
 from sentence_transformers.sentence_transformer.losses import CoSENTLoss, GISTEmbedLoss, MultipleNegativesRankingLoss
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -54,7 +56,7 @@ def test_mixed_precision_is_the_fastest_that_the_device_has(monkeypatch, device,
         ({"resume": True, "save_only_model": True}, ValueError, "save_only_model=True"),
         ({"rounds": 2}, ValueError, "corpus="),
         ({"valid_share": 0.1, "eval_strategy": "no"}, ValueError, "eval_strategy='no'"),
-        ({"measures": ["ndcg_cut_10"]}, TypeError, "measures.*'ndcg_cut_10'"),
+        ({"measures": ["ndcg_cut_10"]}, ValueError, "measures.*'ndcg_cut_10'"),
         ({"learning_rate": float("nan")}, ValueError, "learning_rate.*got nan"),
         ({"weight_decay": "0.01"}, ValueError, "weight_decay must be 0 or a positive number, got '0.01'"),
         ({"learning_rate": "2e-5"}, ValueError, "learning_rate must be a positive number, got '2e-5'"),
@@ -68,6 +70,27 @@ def test_mixed_precision_is_the_fastest_that_the_device_has(monkeypatch, device,
 def test_bad_options(make, options, error, message):
     with pytest.raises(error, match=message):
         make(**options)
+
+
+def test_guessed_names_say_what_to_use(make, index, encoder, collection):
+    trainer = make(measures=["nDCG@10", RR])
+    assert trainer.measures == (nDCG @ 10, RR)
+    for target, name, expected in [
+        (trainer, "train", "fit_triples"),
+        (encoder, "encode", "encode_queries"),
+        (encoder, "similarity", "model.similarity"),
+    ]:
+        with pytest.raises(AttributeError, match=f"no attribute '{name}'; .*{expected}"):
+            getattr(target, name)
+    assert encoder.push_to_hub == encoder.to_hf
+    for call in (index.retriever, partial(encoder.build_retriever, collection.records, "new.flex")):
+        with pytest.raises(TypeError, match="unknown argument 'k'; did you mean 'num_results'"):
+            call(k=10)
+
+
+def test_a_run_without_validation_is_told_of_valid_share(make, collection, caplog):
+    make(max_steps=1).fit(collection.results, collection.qrels)
+    assert [record.message for record in caplog.records if "valid_share=0.1" in record.message] != []
 
 
 def test_a_tracker_that_is_not_installed_is_an_error_at_once(make, monkeypatch):
