@@ -115,8 +115,11 @@ ALL = 8 * 40  # every document for every topic
         ),
         (
             "multi_gpu.rst",
-            {"overwrite=True": "overwrite=True, num_train_epochs=3, verbose=False"},
-            "trainer.encoder != base",
+            {
+                f"{name},\n": f"{name}, max_steps=2, verbose=False,\n"
+                for name in ("mini_batch_size=32", "overwrite=True")
+            },
+            "SelfDistillBiEncoder('trained') == trainer.encoder != base and trainer.history['step'].max() == 2",
         ),
         (
             "large_collections.rst",
