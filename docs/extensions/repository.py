@@ -30,7 +30,8 @@ def pages(env: BuildEnvironment) -> dict[Path, str]:
 def prefix_guide(app: Sphinx, path: Path, parent: str, content: list[str]) -> None:
     """Let the index of the site list the pages of the guide."""
     if Path(app.srcdir, path).resolve() == GUIDE / "index.rst":
-        content[0] = re.sub(r"(^ +\S.* <|:doc:`)([\w/-]+[>`])", r"\1guide/\2", content[0], flags=re.MULTILINE)
+        links = r"(^ +\S.* <|:doc:`(?:[^`<]* <)?)([\w/-]+[>`])"
+        content[0] = re.sub(links, r"\1guide/\2", content[0], flags=re.MULTILINE)
 
 
 def link_pages(app: Sphinx, document: nodes.document) -> None:
