@@ -106,12 +106,14 @@ ALL = 8 * 40  # every document for every topic
         (
             "training_data.rst",
             {
-                '"train": 0.9, "valid": 0.1': '"train": 0.5, "valid": 0.5',
-                "valid_share=0.1": "valid_share=0.5",
-                "length=64, stride=32": "length=3, stride=2",
+                "corpus=": "scale=20, max_steps=1, per_device_train_batch_size=4, corpus=",
+                "length=48, stride=24": "length=24, stride=12",
+                "numpy": "more_itertools",
             },
-            "careful.encoder.training_summary['best_step'] is not None and len(search_claims(topics)) == ALL "
-            "and validated.history['nDCG@10 (elsewhere)'].notna().any() and len(by_passages(topics)) == ALL",
+            "data['triples'] == 2 and len(pd.read_csv('ids.tsv', sep='\\t')) == len(qrels) > 100 "
+            "and len(topics_of['train']) + len(topics_of['valid']) == len(topics) > len(topics_of['train']) > 0 "
+            "and len(search_more_itertools(topics)) == len(search_passages(topics)) > 100 * len(topics) "
+            "and trainer.encoder.training_summary['data']['passages']['divided'] > 50",
         ),
         (
             "multi_gpu.rst",
