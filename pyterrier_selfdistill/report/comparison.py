@@ -51,6 +51,8 @@ def compare(
     corpus: Corpus | None = None,
     fields: FieldNames = ("text",),
     encoders: Encoders | None = None,
+    title: str = "",
+    focus: str | None = None,
 ) -> Comparison:
     """Compare systems on the same queries.
 
@@ -66,6 +68,8 @@ def compare(
         corpus: The documents, for texts that results lack.
         fields: The fields of documents, or the columns of results, that make a text.
         encoders: Encoders to describe on the page, by name. Pass a trainer to show its whole history.
+        title: The title of the page, such as the name of the data set.
+        focus: The name of the system whose queries the page shows first; by default the best other than the baseline.
 
     Returns:
         The comparison, with tables and a page to save.
@@ -94,6 +98,9 @@ def compare(
         baseline = list(by_name)[baseline]
     if baseline not in by_name:
         raise ValueError(f"baseline must be one of the systems {list(by_name)}, got {baseline!r}")
+    others = [name for name in by_name if name != baseline]
+    if focus not in (None, *others):
+        raise ValueError(f"focus must be one of the systems {others}, which the baseline is not, got {focus!r}")
     topics, qrels = judged(topics, qrels, to_measure=True)
     topics = topics[topics["qid"].isin(qrels["qid"])]
     results = {name: _run(name, system, topics) for name, system in by_name.items()}
@@ -122,6 +129,8 @@ def compare(
         encoders=encoders or {},
         documents=None if corpus is None else Documents(corpus, fields),
         fields=list(fields),
+        title=title or f"Comparison with {baseline}",
+        focus=focus,
     )
 
 
@@ -143,6 +152,8 @@ class Comparison:
         encoders: The encoders, or trainers, that the page describes, by name.
         documents: The corpus with texts that results lack.
         fields: The fields or columns that make the text of a document.
+        title: The title of the page.
+        focus: The system whose queries the page shows first, if not the best.
     """
 
     table: pd.DataFrame
@@ -155,12 +166,14 @@ class Comparison:
     encoders: Mapping[str, TrainedEncoder]
     documents: Documents | None
     fields: list[str]
+    title: str
+    focus: str | None
 
     def to_html(self) -> str:
         """Make the page: one HTML document that needs no other file and no network.
 
-        It shows the table, each query by the first measure, the rankings of the queries that gained and lost most side
-        by side, and the encoders.
+        It shows the table (also as CSV and LaTeX), each query by the first measure, the rankings of the queries that
+        gained and lost most side by side, and the encoders.
         """
         values = _by_query(self.per_query, self.measures[0], list(self.results))
         queries = dict(zip(self.topics["qid"], self.topics["query"], strict=True))
@@ -170,6 +183,8 @@ class Comparison:
             if name != self.baseline:
                 changes[name] = query_changes(before, after, values[[self.baseline, name]], queries, self.qrels)
         return render_page(
+            title=self.title,
+            focus=self.focus,
             table=self.table,
             measures=self.measures,
             baseline=self.baseline,

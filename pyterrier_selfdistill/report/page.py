@@ -7,7 +7,10 @@ import hashlib
 import math
 import re
 from collections.abc import Mapping, Sequence
+from datetime import date
+from importlib.metadata import version
 from io import BytesIO
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import pandas as pd
@@ -23,10 +26,10 @@ TrainedEncoder: TypeAlias = SelfDistillBiEncoder | SelfDistillTrainer
 CONFIDENCE = 0.95  # the confidence of intervals
 RESULT_DEPTH = 10  # how many documents of a ranking the page shows
 QUERIES_EACH_WAY = 10  # how many queries that gained, and how many that lost, the page shows for each system
-QUERY_LENGTH = 80  # how many characters of its query a point of the plot tells
+QUERY_LENGTH = 60  # how many characters of its query a point of the plot tells
 TEXT_START = 180  # how many characters of a text are visible before it is opened
 TEXT_LENGTH = 1000  # how many characters of a text are in the page, at most
-TEXT_BUDGET = 1_000_000  # how many characters all texts of documents have in the page together, at most
+TEXT_BUDGET = 400_000  # how many characters all texts of documents have in the page together, at most
 NONE = "\N{EN DASH}"  # the text for a missing number
 WORD = re.compile(r"\w+")
 
@@ -39,6 +42,8 @@ FUNCTION_WORDS = (
 
 def render_page(
     *,
+    title: str,
+    focus: str | None,
     table: pd.DataFrame,
     measures: Sequence[str],
     baseline: str,
@@ -65,12 +70,19 @@ def render_page(
     entries = sum(len(query["before"]) + len(query["after"]) for query in shown)
     length = min(TEXT_LENGTH, TEXT_BUDGET // max(entries, 1))
     others = [name for name in values.columns if name != baseline]
+    summary = table[["name", *measures]]
+    versions = [f"{name} {version(name)}" for name in ("pyterrier-selfdistill", "python-terrier", "ir-measures")]
     return environment.get_template("page.html.j2").render(
-        title=f"Comparison with {baseline}",
+        title=title,
+        made=", ".join([f"{date.today():%Y-%m-%d}", *versions]),
+        copies={
+            "CSV": summary.to_csv(index=False, float_format="%.4f"),
+            "LaTeX": summary.to_latex(index=False, float_format="%.3f", escape=True),
+        },
         tables={measure: measure_rows(table, measure) for measure in measures},
         baseline=baseline,
         others=others,
-        best=values[others].mean().idxmax(),
+        chosen=focus or values[others].mean().idxmax(),
         confidence=f"{CONFIDENCE:.0%}",
         primary=measures[0],
         count=len(values),
@@ -230,7 +242,10 @@ def describe_model(name: str, model: TrainedEncoder) -> dict[str, Any]:
         encoder, milestones = model, pd.DataFrame(model.training_summary.get("history", []))
         history = milestones.reindex(columns=list(dict.fromkeys([*PROGRESS, *milestones.columns])))
     described = encoder.metadata
-    facts = [("Name", f"`{portable_name(encoder.name) or 'unknown'}`"), *description_rows(described["model"])]
+    folder = Path(encoder.name or "unknown")
+    # the folder of a run, whose model is always called so
+    own_name = folder.parent.name if folder.name == "model" and folder.is_absolute() else portable_name(str(folder))
+    facts = [("Name", f"`{own_name}`"), *description_rows(described["model"])]
     if described["training"]:
         facts += training_rows(described["training"])
     picture = ""

@@ -12,11 +12,11 @@ const LEFT = 58, TOP = 12, SIZE = 384, REACH = 14;
 
 let after, low, high, order, shown, kept = null;
 
-function element(name, attributes, text) {
+function element(name, attributes, text, parent = plot) {
   const made = document.createElementNS("http://www.w3.org/2000/svg", name);
   for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
   if (text !== undefined) made.textContent = text;
-  plot.append(made);
+  parent.append(made);
   return made;
 }
 
@@ -47,6 +47,7 @@ function draw() {
   low = Math.min(0, all.reduce((least, value) => Math.min(least, value), Infinity));
   high = Math.max(1, all.reduce((most, value) => Math.max(most, value), -Infinity));
   order = queries.slice().sort((a, b) => (after[b] - before[b]) - (after[a] - before[a]));
+  drawDifferences();
   plot.replaceChildren();
   for (let tick = 0; tick <= 4; tick++) {
     const value = low + (high - low) * tick / 4, offset = SIZE * tick / 4;
@@ -85,6 +86,26 @@ function draw() {
   }
   kept = null;
   told.replaceChildren(hint);
+}
+
+// a bar for each query, from the largest gain to the largest loss
+function drawDifferences() {
+  const chart = document.getElementById("differences");
+  const most = Math.max(...[order[0], order.at(-1)].map((query) => Math.abs(after[query] - before[query])), 1e-9);
+  const width = (SIZE + 10) / order.length, paths = {up: "", down: ""};
+  order.forEach((query, position) => {
+    const difference = after[query] - before[query];
+    const x = (LEFT + (position + 0.5) * width).toFixed(1), height = (-56 * difference / most).toFixed(1);
+    if (difference) paths[difference > 0 ? "up" : "down"] += `M${x} 65v${height}`;
+  });
+  chart.replaceChildren();
+  for (const [kind, d] of Object.entries(paths)) {
+    element("path", {class: `bars ${kind}`, d: d, "stroke-width": Math.max(1, width * 0.8)}, undefined, chart);
+  }
+  element("path", {class: "axis", d: `M${LEFT} 65H${LEFT + SIZE + 10}`}, undefined, chart);
+  for (const [value, y] of [[most, 14], [0, 69], [-most, 124]]) {
+    element("text", {x: LEFT - 8, y: y, "text-anchor": "end"}, value ? signed(value) : "0", chart);
+  }
 }
 
 function tell(query) {
@@ -144,6 +165,12 @@ plot.addEventListener("keydown", (event) => {
   const position = kept === null ? 0 : order.indexOf(kept) + step;
   kept = order[(position + order.length) % order.length];
   tell(kept);
+});
+document.getElementById("find").addEventListener("input", (event) => {
+  const wanted = event.target.value.toLowerCase();
+  const found = order.find((query) => data.qids[query] === event.target.value)
+    ?? order.find((query) => data.queries[query].toLowerCase().includes(wanted));
+  if (wanted && found !== undefined) tell(kept = found);
 });
 chooser.addEventListener("change", draw);
 draw();
