@@ -220,6 +220,18 @@ def test_input_becomes_no_markup_and_the_page_loads_nothing(systems, collection,
     assert len(identifiers) == len(set(identifiers))
 
 
+def test_the_page_has_a_title_a_table_to_copy_and_the_system_in_focus_first(systems, collection):
+    others = list(systems)[1:]
+    options = {"title": "Plots & rows", "focus": others[-1]}
+    page = compare(systems, collection.topics, collection.qrels, ["RR", "nDCG@10"], **options).to_html()
+    assert "<h1>Plots &amp; rows</h1>" in page
+    assert "name,RR,nDCG@10\n" in page
+    assert r"\begin{tabular}{lrr}" in page
+    assert re.findall("<option .*selected>(.*)</option>", page) == [html.escape(others[-1])]
+    with pytest.raises(ValueError, match="focus must be one of the systems"):
+        compare(systems, collection.topics, collection.qrels, focus=next(iter(systems)))
+
+
 def test_long_texts_of_many_queries_make_no_large_page():
     qids = [f"query-{number}" for number in range(40)]
     rows = [(qid, f"document-{rank}", 11.0 - rank) for qid in qids for rank in range(10)]
