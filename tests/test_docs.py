@@ -120,7 +120,8 @@ ALL = 8 * 40  # every document for every topic
             {
                 f"{name},\n": f"{name}, max_steps=2, verbose=False,\n"
                 for name in ("mini_batch_size=32", "overwrite=True")
-            },
+            }
+            | {"size=512": "size=64"},
             "SelfDistillBiEncoder('trained') == trainer.encoder != base and trainer.history['step'].max() == 2",
         ),
         (
@@ -145,6 +146,8 @@ ALL = 8 * 40  # every document for every topic
             {
                 "1e-3": "1e-3, max_steps=2, verbose=False",
                 "Qwen/Qwen3-Embedding-0.6B": "runs/lora/model",
+                "document_length=256": "document_length=16",
+                "batch_size=64": "batch_size=16",
                 "1e-4": "1e-4, max_steps=2, verbose=False",
             },
             "encoder != base and SelfDistillBiEncoder('whole-model') == encoder == embedding != code "
