@@ -23,13 +23,21 @@ help: ## Show the targets
 
 install: $(INSTALLED) ## Make an environment with the package and all its extras, pinned
 
-$(INSTALLED): pyproject.toml constraints.txt
+define install
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[examples,test,docs,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(1)]'
 	@touch $@
+endef
 
-quickstart: $(INSTALLED) ## Train, index, retrieve and compare, offline, in ten to twenty minutes
+$(INSTALLED): pyproject.toml constraints.txt
+	$(call install,examples,test,docs,dev)
+
+# without Ray, OpenVINO and Sphinx
+$(VENV)/with-examples: pyproject.toml constraints.txt
+	$(call install,examples)
+
+quickstart: $(VENV)/with-examples ## Train, index, retrieve and compare, offline, in ten to twenty minutes
 	$(BIN)/python examples/quickstart.py
 
 notebooks: $(INSTALLED) ## Run the notebooks in examples/, and store their outputs, which the documentation shows
