@@ -1,1 +1,1 @@
-"""Training data: from what PyTerrier has to triples of texts."""
+"""Training data: turn topics, judgements, results and corpora of PyTerrier into triples of texts."""

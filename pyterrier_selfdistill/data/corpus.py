@@ -1,7 +1,7 @@
-"""Documents, whatever holds them: a PyTerrier dataset, a frame, or an iterable of records.
+"""Documents of a PyTerrier dataset, a frame, or an iterable of records.
 
-:class:`Documents` iterates over them, lists their identifiers and looks up the texts of some. Datasets of ir_datasets
-have a docstore for the last; the texts of other corpora are kept in memory.
+:class:`Documents` iterates over a corpus, lists its identifiers and looks up texts by identifier. Datasets of
+ir_datasets look up texts in their docstore; the texts of other corpora stay in memory.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from pydantic import SkipValidation
 
 from ..utils.checks import FieldNames, checked, require_distinct_columns
 
-# a PyTerrier dataset, a frame with ``docno`` and text, or records; unchecked, since that would read an iterable
+# a PyTerrier dataset, a frame with ``docno`` and text, or records; unchecked, since a check would consume an iterable
 Corpus: TypeAlias = SkipValidation[pt.datasets.Dataset | pd.DataFrame | Iterable[Mapping[str, Any]]]
 
-# the names that BEIR, Pyserini and others give to what PyTerrier expects
+# the names that BEIR, Pyserini and others use for the columns that PyTerrier expects
 OTHER_NAMES = {"docno": ("_id", "id", "doc_id", "docid"), "text": ("contents", "content", "body", "passage")}
 
 
 def require_document(record: Any, fields: Sequence[str]) -> None:
-    """Check that a document is a record with an identifier and fields."""
+    """Check that a document is a record with an identifier and the given fields."""
     if not isinstance(record, Mapping):
         raise TypeError(f"documents must be records with a 'docno', got {reprlib.repr(record)} among them")
     missing = [name for name in ("docno", *fields) if name not in record]
@@ -37,7 +37,7 @@ def require_document(record: Any, fields: Sequence[str]) -> None:
             advice.append("put an encoder before the index: (encoder >> index).index(corpus)")
         raise ValueError(
             f"documents must have 'docno' and {_listed(fields)}, got {list(record)}: {_listed(missing)} missing; "
-            f"{', '.join(advice) or 'choose among the fields with fields='}"
+            f"{', '.join(advice) or 'choose from the fields with fields='}"
         )
 
 
@@ -47,14 +47,14 @@ def records_of(corpus: Corpus) -> Iterable[Any]:
         try:
             return corpus.get_corpus_iter(verbose=False)
         except NotImplementedError:
-            raise ValueError(f"corpus must have documents, got {corpus!r} without; give another one") from None
+            raise ValueError(f"corpus must have documents, got {corpus!r} without any; pass another dataset") from None
     if not isinstance(corpus, Iterable):
-        raise TypeError(f"documents must be an iterable of records with a 'docno', got {corpus!r}; give a list of them")
+        raise TypeError(f"documents must be an iterable of records with a 'docno', got {corpus!r}; pass a list")
     return corpus.to_dict(orient="records") if isinstance(corpus, pd.DataFrame) else corpus
 
 
 def reusable(corpus: Corpus, fields: Sequence[str]) -> Corpus:
-    """Return a corpus that can be read more than once, whose first document is checked."""
+    """Check the first document, and return a corpus that can be read more than once."""
     if isinstance(corpus, pd.DataFrame):
         require_distinct_columns(corpus, "corpus")
         require_document(dict.fromkeys(corpus.columns), fields)
@@ -77,15 +77,18 @@ def reusable(corpus: Corpus, fields: Sequence[str]) -> Corpus:
 
 @checked
 class Documents:
-    """A corpus with one text a document, which may be empty; some of several fields may be missing.
+    """A corpus with one text per document.
+
+    A text may be empty. If it joins several fields, some of their values may be missing.
 
     Args:
         corpus: The documents.
-        fields: The fields that make the text of a document, joined by a space.
+        fields: The fields whose values are joined by a space into the text of a document.
 
     Raises:
-        ValueError: If a document lacks ``docno`` or a field: the first one at once, others when they are read.
-        TypeError: If there is no corpus; or when documents are read whose ``docno`` or text is not a string.
+        ValueError: If a document lacks ``docno`` or a field. The first document is checked at once, and the others when
+            they are read.
+        TypeError: If ``corpus`` is not a corpus, or a ``docno`` or text that is read is not a string.
 
     Example:
         >>> documents = Documents([{"docno": "d1", "title": "Plots", "text": "draw a file"}], ["title", "text"])
@@ -100,38 +103,38 @@ class Documents:
         self._texts: dict[str, str] = {}
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
-        """Iterate over identifiers and texts."""
+        """Iterate over pairs of identifier and text."""
         for record in records_of(self.corpus):
             require_document(record, self.fields)
             yield record["docno"], self._join(record["docno"], [record[name] for name in self.fields])
 
     def docnos(self) -> list[str]:
-        """List the identifiers, sorted."""
+        """Return the sorted identifiers."""
         return sorted({docno for docno, _ in self})
 
     def fingerprint(self) -> str:
-        """Compute a checksum of 16 characters of the documents and the fields."""
+        """Compute a checksum of the documents and the fields, with 16 characters."""
         checksum = hashlib.sha256(repr(self.fields).encode())
         published: dict[str, Any] = getattr(self._reference(), "docs_metadata", dict)()
-        # published documents are known by their name, and may be too many to read once more
+        # the name identifies published documents, which may be too many to read again
         for part in [(self.corpus, published)] if published else self:
             checksum.update("{}\0{}\0".format(*part).encode(errors="surrogatepass"))
         return checksum.hexdigest()[:16]
 
     def texts(self, docnos: Collection[str]) -> dict[str, str]:
-        """Look up the texts of some documents by identifier, without those that the corpus lacks."""
+        """Look up texts by identifier, and omit documents that the corpus lacks."""
         reference = self._reference()
         if reference is None:
-            self._texts = self._texts or one_text_each(self, "each document needs its own identifier")
+            self._texts = self._texts or one_text_each(self, "give each document a different identifier")
             return {docno: self._texts[docno] for docno in docnos if docno in self._texts}
         known = reference.docs_cls()._fields
         missing = sorted(set(self.fields) - set(known))
         if missing:
             raise ValueError(
-                f"documents of {self.corpus!r} have the fields {list(known)}, not {_listed(missing)}; choose among "
+                f"documents of {self.corpus!r} have the fields {list(known)}, not {_listed(missing)}; choose from "
                 "them with fields="
             )
-        # a forked process would move the place at which its parent reads the same file
+        # a forked process would move the position in the file that its parent reads
         if self._store is None or self._store[0] != os.getpid():
             self._store = os.getpid(), reference.docs_store()
         found = self._store[1].get_many(docnos).items()
@@ -142,14 +145,14 @@ class Documents:
         return {**self.__dict__, "_store": None}
 
     def _reference(self) -> Any:
-        """Return the dataset of ir_datasets, if the corpus is one that has documents."""
+        """Return the dataset of ir_datasets if the corpus is one with documents, and None otherwise."""
         if not isinstance(self.corpus, pt.datasets.Dataset) or not hasattr(self.corpus, "irds_ref"):
             return None
         reference = self.corpus.irds_ref()
         return reference if reference.has_docs() else None
 
     def _join(self, docno: str, values: Sequence[Any]) -> str:
-        """Join the fields of a document, once they are checked."""
+        """Check the fields of a document and join them."""
         if not isinstance(docno, str):
             raise TypeError(f"docno must be a string, got {docno!r}, a {type(docno).__name__}; convert with str")
         if len(values) == 1 and isinstance(values[0], str):
@@ -164,12 +167,12 @@ class Documents:
 
 
 def join_texts(values: Iterable[Any]) -> str:
-    """Join the fields of a document that hold a text."""
+    """Join the nonempty strings among the fields of a document."""
     return " ".join(value for value in values if isinstance(value, str) and value)
 
 
 def one_text_each(documents: Iterable[tuple[str, str]], advice: str) -> dict[str, str]:
-    """Collect texts by identifier; documents may be repeated with the same text."""
+    """Collect texts by identifier. A document may occur more than once if its text is the same each time."""
     texts: dict[str, str] = {}
     for docno, text in documents:
         if texts.setdefault(docno, text) != text:

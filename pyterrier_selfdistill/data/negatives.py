@@ -1,7 +1,7 @@
-"""Judged queries: triples of their positives and drawn negatives, and splits of them.
+"""Make triples from judged queries, and split judged queries into parts.
 
 :func:`from_results` draws negatives from the results of a retriever, :func:`from_topics` from a whole corpus. Each
-positive draws with its own generator, seeded by the seed and its identifiers, so a draw never depends on other rows.
+positive has a separate generator, seeded by ``seed``, ``qid`` and ``docno``, so a draw never depends on other rows.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from .corpus import Corpus, Documents, join_texts, one_text_each
 from .triples import Triples, checksums, column_names, string_table, summarize
 
 logger = logging.getLogger(__name__)
-MANY_UNMATCHED = 0.1  # the share of queries, judgements or results above which a warning says that they are left out
-SPARE = 8  # how many more negatives than needed are drawn from a corpus: some have the text of a positive
+MANY_UNMATCHED = 0.1  # warn if more than this share of the queries, judgements or results is left out
+SPARE = 8  # how many extra negatives to draw from a corpus, since some have the text of a positive
 
 Draws: TypeAlias = Mapping[tuple[str, str], list[str]]  # the documents drawn for each positive (qid and docno)
 
@@ -42,14 +42,15 @@ Draws: TypeAlias = Mapping[tuple[str, str], list[str]]  # the documents drawn fo
 @checked
 @dataclass(frozen=True)
 class Negatives:
-    """Which of the results of a query become negatives.
+    """Choose the results of a query that can become hard negatives.
 
     Args:
-        number: K, the number of negatives of a triple.
-        range_min: How many of the best results never to draw, since they are often relevant without a judgement.
-        range_max: The rank after which results are not drawn.
-        relative_margin: Never draw likely false negatives: results that score more than (1 - ``relative_margin``) of
-            the score of the positive. A positive that was not retrieved has no score and excludes none.
+        number: K, the number of negatives per triple.
+        range_min: Skip this many of the best results, since they are often relevant without a judgement.
+        range_max: Skip results below this rank.
+        relative_margin: Skip likely false negatives: results that score more than (1 - ``relative_margin``) times the
+            score of the positive. For example, 0.05 skips results above 95 % of it. If the positive was not retrieved,
+            it has no score, and all results are allowed.
 
     Example:
         >>> Negatives(4, range_min=10, range_max=100, relative_margin=0.05)
@@ -82,25 +83,25 @@ def from_results(
 ) -> Triples:
     """Make triples of judged positives and retrieved negatives.
 
-    Every relevant document of a query makes one triple, with negatives drawn at random from the results of that query.
-    Documents with any label above 0, and copies of these, are never drawn.
+    Each relevant document of a query becomes one triple, with negatives drawn at random from the results of that query.
+    Documents with a label above 0, and copies of them, are never drawn.
 
     Args:
-        results: Retrieved documents: ``qid``, ``query``, ``docno``, the fields unless you pass a ``corpus``, and
-            ``rank`` or ``score`` unless the rows are in the order of ranks.
-        qrels: Judgements: ``qid``, ``docno``, ``label``. Their number is ``read`` in the summary.
-        negatives: How many negatives, and which.
+        results: Retrieved documents with ``qid``, ``query`` and ``docno``. Include the text fields unless you pass a
+            ``corpus``, and ``rank`` or ``score`` unless the rows are sorted by rank.
+        qrels: Judgements with ``qid``, ``docno`` and ``label``. The summary reports their number as ``read``.
+        negatives: The number of negatives per triple, and the results to draw them from.
         min_label: The lowest label of a positive.
         seed: The seed of the draws. The draw for one positive does not depend on the other rows.
         text_field: The column with the text of documents.
-        corpus: The documents, for texts that the results lack, such as those of relevant documents that were not
-            retrieved; for all texts, if the results lack one of the fields.
-        fields: The fields that make a text, if not the text field alone.
+        corpus: The documents, to look up texts that the results lack, for example of relevant documents that were not
+            retrieved. If the results lack one of the fields, all texts come from here.
+        fields: The fields to join into the text of a document, by default only ``text_field``.
 
     Raises:
-        ValueError: If there are no texts, topics and judgements share no query, nothing is left to train with, or there
-            are no scores for ``relative_margin``.
-        TypeError: If identifiers or texts are not strings, or labels, ranks and scores not numbers.
+        ValueError: If there are no texts, topics and judgements share no query, no triple can be made, or the results
+            have no scores for ``relative_margin``.
+        TypeError: If an identifier or text is not a string, or a label, rank or score is not a number.
 
     Example:
         >>> results = pd.DataFrame([["1", "sort", "d1", "sort rows"], ["1", "sort", "d2", "plot a file"]],
@@ -117,7 +118,7 @@ def from_results(
     if corpus is None or set(fields) <= set(results.columns):
         texts = _retrieved_texts(results, fields)
     if corpus is None and not texts:
-        # the strict check says whether they are missing or empty
+        # the strict check reports whether texts are missing or empty
         require_texts(results, fields[0], "docno")
     if corpus is not None:
         wanted = set(results["docno"]).union(*judgements.relevant.values())
@@ -139,7 +140,7 @@ def from_topics(
     text_field: str = "text",
     fields: FieldNames | None = None,
 ) -> Triples:
-    """Make triples of judged positives and negatives drawn at random from a corpus, otherwise as :func:`from_results`.
+    """Make triples of judged positives and random documents of a corpus; the arguments are like :func:`from_results`.
 
     Example:
         >>> topics = pd.DataFrame([["1", "sort"]], columns=["qid", "query"])
@@ -149,7 +150,7 @@ def from_topics(
         {'query': 'sort', 'positive': 'sort rows', 'negative': 'plot a file'}
     """
     if negatives != Negatives(negatives.number):
-        raise ValueError(f"{negatives} chooses among ranks and scores, which a corpus has not; put a retriever before")
+        raise ValueError(f"{negatives} needs ranks or scores, which a corpus lacks; put a retriever before the trainer")
     topics, qrels = judged(topics, qrels)
     judgements = Judgements(topics, qrels, min_label)
     documents = Documents(corpus, fields or [text_field])
@@ -159,7 +160,7 @@ def from_topics(
 
 
 class Judgements:
-    """The positives of each query, and counts of queries, judgements and results that match nothing."""
+    """Positives by query, and counts of the queries, judgements and results without a counterpart."""
 
     def __init__(self, topics: pd.DataFrame, qrels: pd.DataFrame, min_label: int) -> None:
         self.queries = dict(zip(topics["qid"], topics["query"], strict=True))
@@ -174,7 +175,7 @@ class Judgements:
             self.unmatched[name] = {"number": number, "share": round(share, 4)}
             if share > MANY_UNMATCHED:
                 left = f"{100 * share:.0f} % of the {name} are left out ({number} of {len(rows)})"
-                logger.warning("%s: their qid is in the topics or in the judgements only; check both", left)
+                logger.warning("%s: their qid is only in the topics or only in the judgements; check both", left)
         known = qrels[qrels["qid"].isin(self.queries)]
         self.relevant: dict[str, set[str]] = known[known["label"] > 0].groupby("qid")["docno"].agg(set).to_dict()
         positives = known[known["label"] >= min_label].drop_duplicates(["qid", "docno"])
@@ -185,28 +186,28 @@ class Judgements:
                 f"topics, with the labels {labels[:10]}; training needs relevant documents"
             )
         by_query = positives.groupby("qid")["docno"].agg(list).to_dict()
-        # in the order of topics, which becomes the order of the triples
+        # triples keep the order of the topics
         self.positives: dict[str, list[str]] = {qid: by_query[qid] for qid in self.queries if qid in by_query}
 
 
 def _retrieved_texts(results: pd.DataFrame, fields: Sequence[str]) -> dict[str, str]:
-    """Return the texts of results by document, without empty ones."""
+    """Return the nonempty texts of results by document."""
     for field in fields:
         require_texts(results, field, "docno", empty=True, missing=True)
     rows = results[["docno", *fields]].itertuples(index=False, name=None)
     texts = ((docno, join_texts(values)) for docno, *values in rows)
-    advice = "give passages a docno of their own, or take the texts of corpus="
+    advice = "give each passage a different docno, or pass corpus= for the texts"
     return one_text_each(((docno, text) for docno, text in texts if text.strip()), advice)
 
 
 def _draw_from_results(
     results: pd.DataFrame, judgements: Judgements, texts: Mapping[str, str], negatives: Negatives, seed: int
 ) -> Draws:
-    """Shuffle the results that may become negatives of each positive."""
+    """Shuffle the candidate negatives of each positive."""
     if negatives.relative_margin is not None and "score" not in results:
         raise ValueError(
             f"relative_margin={negatives.relative_margin} compares the scores of results, got none in the columns "
-            f"{list(results.columns)}; give results with 'score', or leave it out"
+            f"{list(results.columns)}; pass results with 'score', or omit relative_margin"
         )
     ranked = results[["qid", "docno"]].assign(score=np.nan)
     if "score" in results and (negatives.relative_margin is not None or "rank" not in results):
@@ -214,11 +215,11 @@ def _draw_from_results(
     order = _to_numbers(results, "rank") if "rank" in results else -ranked["score"]
     scores: dict[str, dict[str, float]] = {}
     for qid, docno, score in ranked.iloc[np.argsort(order, kind="stable")].itertuples(index=False, name=None):
-        # the best rank counts, where a union of retrievers has a document more than once
+        # a union of retrievers may repeat a document: keep its best rank
         scores.setdefault(qid, {}).setdefault(docno, score)
     drawn = {}
     for qid, positives in judgements.positives.items():
-        # judged documents take a rank, though they are not drawn
+        # judged documents count as ranks, although they are never drawn
         in_range = list(scores[qid])[negatives.range_min : negatives.range_max]
         candidates = [docno for docno in in_range if docno in texts and docno not in judgements.relevant[qid]]
         for positive in positives:
@@ -233,7 +234,7 @@ def _draw_from_results(
 
 
 def _to_numbers(results: pd.DataFrame, column: str) -> pd.Series:
-    """Return ranks or scores as numbers; strings of a file would be sorted as text."""
+    """Convert ranks or scores to numbers, since strings from a file would be sorted as text."""
     numbers = pd.to_numeric(results[column], errors="coerce").astype(float)
     wrong = results[column][numbers.isna()].tolist()
     if wrong:
@@ -245,7 +246,7 @@ def _to_numbers(results: pd.DataFrame, column: str) -> pd.Series:
 
 
 def _draw_from_corpus(docnos: Sequence[str], judgements: Judgements, number: int, seed: int) -> Draws:
-    """Draw documents for each positive that are not relevant to its query."""
+    """Draw documents for each positive, and skip the relevant documents of its query."""
     drawn = {}
     for qid, positives in judgements.positives.items():
         excluded = judgements.relevant[qid]
@@ -255,7 +256,7 @@ def _draw_from_corpus(docnos: Sequence[str], judgements: Judgements, number: int
                 allowed = [docno for docno in docnos if docno not in excluded]
                 drawn[qid, positive] = [allowed[index] for index in generator.permutation(len(allowed))[:number]]
                 continue
-            # where few are excluded, drawing again is quicker than listing the allowed
+            # if few documents are excluded, drawing again is faster than listing the allowed ones
             found: dict[str, None] = {}
             while len(found) < number:
                 candidate = docnos[int(generator.integers(len(docnos)))]
@@ -266,18 +267,18 @@ def _draw_from_corpus(docnos: Sequence[str], judgements: Judgements, number: int
 
 
 def _generator(seed: int, qid: str, docno: str) -> np.random.Generator:
-    # Python's own hash of strings is another one in each process
+    # Python's built-in hash of a string differs between processes
     return np.random.default_rng([seed, zlib.crc32(qid.encode()), zlib.crc32(docno.encode())])
 
 
 def _make_triples(
     judgements: Judgements, drawn: Draws, texts: Mapping[str, str], negatives: Negatives, origin: Mapping[str, Any]
 ) -> Triples:
-    """Make one triple of every positive, if enough of its draws have a text of their own."""
+    """Make one triple per positive, if enough of its drawn documents have distinct texts."""
     rows = []
     without_text = 0
     for qid, positives in judgements.positives.items():
-        # copies of relevant documents are relevant too, judged or not
+        # copies of relevant documents are relevant too, even without a judgement
         relevant_texts = {texts[docno].strip() for docno in judgements.relevant[qid] if docno in texts}
         for positive in positives:
             found: dict[str, str] = {}
@@ -294,9 +295,9 @@ def _make_triples(
     if not rows:
         too_few = sum(map(len, judgements.positives.values())) - without_text
         raise ValueError(
-            f"no triples can be made of {judgements.read} judgements: {without_text} x positive without text, "
+            f"no triples can be made from {judgements.read} judgements: {without_text} x positive without text, "
             f"{too_few} x positive with fewer than {negatives.number} negatives. Retrieve more "
-            "documents, widen the ranks, or give corpus= for the text of relevant documents that are not retrieved"
+            "documents, widen the ranks, or pass corpus= for the text of relevant documents that are not retrieved"
         )
     without_positives = len(judgements.queries) - len(judgements.positives)
     counts = {"queries_without_positives": without_positives, "unmatched": judgements.unmatched}
@@ -313,19 +314,22 @@ Shares: TypeAlias = Annotated[Mapping[str, Share], Expected(EXPECTED_SHARES)]
 
 @checked
 def split_queries(frame: pd.DataFrame, shares: Shares = DEFAULT_SHARES, seed: Seed = 0) -> dict[str, pd.DataFrame]:
-    """Split topics, results or judgements by query, into frames by name.
+    """Split topics, results or judgements by query.
 
-    A checksum of the ``qid`` decides: the rows of a query stay together, topics and judgements are split alike, and a
-    query keeps its part when other queries come or go.
+    The split depends only on a checksum of the ``qid``. All rows of a query stay together, you get the same split of
+    topics and judgements, and a query stays in its part when you add or remove other queries.
 
     Args:
         frame: Rows with ``qid``.
-        shares: The names of the parts and their shares, which sum up to 1.
-        seed: The start of the checksum, for other splits than the usual one.
+        shares: The share of each part by name. Shares sum up to 1.
+        seed: The start of the checksum. Choose another seed for a different split.
+
+    Returns:
+        The frame of each part by name.
 
     Raises:
-        ValueError: If the shares are no numbers or do not sum up to 1, or there is no ``qid``.
-        TypeError: If a ``qid`` is not a string, or there is no frame.
+        ValueError: If the shares are not numbers or do not sum up to 1, or the frame lacks ``qid``.
+        TypeError: If a ``qid`` is not a string, or ``frame`` is not a frame.
 
     Example:
         >>> topics = pd.DataFrame({"qid": [str(i) for i in range(100)]})
@@ -338,7 +342,7 @@ def split_queries(frame: pd.DataFrame, shares: Shares = DEFAULT_SHARES, seed: Se
     if not len(ends) or not np.isclose(ends[-1], 1):
         raise ValueError(f"shares must be {EXPECTED_SHARES}, got {shares}")
     checksums = np.array([zlib.crc32(qid.encode(), seed) for qid in frame["qid"]], dtype=np.int64)
-    # the percent alone decides where shares are whole percents, the rest of the checksum where they are not
+    # whole percents decide first; the rest of the checksum refines shares that are not whole percents
     places = checksums % 100 + checksums // 100 / (2**32 / 100)
     # rounded, since 100 * (0.7 + 0.1) is a little less than 80
     chosen = np.searchsorted(np.round(100 * ends / ends[-1], 6), places, side="right")

@@ -1,7 +1,7 @@
-"""Training triples that exist already: docpairs, identifiers and texts, in memory or in files.
+"""Read existing training triples: docpairs, identifiers or texts, in memory or in files.
 
-PyTerrier's home keeps the triples of files and of ir_datasets as Arrow files, which ``datasets`` maps into memory.
-Triples of identifiers are row numbers of two tables of texts, where batches look their texts up.
+Triples from files and from ir_datasets are cached in PyTerrier's home as Arrow files, which ``datasets`` maps into
+memory. Triples of identifiers store row numbers of two tables of texts, and each batch looks up its texts there.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ from ..utils.processes import is_first
 from .corpus import Corpus, Documents, join_texts
 
 logger = logging.getLogger(__name__)
-LABEL = "label"  # the column of numbers next to the texts, as sentence-transformers names it
-# the names that columns may have, the first one first
+LABEL = "label"  # the column of numeric labels, with the name that sentence-transformers uses
+# the accepted names of columns, in order of preference
 QUERIES = ("query", "anchor", "question")
 QUERY_IDENTIFIERS = ("qid", "query_id", "query")
 POSITIVES = ("positive", "pos", "passage", "document", "answer", "positives", "positive_passages")
@@ -59,15 +59,15 @@ TrainingSet: TypeAlias = Dataset | DatasetDict  # the triples of one collection,
 
 
 class Triples(NamedTuple):
-    """Training data and its origin.
+    """Training data and a summary of its origin.
 
     Attributes:
-        dataset: The texts, in the columns ``query``, ``positive``, ``negative`` or ``negative_1``, ..., ``negative_K``,
+        dataset: The texts in the columns ``query``, ``positive``, ``negative`` or ``negative_1``, ..., ``negative_K``,
             and ``label`` if the source has it. Several collections are a ``DatasetDict``.
-        summary: The source and the settings; the numbers of rows ``read``, kept (``triples``) and ``dropped``; the
-            numbers of different ``queries`` and ``positives``; how many ``negatives`` a triple has; and
-            ``fingerprint``, a checksum of all texts and labels in their order. For several collections, the sums, and
-            ``collections`` with the summary of each.
+        summary: The source and settings; the numbers of rows ``read``, kept (``triples``) and ``dropped``; the numbers
+            of distinct ``queries`` and ``positives``; the number of ``negatives`` per triple; and ``fingerprint``, a
+            checksum of all texts and labels in order. For several collections, it has the totals, and the summary of
+            each one in ``collections``.
     """
 
     dataset: TrainingSet
@@ -87,31 +87,31 @@ def read_triples(
     store_texts: bool = True,
     verbose: bool = False,
 ) -> Triples:
-    """Read triples, or pairs without a negative, of texts, of identifiers, or of the docpairs of a data set.
+    """Read triples, or pairs without a negative, from texts, identifiers, or the docpairs of a dataset.
 
-    Docpairs and identifiers are shuffled, and duplicates are dropped; texts stay in their order. Columns are named
-    ``query`` (or ``anchor``; ``qid`` for identifiers), ``positive`` (or ``pos``, ``passage``, ``document``),
-    ``negative`` (or ``neg``) or ``negative_1``, ``negative_2``, ..., and ``label``; others are ignored. Without names
-    they are in this order. Where positives or negatives are lists, as in the JSON lines of Tevatron, each pair of them
-    is a triple. Rows that lack a text are dropped and counted.
+    Docpairs and identifiers are shuffled and deduplicated; texts keep their order. Name the columns ``query`` (or
+    ``anchor``; ``qid`` for identifiers), ``positive`` (or ``pos``, ``passage``, ``document``), ``negative`` (or
+    ``neg``) or ``negative_1``, ``negative_2``, ..., and ``label``. Other columns are ignored. Columns without names are
+    read in this order. If positives or negatives are lists, as in the JSON lines of Tevatron, each pair of them becomes
+    a triple. Rows that lack a text are dropped and counted.
 
     Args:
-        source: A PyTerrier data set with docpairs, such as ``irds:msmarco-passage/train``; a frame, a
-            ``datasets.Dataset``, tuples or dictionaries; or the path of a TSV, CSV, JSON lines or Parquet file, perhaps
-            with ``.gz``. Give a mapping of these by name for several collections.
+        source: A PyTerrier dataset with docpairs, such as ``irds:msmarco-passage/train``; a frame, a
+            ``datasets.Dataset``, tuples or dictionaries; or the path of a TSV, CSV, JSON lines or Parquet file,
+            optionally with ``.gz``. For several collections, pass a mapping from names to sources.
         topics: The queries, if the source holds identifiers.
         corpus: The documents, if the source holds identifiers.
-        fields: The fields of a document that make its text, joined by a space.
-        max_pairs_per_query: How many docpairs or rows of identifiers to keep of each query.
-        limit: How many triples to keep, of each collection.
+        fields: The fields of a document to join by a space into its text.
+        max_pairs_per_query: The maximum number of docpairs, or rows of identifiers, to keep per query.
+        limit: The maximum number of triples to keep per collection.
         seed: The seed of the shuffle.
-        store_texts: Whether to copy the documents. If not, each batch reads its documents from the corpus.
+        store_texts: Whether to copy the documents. If False, each batch reads its documents from the corpus.
         verbose: Whether to show a progress bar.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If columns are missing, a file is damaged, no row can be trained with, or an option does not fit.
-        TypeError: If a text is not a string, or a label not a number.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If columns are missing, a file is damaged, no row is usable, or the options contradict the source.
+        TypeError: If a text is not a string, or a label is not a number.
 
     Example:
         >>> read_triples([("sort", "sort rows", "plot a file")]).dataset[0]
@@ -121,7 +121,7 @@ def read_triples(
         require_names(source, "source")
         if isinstance(source, DatasetDict):
             raise ValueError(
-                f"got the splits {list(source)}: give one, such as source['train'], or dict(source) for collections"
+                f"got the splits {list(source)}: pass one, such as source['train'], or dict(source) for collections"
             )
         settings: dict[str, Any] = {"limit": limit, "seed": seed, "store_texts": store_texts, "verbose": verbose}
         settings |= {"topics": topics, "corpus": corpus, "fields": fields, "max_pairs_per_query": max_pairs_per_query}
@@ -138,7 +138,7 @@ def read_triples(
         if missing:
             raise ValueError(
                 f"expected a dataset with docs, queries and docpairs, got {source!r} with no {' or '.join(missing)} "
-                f"(it has {has}); give its topics and qrels to fit, behind a retriever or with corpus= at the trainer"
+                f"(it has {has}); pass its topics and qrels to fit, behind a retriever or with corpus= at the trainer"
             )
         queries = ((query.query_id, query.default_text()) for query in cast(Any, source).irds_ref().queries_iter())
         identity, tables = [_part(source, "docpairs"), _part(source, "queries")], _docpairs(source)
@@ -146,7 +146,7 @@ def read_triples(
     elif topics is None:
         if max_pairs_per_query is not None:
             raise ValueError(
-                f"max_pairs_per_query={max_pairs_per_query} needs a PyTerrier data set with docpairs, or topics= for "
+                f"max_pairs_per_query={max_pairs_per_query} needs a PyTerrier dataset with docpairs, or topics= for "
                 f"identifiers; the source is a {type(source).__name__}, whose triples have no query identifiers"
             )
         origin: dict[str, Any] = {"source": _name(source), "kind": "texts", "limit": limit}
@@ -154,7 +154,7 @@ def read_triples(
         files, summary = kept([origin, list(fields), _identity(source)], write)
         return Triples(files["triples"], summary)
     elif corpus is None:
-        raise ValueError("topics= says that the source holds identifiers; give their documents as corpus=")
+        raise ValueError("with topics=, the source holds identifiers; pass the documents as corpus=")
     else:
         require_topics(topics)
         queries = dict(zip(topics["qid"], topics["query"], strict=True))
@@ -170,13 +170,13 @@ def read_triples(
 
 
 def join_collections(parts: Mapping[str, Triples]) -> Triples:
-    """Join the triples of several collections; all of them have labels, or none."""
+    """Join the triples of several collections. Either all of them or none of them need labels."""
     labelled = [name for name, part in parts.items() if LABEL in part.dataset.column_names]
     others = [name for name in parts if name not in labelled]
     if labelled and others:
         raise ValueError(
-            f"a column {LABEL!r} must be in all collections or in none, got it in {labelled} and not in {others}; add "
-            "it there, or drop it here"
+            f"either all or none of the collections need a column {LABEL!r}, got it in {labelled} and not in "
+            f"{others}; add or drop it"
         )
     summaries = {name: part.summary for name, part in parts.items()}
     counts = ("read", "triples", "dropped", "queries", "positives")
@@ -187,7 +187,7 @@ def join_collections(parts: Mapping[str, Triples]) -> Triples:
 
 
 def require_names(collections: Mapping[Any, Any], option: str) -> None:
-    """Check that there are collections, and that their names are strings."""
+    """Check that there is at least one collection, and that all names are nonempty strings."""
     wrong = [name for name in collections if not isinstance(name, str) or not name.strip()]
     if wrong or not collections:
         raise ValueError(
@@ -197,7 +197,7 @@ def require_names(collections: Mapping[Any, Any], option: str) -> None:
 
 @contextmanager
 def in_collection(name: str) -> Iterator[None]:
-    """Have errors say which collection they are of."""
+    """Add the name of the collection to errors."""
     try:
         yield
     except Exception as error:
@@ -206,12 +206,12 @@ def in_collection(name: str) -> Iterator[None]:
 
 
 def parts_of(dataset: TrainingSet) -> list[Dataset]:
-    """List the datasets that batches are made of."""
+    """Return the datasets that batches are drawn from."""
     return list(dataset.values()) if isinstance(dataset, DatasetDict) else [dataset]
 
 
 def kept(identity: Sequence[Any], write: Callable[[Path], dict[str, Any]]) -> tuple[dict[str, Dataset], dict[str, Any]]:
-    """Load the Arrow files that were written for the same identity and their summary, or write them now to a folder."""
+    """Load the cached Arrow files and summary of an identity, or write them to a folder now."""
     if None in identity:
         with tempfile.TemporaryDirectory() as temporary:
             summary = write(Path(temporary))
@@ -223,7 +223,7 @@ def kept(identity: Sequence[Any], write: Callable[[Path], dict[str, Any]]) -> tu
             if not _summary(folder):
                 shutil.rmtree(folder)
     if not folder.exists():
-        # where another process makes the same triples, this one waits for them
+        # wait if another process makes the same triples
         with suppress(FileExistsError), atomic_folder(folder, doing="making triples", wait=True) as unfinished:
             summary = write(unfinished)
             summary["files"] = {path.name: checksum(path) for path in unfinished.glob("*.arrow")}
@@ -233,7 +233,7 @@ def kept(identity: Sequence[Any], write: Callable[[Path], dict[str, Any]]) -> tu
 
 
 def _summary(folder: Path) -> dict[str, Any]:
-    """Read the summary of triples, empty if a file is missing or was changed."""
+    """Read the summary of triples. It is empty if a file is missing or was changed."""
     try:
         summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
         is_whole = all(checksum(folder / name) == saved for name, saved in summary.pop("files").items())
@@ -247,7 +247,7 @@ def _load(folder: Path, *, in_memory: bool) -> dict[str, Dataset]:
 
 
 def _identity(source: Any) -> Any:
-    """Describe a source on the disk by what changes when its content does; None for one in memory."""
+    """Return a description of a source on disk that changes with its content, or None for a source in memory."""
     if isinstance(source, str | Path):
         path = Path(source)
         if not path.is_file():
@@ -260,20 +260,20 @@ def _identity(source: Any) -> Any:
 
 
 def _file(path: Path) -> list[Any]:
-    """Describe a file, a small one by its content too: it may be written twice at the same moment."""
+    """Describe a file, and include the content if it is small, since it may be written twice at the same moment."""
     status = path.stat()
     content = hashlib.sha256(path.read_bytes()).hexdigest() if status.st_size <= LARGEST_ROW else ""
     return [str(path.resolve()), status.st_size, status.st_mtime_ns, content]
 
 
 def _part(dataset: Any, part: str) -> list[Any] | None:
-    """Describe the docs, queries or docpairs of a data set of ir_datasets; None if nothing says what they are."""
+    """Describe the docs, queries or docpairs of a dataset of ir_datasets, or return None if nothing identifies them."""
     if not isinstance(dataset, pt.datasets.Dataset) or not hasattr(dataset, "irds_ref"):
         return None
     reference = dataset.irds_ref()
     published: dict[str, Any] = getattr(reference, f"{part}_metadata", dict)()
     if published:
-        # to ask for the files would download them, and ir_datasets has checked those that it has
+        # asking for the files would download them, and ir_datasets has already checked the ones it has
         return [repr(dataset), version("ir_datasets"), published]
     try:
         paths = getattr(reference, f"{part}_path")()
@@ -289,7 +289,7 @@ def _name(source: Any) -> str:
 
 
 def write_tables(path: Path, tables: Iterable[pa.Table]) -> None:
-    """Write tables of the same columns to an Arrow file; without a table there is none."""
+    """Write tables with the same columns to an Arrow file. Without a table, no file is written."""
     first, tables = spy(tables)
     if first:
         with pa.ipc.new_stream(str(path), first[0].schema) as writer:
@@ -300,7 +300,7 @@ def write_tables(path: Path, tables: Iterable[pa.Table]) -> None:
 def write_triples(
     folder: Path, tables: Iterable[pa.Table], origin: Mapping[str, Any], read: int | None = None
 ) -> dict[str, Any]:
-    """Write the rows of tables that can be trained with, up to the limit of the origin, and return their summary."""
+    """Write the usable rows of tables, up to the limit in ``origin``, and return their summary."""
     columns: dict[str, list[np.ndarray]] = {}
     counted, room = 0, origin.get("limit") or sys.maxsize
 
@@ -324,12 +324,12 @@ def write_triples(
 
 
 def summarize(origin: Mapping[str, Any], read: int, columns: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Make the summary of triples of which :func:`checksums` has made columns, among as many rows as were read."""
+    """Make the summary of triples from the checksums of their columns and the number of rows that were read."""
     triples = len(columns["query"]) if columns else 0
     if not triples:
         raise ValueError(
             f"{origin['source']}: expected triples to train with, got none in {read} rows; each needs a text for the "
-            "query, the positive and the negatives, if any, and no negative may have the text of the positive"
+            "query, the positive and any negatives, and a negative must differ from the positive"
         )
     if read > triples:
         logger.warning("%d of %d rows were dropped", read - triples, read)
@@ -350,13 +350,13 @@ def summarize(origin: Mapping[str, Any], read: int, columns: Mapping[str, np.nda
 
 
 def checksums(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """Return a checksum of each text; numbers stand for themselves."""
+    """Return a checksum of each text, and return numbers unchanged."""
     values = column.to_numpy(zero_copy_only=False)
     return pd.util.hash_array(values, categorize=False) if pa.types.is_string(column.type) else values
 
 
 def string_table(columns: Mapping[str, Sequence[str]]) -> pa.Table:
-    """Make a table of columns of strings, which must hold whole characters."""
+    """Make a table of string columns. Strings with half a character raise ``ValueError``."""
     try:
         return pa.table({name: pa.array(texts, pa.string()) for name, texts in columns.items()})
     except UnicodeEncodeError as error:
@@ -366,13 +366,13 @@ def string_table(columns: Mapping[str, Sequence[str]]) -> pa.Table:
 
 
 def _trimmed_checksums(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """Return a checksum of each text without the spaces around it, 0 for an empty text."""
+    """Return a checksum of each stripped text, and 0 for an empty text."""
     texts = pc.utf8_trim_whitespace(column)
     return np.where(np.asarray(pc.equal(texts, "")), 0, checksums(texts))
 
 
 def _usable(queries: np.ndarray, positives: np.ndarray, *negatives: np.ndarray) -> np.ndarray:
-    """Mark rows with a text in each column, and another one in negatives than in the positive, by trimmed checksums."""
+    """Mark the rows with a text in each column, whose negatives differ from the positive, by trimmed checksums."""
     usable = (queries != 0) & (positives != 0)
     for others in negatives:
         usable &= (others != 0) & (others != positives)
@@ -380,10 +380,10 @@ def _usable(queries: np.ndarray, positives: np.ndarray, *negatives: np.ndarray) 
 
 
 def column_names(number: int) -> list[str]:
-    """Name the columns of rows of a query, a positive and perhaps negatives."""
+    """Name the columns of rows with a query, a positive and optional negatives."""
     if number < 2:
         raise ValueError(
-            f"expected rows of a query, a positive and perhaps negatives, got rows of {number} texts; check the "
+            f"expected rows of a query, a positive and optional negatives, got rows of {number} texts; check the "
             "separator of the columns, or name them"
         )
     negatives = ["negative"] if number == 3 else [f"negative_{position}" for position in range(1, number - 1)]
@@ -391,7 +391,7 @@ def column_names(number: int) -> list[str]:
 
 
 def _columns(source: Any, names: Sequence[Any], identifiers: bool) -> dict[str, Any]:
-    """Find the columns of triples among the names of a source, which are numbers where it has none."""
+    """Find the columns of triples among the names of a source. Columns without names are numbered."""
     require_distinct_columns(names, "triples")
     if all(str(name).isdecimal() for name in names):
         return dict(zip(column_names(len(names)), names, strict=True))
@@ -400,16 +400,16 @@ def _columns(source: Any, names: Sequence[Any], identifiers: bool) -> dict[str, 
     for role, known in (("query", of_queries), ("positive", POSITIVES), ("negative", NEGATIVES)):
         number = r"(_\d+)?" if role == "negative" else "()"
         matches = [re.fullmatch(rf"({'|'.join(known)}){number}", str(name)) for name in names]
-        # by number: as strings, negative_10 comes before negative_2
+        # sort by number: as a string, negative_10 comes before negative_2
         order = {(known.index(match[1]), int((match[2] or "_0")[1:]), match[0]): match for match in matches if match}
         found = [order[key] for key in sorted(order)]
         columns |= {f"{role}{match[2] or ''}": match[0] for match in found if match[1] == found[0][1]}
     is_pair = columns.keys() == {"query", "positive"}
-    # negatives under another name must not make pairs of triples
+    # do not read triples as pairs if the negatives have another name
     if not columns.keys() >= {"query", "positive"} or (is_pair and any("neg" in str(name).lower() for name in names)):
         expected = "; ".join(" or ".join(map(repr, known)) for known in (of_queries, POSITIVES, NEGATIVES))
         raise ValueError(
-            "triples must have a column for the query, one for the positive, and perhaps one or several for negatives "
+            "triples must have a column for the query, one for the positive, and optionally one or more for negatives "
             f"({expected}, 'negative_1', 'negative_2', ...), got the columns {list(names)}; rename some"
         )
     if LABEL in names and not identifiers:
@@ -422,20 +422,20 @@ def _columns(source: Any, names: Sequence[Any], identifiers: bool) -> dict[str, 
 
 
 def _tables(source: Any, fields: Sequence[str], identifiers: bool, kind: str | None = None) -> Iterator[pa.Table]:
-    """Read the columns of triples, whatever holds them: strings without missing values, and labels as float32."""
+    """Read the columns of triples from any source, as strings without missing values, and labels as float32."""
     try:
         for table in _raw_tables(source, identifiers, kind):
             rows = _unfolded(table, fields)
             yield pa.table({name: _values(name, rows[name]) for name in rows.column_names})
     except (pa.ArrowException, OSError, TypeError, UnicodeError) as error:
         error_type = TypeError if isinstance(error, TypeError) else ValueError
-        raise error_type(f"{_name(source)}: {error}; correct it, or write the data again") from error
+        raise error_type(f"{_name(source)}: {error}; correct the data, or write it again") from error
     except ValueError as error:
         raise ValueError(f"{_name(source)}: {error}") from error
 
 
 def _unfolded(table: pa.Table, fields: Sequence[str]) -> pa.Table:
-    """Make a row of each positive and each negative where columns hold lists of texts or of documents."""
+    """Make one row per pair of positive and negative if columns hold lists of texts or documents."""
     lists = [name for name in table.column_names if pa.types.is_list(table[name].type)]
     lists = [name for name in lists if name not in ("qid", "query", LABEL)]
     if not lists:
@@ -477,7 +477,7 @@ def _raw_tables(source: Any, identifiers: bool, kind: str | None) -> Iterator[pa
             rows = source.with_format("arrow", columns=shown)
         columns: dict[str, Any] = {}
         for batch in rows.iter(batch_size=ROWS):
-            # a transform may make texts of other columns
+            # a transform may compute texts from other columns
             names = batch.column_names if isinstance(batch, pa.Table) else list(batch)
             columns = columns or _columns(source, names, identifiers)
             yield _chosen(batch, columns)
@@ -503,37 +503,37 @@ def _chosen(table: Mapping[str, Any], columns: Mapping[str, Any]) -> pa.Table:
 
 
 def _read_file(path: Path, identifiers: bool, kind: str | None) -> Iterator[pa.Table]:
-    """Read a file with Arrow, whose errors name the row."""
+    """Read a file with Arrow, since its errors name the row."""
     kind = kind or Path(path.name.lower().removesuffix(".gz")).suffix
     if kind == ".parquet":
         with pq.ParquetFile(path) as file:
             columns = _columns(path, file.schema_arrow.names, identifiers)
             for batch in file.iter_batches(ROWS, columns=list(columns.values())):
-                # strings that are not UTF-8 would be an error only when they are used
+                # otherwise strings that are not UTF-8 would fail only when they are used
                 batch.validate(full=True)
                 yield _chosen(batch, columns)
     elif kind in (".json", ".jsonl"):
         yield from _read_json(path, identifiers)
     elif kind in (".tsv", ".csv"):
-        # quotes are texts in TSV, as in the files of MS MARCO
+        # TSV has no quoting, as in the files of MS MARCO
         yield from _read_rows(path, identifiers, quoted=kind == ".csv")
     else:
         raise ValueError("expected a file named .tsv, .csv, .jsonl or .parquet (.gz may follow)")
 
 
 def first_line(path: Path) -> str:
-    """Read the first line of a file that is not empty, or ``""``."""
+    """Read the first nonempty line of a file, or return ``""``."""
     with (gzip.open if _compression(path) else open)(path, "rt", encoding="utf-8-sig") as lines:
         return next(filter(str.strip, lines), "")
 
 
 def _read_json(path: Path, identifiers: bool) -> Iterator[pa.Table]:
-    """Read an object a line, with the columns of the first one."""
+    """Read one JSON object per line, with the columns of the first one."""
     first = first_line(path)
     names = json.loads(first) if first.lstrip().startswith("{") else {}
     if not names:
-        raise ValueError("expected a JSON object a line, such as {'query': ..., 'positive': ..., 'negative': ...}")
-    # types are given, or Arrow would take some texts for times
+        raise ValueError("expected one JSON object per line, such as {'query': ..., 'positive': ..., 'negative': ...}")
+    # set the types, since Arrow would read some texts as times
     columns = _columns(path, list(names), identifiers)
     types = {
         name: pa.array([names[name]]).type if isinstance(names[name], list) else pa.string()
@@ -547,7 +547,7 @@ def _read_json(path: Path, identifiers: bool) -> Iterator[pa.Table]:
 
 
 def _read_rows(path: Path, identifiers: bool, *, quoted: bool) -> Iterator[pa.Table]:
-    """Read cells between tabs, or between commas and perhaps in quotes; columns without names are numbered."""
+    """Read cells separated by tabs, or by commas with optional quotes. Columns without names are numbered."""
     options: dict[str, Any] = {"newlines_in_values": True} if quoted else {"delimiter": "\t", "quote_char": False}
     numbered = pa.csv.ReadOptions(autogenerate_column_names=True, block_size=LARGEST_ROW)
     types = pa.csv.ConvertOptions(column_types={f"f{number}": pa.string() for number in range(1_000)})
@@ -555,7 +555,7 @@ def _read_rows(path: Path, identifiers: bool, *, quoted: bool) -> Iterator[pa.Ta
     with pa.input_stream(str(path), compression=_compression(path)) as file:
         for batch in pa.csv.open_csv(file, numbered, pa.csv.ParseOptions(**options), types):
             if any(pc.any(pc.match_substring(column, "\0")).as_py() for column in batch.columns):
-                raise ValueError("a text has a NUL, which no text has; convert the file to UTF-8")
+                raise ValueError("a text contains a NUL character; convert the file to UTF-8")
             start = 0
             if not columns:
                 names = [column[0].as_py().strip().lower() for column in batch.columns]
@@ -566,7 +566,7 @@ def _read_rows(path: Path, identifiers: bool, *, quoted: bool) -> Iterator[pa.Ta
                 columns = {role: batch.schema.names[names.index(name)] for role, name in found.items()}
             yield _chosen(batch[start:], columns)
     if quoted and len(batch) and batch.columns[-1][-1].as_py().endswith("\n"):
-        raise ValueError("the last row ends within quotes; close them")
+        raise ValueError("the quotes of the last row are not closed; close them")
 
 
 def _compression(path: Path) -> str | None:
@@ -575,14 +575,14 @@ def _compression(path: Path) -> str | None:
 
 
 def _docpairs(dataset: pt.datasets.Dataset) -> Iterator[pa.Table]:
-    """Read docpairs, from their file if all of its lines are docpairs, since ir_datasets is several times slower."""
+    """Read docpairs directly from a file with only docpairs, since ir_datasets is several times slower."""
     reference = cast(Any, dataset).irds_ref()
     handler = reference.docpairs_handler()
     if type(handler) is TsvDocPairs and handler.docpairs_cls() is GenericDocPair:
         path = Path(reference.docpairs_path())
         for table in _tables(path, [], True, ".tsv"):
             if table.num_columns != 3:
-                raise ValueError(f"{path}: expected a query, a positive and a negative a line, got {table.num_columns}")
+                raise ValueError(f"{path}: expected query, positive and negative per line, got {table.num_columns}")
             yield table
         return
     for chunk in chunked(reference.docpairs_iter(), ROWS):
@@ -592,11 +592,11 @@ def _docpairs(dataset: pt.datasets.Dataset) -> Iterator[pa.Table]:
 
 @dataclass(eq=False)
 class _Lookup:
-    """The transform of a dataset of row numbers, which gives each batch its texts."""
+    """Transform the row numbers of a batch to texts."""
 
     queries: Dataset
     documents: Dataset
-    corpus: Documents | None  # where the texts of documents are, if they are not stored
+    corpus: Documents | None  # where to read the texts of documents, if they are not stored
 
     def __call__(self, batch: Mapping[str, Sequence[int]]) -> dict[str, list[str]]:
         texts = {}
@@ -614,7 +614,7 @@ class _Lookup:
 
 
 def _numbered(tables: Iterable[pa.Table]) -> tuple[dict[str, np.ndarray], pa.Array, pa.Array]:
-    """Replace identifiers by numbers; return the columns, and the identifiers of queries and of documents."""
+    """Replace identifiers by numbers, and return the columns with the identifiers of queries and documents."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pairs"
         write_tables(path, tables)
@@ -639,7 +639,7 @@ def _write_pairs(
     store_texts: bool,
     verbose: bool,
 ) -> dict[str, Any]:
-    """Write triples of the row numbers of texts, and the texts, each once; return the summary."""
+    """Write each text once and triples of their row numbers, and return the summary."""
     pairs, qids, docnos = _numbered(tables)
     query_of, *documents_of = pairs.values()
     number = len(query_of)
@@ -654,7 +654,7 @@ def _write_pairs(
     texts = dict(queries)
     query_texts = pa.array([texts.get(qid) or "" for qid in qids.to_pylist()], pa.string())
     trimmed_queries = _trimmed_checksums(query_texts)
-    # of each document: the row of its text, -1 before it is looked up, and checksums of the text
+    # for each document: the row of its text (-1 until it is looked up), and checksums of the text
     row_of = np.full(len(docnos), -1, dtype=np.int32)
     exact, trimmed = np.zeros((2, len(docnos)), dtype=np.uint64)
     taken = np.zeros(len(qids), dtype=int)

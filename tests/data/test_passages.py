@@ -101,7 +101,7 @@ def test_passages_must_say_which_document_they_are_of(name):
     def divide(frame):
         return frame.assign(docno=[name.format(row) for row in range(len(frame))])
 
-    with pytest.raises(ValueError, match=f"'document-0%p1'; got 'sort' as the docno '{name.format(0)}'"):
+    with pytest.raises(ValueError, match=f"'document-0%p1'; got 'sort' with the docno '{name.format(0)}'"):
         passages.divide(["sort", "read"], pt.apply.generic(divide, transform_outputs=list), "text")
 
 
