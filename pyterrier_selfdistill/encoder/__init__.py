@@ -1,1 +1,1 @@
-"""The bi-encoder: encoding, saving and loading, precision, adapters."""
+"""The bi-encoder: encoding, saving, loading, precision and adapters."""

@@ -1,6 +1,7 @@
-"""Adapters: few weights that are trained beside those of a language model, which stay as they are (PEFT, such as LoRA).
+"""Adapters (PEFT, such as LoRA): train a few extra weights of a language model and freeze the others.
 
-What is here is what sentence-transformers and transformers do not do: know the base of an adapter again, and merge it.
+This module adds two features that sentence-transformers and transformers lack: verify the base of an adapter when you
+load it, and merge an adapter into its base.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from transformers import AutoConfig, PreTrainedModel
 from ..utils.checks import Expected, load_extra
 from ..utils.compat import reported_weights
 
-CONFIG_FILE = "adapter_config.json"  # where PEFT says what an adapter is, and of which base
+CONFIG_FILE = "adapter_config.json"  # the file where PEFT describes an adapter and its base
 
-# how PEFT names, inside of a layer that it wraps, the layer that was there
+# the names that PEFT gives to the original layer inside a wrapper
 WRAPPERS = {"base_layer", "original_module"}
 
-# what PEFT notes in a configuration besides the adapter itself
+# the fields of a PEFT configuration that do not change the adapter
 NOTES = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision")
 
 
@@ -38,22 +39,22 @@ def _adapter_config(value: Any) -> Any:
     return value
 
 
-# what to train in place of the weights of a language model; None for these themselves
+# the adapter to train instead of the weights of a language model; None trains the weights
 AdapterConfig = Annotated[
     Any, AfterValidator(_adapter_config), Expected("a configuration of PEFT, such as peft.LoraConfig(r=16)")
 ]
 
 
 def adapters_of(model: SentenceTransformer) -> Mapping[str, Any]:
-    """List the adapters of a model."""
+    """Return the configurations of the adapters of a model by name."""
     return getattr(model.transformers_model, "peft_config", {})
 
 
 def require_plain(model: SentenceTransformer, doing: str) -> None:
     if adapters_of(model):
         raise ValueError(
-            f"{doing} needs plain weights, and the encoder has an adapter, which refers to its base by a path or a "
-            "name; take encoder.merge_adapter() for it, or write the adapter alone with encoder.save_adapter(path)"
+            f"{doing} needs plain weights, but the encoder has an adapter, which refers to its base by a path or a "
+            "name; use encoder.merge_adapter(), or write the adapter alone with encoder.save_adapter(path)"
         )
 
 
@@ -66,18 +67,18 @@ def require_adaptable(model: SentenceTransformer, config: Any) -> None:
     if config.is_prompt_learning:
         raise ValueError(
             f"adapter={config.peft_type.value} learns a prompt, which sentence-transformers cannot add to its models; "
-            "give one that adapts layers, such as peft.LoraConfig(r=16)"
+            "pass a configuration that adapts layers, such as peft.LoraConfig(r=16)"
         )
 
 
 def add_adapter(model: SentenceTransformer, config: Any, *, base: str, seed: int) -> None:
-    """Add an adapter to a model, and freeze all other weights."""
+    """Add an adapter to a model and freeze all other weights."""
     before = base_checksum(model)
     model.requires_grad_(False)
     language_model = _language_model(model)
-    # what PEFT writes into the configuration
+    # PEFT writes this name into the configuration
     language_model.name_or_path = base
-    # the same weights in a run that is resumed, whatever else draws random numbers
+    # a resumed run starts with the same weights, even if other code draws random numbers
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         model.add_adapter(copy.deepcopy(config))
@@ -85,27 +86,27 @@ def add_adapter(model: SentenceTransformer, config: Any, *, base: str, seed: int
     trained = [name for name, weights in language_model.named_parameters() if weights.requires_grad and name in names]
     if trained or base_checksum(model) != before:
         raise ValueError(
-            f"adapter={describe_adapter(config)} changes weights of the base itself, which would no longer be the one "
-            "that is saved; leave out bias=, or choose another init_lora_weights="
+            f"adapter={describe_adapter(config)} changes weights of the base, which would then differ from the saved "
+            "base; omit bias=, or choose another init_lora_weights="
         )
 
 
 def describe_adapter(config: Any) -> dict[str, Any]:
-    """Describe an adapter, by what its configuration has that PEFT would not choose itself."""
+    """Describe an adapter by the fields of its configuration that differ from the defaults of PEFT."""
     described: dict[str, Any] = {"type": config.peft_type.value}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         make: Any = field.default_factory
         default = field.default if make is dataclasses.MISSING else make()
         if field.name not in NOTES and value not in (None, default):
-            # as JSON has it, the same whenever it is the same
+            # convert to JSON, so that equal values have equal descriptions
             plain = sorted(value) if isinstance(value, set) else value
             described[field.name] = json.loads(json.dumps(plain, default=str))
     return described
 
 
 def adapter_settings(model: SentenceTransformer) -> tuple[Any, ...]:
-    """Collect what decides on vectors besides weights and layers, such as the scale of an adapter."""
+    """Collect the settings that affect vectors in addition to weights and layers, such as the scale of an adapter."""
     described = {name: describe_adapter(config) for name, config in adapters_of(model).items()}
     disabled = {layer.disable_adapters for layer in _wrapped_layers(_language_model(model)).values()}
     return json.dumps(described), tuple(model.active_adapters()), tuple(sorted(disabled))
@@ -117,7 +118,7 @@ def base_checksum(model: SentenceTransformer) -> str:
 
 
 def saved_base(model: SentenceTransformer, name: str | None) -> str:
-    """Find from where the base of a model's adapter, or of one that it is to get, can be loaded again."""
+    """Find a path or name that loads the base of a model's adapter, before or after the adapter is added."""
     language_model = _language_model(model)
     checksum = _checksum(language_model)
     said = [config.base_model_name_or_path for config in adapters_of(model).values()]
@@ -138,7 +139,7 @@ def saved_base(model: SentenceTransformer, name: str | None) -> str:
 
 
 def require_base(folder: Path) -> None:
-    """Check that the base of a saved adapter is there."""
+    """Check that the base of a saved adapter is available."""
     file = folder / CONFIG_FILE
     if not file.is_file():
         return
@@ -146,26 +147,26 @@ def require_base(folder: Path) -> None:
     try:
         base = str(json.loads(file.read_text())["base_model_name_or_path"])
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ValueError(f"{str(file)!r} is not what PEFT wrote; save or copy the adapter again") from error
+        raise ValueError(f"{str(file)!r} is damaged; save or copy the adapter again") from error
     try:
         with reported_weights():
             AutoConfig.from_pretrained(base, local_files_only=True)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
-            f"{str(folder)!r} holds an adapter of {base!r}, which is not on this machine: {error}. Put the base there "
-            f"again, download it with SelfDistillBiEncoder.from_pretrained({base!r}) if that is its name on the hub, "
-            f"or write where it is as base_model_name_or_path into {CONFIG_FILE}"
+            f"{str(folder)!r} holds an adapter of {base!r}, which is not on this machine: {error}. Restore the base, "
+            f"download it with SelfDistillBiEncoder.from_pretrained({base!r}) if that is its name on the hub, or set "
+            f"base_model_name_or_path in {CONFIG_FILE} to its path"
         ) from error
 
 
 def merged(model: SentenceTransformer) -> SentenceTransformer:
-    """Make a model of plain weights that computes what a base and its adapter do, but for rounding."""
+    """Merge the adapter into a copy of the model, whose vectors differ only by rounding."""
     plain = copy.deepcopy(model)
     language_model = _language_model(plain)
-    # left by a training that computes activations again
+    # training with gradient checkpointing leaves it enabled
     language_model.disable_input_require_grads()
     for name, layer in _wrapped_layers(language_model).items():
-        # layers that are trained in full, beside an adapter, have a copy to take
+        # layers that are trained in full, next to an adapter, hold a trained copy
         if hasattr(layer, "unload_and_optionally_merge_module"):
             plain_layer = layer.unload_and_optionally_merge_module(merge=True, safe_merge=True, adapter_names=None)
         else:
@@ -181,12 +182,12 @@ def merged(model: SentenceTransformer) -> SentenceTransformer:
 def _language_model(model: SentenceTransformer) -> PreTrainedModel:
     language_model = model.transformers_model
     if not isinstance(language_model, PreTrainedModel):
-        raise ValueError(f"adapters need a language model of transformers, and the model begins with {model[0]}")
+        raise ValueError(f"adapters need a language model of transformers, and the model starts with {model[0]}")
     return language_model
 
 
 def _wrapped_layers(language_model: PreTrainedModel) -> dict[str, Any]:
-    """Find the layers that PEFT has wrapped, outermost ones only."""
+    """Find the outermost layers that PEFT has wrapped."""
     tuners = importlib.import_module("peft.tuners.tuners_utils")
     utils = importlib.import_module("peft.utils.other")
     kinds = tuners.BaseTunerLayer, utils.AuxiliaryTrainingWrapper
@@ -198,11 +199,11 @@ def _wrapped_layers(language_model: PreTrainedModel) -> dict[str, Any]:
 
 
 def _base_names(language_model: PreTrainedModel) -> Iterator[tuple[str, str]]:
-    """Iterate over the names of weights that are not of an adapter, and those that they had before there was one."""
+    """Iterate over the weights outside adapters, as pairs of their current name and their name without adapters."""
     adapters = set(getattr(language_model, "peft_config", {}))
     for name in language_model.state_dict():
         parts = name.split(".")
-        # PEFT names each weight of an adapter after it
+        # PEFT puts the name of the adapter into the names of its weights
         if adapters.isdisjoint(parts):
             yield name, ".".join(part for part in parts if part not in WRAPPERS)
 
@@ -217,7 +218,7 @@ def _checksum(language_model: PreTrainedModel) -> str:
 
 
 def tensor_bytes(tensor: torch.Tensor) -> bytes:
-    """Return the bytes of a tensor, those of its float32 values if it has 16 bits."""
+    """Return the bytes of a tensor, converted to float32 if it has 16 bits."""
     if tensor.dtype in (torch.float16, torch.bfloat16):
         tensor = tensor.float()
     return tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()

@@ -1,4 +1,4 @@
-"""The bi-encoder: a sentence-transformers model as PyTerrier encodes, scores, saves and loads it."""
+"""The bi-encoder: encode, score, save and load with a sentence-transformers model in PyTerrier."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ from .card import artifact_card
 from .precision import Precision, copied, copy_to_encode, has_bfloat16, write_graph
 from .storage import Device, PoolingMode
 
-READ_AHEAD = 2048  # how many documents an indexing pipeline reads at once, to encode those of like length together
-CHUNK = 4096  # how many vectors of an index are cut at once
-EMPTY = " "  # encoded in place of an empty text, for which a tokenizer without special tokens has no token
-COLUMNS = 251  # in how many columns, a prime number of them, weights are summed to see that a model has changed
+READ_AHEAD = 2048  # how many documents an indexing pipeline reads at once, to sort them by length
+CHUNK = 4096  # how many vectors of an index to truncate at once
+EMPTY = " "  # replaces an empty text, which has no token without special tokens
+COLUMNS = 251  # a prime number of columns, in which weights are summed to detect changes of a model
 
-# by the first layer of a model, which variants share: it has the tokenizer, whose truncation is set and then used
+# by first layer, which variants share: its tokenizer is not thread-safe, since it sets truncation before using it
 LOCKS: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 
 RoleName = Annotated[str, Field(pattern="^(query|document)$")]
@@ -80,36 +80,36 @@ ModelName = Annotated[
 ]
 FieldName = Annotated[str, Field(min_length=1), Expected("the name of a field such as 'text'")]
 
-# strings, which are checked where they are encoded; pyterrier-dr hands over a progress bar
+# strings, which encode() checks; pyterrier-dr passes a progress bar
 Texts: TypeAlias = SkipValidation[Sequence[str]]
 
 
 class SelfDistillBiEncoder(WithHints, ComparedByKey, pt.Artifact, BiEncoder):
-    """A single-vector biencoder whose vectors are L2-normalized, so that dot products are cosines.
+    """A single-vector biencoder with L2-normalized vectors, so that dot products are cosine similarities.
 
-    By the columns of its input it encodes queries (``query`` to ``query_vec``), encodes documents (``text`` to
-    ``doc_vec``), or scores results (both, to ``score`` and ``rank``). Vectors are float32 arrays of shape
+    The columns of your input decide the task: it encodes queries (``query`` to ``query_vec``), encodes documents
+    (``text`` to ``doc_vec``), or scores results (both, to ``score`` and ``rank``). Vectors are float32 arrays of shape
     ``(dimension,)``.
 
     Args:
-        model: A sentence-transformers model (which gets a normalization layer at its end if it has none), or a folder
-            that :meth:`save` wrote. Other models are loaded with :meth:`from_pretrained`.
-        batch_size: How many texts to encode at once.
+        model: A sentence-transformers model, or a folder that :meth:`save` wrote. A model without a normalization layer
+            at its end gets one. Load other models with :meth:`from_pretrained`.
+        batch_size: The number of texts to encode at once.
         text_field: The column with the text of documents.
         verbose: Whether to show a progress bar.
-        device: Where to encode, such as ``"cpu"`` or ``"cuda:0"``; by default a GPU if there is one.
+        device: The device to encode on, such as ``"cpu"`` or ``"cuda:0"``; by default a GPU if you have one.
         dtype: The precision of encoding; see :meth:`from_pretrained`.
 
     Raises:
-        FileNotFoundError: If there is no such folder.
+        FileNotFoundError: If the folder does not exist.
         ValueError: If the folder does not hold a sentence-transformers model, ``batch_size`` is not positive, or
             ``dtype`` is unknown.
 
     Attributes:
-        dtype: The precision of encoding as it was given; ``precision`` says which it is on this machine.
+        dtype: The precision that you asked for; ``precision`` is the one in use on this machine.
         model: The sentence-transformers model.
-        name: The folder or the hub name that the model comes from, if it is known.
-        training_summary: How the model was trained: data, loss, arguments, measures. Empty if not by this package.
+        name: The folder or the hub name that the model comes from, if known.
+        training_summary: The data, loss, arguments and measures of the training. Empty for models of other libraries.
 
     Example:
         >>> results = encoder([{"qid": "1", "query": "sort rows", "docno": "d1", "text": "sort the rows of a table"}])
@@ -177,34 +177,34 @@ class SelfDistillBiEncoder(WithHints, ComparedByKey, pt.Artifact, BiEncoder):
     ) -> SelfDistillBiEncoder:
         """Load a model to train or to use.
 
-        A plain language model gets a pooling layer; a sentence-transformers model keeps its own. Lengths and prompts
-        that are not given stay as the model has them.
+        A plain language model gets a pooling layer; a sentence-transformers model keeps its layers. If you omit a
+        length or a prompt, the model keeps its current one.
 
         Args:
             name_or_path: The name of a model on the Hugging Face hub, or a folder.
-            pooling: How a plain language model makes one vector of many: by default ``"lasttoken"`` for causal models
-                such as Qwen3 and GPT-2, whose first token sees no other, and ``"cls"`` for all others, such as BERT.
-            query_length: The number of tokens after which queries are cut, those of the prompt included.
-            document_length: The number of tokens after which documents are cut, likewise.
-            query_prompt: What to put before each query.
-            document_prompt: What to put before each document.
-            batch_size: How many texts to encode at once.
+            pooling: How to pool the token vectors of a plain language model. The default is ``"lasttoken"`` for causal
+                models such as Qwen3 and GPT-2, whose first token sees no other, and ``"cls"`` for others such as BERT.
+            query_length: The maximum number of tokens of a query, including the prompt. Longer queries are truncated.
+            document_length: The maximum number of tokens of a document, including the prompt.
+            query_prompt: The text to put before each query, such as ``"query: "``.
+            document_prompt: The text to put before each document.
+            batch_size: The number of texts to encode at once.
             text_field: The column with the text of documents.
             verbose: Whether to show a progress bar.
-            device: Where to encode; by default a GPU if there is one.
+            device: The device to encode on; by default a GPU if you have one.
             dtype: The precision of encoding: ``"float32"``, ``"bfloat16"``, ``"float16"``, or ``"int8"`` with ``pip
-                install pyterrier-selfdistill[int8]``; by default bfloat16 where the hardware has it, and float32
-                elsewhere. Weights and vectors are float32 in any case: the copy of the model that encodes takes memory
-                beside it, half as much in 16 bits.
+                install pyterrier-selfdistill[int8]``. The default is bfloat16 if the hardware supports it, and float32
+                otherwise. Weights and vectors are always float32. Encoding in another precision keeps a second copy of
+                the model in memory, of half the size in 16 bits.
 
         Returns:
             The encoder.
 
         Raises:
-            ValueError: If ``pooling`` is given for a model that has its own, a length does not fit the model, ``dtype``
-                is unknown, or a file of a folder is missing or damaged.
-            FileNotFoundError: If there is no such folder.
-            OSError: If the hub has no such model, or there is no network.
+            ValueError: If you pass ``pooling`` for a sentence-transformers model, a length exceeds the positions of the
+                model, ``dtype`` is unknown, or a file of a folder is missing or damaged.
+            FileNotFoundError: If the folder does not exist.
+            OSError: If the hub does not have the model, or you have no network.
         """
         name = storage.find(name_or_path)
         model = storage.load_pretrained(name, pooling=pooling, device=device)
@@ -217,30 +217,30 @@ class SelfDistillBiEncoder(WithHints, ComparedByKey, pt.Artifact, BiEncoder):
         return encoder
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
-        """Encode or score, by the columns of the frame."""
+        """Encode or score a frame, depending on its columns."""
         with explained_columns("the encoder", inp):
             return super().transform(inp)
 
     @checked
     def save(self, path: FolderPath, *, overwrite: bool = False) -> Path:
-        """Write the model to a folder, atomically.
+        """Write the model to a folder, completely or not at all.
 
-        ``pt.Artifact.load(path)`` and ``SentenceTransformer(path)`` read it, and so does
-        ``pyterrier_dr.SBertBiEncoder(path)``, which knows no prompts and cuts queries where documents are cut.
+        Load it with ``pt.Artifact.load(path)`` or ``SentenceTransformer(path)``. You can also load it with
+        ``pyterrier_dr.SBertBiEncoder(path)``, which ignores prompts and truncates queries at the length of documents.
 
         Args:
             path: The folder to write.
-            overwrite: Whether to replace an encoder that is there.
+            overwrite: Whether to replace an existing encoder.
 
         Returns:
             The folder.
 
         Raises:
-            FileExistsError: If the folder is there and ``overwrite`` is not set, or holds files that this package did
-                not write there.
-            FolderInUseError: If another process writes it.
-            ValueError: If the encoder has an adapter: see :meth:`merge_adapter` and :meth:`save_adapter`.
-            OSError: If it may not be written, or the disk is full.
+            FileExistsError: If the folder exists and ``overwrite`` is not set, or it holds files that this package did
+                not write.
+            FolderInUseError: If another process writes to the folder.
+            ValueError: If the encoder has an adapter; see :meth:`merge_adapter` and :meth:`save_adapter`.
+            OSError: If you have no permission to write, or the disk is full.
 
         Example:
             >>> import tempfile
@@ -249,13 +249,13 @@ class SelfDistillBiEncoder(WithHints, ComparedByKey, pt.Artifact, BiEncoder):
             ...     pt.Artifact.load(path)
             SelfDistillBiEncoder('...model')
         """
-        require_plain(self.model, "a folder that is read without its base")
+        require_plain(self.model, "a self-contained folder")
         self.path = storage.save(self.model, self.metadata, path, overwrite=overwrite)
         self.name = str(self.path)
         return self.path
 
     def copy(self) -> SelfDistillBiEncoder:
-        """Make an encoder with weights of its own, equal to these."""
+        """Copy the encoder, including its weights."""
         return copy.deepcopy(self)
 
     @checked
@@ -274,18 +274,19 @@ class SelfDistillBiEncoder(WithHints, ComparedByKey, pt.Artifact, BiEncoder):
         Args:
             corpus: A PyTerrier dataset, a frame or an iterable of records with ``docno`` and text.
             path: The folder of the index.
-            fields: The fields of documents that make a text, such as ``["title", "text"]``, if not the text field.
-            num_results: How many documents to find for a query.
-            overwrite: Whether to replace an index that is there.
+            fields: The fields to join into the text of a document, such as ``["title", "text"]``; by default only the
+                text field.
+            num_results: The number of documents to retrieve per query.
+            overwrite: Whether to replace an existing index.
             verbose: Whether to show a progress bar.
 
         Returns:
             The retriever.
 
         Raises:
-            FileExistsError: If there is an index already and ``overwrite`` is not set, or something else.
-            FolderInUseError: If another process is building it.
-            ValueError: If a document lacks a field or has the identifier of another one, or there are no documents.
+            FileExistsError: If the index exists and ``overwrite`` is not set, or the path holds other files.
+            FolderInUseError: If another process is building the index.
+            ValueError: If a document lacks a field, two documents have the same ``docno``, or there are no documents.
             TypeError: If a document has no text, or its identifier is not a string.
 
         Example:
@@ -309,7 +310,7 @@ class SelfDistillBiEncoder(WithHints, ComparedByKey, pt.Artifact, BiEncoder):
 
     @checked
     def cache_path(self, path: FolderPath) -> Path:
-        """Put a part of the encoder's checksum into a path, so that a changed encoder gets its own cache.
+        """Add a part of the encoder's checksum to a path, so that a changed encoder gets a new cache.
 
         Example:
             >>> str(encoder.cache_path("caches/scores.cache"))
@@ -334,7 +335,7 @@ class SelfDistillBiEncoder(WithHints, ComparedByKey, pt.Artifact, BiEncoder):
     ) -> pt.Transformer:
         """Make a transformer that adds ``score`` and ``rank`` to frames with queries and documents.
 
-        Vectors that the frame has already are taken, unless another encoder made them.
+        It reuses vectors that are already in the frame, unless another encoder made them.
         """
         return Scorer(self, verbose=verbose, batch_size=batch_size, sim_fn=sim_fn)
 
@@ -345,12 +346,12 @@ class SelfDistillBiEncoder(WithHints, ComparedByKey, pt.Artifact, BiEncoder):
 
     @checked
     def encode_docs(self, texts: Texts, batch_size: PositiveInteger | None = None) -> np.ndarray:
-        """Encode documents, as :meth:`encode_queries` does queries."""
+        """Encode documents to float32 unit vectors of shape ``(len(texts), dimension)``."""
         return encode(self.encoding_model, texts, "document", batch_size or self.batch_size)
 
     @checked
     def encode_queries_torch(self, texts: Texts, batch_size: PositiveInteger | None = None) -> torch.Tensor:
-        """Encode queries with the weights themselves, so that gradients flow, to vectors on their device."""
+        """Encode queries with the original weights, so that gradients flow, to vectors on the device of the model."""
         model = self.model
         prompt = model.prompts.get("query") or model.prompts.get(model.default_prompt_name or "")
         vectors = [torch.empty((0, self.dimension), device=model.device)]
@@ -365,7 +366,7 @@ class SelfDistillBiEncoder(WithHints, ComparedByKey, pt.Artifact, BiEncoder):
     def with_prompts(self, *, query: str | None = None, document: str | None = None) -> Self:
         """Make an encoder with other prompts that shares the weights of this one.
 
-        Its checksum is another one. ``""`` stands for no prompt, and None leaves the prompt of the model.
+        Pass ``""`` to remove a prompt, and None to keep it. The checksum of the new encoder differs.
 
         Example:
             >>> questions = encoder.with_prompts(query="query: ")
@@ -378,13 +379,13 @@ class SelfDistillBiEncoder(WithHints, ComparedByKey, pt.Artifact, BiEncoder):
 
     @checked
     def truncate(self, dimension: PositiveInteger) -> Self:
-        """Make an encoder whose vectors are the first dimensions of these, scaled to unit length again.
+        """Make an encoder that keeps only the first dimensions of vectors and scales them to unit length.
 
-        Train with ``matryoshka_dims`` of :class:`SelfDistillTrainer` so that they lose little. The encoder has its own
-        identity: it searches an index that it has built, or that :meth:`truncate_index` has cut.
+        To lose little effectiveness, train with ``matryoshka_dims`` of :class:`SelfDistillTrainer`. The shorter encoder
+        has a different identity: it searches an index that it built, or that you cut with :meth:`truncate_index`.
 
         Raises:
-            ValueError: If the vectors do not have more dimensions.
+            ValueError: If ``dimension`` is not smaller than the dimension of the vectors.
 
         Example:
             >>> encoder.truncate(8).encode_queries(["sort the rows"]).shape
@@ -406,12 +407,12 @@ class SelfDistillBiEncoder(WithHints, ComparedByKey, pt.Artifact, BiEncoder):
     def truncate_index(
         self, index: SelfDistillIndex, path: FolderPath, dimension: PositiveInteger, *, overwrite: bool = False
     ) -> SelfDistillIndex:
-        """Cut an index that this encoder built to the one that ``encoder.truncate(dimension)`` would have built.
+        """Cut an index of this encoder, with the same result as indexing with ``encoder.truncate(dimension)``.
 
         Raises:
             EncoderMismatchError: If another encoder built the index.
-            ValueError: If its vectors do not have more dimensions.
-            FileExistsError: If there is an index at the path and ``overwrite`` is not set, or something else.
+            ValueError: If ``dimension`` is not smaller than the dimension of the vectors.
+            FileExistsError: If ``path`` exists and ``overwrite`` is not set, or it holds other files.
 
         Example:
             >>> import tempfile
@@ -425,7 +426,7 @@ class SelfDistillBiEncoder(WithHints, ComparedByKey, pt.Artifact, BiEncoder):
         built_by = index.encoder
         if built_by is not None and built_by.checksum != self.identity.checksum:
             raise EncoderMismatchError(
-                f"{index!r} was built by the encoder {built_by}, and this one is {self.identity}; cut it with its own"
+                f"{index!r} was built by the encoder {built_by}, and this one is {self.identity}; cut it with that one"
             )
         shorter = SelfDistillIndex(path, sim_fn=index.sim_fn, verbose=index.verbose)
         indexer = shorter.indexer(mode="overwrite" if overwrite else "create")
@@ -433,12 +434,12 @@ class SelfDistillBiEncoder(WithHints, ComparedByKey, pt.Artifact, BiEncoder):
         return shorter
 
     def merge_adapter(self) -> Self:
-        """Make an encoder of plain weights, with the adapter merged into a copy of them.
+        """Make an encoder with plain weights, by merging the adapter into a copy of the base.
 
-        Its vectors differ by rounding only, but its checksum differs: search with the encoder that you index with.
+        The vectors differ only by rounding, but the checksum differs: search with the encoder that you index with.
 
         Raises:
-            ValueError: If the encoder has no adapter, or PEFT cannot merge one of this kind.
+            ValueError: If the encoder has no adapter, or PEFT cannot merge an adapter of this type.
         """
         if not adapters_of(self.model):
             raise ValueError(f"{self!r} has no adapter to merge: its weights are plain already")
@@ -446,14 +447,14 @@ class SelfDistillBiEncoder(WithHints, ComparedByKey, pt.Artifact, BiEncoder):
 
     @checked
     def save_adapter(self, path: FolderPath, *, overwrite: bool = False) -> Path:
-        """Write the adapter without its base to a folder, as :meth:`save` writes a model.
+        """Write the adapter without its base to a folder.
 
-        ``pt.Artifact.load(path)`` and ``SentenceTransformer(path)`` read it, as long as the base is where
-        ``adapter_config.json`` says. For ``pyterrier_dr.SBertBiEncoder`` save :meth:`merge_adapter`.
+        Load it with ``pt.Artifact.load(path)`` or ``SentenceTransformer(path)``, as long as the base stays at the place
+        in ``adapter_config.json``. For ``pyterrier_dr.SBertBiEncoder``, save the result of :meth:`merge_adapter`.
 
         Raises:
-            ValueError: If the encoder has no adapter, or several, or its base is not where it was loaded from.
-            FileExistsError: As :meth:`save`, and so are FolderInUseError and OSError.
+            ValueError: If the encoder has no adapter, or several, or its base is no longer where it was loaded from.
+            FileExistsError: In the same cases as :meth:`save`, like FolderInUseError and OSError.
         """
         if len(adapters_of(self.model)) != 1:
             raise ValueError(f"expected an encoder with one adapter, got one with {len(adapters_of(self.model))}")
@@ -463,14 +464,14 @@ class SelfDistillBiEncoder(WithHints, ComparedByKey, pt.Artifact, BiEncoder):
         return self.path
 
     def build_package(self, package_path: str | None = None, **options: Any) -> str:
-        """Write the encoder to one file, as PyTerrier's artifacts do; merge an adapter first.
+        """Write the encoder to one file, like other artifacts of PyTerrier; merge an adapter first.
 
-        It is saved for this, wherever it comes from. The file is next to its folder, if it has one.
+        You don't need to save the encoder before. By default, the file is next to the folder of the encoder, if any.
         """
         require_plain(self.model, "a package")
         if package_path is None:
             if not isinstance(self.path, Path):
-                raise ValueError(f"{self!r} is in no folder; give package_path=, or save it first")
+                raise ValueError(f"{self!r} has no folder; pass package_path=, or save it first")
             package_path = f"{self.path}.tar.lz4"
         with scratch_folder() as scratch:
             held = self.apply_attributes()
@@ -479,16 +480,16 @@ class SelfDistillBiEncoder(WithHints, ComparedByKey, pt.Artifact, BiEncoder):
 
     @checked
     def export(self, path: FolderPath, *, overwrite: bool = False) -> Path:
-        """Write the model to a folder as :meth:`save` does, with its graph in OpenVINO's format.
+        """Write the model to a folder like :meth:`save`, and add its graph in OpenVINO's format.
 
-        The graph is ``openvino/openvino_model.xml``, or ``openvino/openvino_model_qint8_quantized.xml`` if the encoder
-        encodes in int8, where sentence-transformers' own backend looks for it. It takes the tokens of texts with their
-        prompts, and returns ``last_hidden_state`` and ``sentence_embedding``, the unit vector.
+        The graph is ``openvino/openvino_model.xml``, or ``openvino/openvino_model_qint8_quantized.xml`` for an encoder
+        in int8. The OpenVINO backend of sentence-transformers finds it there. The graph takes the tokens of texts with
+        their prompts, and returns ``last_hidden_state`` and ``sentence_embedding``, the unit vector.
 
         Raises:
             ImportError: If OpenVINO is not installed: ``pip install pyterrier-selfdistill[int8]``.
-            ValueError: If OpenVINO cannot convert the model, or it has an adapter.
-            FileExistsError: As :meth:`save`, and so are FolderInUseError and OSError.
+            ValueError: If OpenVINO cannot convert the model, or the encoder has an adapter.
+            FileExistsError: In the same cases as :meth:`save`, like FolderInUseError and OSError.
         """
         load_extra("openvino")
         require_plain(self.model, "a graph")
@@ -498,17 +499,17 @@ class SelfDistillBiEncoder(WithHints, ComparedByKey, pt.Artifact, BiEncoder):
 
     @property
     def query_length(self) -> int | None:
-        """The number of tokens after which queries are cut; None if they are not."""
+        """The maximum number of tokens of a query, or None if queries are not truncated."""
         return storage.length_of(self.model, "query")
 
     @property
     def document_length(self) -> int | None:
-        """The number of tokens after which documents are cut; None if they are not."""
+        """The maximum number of tokens of a document, or None if documents are not truncated."""
         return storage.length_of(self.model, "document")
 
     @property
     def model_name(self) -> str:
-        """The checksum of weights, layers, lengths and prompts, by which pyterrier-dr compares encoders."""
+        """A checksum of weights, layers, lengths and prompts, which pyterrier-dr uses to compare encoders."""
         # reading all weights takes a second for a large model
         state = self._state()
         if state != self._checksum[0]:
@@ -520,7 +521,7 @@ class SelfDistillBiEncoder(WithHints, ComparedByKey, pt.Artifact, BiEncoder):
 
     @property
     def identity(self) -> EncoderIdentity:
-        """The name and the checksum, which vectors and indexes remember."""
+        """The name and checksum that vectors and indexes store."""
         return EncoderIdentity(self.name, self.model_name)
 
     @property
@@ -532,7 +533,7 @@ class SelfDistillBiEncoder(WithHints, ComparedByKey, pt.Artifact, BiEncoder):
 
     @property
     def encoding_model(self) -> SentenceTransformer:
-        """The model in the precision of encoding, which is a copy if that differs."""
+        """The model in the precision of encoding: a copy if the precision differs, else the model itself."""
         precision = self.precision
         if precision != "int8" and {weights.dtype for weights in self.model.parameters()} <= {
             getattr(torch, precision)
@@ -542,7 +543,7 @@ class SelfDistillBiEncoder(WithHints, ComparedByKey, pt.Artifact, BiEncoder):
         with lock_of(self.model):
             state = precision, self._state()
             if state != self._encoding_copy[0]:
-                # the old one goes first: two would be in memory
+                # remove the old copy first, so that memory never holds two
                 self._encoding_copy = None, None
                 self._encoding_copy = state, copy_to_encode(self.model, precision)
             return cast(SentenceTransformer, self._encoding_copy[1])
@@ -559,7 +560,7 @@ class SelfDistillBiEncoder(WithHints, ComparedByKey, pt.Artifact, BiEncoder):
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """The kind of artifact, the description of the model, and how it was trained, as they are saved."""
+        """The saved metadata: the type of artifact, a description of the model, and the summary of its training."""
         model = self.model
         described = {
             "checksum": self.model_name,
@@ -576,7 +577,7 @@ class SelfDistillBiEncoder(WithHints, ComparedByKey, pt.Artifact, BiEncoder):
         return {**storage.ARTIFACT, "model": described, "training": portable_settings(self.training_summary)}
 
     def apply_attributes(self, **attributes: Any) -> Self:
-        """Make an encoder with the same model and other arguments, for :mod:`pyterrier.inspect`."""
+        """Make an encoder with the same model and other arguments, as :mod:`pyterrier.inspect` requires."""
         given = {name: getattr(self, name) for name in ("model", "batch_size", "text_field", "verbose", "dtype")}
         changed = type(self)(**{**given, **attributes})
         if changed.model is self.model:
@@ -589,11 +590,11 @@ class SelfDistillBiEncoder(WithHints, ComparedByKey, pt.Artifact, BiEncoder):
         return variant
 
     def _state(self) -> tuple[Any, ...]:
-        """Describe the model by sums of all weights, as fast as memory is, so that any change is seen."""
+        """Describe the model by sums of all weights, to detect any change at the speed of memory."""
         model = self.model
         tensors = list(model.state_dict().values())
         kinds = [(tensor.dtype, tensor.shape, tensor.device) for tensor in tensors]
-        # together, since each copy from a GPU waits for it
+        # copy all sums at once, since each copy waits for the GPU
         parts = [part.to(model.device) for tensor in tensors for part in _sums(tensor)]
         sums = torch.cat(parts) if parts else torch.empty(0)
         summed = hashlib.sha256(tensor_bytes(sums)).digest()
@@ -606,7 +607,7 @@ class SelfDistillBiEncoder(WithHints, ComparedByKey, pt.Artifact, BiEncoder):
         return {**vars(self), "_checksum": (None, ""), "_encoding_copy": (None, None)}
 
     def _hf_readme(self, *, metadata: Any = None, **options: Any) -> str:
-        # the metadata of a folder that this package did not write says less
+        # a folder of another library has less metadata
         return artifact_card(self.metadata | (metadata or {}), **options)
 
     def __rshift__(self, right: pt.Transformer) -> pt.Transformer:
@@ -623,7 +624,7 @@ class SelfDistillBiEncoder(WithHints, ComparedByKey, pt.Artifact, BiEncoder):
 
 
 class TextEncoder(ComparedByKey, pt.Transformer):
-    """Add vectors that remember their encoder to frames with texts."""
+    """Add vectors with the identity of their encoder to frames with texts."""
 
     identifier: ClassVar[str]
     vectors: ClassVar[str]
@@ -634,7 +635,7 @@ class TextEncoder(ComparedByKey, pt.Transformer):
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         require_distinct_columns(inp, "the input frame")
         column = getattr(self, "text_field", "query")
-        # PyTerrier's own validation says which columns are missing
+        # if the column is missing, PyTerrier's validation reports it
         if column in inp:
             require_texts(inp, column, self.identifier, empty=True)
         with explained_columns("the encoder", inp):
@@ -660,7 +661,7 @@ class DocumentEncoder(TextEncoder, BiDocEncoder):
 
     schematic: ClassVar = schematic("DocEncoder")
     identifier, vectors = "docno", "doc_vec"
-    bar: Any = None  # counts documents as they are encoded
+    bar: Any = None  # counts encoded documents
 
     def encode(self, texts: Any, batch_size: int | None = None) -> np.ndarray:
         if self.bar is None:
@@ -680,7 +681,7 @@ class Scorer(ComparedByKey, BiScorer):
         require_distinct_columns(inp, "the results")
         if "qid" in inp:
             require_identifiers(inp, "qid", "the results")
-        # PyTerrier groups by qid, which the index may be named too
+        # PyTerrier groups by qid, and the index may have the same name
         labels = inp.index
         inp = inp.reset_index(drop=True)
         own, foreign = self.bi_encoder_model.identity, []
@@ -702,7 +703,7 @@ class Scorer(ComparedByKey, BiScorer):
         if scored.empty:
             scored = without_rows(scored, kept)
         if foreign:
-            # what it was given, it gives on
+            # return the given vectors unchanged
             scored = inp.assign(score=scored["score"], rank=scored["rank"])
         return scored.set_axis(labels[scored.index])
 
@@ -711,10 +712,10 @@ class Scorer(ComparedByKey, BiScorer):
 
 
 class EncoderPipeline(pt.Compose):
-    """An encoder and what follows it."""
+    """A pipeline that starts with an encoder."""
 
     def __init__(self, *transformers: pt.Transformer) -> None:
-        # by itself a pipeline takes in those of its own class only
+        # by default a pipeline only flattens pipelines of the same class
         super().__init__(*pt.Compose(*transformers))
 
     def __rshift__(self, right: pt.Transformer) -> pt.Transformer:
@@ -725,19 +726,19 @@ class EncoderPipeline(pt.Compose):
         first, documents = spy(records_of(iter))
         for record in first:
             require_document(record, [cast(Any, self[0]).text_field])
-        # PyTerrier would read 100, or as many as the encoder takes at once
+        # by default PyTerrier reads 100, or one batch of the encoder
         return super().index(documents, batch_size or READ_AHEAD)
 
     def transform_inputs(self) -> list[list[str]]:
-        """List the columns that the pipeline takes, for :mod:`pyterrier.inspect`."""
-        # PyTerrier lists all that the encoder takes, but an index after it finds nothing for documents
+        """Return the sets of columns that the pipeline accepts, for :mod:`pyterrier.inspect`."""
+        # PyTerrier lists all inputs of the encoder, but an index behind it accepts only queries
         inputs = super().transform_inputs()
         fitting = [columns for columns in inputs if pt.inspect.transformer_outputs(self, columns, strict=False)]
         return fitting or inputs
 
 
 def lock_of(model: SentenceTransformer) -> Any:
-    """Find the lock of a model, which one thread has while it tokenizes and encodes."""
+    """Return the lock of a model, which a thread holds while it tokenizes and encodes."""
     return LOCKS.setdefault(model[0], threading.RLock())
 
 
@@ -748,8 +749,8 @@ def encode(
     batch_size: int,
     bar: Any = None,
 ) -> np.ndarray:
-    """Encode each distinct text once, the longest first, so that too little memory shows at once."""
-    # pyterrier-dr asks for a progress bar by wrapping the texts in one
+    """Encode each distinct text once, longest first, so that a lack of memory shows immediately."""
+    # pyterrier-dr requests a progress bar by wrapping the texts in one
     if isinstance(texts, pt.tqdm):
         with texts:
             return encode(model, texts.iterable, role, batch_size, texts)
@@ -759,12 +760,12 @@ def encode(
         positions.setdefault(text or EMPTY, []).append(position)
     vectors = np.empty((len(texts), cast(int, model.get_embedding_dimension())), dtype=np.float32)
     encode_role = model.encode_query if role == "query" else model.encode_document
-    # a bar moves more often; batches stay the same
+    # update a bar more often, with the same batches
     size = READ_AHEAD if bar is None else max(1, READ_AHEAD // 8 // batch_size) * batch_size
     for window in chunked(sorted(positions, key=len, reverse=True), size):
         with lock_of(model):
             encoded = encode_role(window, batch_size=batch_size, show_progress_bar=False, convert_to_tensor=True)
-        # in float32, since unit vectors in 16 bits are not quite
+        # normalize in float32, since 16 bits are too coarse for unit length
         for text, vector in zip(window, normalize(encoded.float()).cpu().numpy(), strict=True):
             vectors[positions[text]] = vector
             if bar is not None:
@@ -773,7 +774,7 @@ def encode(
 
 
 def _sums(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Sum the bits of a tensor in columns, as integers, so that the smallest change shows, and where values are."""
+    """Sum the bits of a tensor as integers in columns, to detect the smallest change and swapped values."""
     values = tensor.detach().reshape(-1)
     if values.storage_offset() * values.element_size() % 8:
         values = values.clone()
@@ -794,9 +795,9 @@ def _prefixes(index: SelfDistillIndex, dimension: int, encoder: EncoderIdentity)
 
 
 def prompted(model: SentenceTransformer, prompts: Mapping[str, str | None]) -> SentenceTransformer:
-    """Make a model with other prompts that shares the layers of this one; None keeps a prompt."""
+    """Make a model with other prompts that shares the layers of the given model. None keeps a prompt."""
     changed = copy.copy(model)
-    # in training it would compute as the model it is a copy of does in its steps
+    # otherwise it would compute in mixed precision, like the original in its training steps
     remove_autocast(changed)
     changed.prompts = {**model.prompts, **{name: prompt for name, prompt in prompts.items() if prompt is not None}}
     return changed

@@ -1,4 +1,4 @@
-"""Model cards, made of the metadata of an encoder: what it is, how it was trained, what it reached, what to cite."""
+"""Model cards from the metadata of an encoder: architecture, training, measures and citation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers.utils import cached_file
 
 from ..losses import CITATION, TARGETS
 
-# the columns of the training history that are not measures, and their titles
+# titles of the columns of the training history that are not measures
 PROGRESS = {"step": "step", "loss": "loss", "margin": "mean margin", "target": "mean target"}
 PYTERRIER = "[PyTerrier](https://pyterrier.readthedocs.io)"
 HOW_OF_PAPER = ", trained by self-distillation with adaptive relevance margins"
@@ -31,7 +31,7 @@ reranker = first_stage >> pt.text.get_text(dataset) >> encoder
 
 
 def saved_card(metadata: Mapping[str, Any], *, title: str, load: str) -> str:
-    """Write the page about a saved encoder, as the Hugging Face hub reads it of a sentence-transformers model."""
+    """Write the model card of a saved encoder, in the form of a sentence-transformers model on the Hugging Face hub."""
     base = metadata["training"].get("base_model", {})
     is_on_hub = base.get("is_on_hub") or re.fullmatch(r"[\w.-]+/[\w.-]+", base.get("name") or "")
     matter = {
@@ -44,7 +44,7 @@ def saved_card(metadata: Mapping[str, Any], *, title: str, load: str) -> str:
 
 
 def read_license(model: str) -> str | None:
-    """Read the license in the card of a model, in its folder or in the cache of the hub."""
+    """Read the license from the card of a model, in its folder or in the cache of the hub."""
     try:
         card = cached_file(model, "README.md", local_files_only=True)
         text = Path(card or "").read_text(encoding="utf-8")
@@ -55,7 +55,7 @@ def read_license(model: str) -> str | None:
 
 
 def artifact_card(metadata: Mapping[str, Any], *, repo: str, branch: str | None, pretty_name: str | None) -> str:
-    """Write the page about an encoder in a PyTerrier artifact, which the Hugging Face hub keeps among data sets."""
+    """Write the card of an encoder as a PyTerrier artifact, which is a dataset on the Hugging Face hub."""
     kind = f"pyterrier-artifact.{metadata['type']}"
     matter = {
         "pretty_name": pretty_name,
@@ -83,7 +83,7 @@ def _card(front_matter: Mapping[str, Any], metadata: Mapping[str, Any], *, title
     if _how_trained(training) == HOW_OF_PAPER:
         sections += ["## Citation", f"```bibtex{CITATION}```"]
     front_matter = {**front_matter, "license": training.get("base_model", {}).get("license", "unknown")}
-    # JSON is YAML, and quotes what needs it
+    # JSON is valid YAML, with the necessary quotes
     matter = "".join(f"{name}: {json.dumps(value)}\n" for name, value in front_matter.items() if value is not None)
     return f"---\n{matter}---\n" + "\n\n".join(sections) + "\n"
 
@@ -104,7 +104,7 @@ def _how_trained(training: Mapping[str, Any]) -> str:
 
 
 def description_rows(description: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Say what an encoder is, in titles and texts with names between backticks."""
+    """Describe an encoder in pairs of title and text, with names between backticks."""
     prompts = ", ".join(f"{name} `{prompt}`" for name, prompt in description["prompts"].items())
     lengths = [description[name] for name in ("query_length", "document_length")]
     rows = [
@@ -121,7 +121,7 @@ def description_rows(description: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def training_rows(training: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Say how the encoder was trained; what the summary lacks has no row."""
+    """Describe the training in pairs of title and text, without rows for missing entries."""
     rows = []
     if base := training.get("base_model"):
         rows.append(("Base model", f"`{base.get('name')}` `{base.get('checksum', '')[:12]}`"))
@@ -171,7 +171,7 @@ def _measure_sections(training: Mapping[str, Any]) -> list[str]:
     if not history:
         return []
     measures = [name for name in history[-1] if name not in PROGRESS]
-    # not all losses have a target
+    # some losses have no target
     progress = {name: title for name, title in PROGRESS.items() if name in history[-1]}
     titles = [*progress.values(), *measures, ""]
     rows = []

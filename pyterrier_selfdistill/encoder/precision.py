@@ -23,14 +23,14 @@ from ..utils.checks import Expected, load_extra
 from ..utils.compat import remove_autocast
 from .adapters import adapters_of, merged
 
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # what a language model may be given for each token
-GROUP = 128  # how many inputs of a linear layer are quantized together; common models have layers of a multiple of it
-LARGEST = 127  # the largest number of a row of weights, in magnitude
-GRAPH_FOLDER = "openvino"  # where sentence-transformers looks for graphs in the folder of a model
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # the possible inputs of a language model per token
+GROUP = 128  # how many inputs of a linear layer to quantize together; divides the sizes of common layers
+LARGEST = 127  # the largest magnitude of an int8 weight
+GRAPH_FOLDER = "openvino"  # the folder inside a model where sentence-transformers looks for graphs
 
 
 class GraphModel(nn.Module):
-    """A language model that OpenVINO computes."""
+    """A language model that runs in OpenVINO."""
 
     def __init__(self, graph: Any, config: Any) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class GraphModel(nn.Module):
 
     def forward(self, **tokens: Any) -> BaseModelOutput:
         inputs = {name: tokens[name].numpy() for name in self.names}
-        # copies, since the next call, of whatever thread, writes to the same outputs
+        # copy, since the next call from any thread overwrites the outputs
         outputs = self.request.infer(inputs, share_inputs=True)
         return BaseModelOutput(last_hidden_state=torch.from_numpy(outputs["last_hidden_state"]))
 
@@ -61,7 +61,7 @@ def write_graph(model: SentenceTransformer, folder: Path, *, int8: bool) -> Path
 
 
 def compress(graph: Any) -> None:
-    """Replace the weights of linear layers in a graph by int8 numbers and scales."""
+    """Quantize the weights of linear layers in a graph to int8 numbers with scales."""
     operations = importlib.import_module("openvino.opset13")
     for layer in graph.get_ordered_ops():
         if layer.get_type_name() != "MatMul":
@@ -77,15 +77,15 @@ def compress(graph: Any) -> None:
 
 
 def to_int8(weights: np.ndarray, summed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Round a matrix to int8, with scales that make the largest magnitude for each output 127."""
+    """Round a matrix to int8, with one scale per output that maps its largest magnitude to 127."""
     scales = np.abs(weights).max(axis=summed, keepdims=True) / LARGEST
-    # a row of zeros stays one
+    # keep a row of zeros
     scales[scales == 0] = 1
     return np.rint(weights / scales).astype(np.int8), scales.astype(np.float32)
 
 
 class _Positional(nn.Module):
-    """Layers as one module of tensors in order, which is what the tracer knows."""
+    """Wrap layers as one module with positional tensors, as the tracer requires."""
 
     def __init__(self, layers: Sequence[nn.Module], names: Sequence[str]) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class _Positional(nn.Module):
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide what the tracer makes others say, which it asks for all that they have."""
+    """Hide the warnings that the tracer triggers in other libraries when it reads their attributes."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -123,13 +123,13 @@ def _convert(layers: Sequence[nn.Module]) -> Any:
     decoders = importlib.import_module("openvino.frontend.pytorch.ts_decoder")
     names = [name for name in INPUTS if name in getattr(first.tokenizer, "model_input_names", INPUTS)]
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
-    # with padding, since masks of ones are left out
+    # include padding, since the tracer drops masks of ones
     examples = {"input_ids": mask, "attention_mask": mask, "token_type_ids": torch.zeros_like(mask)}
     inputs = tuple(examples[name] for name in names)
     try:
         with _quiet(), torch.no_grad():
             traced = torch.jit.trace(_Positional(layers, names), inputs, strict=False, check_trace=False)
-            # with weights of its own: those of the traced model go with it
+            # copy the weights, since the traced model is freed
             frozen = torch.jit.freeze(traced.eval())
             decoder = decoders.TorchScriptPythonDecoder(frozen, shared_memory=False)
             frontend = frontends.FrontEndManager().load_by_framework("pytorch")
@@ -149,7 +149,7 @@ def _convert(layers: Sequence[nn.Module]) -> Any:
     return graph
 
 
-# the types of torch may be given too
+# torch dtypes are accepted too
 Precision = Annotated[
     str,
     Field(pattern="^(auto|float32|bfloat16|float16|int8)$"),
@@ -159,10 +159,10 @@ Precision = Annotated[
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Tell whether a device has instructions for bfloat16; emulated, it is many times slower than float32."""
+    """Tell whether a device supports bfloat16 natively, since emulation is many times slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    # the older of the versions that are supported have no public way to ask
+    # older supported versions of torch cannot tell
     if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
         return False
     capabilities = torch.cpu.get_capabilities()
@@ -170,14 +170,14 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def copy_to_encode(model: SentenceTransformer, precision: str) -> SentenceTransformer:
-    """Copy a model in a precision, without gradients; OpenVINO computes the language model in int8."""
+    """Copy a model in a given precision, without gradients. In int8, the language model runs in OpenVINO."""
     if adapters_of(model):
-        # rounded once, and as fast as plain weights
+        # merged weights are rounded only once, and as fast as plain ones
         model = merged(model)
     if precision != "int8":
         return copied(model, getattr(torch, precision))
     if model.device.type != "cpu":
-        raise ValueError(f"dtype='int8' encodes on a CPU, and the model is on {model.device}; give device='cpu'")
+        raise ValueError(f"dtype='int8' needs a CPU, but the model is on {model.device}; pass device='cpu'")
     model = copied(model, torch.float32)
     first: Any = model[0]
     graph = _convert([first])
@@ -187,10 +187,10 @@ def copy_to_encode(model: SentenceTransformer, precision: str) -> SentenceTransf
 
 
 def copied(model: SentenceTransformer, dtype: torch.dtype) -> SentenceTransformer:
-    """Copy a model with weights of another type, never holding more than both."""
-    # what a deep copy finds in its memory it does not copy
+    """Copy a model with weights of another type, without further temporary copies in memory."""
+    # a deep copy does not copy objects in its memo
     memory: dict[int, Any] = {}
-    # buffers that are not saved, such as the frequencies of rotary embeddings, are float32 in any precision
+    # buffers that are not saved, such as the frequencies of rotary embeddings, stay in float32
     for tensor in model.state_dict(keep_vars=True).values():
         values = tensor.detach()
         if values.is_floating_point():

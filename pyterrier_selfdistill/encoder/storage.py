@@ -1,4 +1,4 @@
-"""Loading and saving: a folder of sentence-transformers, with PyTerrier's metadata and a model card beside it."""
+"""Load and save a sentence-transformers folder with PyTerrier's metadata and a model card."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ..utils.folders import METADATA_FILE, artifact_kind, atomic_folder, checksu
 from .adapters import CONFIG_FILE, base_checksum, require_base
 from .card import saved_card
 
-# what PyTerrier reads in the metadata to find the class that loads the folder
+# PyTerrier reads this metadata to find the class that loads the folder
 ARTIFACT = {"type": "biencoder", "format": "selfdistill", "package_hint": "pyterrier-selfdistill"}
 CARD_FILE = "README.md"
 
@@ -49,21 +49,21 @@ PoolingMode = Literal["cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmea
 
 
 def find(name_or_path: str | Path) -> str:
-    """Find a model: a folder of this machine, or else a name on the hub, if it can be one."""
+    """Resolve the path of a local folder, or else a valid name on the hub."""
     folder = Path(name_or_path).expanduser()
     recover(folder)
     if folder.is_dir():
         return str(folder)
     if isinstance(name_or_path, Path) or not NAME_ON_HUB.fullmatch(name_or_path):
         raise FileNotFoundError(
-            f"there is no folder {str(folder)!r}; give the folder of a model, or SelfDistillBiEncoder.from_pretrained "
-            "a name on the Hugging Face hub, such as 'microsoft/mpnet-base'"
+            f"there is no folder {str(folder)!r}; pass the folder of a model, or pass a name on the Hugging Face hub, "
+            "such as 'microsoft/mpnet-base', to SelfDistillBiEncoder.from_pretrained"
         )
     return name_or_path
 
 
 def load(folder: Path, device: Device) -> SentenceTransformer:
-    """Load the model that is saved in a folder."""
+    """Load a saved model from a folder."""
     find(folder)
     if not is_sentence_transformer_model(str(folder)):
         raise ValueError(
@@ -79,16 +79,16 @@ def load_pretrained(name: str, *, pooling: PoolingMode | None, device: Device) -
     is_plain = not is_sentence_transformer_model(name)
     if pooling is not None and not is_plain:
         raise ValueError(
-            f"pooling={pooling!r} was given, but {name!r} is a sentence-transformers model with layers of its own; "
-            "leave pooling out, or give a plain language model"
+            f"pooling={pooling!r} was given, but {name!r} is a sentence-transformers model with its own layers; "
+            "omit pooling, or pass a plain language model"
         )
-    # as this package saved it; of files that are missing, and weights that do not fit, libraries leave some out
+    # compare with the saved metadata, since libraries ignore some missing files and mismatching weights
     metadata = read_metadata(folder)
     missing = [file for file in metadata.get("files", []) if not (folder / file).is_file()]
     if missing:
         raise ValueError(f"the model in {name!r} lacks {', '.join(missing[:3])}; save or copy it again")
     require_base(folder)
-    # transformers would keep the type of the file
+    # by default transformers keeps the dtype of the file
     options: dict[str, Any] = {"local_files_only": is_here, "model_kwargs": {"dtype": torch.float32}}
     try:
         with no_transformers_progress_bars(), reported_weights() as reports:
@@ -103,20 +103,20 @@ def load_pretrained(name: str, *, pooling: PoolingMode | None, device: Device) -
     except MemoryError:
         raise
     except Exception as error:
-        # libraries raise what becomes of the bytes of a damaged file
+        # a damaged file can raise any error
         if is_here:
             raise ValueError(
-                f"the model in {name!r} cannot be loaded: {_damage(folder, error)}. A file of it is missing or "
-                "damaged, or it needs code of its own, which is not run; save or download it again"
+                f"the model in {name!r} cannot be loaded: {_damage(folder, error)}. A file is missing or "
+                "damaged, or the model needs custom code, which is not run; save or download it again"
             ) from error
         if not isinstance(error, OSError):
             raise
         raise OSError(
-            f"{name!r} is no folder, and cannot be loaded from the Hugging Face hub: {error}. Check the name; without "
-            "a network, give the folder of a model that was downloaded elsewhere"
+            f"{name!r} is not a folder, and cannot be loaded from the Hugging Face hub: {error}. Check the name; "
+            "without a network, pass the folder of a model that you downloaded elsewhere"
         ) from error
     _require_as_saved(model, folder, metadata, reports)
-    # layers after the language model may be saved in 16 bits too
+    # later layers may be saved in 16 bits too
     return model.float().to(device or get_device_name())
 
 
@@ -127,20 +127,20 @@ def _require_as_saved(
     base = said.get("adapter", {}).get("base_checksum")
     if base and base != (found := base_checksum(model)):
         raise ValueError(
-            f"{str(folder)!r} holds an adapter of a base with the checksum {base[:12]}, and the model in its place has "
-            f"{found[:12]}. Put the base there again, or write where it is as base_model_name_or_path into "
-            f"{CONFIG_FILE}"
+            f"{str(folder)!r} holds an adapter of a base with the checksum {base[:12]}, but the model at its place has "
+            f"the checksum {found[:12]}. Restore the base, or set base_model_name_or_path in {CONFIG_FILE} to its "
+            "path"
         )
     wrong = []
     for property_, found in describe(model).items():
         if said.get(property_, found) != found:
             wrong.append(f"its {property_} was {said[property_]!r}, and config.json and the weights give {found!r}")
     for report in reports:
-        # plain language models often lack the weights of a pooler, which computes nothing that is used here
+        # plain language models often lack the weights of a pooler, which is not used here
         missing = [key for key in report["missing_keys"] if metadata or "pooler" not in key.split(".")]
         wrong += [f"it lacks the weights {key}" for key in sorted(missing)]
         wrong += [f"it holds the weights {key} too" for key in sorted(report["unexpected_keys"]) if metadata]
-    # earlier versions wrote names alone
+    # earlier versions wrote only names
     checksums = files if isinstance(files := metadata.get("files"), dict) else {}
     wrong += [f"{name} was changed" for name, saved in checksums.items() if saved and checksum(folder / name) != saved]
     if wrong:
@@ -151,7 +151,7 @@ def _require_as_saved(
 
 
 def _damage(folder: Path, error: Exception) -> str:
-    """Name the file of a model that is damaged, as libraries do not."""
+    """Name the damaged file of a model, which errors of libraries omit."""
     for path in sorted(folder.rglob("*.json")):
         try:
             json.loads(path.read_text())
@@ -161,7 +161,7 @@ def _damage(folder: Path, error: Exception) -> str:
 
 
 def default_pooling(layer: Transformer) -> PoolingMode:
-    """Choose the last token where tokens see only those before them, and [CLS] elsewhere, as in the paper."""
+    """Choose the last token for causal models, and [CLS] for others, as in the paper."""
     tokens = torch.tensor([[0, 1], [0, 2]])
     with torch.no_grad():
         first = layer({"input_ids": tokens, "attention_mask": torch.ones_like(tokens)})["token_embeddings"][:, 0]
@@ -169,27 +169,27 @@ def default_pooling(layer: Transformer) -> PoolingMode:
 
 
 def usable_positions(layer: Transformer) -> float:
-    """Count the tokens that a language model has positions for."""
-    said = getattr(layer.config, "max_position_embeddings", None) or -1  # which XLNet says for no limit
+    """Return the maximum number of tokens that a language model has positions for."""
+    said = getattr(layer.config, "max_position_embeddings", None) or -1  # XLNet has -1 for no limit
     positions = said if said > 0 else math.inf
     for name, table in layer.model.named_modules():
-        # RoBERTa and its like count from the position after that of padding
+        # models such as RoBERTa count positions from the one after padding
         if name.endswith("position_embeddings") and getattr(table, "padding_idx", None) is not None:
             positions = min(positions, len(table.weight) - table.padding_idx - 1)
     return positions
 
 
 def prepare(model: SentenceTransformer) -> None:
-    """Make vectors of unit length, which depend neither on the batch nor on positions that are not there."""
-    # a layer of the model, so that other libraries which load it get unit vectors too
+    """Normalize vectors to unit length, and make them independent of the batch and of missing positions."""
+    # as a layer of the model, so that other libraries get unit vectors too
     if not isinstance(model[-1], Normalize):
         model.append(Normalize())
     for layer in [module for module in model.modules() if isinstance(module, Transformer)]:
         tokenizer: Any = layer.tokenizer
-        # on the left, padding would shift absolute positions
+        # padding on the left would shift absolute positions
         tokenizer.padding_side = "right"
         if tokenizer.pad_token is None:
-            # any token will do, since padding is masked
+            # padding is masked, so any token works
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
         positions = usable_positions(layer)
         for name in ("max_seq_length", "query_length", "document_length"):
@@ -198,27 +198,27 @@ def prepare(model: SentenceTransformer) -> None:
 
 
 def first_layer(model: SentenceTransformer, role: str) -> Any:
-    """Find the layer that takes the texts of a role, which in a router is not the first of all."""
+    """Return the layer that reads the texts of a role. In a router, it is not the first layer of the model."""
     routes: Any = getattr(model[0], "sub_modules", {})
     return routes[role][0] if role in routes else model[0]
 
 
 def length_of(model: SentenceTransformer, role: str) -> int | None:
-    """Return the number of tokens after which the texts of a role are cut; None if they are not."""
+    """Return the maximum number of tokens for the texts of a role, or None if they are not truncated."""
     layer = first_layer(model, role)
     length = getattr(layer, f"{role}_length", None) or getattr(layer, "max_seq_length", None)
-    # libraries have huge numbers for "not cut"
+    # libraries use huge numbers for "not truncated"
     return length if length is not None and length < LARGE_INTEGER else None
 
 
 def set_lengths(model: SentenceTransformer, lengths: Mapping[str, int | None]) -> None:
-    """Set the numbers of tokens after which the texts of each role are cut."""
+    """Set the maximum number of tokens for the texts of each role."""
     for role, length in lengths.items():
         if length is None:
             continue
         layer = first_layer(model, role)
         if not isinstance(layer, Transformer):
-            raise ValueError(f"{role}_length={length} was given, but {layer} takes the texts, and cuts none; omit it")
+            raise ValueError(f"{role}_length={length} was given, but {layer} truncates no texts; omit it")
         positions = usable_positions(layer)
         if length > positions:
             raise ValueError(
@@ -227,12 +227,12 @@ def set_lengths(model: SentenceTransformer, lengths: Mapping[str, int | None]) -
         # attributes of the layer are saved with it
         setattr(layer, f"{role}_length", length)
         if role == "document":
-            # for libraries that do not tell documents from queries
+            # for libraries that do not distinguish documents from queries
             layer.max_seq_length = length
 
 
 def describe(model: SentenceTransformer) -> dict[str, Any]:
-    """Describe a model by what its files must give when they are loaded again."""
+    """Describe a model by properties that a reloaded model must have."""
     return {
         "architecture": type(getattr(model[0], "model", model[0])).__name__,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -248,11 +248,11 @@ def save(
     overwrite: bool,
     write_more: Callable[[Path], Any] | None = None,
 ) -> Path:
-    """Write a model, its metadata and its card to a folder, atomically."""
+    """Write a model, its metadata and its card to a folder, completely or not at all."""
     path = Path(path).expanduser()
     trained_here = bool(metadata["training"])
     with atomic_folder(path, overwrite=overwrite, own=saved_files, doing="saving an encoder") as folder:
-        # a model that was not trained here keeps the card that it came with
+        # a model that was not trained here keeps its original card
         with no_transformers_progress_bars():
             model.save_pretrained(str(folder), create_model_card=not trained_here)
         if write_more is not None:
@@ -267,14 +267,14 @@ def save(
 
 
 def saved_files(folder: Path) -> set[str]:
-    """List the files that :func:`save` wrote, if a folder is one of an encoder."""
+    """Return the files that :func:`save` wrote, or an empty set if the folder does not hold an encoder."""
     if artifact_kind(folder) != (ARTIFACT["type"], ARTIFACT["format"]):
         return set()
     return {METADATA_FILE, CARD_FILE, *read_metadata(folder).get("files", [])}
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:
-    """Read what :func:`save` wrote about a model; nothing, if another library saved it."""
+    """Read the metadata that :func:`save` wrote. It is empty if another library saved the model."""
     file = folder / METADATA_FILE
     if not file.is_file():
         return {}
