@@ -166,10 +166,7 @@ class TrainingLoop(SentenceTransformerTrainer):
             self.kept_step = best
         model = cast(nn.Module, self.model)
         if is_over and self.kept_step > 0:
-            saved = load_pretrained(
-                str(self.folder / f"checkpoint-{self.kept_step}"), pooling=None, device=self.model.device
-            )
-            model.load_state_dict(saved.state_dict())
+            self._load_from_checkpoint(str(self.folder / f"checkpoint-{self.kept_step}"))
         elif self.kept_step == 0:
             # better checkpoints were loaded by the training loop
             model.load_state_dict(self.start.model.state_dict())
@@ -264,6 +261,17 @@ class TrainingLoop(SentenceTransformerTrainer):
             del model.save_pretrained
         if is_first():
             (Path(output_dir or self.folder) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
+    def _load_from_checkpoint(self, checkpoint_path: str) -> None:  # type: ignore[override]
+        # sentence-transformers would leave weights random that a checkpoint lacks
+        model: Any = self.model
+        model = getattr(model, "_orig_mod", model)
+        model.load_state_dict(load_pretrained(checkpoint_path, pooling=None, device=model.device).state_dict())
+
+    def _load_best_model(self) -> None:
+        # sentence-transformers would log an error, and keep the weights of the last step
+        if self.state.best_model_checkpoint:
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
 
     def compute_loss(self, *args: Any, **options: Any) -> Any:
         """Compute the loss, and log the margin and the target that made it."""

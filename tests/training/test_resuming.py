@@ -2,14 +2,17 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import peft
 import pyterrier as pt
 import pytest
 from ir_measures import RR, nDCG
+from safetensors.torch import load_file, save_file
 
 from pyterrier_selfdistill import SelfDistillationLoss, SelfDistillBiEncoder, SelfDistillTrainer
+from pyterrier_selfdistill.training.loop import TrainingLoop
 from pyterrier_selfdistill.utils.folders import FolderInUseError, folder_lock
 from tests.training.conftest import DESTRUCTIVE, WHOLE
 from tests.training.together import ROWS
@@ -76,6 +79,36 @@ def test_a_run_of_an_adapter_with_several_data_sets_goes_on_bit_by_bit(make, sto
     runs = make("cut", resume=True, **options), make("whole", **options)
     resumed, whole = [run.fit_triples(source).encoder.model_name for run in runs]
     assert resumed == whole
+
+
+@pytest.mark.parametrize("which", ["the last", "the best"])
+def test_a_checkpoint_that_lacks_weights_is_refused(make, collection, stopped, monkeypatch, which):
+    results, qrels = collection.results, collection.qrels
+
+    def damage(folder):
+        weights = load_file(folder / "model.safetensors")
+        weights.pop(next(name for name in weights if "attention" in name))
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+    options = {"max_steps": 6, "save_steps": 2, "eval_steps": 2}
+    if which == "the last":
+        with stopped(5):
+            make(**options).fit(results, qrels)
+        damage(make(**options).output_dir / "checkpoints" / "checkpoint-4")
+        run = make(resume=True, **options)
+        arguments = results, qrels
+    else:
+        run, arguments = make(**options), (results, qrels, results, qrels)
+        load = TrainingLoop._load_best_model
+
+        def load_damaged(loop):
+            damage(Path(loop.state.best_model_checkpoint))
+            load(loop)
+
+        monkeypatch.setattr(TrainingLoop, "_load_best_model", load_damaged)
+    with pytest.raises(ValueError, match="lacks the weights .*attention"):
+        run.fit(*arguments)
+    assert not (run.output_dir / "model").exists()
 
 
 def test_a_run_that_is_over_goes_on_with_its_best_checkpoint(make, collection, tmp_path, monkeypatch, stopped):
