@@ -1,4 +1,4 @@
-"""Dense retrievers trained by self-distillation with adaptive relevance margins, for PyTerrier."""
+"""Train dense retrievers by self-distillation with adaptive relevance margins in PyTerrier."""
 
 from .data.negatives import Negatives, split_queries
 from .encoder.biencoder import SelfDistillBiEncoder

@@ -1,4 +1,4 @@
-"""The docstrings collection: docstrings of installed packages as documents and queries."""
+"""A test collection from the docstrings of installed packages."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ import pyterrier as pt
 from packaging.utils import canonicalize_name
 
 logger = logging.getLogger(__name__)
-CACHE_FORMAT = 2  # raise this whenever other documents or summaries are collected
-SPLITS = {"train": range(0, 70), "dev": range(70, 80), "test": range(80, 100)}  # checksums of topics modulo 100
-MIN_SUMMARY_WORDS = 3  # shorter summaries ("Return self") make no query
-MIN_TEXT_WORDS = 20  # shorter rests ("See also: ...") make no document
-# tests and scripts, vendored packages, and a module that Python 3.12 has withdrawn
+CACHE_FORMAT = 2  # increment this whenever the collected documents or summaries change
+SPLITS = {"train": range(0, 70), "dev": range(70, 80), "test": range(80, 100)}  # by the checksum of topics modulo 100
+MIN_SUMMARY_WORDS = 3  # shorter summaries ("Return self") do not become queries
+MIN_TEXT_WORDS = 20  # shorter texts ("See also: ...") do not become documents
+# tests, scripts, vendored packages, and a module that Python 3.12 removed
 NOT_API = {"benchmarks", "conftest", "setup", "test", "tests", "externals", "distutils"}
-# "name(...)", which may nest two deep, perhaps "-> result", and the "--" that CPython puts behind it
+# "name(...)" with up to two nested levels, an optional "-> result", and the "--" that CPython appends
 PARENTHESES = r"\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)"
 SIGNATURE = re.compile(rf"\A[\w.]+{PARENTHESES}(?:[ ]*->.*)?[ ]*(?:\n--[ ]*)?(?:\n\s*|\Z)")
 RULER = re.compile(r"^[ ]*([=~*#^-])\1{2,}[ ]*$", re.MULTILINE)
@@ -46,16 +46,16 @@ class Entry(NamedTuple):  # a documented object
 class DocstringsDataset(pt.datasets.Dataset):
     """Known-item search in the docstrings of installed packages.
 
-    The documents are the docstrings of all public objects without their summaries, which are the topics. Objects that
-    share a docstring are one document, with the shortest of their names; equal summaries are one topic. The variants
-    ``"train"``, ``"dev"`` and ``"test"`` (70, 10 and 20 percent of the topics) are the same everywhere, and no document
-    is relevant in two of them.
+    The summary line of each public object is a topic, and the rest of its docstring is the relevant document. If
+    objects share a docstring, the document has the shortest of their names. Equal summaries become one topic. The
+    variants ``"train"``, ``"dev"`` and ``"test"`` (70, 10 and 20 percent of the topics) are the same on every machine,
+    and a document is relevant in at most one of them.
 
-    A subprocess collects the docstrings when you first need them, and ``$PYTERRIER_HOME/docstrings`` keeps them for the
-    installed versions of the packages.
+    A subprocess collects the docstrings when you first need them. They are cached in ``$PYTERRIER_HOME/docstrings`` for
+    the installed versions of the packages.
 
     Args:
-        packages: The names of the packages, or of their distributions (``"scikit-learn"`` for ``"sklearn"``).
+        packages: The names of packages or of their distributions, such as ``"scikit-learn"`` for ``"sklearn"``.
 
     Example:
         >>> dataset = DocstringsDataset(["tqdm"])
@@ -72,21 +72,21 @@ class DocstringsDataset(pt.datasets.Dataset):
         self.packages = sorted({package for name in names for package in _import_names(name)})
 
     def get_corpus_iter(self, *, verbose: bool = True) -> pt.model.IterDict:
-        """Return the documents, ordered by docno: docno and title (the name of the object), and text."""
+        """Return the documents ordered by docno, with docno and title (the name of the object) and text."""
         entries = pt.tqdm(self._entries, desc=f"{self!r} documents", disable=not verbose)
         rows = ({"docno": entry.docno, "title": entry.docno, "text": entry.text} for entry in entries)
         return pt.utils.GeneratorLen(rows, len(self._entries))
 
     def get_topics(self, variant: str | None = None) -> pd.DataFrame:
-        """Return the summaries as qid and query: all of them, or those of a split."""
+        """Return all summaries, or the summaries of a split, with qid and query."""
         return self._split(variant)[["qid", "query"]].drop_duplicates("qid", ignore_index=True)
 
     def get_qrels(self, variant: str | None = None) -> pd.DataFrame:
-        """Return the documents of the summaries as qid, docno and label (1): all of them, or those of a split."""
+        """Return the relevant documents of all topics, or of a split, with qid, docno and label (always 1)."""
         return self._split(variant)[["qid", "docno", "label"]].reset_index(drop=True)
 
     def text_loader(self, fields: list[str] | str | Literal["*"] = "*", *, verbose: bool = False) -> pt.Transformer:
-        """Create a transformer that adds title and text to documents, or some ``fields`` of these."""
+        """Create a transformer that adds title and text, or only the given ``fields``, to documents."""
         columns = ["title", "text"] if fields == "*" else [fields] if isinstance(fields, str) else list(fields)
         if unknown := sorted({*columns} - {"title", "text"}):
             raise ValueError(f"{self!r} has no field {', '.join(unknown)}: choose from ['title', 'text']")
@@ -103,9 +103,9 @@ class DocstringsDataset(pt.datasets.Dataset):
 
     @cached_property
     def _entries(self) -> list[Entry]:
-        """The documents, from the cache if they are there."""
+        """The documents, from the cache if possible."""
         provided = importlib.metadata.packages_distributions()
-        # the standard library has no distribution
+        # modules of the standard library have no distribution
         versions = [sorted({*map(importlib.metadata.version, provided.get(name, []))}) for name in self.packages]
         key = _checksum(repr([CACHE_FORMAT, platform.python_version(), self.packages, versions]))
         path = os.path.join(pt.io.pyterrier_home(), "docstrings", f"{'+'.join(self.packages)[:100]}-{key}.jsonl.gz")
@@ -116,7 +116,7 @@ class DocstringsDataset(pt.datasets.Dataset):
 
     @cached_property
     def _judgements(self) -> pd.DataFrame:
-        """The topics with their relevant documents; equal summaries are one topic."""
+        """The topics with their relevant documents. Equal summaries become one topic."""
         topics: dict[str, Entry] = {}
         rows = []
         for entry in sorted(self._entries, key=_preference):
@@ -147,12 +147,12 @@ class DocstringsDatasetProvider(pt.datasets.DatasetProvider):
         return DocstringsDataset(name.split(","))
 
     def list_dataset_names(self) -> list[str]:
-        """Return one example: packages on which PyTerrier depends."""
+        """Return one example: packages that PyTerrier depends on."""
         return ["numpy,pandas"]
 
 
 def _import_names(name: str) -> list[str]:
-    """Find the package of a name, or the packages of the distribution of that name."""
+    """Return the package with the given name, or the packages of the distribution with that name."""
     if name.isidentifier() and importlib.util.find_spec(name):
         return [name]
     names = [
@@ -167,16 +167,16 @@ def _import_names(name: str) -> list[str]:
 
 
 def _checksum(text: str) -> str:
-    """Return the identifier of a topic, or of a cache."""
+    """Return a short checksum that identifies a topic or a cache."""
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
 def _run_collector(packages: Sequence[str], path: str) -> None:
-    """Collect into a file, in a process that finds the same packages as this one, but shares nothing else with it."""
+    """Collect docstrings into a file, in a subprocess that shares only the search path of packages with this one."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    # by path, since importing all of pyterrier_selfdistill takes longer than the work
+    # run by path, since importing pyterrier_selfdistill takes longer than the collection
     script = f"import runpy; runpy.run_path({__file__!r}, run_name='__main__')"
-    # some docstrings are generated, from sets, in the order of their hashes
+    # some docstrings are generated from sets, whose order depends on hashes
     environment = os.environ | {"PYTHONSAFEPATH": "1", "PYTHONHASHSEED": "0", "MPLBACKEND": "Agg"}
     environment["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, sys.path))
     command = [sys.executable, "-W", "ignore", "-c", script, path, *packages]
@@ -188,13 +188,13 @@ def _run_collector(packages: Sequence[str], path: str) -> None:
 
 
 def _collect(packages: Iterable[str]) -> list[Entry]:
-    """Collect the docstrings of packages; one that several objects share gets the best of their names."""
+    """Collect the docstrings of packages. A docstring that several objects share gets the best of their names."""
     skipped: list[str] = []
     modules = [module for package in packages for module in _modules(package, skipped)]
     named: dict[str, Any] = {module.__name__: module for module in modules}
     for module in modules:
         named.update(_attributes(module))
-    # the best of an object's names comes last and stays
+    # the best name of an object comes last and wins
     names = {id(obj): name for name, obj in sorted(named.items(), key=_preference, reverse=True)}
     objects = {name: named[name] for name in names.values()}
     for name, obj in list(objects.items()):
@@ -210,7 +210,7 @@ def _collect(packages: Iterable[str]) -> list[Entry]:
 
 
 def _modules(name: str, skipped: list[str]) -> Iterator[ModuleType]:
-    """Import a module and all public modules below it; collect the names of those that fail to import."""
+    """Import a module and all public modules below it, and append the modules that fail to ``skipped``."""
     module = importlib.import_module(name)
     yield module
     for info in pkgutil.iter_modules(getattr(module, "__path__", ()), f"{name}."):
@@ -220,12 +220,12 @@ def _modules(name: str, skipped: list[str]) -> Iterator[ModuleType]:
             yield from list(_modules(info.name, skipped))
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # also modules that exit, or skip themselves as pytest does
+        except BaseException as error:  # some modules exit, or skip themselves like pytest
             skipped.append(f"{info.name} ({error!r})")
 
 
 def _attributes(module: ModuleType) -> Iterator[tuple[str, Any]]:
-    """Iterate over the public attributes of a module that are its package's own."""
+    """Iterate over the public attributes of a module that its package defines."""
     package = module.__name__.partition(".")[0]
     exported = getattr(module, "__all__", None)
     for name in dir(module) if exported is None else exported:
@@ -233,41 +233,41 @@ def _attributes(module: ModuleType) -> Iterator[tuple[str, Any]]:
             continue
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("error", DeprecationWarning)  # do not follow shims to where objects have moved
+                warnings.simplefilter("error", DeprecationWarning)  # skip deprecated aliases of moved objects
                 value = getattr(module, name)
                 origin = _package_of(value)
         except Exception:
             continue
-        # ufuncs do not tell their origin: believe the module that claims them
+        # ufuncs have no origin: accept them from a module that exports them
         is_claimed = origin is None and exported is not None
         if not isinstance(value, ModuleType) and (origin == package or is_claimed):
             yield f"{module.__name__}.{name}", value
 
 
 def _members(name: str, cls: type) -> Iterator[tuple[str, Any]]:
-    """Iterate over the public members of a class, inherited ones of the same package too."""
+    """Iterate over the public members of a class, including inherited members from the same package."""
     package = _package_of(cls)
     bases = [base for base in reversed(cls.__mro__) if _package_of(base) == package]
     members = {attribute: value for base in bases for attribute, value in vars(base).items()}
     for attribute, value in members.items():
-        patched_in = inspect.isfunction(value) and _package_of(value) != package  # as tqdm does to pandas
+        patched_in = inspect.isfunction(value) and _package_of(value) != package  # for example by tqdm in pandas
         if not attribute.startswith("_") and not patched_in:
             yield f"{name}.{attribute}", value
 
 
 def _own_doc(obj: Any) -> str:
-    """Return the docstring of an object, empty if it has only the one of its class."""
+    """Return the docstring of an object, or an empty string if it only has the docstring of its class."""
     try:
         doc = obj.__doc__
     except Exception:
         return ""
-    # instances show the docstring of their class, sometimes with its signature in front
+    # instances return the docstring of their class, sometimes with its signature in front
     of_class = type(obj).__doc__ or "\0"
     return doc if isinstance(doc, str) and not doc.endswith(str(of_class)) else ""
 
 
 def split_docstring(docstring: str) -> tuple[str, str]:
-    """Split a docstring into its summary, in one line, and the rest, without signatures, rulers and repetitions."""
+    """Split a docstring into a one-line summary and the rest, without signatures, rulers and repetitions."""
     doc = RULER.sub("", inspect.cleandoc(docstring)).strip()
     while signature := SIGNATURE.match(doc):
         doc = doc[signature.end() :]
@@ -290,7 +290,7 @@ def _package_of(obj: object) -> str | None:
 
 
 def _preference(named: Sequence[Any]) -> tuple[int, str]:
-    """Prefer short names, then those that come first in the alphabet."""
+    """Sort names by length, then alphabetically."""
     return len(named[0]), named[0]
 
 

@@ -1,4 +1,4 @@
-"""The losses: margins with adaptive targets, the softmax over a batch, and the loss on texts that trains with them."""
+"""Losses: margins with adaptive targets, the softmax over a batch, and a loss on texts that trains with either."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from .utils.checks import Expected, checked
 from .utils.processes import gather_batch
 
-# error functions of ``margin - target``, by name
+# error functions of ``margin - target`` by name
 ERRORS: dict[str, Callable[[Tensor], Tensor]] = {
     "l2": torch.square,
     "l1": torch.abs,
@@ -44,7 +44,7 @@ Target = Annotated[
 
 
 class MarginTerms(NamedTuple):
-    """A loss with its margins and their targets, if it has any."""
+    """A loss with its margins and, if it has any, their targets."""
 
     loss: Tensor
     margin: Tensor
@@ -53,11 +53,11 @@ class MarginTerms(NamedTuple):
 
 @checked
 class AdaptiveMarginLoss(nn.Module):
-    r"""Compare score margins with relevance margins that the encoder distills from itself.
+    r"""Train score margins towards relevance margins that the encoder distills from itself.
 
     For B queries with one positive and K negatives each, the loss is the mean of the error function
     :math:`\phi(m - t)` over the pairs ``(i, j)`` of the table, where column ``j`` is the ``j``-th of all ``B*K``
-    negatives and ``o`` is the row that it belongs to:
+    negatives and ``o`` is the row of its query:
 
     ====================  ================  ==================================================  =====================
     ``target``            ``in_batch``      margin                                              target
@@ -70,27 +70,27 @@ class AdaptiveMarginLoss(nn.Module):
     ====================  ================  ==================================================  =====================
 
     with :math:`t_{ij} = (1 + s(p_i, n_j)) / 2`. A negative close to a positive needs a large margin, so hard negatives
-    weigh more without being mined. The distributed target compares the margin of a triple with the targets that its
-    negative has for every positive of the batch, at the cost of one matrix product.
+    weigh more even if you don't mine them. The distributed target compares the margin of a triple with the targets of
+    its negative for every positive of the batch, at the cost of one matrix product.
 
-    Scores are cosines. They and the loss are computed in float32 under autocast, and in float64 for float64 input.
-    The loss has no parameters to tune or to learn.
+    Scores are cosine similarities. Scores and loss are computed in float32 under autocast, and in float64 for float64
+    input. You need not tune any parameter of the loss, and it has no parameters to learn.
 
     Args:
         target: ``"distributed"``, ``"adaptive"``, or a constant margin in (0, 2].
-        in_batch: Whether the negatives of the other queries are negatives too.
+        in_batch: Whether to use the negatives of other queries as in-batch negatives.
         error: ``"l2"`` (:math:`x^2`), ``"l1"`` (:math:`|x|`) or ``"soft"`` (:math:`\log(1 + e^{-x})`).
-        detach_target: Whether to stop the gradient through the target (an ablation; in the paper it flows).
-        pairing: With in-batch negatives, ``"query"`` compares scores of the same query, as above. ``"released"``
-            takes the positive score of the query that the negative belongs to, :math:`s(q_o, p_o) - s(q_i, n_j)`, as
-            the authors' released code does, so that you can repeat their runs.
+        detach_target: Whether to stop the gradient through the target. This is an ablation; in the paper it flows.
+        pairing: With in-batch negatives, ``"query"`` compares scores of the same query, as in the table. Choose
+            ``"released"`` to reproduce runs of the authors' released code. It takes the positive score from the query
+            of the negative: :math:`s(q_o, p_o) - s(q_i, n_j)`.
 
     Raises:
-        ValueError: If an option has another value, or two options contradict each other.
+        ValueError: If the value of an option is not valid, or two options contradict each other.
 
     Example:
-        The query is as close to the negative as to the positive, and the two documents are orthogonal: the margin is 0
-        and should be 0.5.
+        The query is as close to the negative as to the positive, so the margin is 0. The two documents are orthogonal,
+        so the target is 0.5.
 
         >>> loss = AdaptiveMarginLoss(target="adaptive")
         >>> query = torch.tensor([[1.0, 1.0]])
@@ -131,19 +131,19 @@ class AdaptiveMarginLoss(nn.Module):
         return self.terms(query, positive, negative).loss
 
     def terms(self, query: Tensor, positive: Tensor, negative: Tensor) -> MarginTerms:
-        """Compute the loss, and return the margins and targets with it, for logging.
+        """Compute the loss, and return it with margins and targets for logging.
 
         Args:
-            query: Query embeddings, ``(B, D)``, of any length.
+            query: Query embeddings of any length, ``(B, D)``.
             positive: Embeddings of one relevant document per query, ``(B, D)``.
             negative: Embeddings of the non-relevant documents, ``(B, D)`` or, for K per query, ``(B, K, D)``.
 
         Raises:
-            ValueError: If the shapes do not agree or the batch is empty.
+            ValueError: If the shapes do not match, or the batch is empty.
             TypeError: If an argument is not a floating point tensor.
         """
         q, p, n = _unit_vectors(query, positive, negative)
-        # autocast would compute products in 16 bits, and differences of cosines are small
+        # autocast would compute products in 16 bits, which is too coarse for small differences of cosines
         with torch.autocast(q.device.type, enabled=False):
             columns = torch.arange(len(n), device=n.device)
             owners = columns // (len(n) // len(q))
@@ -178,7 +178,7 @@ def normalize(vectors: Tensor) -> Tensor:
 
 
 def _unit_vectors(query: Tensor, positive: Tensor, negative: Tensor | None) -> list[Tensor]:
-    """Check a batch, and return its unit vectors: ``(B, D)``, ``(B, D)`` and, with negatives, ``(B*K, D)``."""
+    """Check a batch and return its unit vectors: ``(B, D)``, ``(B, D)`` and, with negatives, ``(B*K, D)``."""
     given = {"query": query, "positive": positive}
     if negative is not None:
         given["negative"] = negative
@@ -201,7 +201,7 @@ def _unit_vectors(query: Tensor, positive: Tensor, negative: Tensor | None) -> l
 
 SoftmaxTarget = Literal["listwise", "softmax"]
 SOFTMAX_TARGETS = get_args(SoftmaxTarget)
-SCALES = (1.0, 1000.0)  # the range of the scale: at 1, a softmax of cosines hardly tells the documents of a batch apart
+SCALES = (1.0, 1000.0)  # the range of the scale; at 1, a softmax of cosines barely separates the documents of a batch
 
 
 @checked
@@ -220,20 +220,20 @@ class SoftmaxLoss(nn.Module):
     and a document that has nothing in common with the positive gets almost no label, as in InfoNCE.
 
     ``"softmax"`` is InfoNCE: the positive gets the whole label. Documents with the text of another positive of the
-    same query are left out.
+    same query are ignored.
 
     Scores and loss are computed in float32 under autocast, and in float64 for float64 input.
 
     Args:
         target: ``"listwise"`` or ``"softmax"``.
-        scale: The scale; without it, :class:`SelfDistillTrainer` measures it before the first step, with
+        scale: The scale. If you omit it, :class:`SelfDistillTrainer` measures it before the first step, with
             :func:`~pyterrier_selfdistill.losses.maximum_likelihood_scale`.
 
     Raises:
-        ValueError: If an option has another value.
+        ValueError: If the value of an option is not valid.
 
     Example:
-        The second query's positive is a copy of the first one's.
+        Both queries have the same positive.
 
         >>> query = torch.tensor([[0.6, 0.8], [0.8, 0.6]])
         >>> positive = torch.tensor([[0.0, 1.0], [0.0, 1.0]])
@@ -261,26 +261,26 @@ class SoftmaxLoss(nn.Module):
     def terms(
         self, query: Tensor, positive: Tensor, negative: Tensor | None = None, is_positive: Tensor | None = None
     ) -> MarginTerms:
-        """Compute the loss, and return margins and targets with it, for logging.
+        """Compute the loss, and return it with margins and targets for logging.
 
         Args:
-            query: Query embeddings, ``(B, D)``, of any length.
+            query: Query embeddings of any length, ``(B, D)``.
             positive: Embeddings of one relevant document per query, ``(B, D)``.
             negative: Embeddings of the non-relevant documents, ``(B, D)`` or, for K per query, ``(B, K, D)``, if any.
-            is_positive: Which of the B*(K + 1) documents have the text of a positive of the query, ``(B, B*(K + 1))``;
-                the positives come first.
+            is_positive: A mask of the documents that have the text of a positive of the query, ``(B, B*(K + 1))``. The
+                positives come first.
 
         Returns:
-            The loss; how far each document of the batch scores below the positive; and for ``"listwise"``, how far it
-            should.
+            The loss; the margins by which each document of the batch scores below the positive; and, for
+            ``"listwise"``, the targets of these margins.
 
         Raises:
-            ValueError: If the shapes do not agree, the batch is empty, or there is no scale.
+            ValueError: If the shapes do not match, the batch is empty, or the loss has no scale.
             TypeError: If an argument is not a floating point tensor.
         """
         if self.scale is None:
             raise ValueError(
-                f"{self} has no scale; give it one, such as scale=20, or train with SelfDistillTrainer, which measures "
+                f"{self} has no scale; pass one, such as scale=20, or train with SelfDistillTrainer, which measures "
                 "it before the first step"
             )
         with torch.autocast(query.device.type, enabled=False):
@@ -310,8 +310,8 @@ class SoftmaxLoss(nn.Module):
 def maximum_likelihood_scale(margins: Sequence[np.ndarray]) -> float:
     r"""Compute the scale at which a softmax best explains which documents are relevant.
 
-    It minimizes the sum of the cross-entropies of Q queries, which is convex in the scale. If all positives scored
-    above all other documents, no scale would be large enough. So one more query is counted, as in Laplace's rule of
+    The scale minimizes the sum of the cross-entropies of Q queries, which is convex in the scale. If all positives
+    score above all other documents, no scale is large enough. So one more query is counted, as in Laplace's rule of
     succession: its relevant document is any of the others, with equal probability. The derivative is 0 where
 
     .. math:: \frac{1}{Q} \sum_i \sum_j w_{ij} m_{ij} = \frac{\bar m}{Q + 1}
@@ -320,13 +320,13 @@ def maximum_likelihood_scale(margins: Sequence[np.ndarray]) -> float:
     mean of all margins.
 
     Args:
-        margins: For each query, how far each other document of its batch scores below the positive, ``(N,)``.
+        margins: For each query, the margins by which other documents of its batch score below the positive, ``(N,)``.
 
     Returns:
-        A scale within ``SCALES``: 1 if positives do not score above other documents on average.
+        A scale within ``SCALES``. It is 1 if positives do not score above other documents on average.
 
     Example:
-        Positives that stand out need a large scale, others a small one.
+        Positives that stand out get a large scale, and others a small one.
 
         >>> margins = [np.array([0.5, 0.4, 0.1]), np.array([0.3, -0.1, 0.2])]
         >>> round(maximum_likelihood_scale(margins), 3)
@@ -355,7 +355,7 @@ def maximum_likelihood_scale(margins: Sequence[np.ndarray]) -> float:
 # --- on texts ---------------------------------------------------------------------------------------------------------
 
 EmbeddingLoss: TypeAlias = AdaptiveMarginLoss | SoftmaxLoss  # the losses of this package, on embeddings
-Features = dict[str, Any]  # the tokens of some texts, as a model of sentence-transformers takes them
+Features = dict[str, Any]  # tokenized texts, the input of a sentence-transformers model
 
 CITATION = """
 @inproceedings{gienapp2025selfdistillation,
@@ -372,32 +372,31 @@ CITATION = """
 class SelfDistillationLoss(CachedLossMixin, nn.Module):
     """Compute :class:`AdaptiveMarginLoss` or :class:`SoftmaxLoss` on texts, for a ``SentenceTransformerTrainer``.
 
-    A large batch takes much memory, nearly all of it for the backward pass through the model. With a
-    ``mini_batch_size``, the batch is embedded without gradients, the gradient of the loss is computed for the
-    embeddings, and each mini-batch is embedded again to propagate its part of the gradient: the same loss and
-    gradients, for one more forward pass.
+    The backward pass through the model needs a lot of memory for large batches. Set ``mini_batch_size`` to save most of
+    it: the batch is embedded without gradients, the gradient of the loss is computed for the embeddings, and each
+    mini-batch is embedded again to propagate its part of the gradient. You get the same loss and gradients, at the cost
+    of one more forward pass.
 
-    In multi-GPU training, it is the loss of the global batch: all processes share their embeddings.
+    In multi-GPU training, all processes share their embeddings, so the loss covers the global batch.
 
     Args:
         model: The model to train.
-        loss: The loss on embeddings; the distributed one of the paper by default.
-        mini_batch_size: How many texts to propagate through the model at once; None for the whole batch.
+        loss: The loss on embeddings; by default the distributed loss of the paper.
+        mini_batch_size: The number of texts to propagate through the model at once, or None for the whole batch.
 
     Raises:
-        ValueError: If the model has static embeddings and you give a ``mini_batch_size``; when called with too few
-            columns.
+        ValueError: If you pass a ``mini_batch_size`` for a model of static embeddings, or a batch has too few columns.
 
     Attributes:
-        statistics: After each forward pass, the mean ``margin`` and ``target`` of the batch (detached scalars). Inside
-            ``MatryoshkaLoss``, they are those of whole vectors.
-        skipped: How many batches had fewer than two different positives. A :class:`SoftmaxLoss` has nothing to learn
-            from them, and they add no gradient.
+        statistics: The mean ``margin`` and ``target`` of the latest batch, as detached scalars. Inside
+            ``MatryoshkaLoss``, they are the means for full vectors.
+        skipped: The number of batches with fewer than two distinct positives. A :class:`SoftmaxLoss` cannot learn from
+            them, so they add no gradient.
 
     Inputs:
         Columns of texts, without labels: (query, positive, negative_1, ..., negative_K), where K may be 0 for a
-        :class:`SoftmaxLoss`. ``MatryoshkaLoss(model, SelfDistillationLoss(model), [384, 96])`` takes the same, and
-        trains vectors that you can truncate.
+        :class:`SoftmaxLoss`. ``MatryoshkaLoss(model, SelfDistillationLoss(model), [384, 96])`` takes the same
+        columns, and trains vectors that you can truncate.
 
     Example:
         ::
@@ -425,10 +424,10 @@ class SelfDistillationLoss(CachedLossMixin, nn.Module):
         if mini_batch_size is not None and has_static_embedding_input(model):
             raise ValueError(
                 f"mini_batch_size={mini_batch_size} needs texts of several tokens each, and this model looks up static "
-                "embeddings, which take little memory anyway; omit it"
+                "embeddings, which need little memory anyway; omit it"
             )
         self.model = model
-        # a copy, since each training measures a scale of its own
+        # a copy, since each training measures its scale
         self.loss = AdaptiveMarginLoss() if loss is None else copy.copy(loss)
         if self.loss.target in TARGETS:
             self.citation = CITATION  # for cards of sentence-transformers
@@ -444,7 +443,7 @@ class SelfDistillationLoss(CachedLossMixin, nn.Module):
         keys = text_keys(columns) if isinstance(self.loss, SoftmaxLoss) else None
         batches, positions = arrange(columns)
         if self.uses_gradient_cache:
-            # it hands the labels to calculate_loss unchanged
+            # passes the labels to calculate_loss unchanged
             return self.forward_cached(batches, (positions, keys))  # type: ignore[arg-type]
         return self.compute_loss_from_embeddings(embed(self.model, batches, positions), keys)
 
@@ -459,7 +458,7 @@ class SelfDistillationLoss(CachedLossMixin, nn.Module):
         return loss
 
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None = None) -> Tensor:
-        """Compute the loss from one ``(B, D)`` tensor a column; ``labels`` are the :func:`text_keys` for a softmax."""
+        """Compute the loss from one ``(B, D)`` tensor per column. A softmax needs :func:`text_keys` as ``labels``."""
         least = 2 if isinstance(self.loss, SoftmaxLoss) else 3
         if len(embeddings) < least:
             raise ValueError(
@@ -476,7 +475,7 @@ class SelfDistillationLoss(CachedLossMixin, nn.Module):
             is_same_text = positives[:, None] == documents
             is_positive = is_same_query.float() @ is_same_text.float() > 0
             terms = cast(SoftmaxLoss, self.loss).terms(*_gathered(embeddings), is_positive)
-            # no branch on a value, which a GPU would have to wait for
+            # without a branch, which would wait for the GPU
             is_useful = (positives != positives[0]).any()
         # MatryoshkaLoss computes the loss of prefixes too
         if embeddings[0].shape[-1] >= self._dimension:
@@ -494,34 +493,34 @@ class SelfDistillationLoss(CachedLossMixin, nn.Module):
 
 
 def _gathered(columns: list[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Put together the columns of all processes, the negatives in one tensor."""
+    """Gather the columns of all processes, with the negatives in one tensor."""
     query, positive, *negatives = gather_batch(columns)
     return query, positive, torch.stack(negatives, dim=1) if negatives else None
 
 
 def without_matryoshka(loss: nn.Module) -> nn.Module:
-    """Return the loss on texts that a ``MatryoshkaLoss`` computes for each prefix, or the loss itself."""
+    """Return the loss inside a ``MatryoshkaLoss``, or the loss itself."""
     return loss.loss if isinstance(loss, MatryoshkaLoss) else loss
 
 
 def of_embeddings(loss: nn.Module) -> EmbeddingLoss | None:
-    """Return the loss of this package that a loss on texts computes from embeddings, if it does."""
+    """Return the loss on embeddings inside a loss on texts, or None if it is not of this package."""
     loss = without_matryoshka(loss)
     return loss.loss if isinstance(loss, SelfDistillationLoss) else None
 
 
-ODD = 0x1E3779B97F4A7C15  # a factor without a pattern in its bits, to mix the numbers of tokens and positions
+ODD = 0x1E3779B97F4A7C15  # a factor with irregular bits, to mix token numbers and positions
 
 
 def text_keys(columns: Sequence[Features]) -> Tensor | None:
-    """Compute a key for each text from its tokens, ``(columns, B)``; None if the model does not take tokens."""
+    """Compute a key for each text from its tokens, ``(columns, B)``, or return None if the model takes no tokens."""
     keys = []
     for features in columns:
         tokens, mask = features.get("input_ids"), features.get("attention_mask")
         if tokens is not None and mask is not None:
             keys.append((_mixed(tokens, mask.cumsum(dim=1)) * mask).sum(dim=1))
         elif tokens is not None and "offsets" in features:
-            # static embeddings take the texts one after the other
+            # static embeddings take the concatenated texts
             starts = features["offsets"]
             lengths = torch.diff(starts, append=starts.new_tensor([len(tokens)]))
             rows = torch.repeat_interleave(lengths, output_size=len(tokens))
@@ -540,11 +539,11 @@ def _mixed(tokens: Tensor, positions: Tensor) -> Tensor:
 
 # --- embedding in one pool --------------------------------------------------------------------------------------------
 
-MOST_PASSES = 8  # the largest number of passes for a pool; more would save little padding
+MOST_PASSES = 8  # the maximum number of passes per pool; more would save little padding
 
 
 def arrange(columns: Iterable[Features]) -> tuple[list[Features], Tensor | None]:
-    """Put all columns but the first, the queries, into one pool that is sorted by length."""
+    """Put all document columns, after the queries in the first, into one pool sorted by length."""
     queries, *documents = columns
     pool = merge_feature_batches(documents) if len(documents) > 1 else None
     if pool is None or "attention_mask" not in pool:
@@ -574,18 +573,18 @@ def restore(embeddings: list[Tensor], positions: Tensor | None) -> list[Tensor]:
 
 
 def number_of_passes(rows: int, device: torch.device) -> int:
-    """Choose into how many passes to divide a pool, each with enough texts to be worth its overhead."""
+    """Choose the number of passes for a pool, so that each has enough texts to justify its overhead."""
     return min(MOST_PASSES, math.ceil(rows / (8 if device.type == "cpu" else 64)))
 
 
 def divide(lengths: np.ndarray, number: int) -> list[int]:
-    """Divide texts into parts, so that padding each part to its longest text takes the fewest tokens."""
-    # texts of one length belong together, so that the parts can only end where a length does
+    """Divide texts into parts, so that padding each part to its longest text adds the fewest tokens."""
+    # texts of equal length stay together, so parts end only where the length changes
     widths, starts = np.unique(lengths, return_index=True)
     if len(widths) < number:
         return np.cumsum([len(part) for part in np.array_split(lengths, number)]).tolist()
     borders = np.append(starts, len(lengths))
-    # tokens[i, j]: those of the texts between two borders, padded
+    # tokens[i, j]: the padded number of tokens between two borders
     tokens = np.where(np.tri(len(borders), dtype=bool), np.inf, 0.0)
     tokens[:, 1:] += widths * (borders[None, 1:] - borders[:, None])
     fewest = tokens[0]
@@ -601,17 +600,17 @@ def divide(lengths: np.ndarray, number: int) -> list[int]:
 
 
 def _widths(features: Features) -> Tensor:
-    """Find the position of the last token of each text, counted from 1, whichever side is padded."""
+    """Return the position of the last token of each text, counted from 1, for padding on either side."""
     mask = features["attention_mask"]
     return (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(dim=1)
 
 
 def _take(features: Features, rows: Tensor | slice, width: int | None = None) -> Features:
-    """Take the features of some texts, cut at a width."""
+    """Select the features of some texts, truncated at a width."""
     full = features["attention_mask"].shape[1]
     taken = dict(features)
     for name, value in features.items():
-        # the length of the prompt is the same for all
+        # the length of the prompt is the same for all texts
         if isinstance(value, Tensor) and name != "prompt_length":
             taken[name] = value[rows][:, :width] if value.shape[1:2] == (full,) else value[rows]
     return taken

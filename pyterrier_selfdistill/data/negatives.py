@@ -99,7 +99,7 @@ def from_results(
         fields: The fields to join into the text of a document, by default only ``text_field``.
 
     Raises:
-        ValueError: If there are no texts, topics and judgements share no query, no triple can be made, or the results
+        ValueError: If texts are missing, topics and judgements share no query, no triple can be made, or the results
             have no scores for ``relative_margin``.
         TypeError: If an identifier or text is not a string, or a label, rank or score is not a number.
 

@@ -286,7 +286,7 @@ class SelfDistillBiEncoder(WithHints, ComparedByKey, pt.Artifact, BiEncoder):
         Raises:
             FileExistsError: If the index exists and ``overwrite`` is not set, or the path holds other files.
             FolderInUseError: If another process is building the index.
-            ValueError: If a document lacks a field, two documents have the same ``docno``, or there are no documents.
+            ValueError: If a document lacks a field, two documents have the same ``docno``, or the corpus is empty.
             TypeError: If a document has no text, or its identifier is not a string.
 
         Example:
@@ -453,7 +453,7 @@ class SelfDistillBiEncoder(WithHints, ComparedByKey, pt.Artifact, BiEncoder):
         in ``adapter_config.json``. For ``pyterrier_dr.SBertBiEncoder``, save the result of :meth:`merge_adapter`.
 
         Raises:
-            ValueError: If the encoder has no adapter, or several, or its base is no longer where it was loaded from.
+            ValueError: If the encoder has no adapter, or several, or you moved or changed its base after loading it.
             FileExistsError: In the same cases as :meth:`save`, like FolderInUseError and OSError.
         """
         if len(adapters_of(self.model)) != 1:

@@ -1,1 +1,1 @@
-"""Checks of input, folders, processes, and workarounds for other libraries."""
+"""Utilities: input validation, atomic folders, processes, and workarounds for other libraries."""

@@ -1,6 +1,6 @@
-"""Checks of input where it enters: options, frames, identifiers, texts and vectors.
+"""Validate input at the public interface: options, frames, identifiers, texts and vectors.
 
-Each error says what was given, what was expected, and what to do.
+Each error names the given and the expected value, and suggests a solution.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ Checked = TypeVar("Checked", bound=Callable[..., Any])
 
 
 def Expected(description: str) -> WrapValidator:  # noqa: N802 - it reads as a type
-    """Describe the values that a type allows, in place of pydantic's words: ``Expected("a positive integer")``."""
+    """Describe the values of a type in errors, instead of pydantic's message: ``Expected("a positive integer")``."""
 
     def validate(value: Any, handler: Callable[[Any], Any]) -> Any:
         try:
             return handler(value)
         except ValidationError as error:
             kind = "is_instance_of" if _are_of_class(error.errors()) else "value_error"
-            # braces would be fields of a template
+            # a template, since the description may contain braces
             raise PydanticCustomError(kind, "{expected}", {"expected": description}) from None
 
     return WrapValidator(validate)
@@ -68,7 +68,7 @@ FilePath = Annotated[Annotated[str, Field(min_length=1)] | Path, Expected("the p
 STRICT: ConfigDict = {"strict": True, "arbitrary_types_allowed": True}  # how arguments are checked
 
 
-# names that other libraries give to arguments, and ours
+# the names of arguments in other libraries, and our names for them
 OTHER_NAMES = {
     **dict.fromkeys(["k", "top_k"], "num_results"),
     "lr": "learning_rate",
@@ -80,7 +80,7 @@ OTHER_NAMES = {
 
 
 def unknown_argument(name: str, known: Iterable[str]) -> TypeError:
-    """Return the error for an argument that does not exist, with the name that was meant."""
+    """Return the error for an unknown argument, with a similar known name."""
     known = list(known)
     similar = OTHER_NAMES.get(name, "")
     if similar not in known and " " not in similar:
@@ -89,7 +89,7 @@ def unknown_argument(name: str, known: Iterable[str]) -> TypeError:
 
 
 def bind(signature: inspect.Signature, *arguments: Any, **options: Any) -> inspect.BoundArguments:
-    """Bind arguments to a signature, and say which name was meant where one is unknown."""
+    """Bind arguments to a signature, and suggest a known name for an unknown one."""
     kinds = {parameter.kind for parameter in signature.parameters.values()}
     for name in options if inspect.Parameter.VAR_KEYWORD not in kinds else []:
         if name not in signature.parameters:
@@ -98,27 +98,27 @@ def bind(signature: inspect.Signature, *arguments: Any, **options: Any) -> inspe
 
 
 class WithHints:
-    """Objects that say what to use where the name of a method of another library was tried."""
+    """Suggest an alternative if you call a method by the name that another library gives it."""
 
     HINTS: ClassVar[Mapping[str, str]] = {}
 
     def __getattr__(self, name: str) -> Any:
         if name in self.HINTS:
             raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}; {self.HINTS[name]}")
-        # with the error of a property, if one raised it
+        # keep the error that a property raised
         return super().__getattribute__(name)
 
 
 def checked(target: Checked) -> Checked:
-    """Check the arguments of a function, or of a class, against their types; a scalar of NumPy counts as Python's."""
+    """Check the arguments of a function or class against their types, and convert NumPy scalars to Python scalars."""
     if isinstance(target, type):
         target.__init__ = checked(target.__init__)  # type: ignore[misc]
         return target
     signature = inspect.signature(target)
     names = list(signature.parameters)
 
-    # only validates, so that an error of pydantic in the function itself stays one; a class that an annotation names
-    # may be defined later
+    # validate only the arguments, so that a pydantic error inside the function is not caught; defer, since a class in
+    # an annotation may be defined later
     @validate_call(config=ConfigDict(defer_build=True, **STRICT))
     @wraps(target)
     def validated(*arguments: Any, **options: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -136,7 +136,7 @@ def checked(target: Checked) -> Checked:
             place = faults[0]["loc"][0]
             name = names[place] if isinstance(place, int) else place
             value = bound.arguments.get(name, options.get(name))
-            # the types of a union, such as a path or None, have a fault each
+            # each type of a union, such as a path or None, reports a fault
             raise _fault_error(name, value, [fault for fault in faults if fault["loc"][0] == place]) from None
         return target(*arguments, **options)
 
@@ -144,7 +144,7 @@ def checked(target: Checked) -> Checked:
 
 
 def require_type(name: str, value: Any, annotation: Any) -> None:
-    """Check a value against an annotation, as :func:`checked` does, with finite numbers."""
+    """Check a value against an annotation like :func:`checked`, and allow only finite numbers."""
     try:
         TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False, **STRICT)).validate_python(value)
     except ValidationError as error:
@@ -162,7 +162,7 @@ def _are_of_class(faults: Sequence[ErrorDetails]) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """Convert a scalar of NumPy to the scalar of Python, and return other values unchanged."""
+    """Convert a NumPy scalar to a Python scalar, and return other values unchanged."""
     return value.item() if isinstance(value, np.generic) else value
 
 
@@ -183,7 +183,7 @@ def load_extra(module: str) -> Any:
 
 @contextmanager
 def explained_columns(reader: str, frame: pd.DataFrame) -> Iterator[None]:
-    """Say in a sentence which column is missing, before PyTerrier's list of all columns that would do."""
+    """Name the missing column in a sentence, before PyTerrier's list of all accepted columns."""
     try:
         yield
     except pt.validate.InputValidationError as error:
@@ -195,7 +195,7 @@ def explained_columns(reader: str, frame: pd.DataFrame) -> Iterator[None]:
 
 
 def require_columns(frame: pd.DataFrame, columns: Sequence[str], name: str) -> None:
-    """Check that a frame has columns, once each."""
+    """Check that a frame has the given columns, once each."""
     if not isinstance(frame, pd.DataFrame):
         raise TypeError(f"{name} must be a DataFrame with the columns {list(columns)}, got a {type(frame).__name__}")
     require_distinct_columns(frame, name)
@@ -205,7 +205,7 @@ def require_columns(frame: pd.DataFrame, columns: Sequence[str], name: str) -> N
 
 
 def require_distinct_columns(columns: Iterable[Any], name: str) -> None:
-    """Check that no two columns, of a frame or in a list of names, have the same name."""
+    """Check that the column names of a frame, or a list of names, are distinct."""
     if repeated := list(dict.fromkeys(duplicates_everseen(columns))):
         raise ValueError(f"{name} must have distinct columns, got {repeated} more than once; rename or drop some")
 
@@ -228,12 +228,12 @@ def require_identifiers(frame: pd.DataFrame, column: str, name: str) -> None:
         )
 
 
-# the types of the columns that encoders, retrievers and scorers add
+# the types of columns that encoders, retrievers and scorers add
 TYPES = {"docno": str, "docid": int, "score": np.float32, "rank": int, "query_vec": object, "doc_vec": object}
 
 
 def without_rows(frame: pd.DataFrame, given: pd.DataFrame) -> pd.DataFrame:
-    """Give the columns of an empty frame the types of the frame that it was made from, and of :data:`TYPES`."""
+    """Set the column types of an empty frame to the types of the given frame and of :data:`TYPES`."""
     types = {**given.dtypes, **TYPES}
     return frame.astype({name: types[name] for name in frame.columns if name in types})
 
@@ -244,13 +244,13 @@ def without_rows(frame: pd.DataFrame, given: pd.DataFrame) -> pd.DataFrame:
 def require_texts(
     frame: pd.DataFrame, column: str, identifier: str, *, empty: bool = False, missing: bool = False
 ) -> None:
-    """Check that a column holds a text in every row; errors name rows by the column ``identifier``."""
+    """Check that a column holds a text in every row. Errors name rows by the column ``identifier``."""
     if column not in frame:
         raise ValueError(
             f"expected a column {column!r}, got {list(frame.columns)}; put pt.text.get_text(dataset) before the "
             "trainer, or name the column with text_field= at the encoder"
         )
-    # empty columns of Arrow have no map()
+    # empty Arrow columns have no map()
     texts = frame[column].astype(object)
     faults = texts.map(_fault_of).astype(object)
     faults[(texts.isna() & missing) | ((faults == EMPTY) & empty)] = None
@@ -267,7 +267,7 @@ def require_texts(
 
 
 def require_strings(values: Iterable[str], name: str) -> list[str]:
-    """Check that something is a list of strings of whole characters, and return it as a list."""
+    """Check that values are strings without half characters, and return them as a list."""
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
         raise TypeError(f"{name} must be a list of strings, got {reprlib.repr(values)}, a {type(values).__name__}")
     strings = list(values)
@@ -280,7 +280,7 @@ def require_strings(values: Iterable[str], name: str) -> list[str]:
     return strings
 
 
-LARGEST_LABEL = 2**15  # pytrec_eval takes memory for each label up to the largest, and dies of too many
+LARGEST_LABEL = 2**15  # pytrec_eval allocates memory for each label up to the largest, and crashes if it is too large
 # the faults of texts
 OTHER, HALF, EMPTY = "another type", "half a character", "an empty text"
 HALVES = re.compile("[\ud800-\udfff]")
@@ -290,14 +290,14 @@ DECODE = "decode the bytes again with errors='replace'"
 def _fault_of(text: Any) -> str | None:
     if not isinstance(text, str):
         return OTHER
-    # undecodable bytes become surrogates, which no tokenizer takes
+    # undecodable bytes become surrogates, which tokenizers reject
     if HALVES.search(text):
         return HALF
     return None if text.strip() else EMPTY
 
 
 def require_topics(topics: pd.DataFrame, *, empty: bool = False) -> None:
-    """Check topics, or the queries of results: each ``qid`` has one ``query``, which may be empty if ``empty``."""
+    """Check that each ``qid`` of topics or results has one ``query``, which may be empty if ``empty`` is set."""
     require_columns(topics, ["qid", "query"], "topics")
     require_identifiers(topics, "qid", "topics")
     require_texts(topics, "query", "qid", empty=empty)
@@ -309,7 +309,7 @@ def require_topics(topics: pd.DataFrame, *, empty: bool = False) -> None:
 
 
 def judged(topics: pd.DataFrame, qrels: pd.DataFrame, *, to_measure: bool = False) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Check topics (or results) and qrels, and return both in plain types, without an index or labels below 0."""
+    """Check topics (or results) and qrels, and return both with plain types, a new index and no labels below 0."""
     require_topics(topics, empty=to_measure)
     require_columns(qrels, ["qid", "docno", "label"], "qrels")
     of_results = sorted({"rank", "score"} & set(topics.columns))
@@ -331,7 +331,7 @@ def judged(topics: pd.DataFrame, qrels: pd.DataFrame, *, to_measure: bool = Fals
             f"the labels of qrels must be numbers, 1 or more for relevant documents, got {qrels['label'].dtype}, "
             f"{missing} of {len(qrels)} missing"
         )
-    # columns of Arrow and categories do not compare with each other
+    # Arrow columns and categories cannot be compared with each other
     topics = topics.astype({name: object for name in ("qid", "query", "docno") if name in topics})
     used = qrels[["qid", "docno", "label"]].astype({"qid": object, "docno": object, "label": float})
     labels = used["label"].clip(lower=0)
@@ -353,7 +353,7 @@ def judged(topics: pd.DataFrame, qrels: pd.DataFrame, *, to_measure: bool = Fals
 
 
 def require_vector(name: str, vector: object) -> None:
-    """Check that something is a vector of floats that are finite in float32."""
+    """Check that a value is a vector of floats that are finite in float32."""
     if not isinstance(vector, np.ndarray) or vector.ndim != 1 or vector.dtype.kind != "f" or not vector.size:
         raise ValueError(
             f"{name} must be an array of floats of shape (dimension,), got {reprlib.repr(vector)}, a "
@@ -362,13 +362,13 @@ def require_vector(name: str, vector: object) -> None:
     with np.errstate(over="ignore"):
         if not np.isfinite(vector.astype(np.float32)).all():
             raise ValueError(
-                f"{name} must hold finite numbers, got NaN or infinite ones; look for the fault in the encoder, such "
-                "as weights that diverged in training"
+                f"{name} must hold finite numbers, got NaN or infinite ones; check the encoder, for example "
+                "for weights that diverged in training"
             )
 
 
 def require_vectors(frame: pd.DataFrame, column: str, dimension: int, others: str) -> None:
-    """Check that a column holds vectors, as :func:`require_vector` does, of the same length as ``others``."""
+    """Check that a column holds finite vectors of the same dimension as ``others``."""
     # results repeat the vector of their query
     for vector in {id(vector): vector for vector in frame[column]}.values():
         require_vector(column, vector)

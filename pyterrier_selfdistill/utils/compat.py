@@ -1,7 +1,8 @@
-"""Workarounds of faults in other libraries, one function each.
+"""Workarounds for bugs in other libraries, one function each.
 
-Each says the fault, the version that has it, and when to delete it; ``tests/utils/test_compat.py`` fails when the fault
-is gone. A correction of results looks for the fault first, so that it leaves a mended library alone.
+A comment in each function names the bug, the affected version, and the condition for deleting the workaround.
+``tests/utils/test_compat.py`` fails when a bug is fixed. Functions that correct results check for the bug first, so
+that they do not change the results of a fixed library.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def no_transformers_progress_bars() -> Iterator[None]:
-    """Hide the progress bars of transformers when it loads a model or saves a checkpoint."""
-    # transformers 5.23 draws them also with ``disable_tqdm=True``, so that each checkpoint breaks the bar of training;
-    # delete when it draws none
+    """Hide the progress bars of transformers while it loads a model or saves a checkpoint."""
+    # transformers 5.23 draws them even with ``disable_tqdm=True``, and each checkpoint breaks the bar of training;
+    # delete when it respects the option
     were_shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
@@ -53,8 +54,9 @@ LOADING = threading.RLock()
 
 @contextmanager
 def reported_weights() -> Iterator[list[dict[str, Any]]]:
-    """List which weights were missing and unexpected in files of transformers, and make the same ones each time."""
-    # transformers 5.23 makes up missing weights, and sentence-transformers 6.2 cannot ask which; delete when it can
+    """Report missing and unexpected weights while transformers loads a model, and seed the missing ones."""
+    # transformers 5.23 initializes missing weights at random, and sentence-transformers 6.2 cannot tell which ones;
+    # delete when it can
     reports: list[dict[str, Any]] = []
     thread = threading.get_ident()
 
@@ -68,16 +70,16 @@ def reported_weights() -> Iterator[list[dict[str, Any]]]:
     with LOADING, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         load: Any = vars(PreTrainedModel)["from_pretrained"]
-        # huggingface_hub 2.4 downloads a list of agents to tell its server of them, even to read files that are here
+        # huggingface_hub 2.4 downloads a list of agents for its telemetry, even to read local files
         quiet = patch("huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY", True)
         with quiet, patch.object(PreTrainedModel, "from_pretrained", classmethod(from_pretrained)):
             yield reports
 
 
 def use_one_gpu(arguments: TrainingArguments) -> None:
-    """Train on one GPU in one process, even if it sees others."""
-    # transformers 5.23 uses ``nn.DataParallel`` there: larger batches than asked for, and no mixed precision; delete
-    # when it trains on one GPU, or has an argument for it
+    """Train on one GPU per process, even if the process sees others."""
+    # transformers 5.23 uses ``nn.DataParallel`` there, with larger batches than requested and without mixed precision;
+    # delete when it trains on one GPU, or has an argument for it
     if arguments.n_gpu > 1:
         logger.warning(
             "one process trains on one GPU, got %d; start a process for each: torchrun --nproc-per-node gpu script.py",
@@ -87,9 +89,9 @@ def use_one_gpu(arguments: TrainingArguments) -> None:
 
 
 def limit_autocast_to_training(model: nn.Module) -> None:
-    """Let a model that trains in mixed precision evaluate in the precision of its weights, which are saved."""
-    # accelerate 1.15 replaces ``forward`` by one in 16 bits for evaluation too, so that the best checkpoint is chosen
-    # by measures of another model; delete when it evaluates without autocast
+    """Evaluate a model in the precision of its saved weights during mixed-precision training."""
+    # accelerate 1.15 replaces ``forward`` by one in 16 bits for evaluation too, so that measures of a different model
+    # choose the best checkpoint; delete when it evaluates without autocast
     forward_in_16_bits = vars(model).get("forward")
     if forward_in_16_bits is None:
         return
@@ -103,19 +105,19 @@ def limit_autocast_to_training(model: nn.Module) -> None:
 
 
 def remove_autocast(model: nn.Module) -> None:
-    """Let a model compute in the precision of its weights again after mixed-precision training."""
-    # neither accelerate 1.15 nor transformers 5.23 puts the first ``forward`` back, so that the trained model differs
+    """Restore the precision of the weights for computations after mixed-precision training."""
+    # neither accelerate 1.15 nor transformers 5.23 restores the original ``forward``, so that the trained model differs
     # from the saved one; delete when they do
     vars(model).pop("forward", None)
     vars(model).pop("_original_forward", None)
 
 
 def progress_bar(iterable: Iterable[Any] | None = None, *, total: int | None = None, **options: Any) -> Any:
-    """Make a ``pt.tqdm``; where there is no terminal, draw it once a tenth, or once a minute without a total."""
-    # tqdm 4.68 draws ten bars a second into logs; delete, and call ``pt.tqdm``, when it does not
+    """Make a ``pt.tqdm``. Without a terminal, draw it after each tenth, or once a minute if the total is unknown."""
+    # tqdm 4.68 writes ten bars per second to logs; delete, and call ``pt.tqdm``, when it does not
     if total is None and isinstance(iterable, Sized):
         total = len(iterable)
-    # other classes are those of notebooks
+    # other classes are for notebooks
     if pt.tqdm is tqdm.tqdm and not sys.stderr.isatty():
         tenth = None if total is None else math.ceil(total / 10)
         options |= {"miniters": tenth, "mininterval": 60 if tenth is None else 0, "maxinterval": math.inf}
@@ -125,35 +127,35 @@ def progress_bar(iterable: Iterable[Any] | None = None, *, total: int | None = N
 def schematic(label: str) -> dict[str, Any]:
     """Describe a transformer of this package for :mod:`pyterrier.schematic`."""
     # pyterrier 1.1.2 downloads the index of its documentation to link a transformer, and draws nothing without a
-    # network; delete, and give the label alone, when it draws without links
+    # network; delete, and pass only the label, when it draws without links
     return {"label": label, "help_url": None}
 
 
 def files_of_index(metadata: Any = None, vectors: Any = None, docnos: Any = None) -> dict[str, Any]:
-    """Give the attributes of a FlexIndex that has these files open, or none."""
-    # pyterrier-dr 0.8.1 keeps its files in private attributes, opens each when it needs it, so that a replaced index
-    # has identifiers of one and vectors of another, and pickles them; delete when FlexIndex opens all of them together,
-    # closes them and pickles without them
+    """Return the attributes of a FlexIndex with these open files, or without any."""
+    # pyterrier-dr 0.8.1 keeps its files in private attributes, opens them one by one, so that a replaced index can mix
+    # old identifiers with new vectors, and pickles them; delete when FlexIndex opens all of them together, closes them
+    # and pickles without them
     return {"_meta": metadata, "_dvecs": vectors, "_docnos": docnos, "_cache": {}}
 
 
 def files_of_retrievers(folder: Path) -> list[Path]:
-    """List the files that a FlexIndex has computed for its approximate retrievers."""
-    # pyterrier-dr 0.8.1 has no names for them; delete when FlexIndex does
+    """Return the files that a FlexIndex computed for its approximate retrievers."""
+    # pyterrier-dr 0.8.1 cannot list them; delete when FlexIndex can
     patterns = ("hnsw_n-*", "ivf_nlist-*.faiss", "int8.faiss", "binary.faiss", "voyager-*.voyager", "corpusgraph_k*")
     return [file for pattern in patterns for file in folder.glob(pattern)]
 
 
-LARGEST_BATCH = 8192  # how many documents are put into a graph, or compared with as many others, at once
+LARGEST_BATCH = 8192  # how many documents to add to a graph, or to compare with each other, at once
 
 
 def make_corpus_graph(index: FlexIndex, k: int) -> int:
-    """Compute the corpus graph of two or more documents, and return how many neighbours each has."""
-    # pyterrier-dr 0.8.1 fails where a batch has fewer than ``k`` documents; delete when it takes the existing ones
+    """Compute the corpus graph of two or more documents, and return the number of neighbours per document."""
+    # pyterrier-dr 0.8.1 fails if a batch has fewer than ``k`` documents; delete when it takes the existing ones
     count = len(index)
     k = min(k, count - 1)
     batches = math.ceil(count / LARGEST_BATCH)
-    # of one size, so that the last one is not small
+    # batches of equal size, so that the last one is not small
     index.corpus_graph(k, batch_size=math.ceil(count / batches))
     return k
 
@@ -168,9 +170,9 @@ def no_warning_of_mapped_vectors() -> Iterator[None]:
 
 
 def transform_queries(transformer: pt.Transformer, frame: pd.DataFrame) -> pd.DataFrame:
-    """Re-rank, even if a query has one result or none."""
-    # DataFrameBuilder of pyterrier-alpha 0.16.5 takes arrays of length 1 or 0 for values: the first query then has
-    # arrays as values, a later one fails; delete, and call the transformer, when it takes them
+    """Re-rank results, even if a query has only one result or none."""
+    # DataFrameBuilder of pyterrier-alpha 0.16.5 reads arrays of length 1 or 0 as values: the first query then has
+    # arrays as values, and a later one fails; delete, and call the transformer, when it accepts them
     if frame.empty:
         return transformer.transform(frame)
     parts = [transformer.transform(query) for _, query in frame.groupby("qid", sort=False)]
@@ -179,12 +181,12 @@ def transform_queries(transformer: pt.Transformer, frame: pd.DataFrame) -> pd.Da
 
 
 class VoyagerSearch:
-    """Search a graph of Voyager as an index of FAISS is searched; the graph is kept in the folder of the index."""
+    """Search a Voyager graph with the interface of a FAISS index. The graph is stored in the folder of the index."""
 
     # VoyagerRetriever of pyterrier-dr 0.8.1 does not pass on ``num_results``, passes ``query_ef`` as the number of
-    # threads, asks for more documents than there are, and gives scores that are 1 too low; its graphs number vectors
-    # in the order of threads with voyager 2.1, and are not built with voyager 2.2, which refuses mapped vectors.
-    # Delete, and use ``FlexIndex.voyager_retriever``, when it does none of this
+    # threads, asks for more documents than exist, and returns scores that are 1 too low. With voyager 2.1, its graphs
+    # number vectors in the order of threads; with voyager 2.2, which rejects mapped vectors, they cannot be built.
+    # Delete, and use ``FlexIndex.voyager_retriever``, when all of this is fixed
 
     def __init__(self, index: FlexIndex, options: dict[str, Any]) -> None:
         assert_voyager()

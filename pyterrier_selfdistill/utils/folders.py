@@ -1,4 +1,4 @@
-"""Folders and files that are written completely or not at all, and settings without paths or secrets."""
+"""Write folders and files completely or not at all, and remove paths and secrets from settings."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from pydantic import TypeAdapter, ValidationError
 
 from .checks import require_type
 
-METADATA_FILE = "pt_meta.json"  # the file that describes a PyTerrier artifact in its folder
+METADATA_FILE = "pt_meta.json"  # the file that describes a PyTerrier artifact
 REMOVED = "was removed meanwhile; write again, or choose another path"
 RESTORE = "copy or write its folder again"
 SCRATCH = "selfdistill-scratch-"  # the prefix of temporary folders
 
 
 class FolderInUseError(OSError):
-    """Another process, or another thread, writes to the folder."""
+    """Another process or thread is writing to the folder."""
 
 
 def artifact_kind(folder: Path) -> tuple[Any, Any]:
-    """Read the type and the format of a PyTerrier artifact, such as ``("dense_index", "flex")``; None if missing."""
+    """Read the type and format of a PyTerrier artifact, such as ``("dense_index", "flex")``, or None for each."""
     try:
         metadata = json.loads((folder / METADATA_FILE).read_text())
         return metadata.get("type"), metadata.get("format")
@@ -43,7 +43,7 @@ def artifact_kind(folder: Path) -> tuple[Any, Any]:
 
 
 def read_json(path: Path, shape: Any = dict[str, Any], **fields: Any) -> Any:
-    """Read a JSON file of this package, whose fields have types; errors name the file, and the line or the field."""
+    """Read a JSON file of this package and check its fields. Errors name the file, and the line or field."""
     try:
         content = TypeAdapter(shape).validate_json(path.read_bytes())
     except ValidationError as error:
@@ -60,15 +60,15 @@ def read_json(path: Path, shape: Any = dict[str, Any], **fields: Any) -> Any:
 
 @contextmanager
 def folder_lock(path: str | Path, doing: str, *, wait: bool = False) -> Iterator[None]:
-    """Keep other writers away from a folder, which may exist or not."""
+    """Lock a folder against other writers. The folder need not exist."""
     target = Path(path).resolve()
-    # next to the folder, which may be replaced, or in it if that is the only place
+    # next to the folder, since it may be replaced, or inside if no other place is writable
     is_fixed = os.path.ismount(target) or not os.access(_existing(target.parent), os.W_OK)
     file = target / ".lock" if is_fixed else _beside(target, "lock")
     lock = FileLock(file, timeout=-1 if wait else 0)
     with explained_errors(target):
         file.parent.mkdir(parents=True, exist_ok=True)
-        # before, since some versions of filelock empty the file when they try
+        # read first, since some versions of filelock empty the file when they try to lock it
         owner = _read_owner(file)
         try:
             lock.acquire()
@@ -83,14 +83,14 @@ def folder_lock(path: str | Path, doing: str, *, wait: bool = False) -> Iterator
             file.write_text(json.dumps(note))
         yield
     finally:
-        # while it is locked, so that a waiting writer notices and makes another one
+        # while still locked, so that a waiting writer notices and makes a new file
         with suppress(OSError):
             file.unlink()
         lock.release()
 
 
 def _existing(folder: Path) -> Path:
-    """Find the folder, or the first existing one above it."""
+    """Return the folder if it exists, or its closest existing parent."""
     return next(place for place in (folder, *folder.parents) if place.exists())
 
 
@@ -115,14 +115,14 @@ def atomic_folder(
     doing: str = "writing",
     wait: bool = False,
 ) -> Iterator[Path]:
-    """Yield a temporary folder, which becomes ``path`` on exit; ``own`` names the files that may be replaced."""
+    """Yield a temporary folder, which becomes ``path`` on exit. ``own`` names the files that may be replaced."""
     target = Path(path).resolve()
     unfinished = _beside(target, "unfinished")
     with folder_lock(target, doing, wait=wait), explained_errors(target):
         _clean_up(target)
         require_free(target, overwrite, own)
         unfinished.mkdir()
-        # a library may make a folder again that was removed meanwhile, without this mark
+        # without this mark, a library may have created a removed folder again
         mark = unfinished / ".unfinished"
         mark.mkdir()
         try:
@@ -130,7 +130,7 @@ def atomic_folder(
             if not mark.exists():
                 raise FileNotFoundError(errno.ENOENT, f"the folder {REMOVED}", str(target))
             mark.rmdir()
-            # other programs know no lock
+            # check again, since other programs ignore the lock
             require_free(target, overwrite, own)
             if not target.exists():
                 unfinished.rename(target)
@@ -142,7 +142,7 @@ def atomic_folder(
 
 
 def require_free(target: Path, overwrite: bool, own: Callable[[Path], Collection[str]]) -> None:
-    """Check that a path is free, or a folder that may be replaced."""
+    """Check that a path is free or holds a folder that may be replaced."""
     if not target.exists():
         return
     if not target.is_dir():
@@ -156,13 +156,13 @@ def require_free(target: Path, overwrite: bool, own: Callable[[Path], Collection
     if others := files_of_others(target, own(target)):
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         raise FileExistsError(
-            f"{str(target)!r} holds {', '.join(others[:3])}{more}, which this package did not write there, and is not "
-            "replaced; move these elsewhere, or choose another folder"
+            f"{str(target)!r} holds {', '.join(others[:3])}{more}, which this package did not write there; it is "
+            "not replaced: move these elsewhere, or choose another folder"
         )
 
 
 def files_of_others(folder: Path, own: Collection[str], within: str = "") -> list[str]:
-    """List the files of a folder that are not its own, and the folders that hold none of its own."""
+    """List the files of a folder that are not in ``own``, and the folders without any file in ``own``."""
     found = []
     for entry in sorted(folder.iterdir()):
         name = f"{within}{entry.name}"
@@ -175,7 +175,7 @@ def files_of_others(folder: Path, own: Collection[str], within: str = "") -> lis
 
 
 def checksum(path: Path) -> str:
-    """Compute the checksum of the content of a file, or of all files of a folder."""
+    """Compute the checksum of a file, or of all files in a folder."""
     if path.is_dir():
         content = [(file.name, checksum(file)) for file in sorted(path.iterdir())]
         return hashlib.sha256(repr(content).encode()).hexdigest()
@@ -184,7 +184,7 @@ def checksum(path: Path) -> str:
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Swap two folders in one step, so that neither name is ever free, and tell whether the system (Linux) could."""
+    """Swap two folders atomically, so that neither name is ever free. Return False if the system cannot (not Linux)."""
     try:
         rename = ctypes.CDLL(None).renameat2
     except (AttributeError, TypeError, OSError):
@@ -194,7 +194,7 @@ def _exchange(first: Path, second: Path) -> bool:
 
 
 def _clean_up(target: Path) -> None:
-    """Put back the folder that a killed writer moved away, and remove its other files; needs the lock."""
+    """Restore the folder that a killed writer moved away, and remove its other files. Hold the lock."""
     replaced = _beside(target, "replaced")
     if replaced.exists() and not target.exists():
         replaced.rename(target)
@@ -203,20 +203,20 @@ def _clean_up(target: Path) -> None:
 
 
 def recover(path: str | Path) -> None:
-    """Put back a folder that a writer had moved away when it was killed; call this before you read a folder."""
+    """Restore a folder that a killed writer moved away. Call this before you read a folder."""
     target = Path(path).resolve()
     if _beside(target, "replaced").exists() and not target.exists():
-        # a living writer is about to be done
-        with folder_lock(target, "putting back a folder", wait=True):
+        # a running writer will finish soon
+        with folder_lock(target, "restoring a folder", wait=True):
             _clean_up(target)
 
 
 @contextmanager
 def scratch_folder(parent: str | Path | None = None) -> Iterator[Path]:
-    """Yield a temporary folder, in the system's place by default, and remove it on exit."""
+    """Yield a temporary folder, by default in the system's temporary directory, and remove it on exit."""
     place = Path(parent or tempfile.gettempdir())
     for left in place.glob(f"{SCRATCH}*"):
-        # not if it is in use, or another user's
+        # skip folders that are in use or belong to another user
         with suppress(OSError), folder_lock(left, "removing temporary files"):
             shutil.rmtree(left)
     folder = place / f"{SCRATCH}{uuid.uuid4().hex}"
@@ -230,7 +230,7 @@ def scratch_folder(parent: str | Path | None = None) -> Iterator[Path]:
 
 @contextmanager
 def atomic_file(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yield the path of a temporary file, which becomes ``path`` on exit; parents are made, a link is followed."""
+    """Yield the path of a temporary file, which becomes ``path`` on exit. Create parents and follow links."""
     target = Path(path).resolve()
     if target.is_dir():
         raise FileExistsError(f"expected a file or nothing at {str(target)!r}, got a folder; choose another path")
@@ -247,7 +247,7 @@ def atomic_file(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def explained_errors(path: str | Path) -> Iterator[None]:
-    """Name the path, in place of a hidden file, in errors of a full disk, a removed parent, or missing permission."""
+    """Replace a hidden file by the path in errors from a full disk, a removed parent, or missing permission."""
     target = Path(path).resolve()
     existed = target.parent.is_dir()
     try:
@@ -255,7 +255,7 @@ def explained_errors(path: str | Path) -> Iterator[None]:
     except Exception as error:
         if existed and not target.parent.is_dir():
             raise FileNotFoundError(errno.ENOENT, f"{str(target.parent)!r} {REMOVED}", str(target)) from error
-        # safetensors 0.8 raises no OSError when it cannot write, and has the number in its words only
+        # safetensors 0.8 does not raise OSError when it cannot write; only the message has the number
         number = re.search(r"\(os error (\d+)\)", str(error))
         code = int(number[1]) if number else getattr(error, "errno", None)
         if code in (errno.ENOSPC, errno.EDQUOT):
@@ -266,12 +266,12 @@ def explained_errors(path: str | Path) -> Iterator[None]:
         raise
 
 
-# the ends of names of settings that are secret; transformers masks tokens only
+# suffixes of secret settings; transformers masks only tokens
 SECRETS = ("token", "secret", "password", "api_key")
 
 ABSOLUTE_PATH = re.compile(
     r"""
-    (?<! [\w.:/\\-] )                # not inside of a URL, of a name on the hub, or of a relative path
+    (?<! [\w.:/\\-] )                # not inside a URL, a name on the hub, or a relative path
     (?: file:// | ~\w* | [A-Za-z]: )?
     (?: [/\\] [^\s/\\'"`,;()\[\]{}]+ )+
     """,
@@ -280,7 +280,7 @@ ABSOLUTE_PATH = re.compile(
 
 
 def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Reduce settings to JSON, in which functions and models have their names."""
+    """Convert settings to JSON, with functions and models replaced by their names."""
 
     def described(value: Any) -> str:
         if callable(value):
@@ -292,7 +292,7 @@ def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def portable_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Reduce settings to JSON without secrets, and with the last name of each absolute path."""
+    """Convert settings to JSON without secrets, and cut absolute paths to their last name."""
     portable: dict[str, Any] = _portable(plain_settings(settings))
     if isinstance(base_model := portable.get("base_model"), dict):
         base_model["name"] = portable_name(base_model.get("name"))
@@ -300,8 +300,8 @@ def portable_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def portable_name(name: str | None) -> str | None:
-    """Reduce the name of a model to its name on the hub, or to the last name of its path."""
-    # a relative path of a folder looks like the name of a model on the hub
+    """Cut the path of a model to its last name, and return a name on the hub unchanged."""
+    # a relative path looks like the name of a model on the hub
     return _last_name(name) if name and (_is_absolute(name) or Path(name).exists()) else name
 
 
@@ -320,5 +320,5 @@ def _is_absolute(path: str) -> bool:
 
 
 def _last_name(path: str) -> str:
-    # takes both kinds of separators
+    # handles both kinds of separators
     return PureWindowsPath(path).name

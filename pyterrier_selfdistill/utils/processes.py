@@ -1,7 +1,7 @@
-"""Training in several processes: who comes first, what all of them share, and their part of each batch.
+"""Multi-GPU training: order the processes, share results, and divide batches among them.
 
-``torchrun`` and ``accelerate launch`` start one process per device, and each runs the same script. An error in one
-process ends it, and the launcher ends the others.
+``torchrun`` and ``accelerate launch`` start one process per device, and each runs the same script. If an error ends one
+process, the launcher ends the others.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from torch.utils.data import RandomSampler, Sampler
 
 Result = TypeVar("Result")
 
-# for how many seconds processes wait for each other: the first one may search a corpus meanwhile
+# how many seconds processes wait for each other, for example while the first one searches a corpus
 TIMEOUT = 24 * 60 * 60
 
 
 @contextmanager
 def joined(device: torch.device, backend: str | None = None, timeout: int = TIMEOUT) -> Iterator[None]:
-    """Join the other processes, if a launcher has started several, and let only the first one log below errors."""
+    """Join the other processes of a launcher, if any. Only the first process logs messages below errors."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         PartialState(cpu=device.type == "cpu", backend=backend, timeout=timedelta(seconds=timeout))
     with nullcontext() if is_first() else disable_logging(logging.WARNING):
@@ -38,7 +38,7 @@ def joined(device: torch.device, backend: str | None = None, timeout: int = TIME
 
 @contextmanager
 def in_turn() -> Iterator[None]:
-    """Let the first process go first, then the first one of each machine: the rest find their files on the disk."""
+    """Run the first process, then the first one of each machine, then the others, which find the files on disk."""
     if get_world_size() == 1:
         yield
         return
@@ -48,12 +48,12 @@ def in_turn() -> Iterator[None]:
 
 
 def is_first() -> bool:
-    """Tell whether this is the first process, or the only one, which writes and decides."""
+    """Tell whether this is the first or only process, which writes files and makes decisions."""
     return get_rank() == 0
 
 
 def agree(work: Callable[[], Result]) -> Result:
-    """Call a function in the first process, and return its result or raise an error in all of them."""
+    """Call a function in the first process, and return its result or raise its error in all processes."""
     if get_world_size() == 1:
         return work()
     error: Exception | None = None
@@ -71,11 +71,11 @@ def agree(work: Callable[[], Result]) -> Result:
 
 
 def gather_batch(columns: Sequence[Tensor]) -> list[Tensor]:
-    """Put together the rows of all processes, embeddings with their gradients, so that a loss sees the global batch."""
+    """Gather the rows of all processes, including gradients of embeddings, so that a loss sees the global batch."""
     if get_world_size() == 1:
         return list(columns)
     triples = torch.stack(list(columns), dim=1)
-    # one row of numbers per triple, so that all columns are sent together, and padding makes the batches equal
+    # one row of numbers per triple sends all columns together; padding equalizes the batches
     rows = triples.flatten(start_dim=1)[None]
     is_row = torch.ones(rows.shape[:2], dtype=torch.bool, device=rows.device)
     padded, is_row = all_gather_padded(rows, is_row, with_grad=rows.is_floating_point())
@@ -83,7 +83,7 @@ def gather_batch(columns: Sequence[Tensor]) -> list[Tensor]:
 
 
 class PartBatchSampler(Sampler[list[int]]):
-    """Divide each global batch evenly among processes, including the last, smaller one, which accelerate does not."""
+    """Divide each global batch evenly among processes, including the last, smaller batch (unlike accelerate)."""
 
     def __init__(self, batches: Any, parts: int) -> None:
         self.batches = batches
@@ -91,7 +91,7 @@ class PartBatchSampler(Sampler[list[int]]):
 
     @property
     def sampler(self) -> Any:
-        """The order of rows, if it is random, which accelerate seeds; otherwise the object to tell of each epoch."""
+        """The random sampler that accelerate seeds, or this object, which is told of each epoch."""
         sampler = getattr(self.batches, "sampler", None)
         return sampler if type(sampler) is RandomSampler else self
 
@@ -100,7 +100,7 @@ class PartBatchSampler(Sampler[list[int]]):
         self.batches.sampler = sampler
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell the batches and the order of their rows that an epoch begins."""
+        """Tell the batches and their sampler that an epoch begins."""
         orders: list[Any] = [self.batches, getattr(self.batches, "sampler", None)]
         for told in orders:
             if hasattr(told, "set_epoch"):
