@@ -22,7 +22,6 @@ extensions = [
     "sphinx.ext.viewcode",
     "myst_nb",
     "mathml",
-    "modules",
     "signatures",
     "repository",
 ]
