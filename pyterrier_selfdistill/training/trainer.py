@@ -263,6 +263,7 @@ class SelfDistillTrainer(WithHints, pt.Estimator):
             "bf16": bf16,
             "report_to": report_to,
         }
+        vars(self).update(named)
         arguments |= {name: value for name, value in named.items() if value is not None}
         require_adaptable(encoder.model, adapter)
         options = list(inspect.signature(SelfDistillTrainer).parameters)
