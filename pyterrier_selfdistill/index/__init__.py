@@ -1,1 +1,1 @@
-"""The dense index that knows its encoder, built whole or not at all, on one machine or several."""
+"""The dense index that knows its encoder and is built atomically, on one machine or several."""

@@ -1,4 +1,4 @@
-"""The files of an index: written whole, opened and checked; and vectors that know their encoder."""
+"""The files of an index, which are written atomically and checked when opened, and vectors that know their encoder."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ logger = logging.getLogger(__name__)
 VECTORS_FILE = "vecs.f4"
 DOCNOS_FILE = "docnos.npids"
 FILES = (METADATA_FILE, VECTORS_FILE, DOCNOS_FILE)
-GRAPHS_FILE = "graphs.json"  # the file with the checksums of graphs, and of the vectors that they were computed from
+GRAPHS_FILE = "graphs.json"  # the checksums of graphs and of their vectors
 GRAPH_KIND = "corpus_graph", "np_topk"
 KIND = {"type": FlexIndex.ARTIFACT_TYPE, "format": FlexIndex.ARTIFACT_FORMAT}
 
 DOCUMENTS = 1_000  # how many documents are checked at once
-DOCNOS_OF_A_BLOCK = 1 << 16  # how many identifiers, at least, are stored with as many bytes as the longest of them
-SAMPLE = 1_000  # how many vectors, or somewhat more, tell whether a graph was computed from them
-CHECKSUMS = 1 << 16  # how many checksums have their identifiers compared at once
-NOT_STORABLE = re.compile("[\0\ud800-\udfff]")  # NUL, which ends identifiers, and halves of characters
+DOCNOS_OF_A_BLOCK = 1 << 16  # the fewest identifiers in a block, which are padded to the longest one
+SAMPLE = 1_000  # how many vectors, at least, are hashed to check the origin of a graph
+CHECKSUMS = 1 << 16  # for how many checksums identifiers are compared at once
+NOT_STORABLE = re.compile("[\0\ud800-\udfff]")  # NUL, which ends identifiers, and unpaired surrogates
 
 Signature = tuple[Any, ...]
 
@@ -57,7 +57,7 @@ Signature = tuple[Any, ...]
 
 
 class EncoderMismatchError(ValueError):
-    """Vectors of one encoder were to be compared with those of another."""
+    """You tried to compare vectors of different encoders."""
 
 
 class EncoderIdentity(NamedTuple):
@@ -102,7 +102,7 @@ def encoders_of(vectors: Iterable[Any]) -> set[EncoderIdentity]:
 
 
 class ComparedByKey:
-    """Objects of a class that are equal if their keys are."""
+    """Base class for objects that are equal if their keys are equal."""
 
     def _key(self) -> tuple[Any, ...]:
         raise NotImplementedError
@@ -118,7 +118,7 @@ class ComparedByKey:
 
 
 def signature_of(folder: Path) -> Signature:
-    """Describe the files of an index by properties that change when they are replaced or damaged."""
+    """Describe the files of an index by properties that change if a file is replaced or damaged."""
     signature: list[Any] = []
     for name in FILES:
         with suppress(OSError):
@@ -128,7 +128,7 @@ def signature_of(folder: Path) -> Signature:
 
 
 def open_index(folder: Path) -> tuple[dict[str, Any], np.memmap, Lookup]:
-    """Open the metadata, the vectors and the identifiers of an index, and check that they belong together."""
+    """Open the metadata, vectors and identifiers of an index, and check that they belong together."""
     if not folder.exists():
         raise FileNotFoundError(f"there is no index at {str(folder)!r}; build it: (encoder >> index).index(corpus)")
     name = METADATA_FILE
@@ -151,14 +151,14 @@ def open_index(folder: Path) -> tuple[dict[str, Any], np.memmap, Lookup]:
         vectors = np.memmap(folder / name, mode="r", dtype=np.float32, shape=shape)
 
         name = DOCNOS_FILE
-        # the index of another package has no checksum
+        # indexes of other packages have no checksum
         found = zlib.crc32(np.memmap(folder / name, mode="r").data)
         _require(metadata.setdefault("docnos_checksum", found) == found, "it was changed or cut off")
         docnos = Lookup(folder / name)
         docnos.inv = KnownDocnos(docnos.inv.codec)
         _require(len(docnos) == shape[0], f"it has {len(docnos)} identifiers for {shape[0]} documents")
     except Exception as error:
-        # files of other programs raise errors of all kinds
+        # files of other programs can raise any error
         raise ValueError(
             f"the index at {str(folder)!r} is damaged, or building it was interrupted: {name}: {error}; build it "
             "again: (encoder >> index.indexer(mode='overwrite')).index(corpus)"
@@ -172,7 +172,7 @@ def _require(holds: bool, damage: str) -> None:
 
 
 class KnownDocnos(InvLookup):
-    """The positions of identifiers, which raises an error for unknown ones."""
+    """The positions of identifiers; unknown identifiers raise ``LookupError``."""
 
     def lookup(self, keys: Any) -> Any:
         if hasattr(keys, "dtype"):
@@ -189,7 +189,7 @@ class KnownDocnos(InvLookup):
 
 
 def own_files(folder: Path) -> set[str]:
-    """List the files of an index with those of its retrievers, if a folder is one, damaged or not."""
+    """List the files of an index and its retrievers, if the folder is an index, even a damaged one."""
     if artifact_kind(folder) != tuple(KIND.values()) and not (folder / VECTORS_FILE).exists():
         return set()
     return {*FILES, GRAPHS_FILE, *(file.name for file in compat.files_of_retrievers(folder))}
@@ -197,7 +197,7 @@ def own_files(folder: Path) -> set[str]:
 
 @contextmanager
 def sound_graphs(index: FlexIndex, pattern: str) -> Iterator[None]:
-    """Remove graphs that were damaged, or computed from other vectors, and note the checksums of new ones."""
+    """Remove graphs that are damaged or were computed from other vectors, and record the checksums of new graphs."""
     folder, vectors = index.index_path, index.np_vecs()
     origin = hashlib.sha256((folder / METADATA_FILE).read_bytes())
     origin.update(vectors[:: max(len(vectors) // SAMPLE, 1)].tobytes())
@@ -208,11 +208,11 @@ def sound_graphs(index: FlexIndex, pattern: str) -> Iterator[None]:
     sound = set()
     for graph in folder.glob(pattern):
         if graph.is_dir() and artifact_kind(graph) != GRAPH_KIND:
-            raise ValueError(f"{str(graph)!r} is no graph, but a folder of kind {artifact_kind(graph)}; remove it")
+            raise ValueError(f"{str(graph)!r} is not a graph, but a folder of kind {artifact_kind(graph)}; remove it")
         if noted.get(graph.name) == [origin.hexdigest(), checksum(graph)]:
             sound.add(graph)
             continue
-        logger.warning("%s was changed, or not computed from this index, and is computed again", graph)
+        logger.warning("%s is computed again, since it was changed or belongs to another index", graph)
         with explained_errors(graph):
             remove: Any = shutil.rmtree if graph.is_dir() else Path.unlink
             remove(graph)
@@ -240,7 +240,7 @@ class Indexer(FlexIndexer):
         overwrite = self.mode is IndexingMode.overwrite
         if path.exists() and not overwrite:
             raise FileExistsError(
-                f"there is an index at {str(path)!r} already; search it, choose another path, or replace it with "
+                f"there already is an index at {str(path)!r}; search it, choose another path, or replace it with "
                 "index.indexer(mode='overwrite')"
             )
         bar = compat.progress_bar(records_of(inp), desc="indexing", unit="dvec", disable=not self.target.verbose)
@@ -256,7 +256,7 @@ class Indexer(FlexIndexer):
                     encoders |= encoders_of(record["doc_vec"] for record in records)
                     if len({encoder.checksum for encoder in encoders}) > 1:
                         both = " and ".join(map(str, encoders))
-                        raise EncoderMismatchError(f"vectors of several encoders: {both}; use one")
+                        raise EncoderMismatchError(f"the vectors come from several encoders: {both}; use one")
                     file.write(vectors.data)
                     vectors_checksum = zlib.crc32(vectors.data, vectors_checksum)
                     for record in records:
@@ -264,14 +264,14 @@ class Indexer(FlexIndexer):
                     count += len(records)
                     dimension = vectors.shape[1]
             if not count:
-                raise ValueError("there are no documents to index; the iterable is empty, or was read before")
+                raise ValueError("there are no documents to index; the iterable is empty or already consumed")
             docnos.close()
             InvLookupBuilder.build(folder / DOCNOS_FILE)
             require_distinct(folder / DOCNOS_FILE)
             docnos_checksum = zlib.crc32(np.memmap(folder / DOCNOS_FILE, mode="r").data)
             checksums = {"docnos_checksum": docnos_checksum, "vectors_checksum": vectors_checksum}
             metadata: dict[str, Any] = {**KIND, "vec_size": dimension, "doc_count": count, **checksums}
-            # vectors of other packages do not say who made them
+            # vectors of other packages do not record their encoder
             for encoder in encoders:
                 metadata["encoder"] = {"name": portable_name(encoder.name), "checksum": encoder.checksum}
             (folder / METADATA_FILE).write_text(json.dumps(metadata) + "\n")
@@ -280,7 +280,7 @@ class Indexer(FlexIndexer):
 
 
 class PlainBytes(FwdFixedBytes):
-    """The format of npids that stores all bytes of identifiers."""
+    """The npids format that stores all bytes of identifiers."""
 
     prefix: bytes | None
     length: int | None
@@ -292,20 +292,20 @@ class PlainBytes(FwdFixedBytes):
 
 
 def checked_vectors(records: Sequence[Any], dimension: int) -> np.ndarray:
-    """Check some documents, and return their vectors as they are stored: finite, float32, of one length."""
+    """Check some documents, and return their vectors for storage: finite, float32, of equal length."""
     for record in records:
         require_document(record, ["doc_vec"])
         docno = record["docno"]
         if not isinstance(docno, str):
             raise TypeError(f"the docno {docno!r} is of type {type(docno).__name__}; identifiers are strings")
         if not docno or NOT_STORABLE.search(docno):
-            raise ValueError(f"the docno {docno!r} is empty, or has NUL or half a character in it; choose another one")
+            raise ValueError(f"the docno {docno!r} is empty or has NUL or an unpaired surrogate; choose another one")
     vectors = [record["doc_vec"] for record in records]
     dimension = dimension or np.size(vectors[0])
-    # together, since one after another takes ten times as long
+    # all at once, which is ten times as fast as one by one
     is_sound = all(isinstance(v, np.ndarray) and v.dtype.kind == "f" and v.shape == (dimension,) for v in vectors)
     if is_sound:
-        # numbers that float32 cannot hold become infinite
+        # numbers too large for float32 become infinite
         with np.errstate(over="ignore"):
             stored = np.array(vectors, dtype=np.float32)
         is_sound = bool(stored.size and np.isfinite(stored).all())
@@ -314,7 +314,7 @@ def checked_vectors(records: Sequence[Any], dimension: int) -> np.ndarray:
             require_vector(f"the doc_vec of {record['docno']!r}", record["doc_vec"])
             if len(record["doc_vec"]) != dimension:
                 raise ValueError(
-                    f"the doc_vec of {record['docno']!r} has {len(record['doc_vec'])} dimensions, and those before "
+                    f"the doc_vec of {record['docno']!r} has {len(record['doc_vec'])} dimensions, but earlier vectors "
                     f"have {dimension}; encode all documents with one encoder"
                 )
     return stored
@@ -335,4 +335,4 @@ def require_distinct(path: Path) -> None:
                 is_same = (group[distance:] == group[:-distance]) & (docnos[distance:] == docnos[:-distance])
                 if is_same.any():
                     docno = docnos[distance:][is_same][0].decode()
-                    raise ValueError(f"duplicate docno {docno!r}; each document needs an identifier of its own")
+                    raise ValueError(f"duplicate docno {docno!r}; each document needs a unique identifier")

@@ -61,8 +61,8 @@ SCORERS = ("np_scorer", "torch_scorer")
 LADR = ("ladr_proactive", "ladr_adaptive")
 RERANKERS = (*SCORERS, *LADR, "gar")
 
-# the methods that keep a graph or vectors in the folder of the index, and where; others keep corpus graphs, and FAISS
-# reads flat vectors by their path
+# the methods that store a graph or vectors in the folder of the index, and their files; other methods store corpus
+# graphs, and FAISS reads flat vectors by their path
 GRAPHS = {
     "faiss_hnsw_retriever": "hnsw_n-{neighbours}_ef-{ef_construction}.faiss",
     "faiss_ivf_retriever": "ivf_nlist-*.faiss",
@@ -72,16 +72,16 @@ GRAPHS = {
 }
 WITH_GRAPHS = (*GRAPHS, "gar", *LADR, "faiss_flat_retriever")
 
-# the best documents of each query, the best first: their scores, positions and identifiers
+# the best documents of each query, best first: their scores, positions and identifiers
 Found = tuple[Any, Any, Any]
 
 SCORES = 2**26  # how many scores of 4 bytes the fastest retriever computes at once
-LARGEST_QBATCH = 64  # how many queries it searches for at once, at most
-FEWEST_CLUSTERS = 4  # the fewest clusters that pyterrier-dr makes, if it is not told how many
-ATTEMPTS = 100  # how often to open an index that is replaced each time while it is opened
-SPARE = 16  # how many documents more than are asked for a backend finds, so that most ties are among them
-ROWS = 4096  # how many documents are scored at once where vectors are read from disk
-OPENING = threading.RLock()  # held by the thread that opens an index, or makes what searches it
+LARGEST_QBATCH = 64  # how many queries it searches at once, at most
+FEWEST_CLUSTERS = 4  # the fewest clusters that pyterrier-dr makes by default
+ATTEMPTS = 100  # how often to retry opening an index that is replaced meanwhile
+SPARE = 16  # how many extra documents a backend finds, so that most ties are among them
+ROWS = 4096  # how many documents are scored at once if vectors are read from disk
+OPENING = threading.RLock()  # held by the thread that opens an index or makes a searcher for it
 
 
 @checked
@@ -114,11 +114,11 @@ def _check_options(
     dense_scorer: pt.Transformer | None = None,
     budget: bool | PositiveInteger = False,
 ) -> None:
-    """Check the options of retrievers and scorers, which pyterrier-dr does not."""
+    """Check the options of retrievers and scorers, since pyterrier-dr does not check them."""
 
 
 def _method(name: str, docstring: str) -> Callable[..., IndexTransformer]:
-    """Put a check in front of a method of FlexIndex, or of one of ours."""
+    """Make a method that checks its options and then wraps a method of FlexIndex or of this package."""
     signature = inspect.signature(getattr(OpenedIndex, name))
 
     def make(self: SelfDistillIndex, *arguments: Any, **options: Any) -> IndexTransformer:
@@ -143,7 +143,7 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
         self.index = index
         self.method = method
         self.options = options
-        # the files of one moment, and what searches them
+        # a snapshot of the files, and the searcher that reads it
         self._made: tuple[OpenedIndex | None, Any] = None, None
         # the index may be built later
         with suppress(FileNotFoundError):
@@ -153,7 +153,7 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
         folder = self.index.index_path.resolve()
         with OPENING, ExitStack() as stack, compat.no_warning_of_mapped_vectors():
             if self.method in WITH_GRAPHS:
-                # one process computes a graph and others read it; who may not write there can only read
+                # one process computes a graph and others read it; a process without write permission only reads
                 with suppress(PermissionError):
                     graphs = folder.with_name(f"{folder.name}.graphs")
                     stack.enter_context(folder_lock(graphs, "computing a graph of an index", wait=True))
@@ -175,13 +175,13 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
         return opened, inner
 
     def make_inner(self, index: OpenedIndex) -> Any:
-        """Make what searches the files of one moment: a :class:`Search`, or a re-ranker of pyterrier-dr."""
+        """Make the searcher for a snapshot of the files: a :class:`Search`, or a re-ranker of pyterrier-dr."""
         method, options = self.method, dict(self.options)
         self._fit_options(index, options)
         if method in SCORERS:
             return Search(index, None, vectors=index.torch_vecs(**options) if options else None)
         if method in LADR:
-            # all that it scores, of which we take the best
+            # let it return all scored documents, then keep the best
             budget = options["num_results"] if options["budget"] is True else options["budget"]
             scorer = options["dense_scorer"]
             is_own = isinstance(scorer, IndexTransformer) and scorer.index.index_path == index.index_path
@@ -189,7 +189,7 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
             options |= {"num_results": len(index), "budget": budget, "dense_scorer": scorer}
         if method in RERANKERS:
             inner = getattr(FlexIndex, method)(index, **options)
-            # it is opened when it is read first, which may be after the index was replaced
+            # open it now: it is opened on first use, when the index may have been replaced
             getattr(inner.graph, "edges_data", None)
             return inner
         if method == "voyager_retriever":
@@ -199,13 +199,13 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
             made = getattr(OpenedIndex, method)(index, **options)
             is_own = isinstance(made, small_vectors.RescoredSearch)
             find = made.search if is_own else partial(search_faiss, made.faiss_index, options)
-            # of documents with as many signs FAISS leaves out the last ones itself
+            # among documents with equally many matching signs, FAISS drops the last ones itself
             return Search(index, find, qbatch=qbatch, is_stable=method == "binary_retriever")
         device, rows = options.get("device", "cpu"), options.get("batch_size")
         if method == "torch_retriever":
             rows = len(index)
         elif method == "retriever" and rows is None and index.sim_fn is SimFn.dot:
-            # all at once on a GPU or the CPU, or in parts from disk
+            # all vectors at once on a GPU or the CPU, or in parts from disk
             size = index.np_vecs().nbytes
             is_for_gpu = torch.cuda.is_available() and size < torch.cuda.mem_get_info()[0] / 2
             if is_for_gpu or size < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2:
@@ -230,7 +230,7 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
             del options["num_results"]
         if isinstance(options.get("k"), int):
             if len(index) == 1:
-                raise ValueError(f"{index!r} has one document, which has no neighbours; use scorer()")
+                raise ValueError(f"{index!r} has only one document, so it has no neighbours; use scorer()")
             options["k"] = compat.make_corpus_graph(index, options["k"])
         if "n_list" in options:
             sample = min(len(index), options["train_sample"] or len(index))
@@ -238,7 +238,7 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
                 options["n_list"] = sample
             if (options["n_list"] or 0) > sample:
                 raise ValueError(
-                    f"n_list={options['n_list']} clusters cannot be learned from {sample} documents; take fewer"
+                    f"cannot learn n_list={options['n_list']} clusters from {sample} documents; use fewer clusters"
                 )
 
     @property
@@ -246,7 +246,7 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
         return self._made[1]
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
-        # to its end with the files that are there at its start
+        # use one snapshot of the files throughout
         index, inner = self._made
         if index is None or self.index.refresh() is not index:
             index, inner = self._make()
@@ -258,14 +258,14 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
                 inp = with_own_docids(index, inp)
             if "query_vec" in inp:
                 require_comparable(index, inp)
-        # under autocast, vectors would be multiplied in 16 bits
+        # disable autocast, which would multiply vectors in 16 bits
         with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
             if self.method in RERANKERS:
                 return self._rerank(index, inner, inp)
             number = min(self.options.get("num_results", 1000), len(index))
             found = retrieved(inp, partial(inner.search, num_results=number), self.options["drop_query_vec"])
         if len(found) < number * len(inp) and self.method in WITH_GRAPHS:
-            few = "%r found fewer than %d of the documents for a query; raise ef_search, n_probe or query_ef"
+            few = "%r found fewer than %d documents for a query; raise ef_search, n_probe or query_ef"
             logger.warning(few, self, number)
         return found
 
@@ -293,8 +293,8 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
         return found if number is None else found[found["rank"] < number].reset_index(drop=True)
 
     def fuse_rank_cutoff(self, k: int) -> pt.Transformer | None:
-        """Ask the index for ``k`` documents, where the backend then finds the same."""
-        # others would search less
+        """Limit the search to ``k`` documents, if the backend then finds the same ones."""
+        # other backends would search less thoroughly
         is_same = self.method in EXACT or (self.method in LADR and not self.options["budget"])
         if not is_same or k >= self.options["num_results"]:
             return None
@@ -314,24 +314,24 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
         return {}
 
     def __getattr__(self, name: str) -> Any:
-        # options, for get_parameter; while unpickling, nothing is there
+        # options, for get_parameter; while unpickling, the object has no attributes yet
         if name.startswith("_"):
             raise AttributeError(name)
         return self.options[name] if name in self.options else getattr(self.inner, name)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # another process makes the transformer itself, over files that it opens itself
+        # another process makes its own transformer with its own open files
         return IndexTransformer, (self.index, self.method, self.options)
 
     def _key(self) -> tuple[Any, ...]:
         options = dict(self.options)
-        # arrays do not compare as one value
+        # comparing arrays does not give a single value
         if options.get("mask") is not None:
             options["mask"] = np.asarray(options["mask"], dtype=np.int8).tobytes()
         return self.index, self.method, tuple(sorted(options.items()))
 
     def __hash__(self) -> int:
-        # without the options, which change while a grid search holds the transformer as a key
+        # without the options, which a grid search changes while it uses the transformer as a key
         return hash((self.index, self.method))
 
     def __repr__(self) -> str:
@@ -341,10 +341,10 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
 
 
 class Search:
-    """Finds documents in one order with every backend and at every depth: by score, and of equal scores by position.
+    """Finds documents in the same order with every backend and depth: by score, then by position.
 
-    Backends round in ways of their own, even the scores of equal documents. So one sum scores what they find, and they
-    are asked for more as long as a document that was left out may score as high as the last result.
+    Backends round differently, even for equal documents. So their results are scored again by a single function, and
+    more results are requested as long as a missing document could score as high as the last result.
     """
 
     def __init__(
@@ -355,16 +355,16 @@ class Search:
         self.qbatch = qbatch
         self.vectors = np.asarray(index.np_vecs()) if vectors is None else vectors
         self.is_cosine = index.sim_fn is SimFn.cos
-        # how far the scores of a backend may be off, for a query of length 1
+        # the largest error of the scores of a backend, for a query of unit length
         longest = 1 if self.is_cosine else norms(np.asarray(index.np_vecs()[:SPARE])).max()
         self.slack = -np.inf if is_stable else longest * (1e-3 if self.vectors.dtype == torch.float16 else 2e-6)
 
     def score(self, query: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Score documents for a query of shape (1, dimension), as LADR of pyterrier-dr does."""
+        """Score documents for a query of shape (1, dimension), as pyterrier-dr's LADR expects."""
         vectors = self.vectors[positions]
         if isinstance(vectors, torch.Tensor):
             vectors = vectors.float().cpu().numpy()
-        # in a product of matrices, equal rows may have other last bits
+        # a matrix product may round equal rows differently
         scores = np.einsum("d,nd->n", np.asarray(query[0], dtype=np.float32), vectors)
         return scores / (norms(query) * norms(vectors)) if self.is_cosine else scores
 
@@ -385,7 +385,7 @@ class Search:
     def _best(self, query: np.ndarray, k: int, rough: np.ndarray, positions: np.ndarray) -> tuple[Any, Any]:
         while True:
             asked = len(positions)
-            # FAISS gives -1 where it finds no more, and a mask scores of -inf
+            # FAISS returns -1 if it finds no more documents, and masked documents score -inf
             is_there = (positions >= 0) & (rough > -np.inf)
             order = np.argsort(positions[is_there])
             rough, positions = rough[is_there][order], positions[is_there][order]
@@ -420,7 +420,7 @@ def search_vectors(
 
 
 def search_faiss(graph: Any, options: Mapping[str, Any], queries: np.ndarray, number: int) -> tuple[Any, Any]:
-    """Find documents with an index of FAISS, whose own settings are those of all threads and retrievers."""
+    """Search an index of FAISS with parameters per call, since threads and retrievers share its settings."""
     faiss: Any = importlib.import_module("faiss")
     parameters = faiss.SearchParametersIVF(nprobe=options["n_probe"]) if "n_probe" in options else None
     if "ef_search" in options:
@@ -446,7 +446,7 @@ def retrieved(queries: pd.DataFrame, find: Callable[[pd.DataFrame], Found], drop
 
 
 class VectorLoader(NumpyVectorLoader):
-    """Add ``doc_vec``, as the index has it, to frames with ``docno``."""
+    """Add the stored vectors, as ``doc_vec``, to frames with ``docno``."""
 
     schematic: ClassVar = compat.schematic("VecLoader")
 
@@ -467,7 +467,7 @@ class VectorLoader(NumpyVectorLoader):
 
 def with_own_docids(index: FlexIndex, frame: pd.DataFrame) -> pd.DataFrame:
     require_identifiers(frame, "docno", "the documents")
-    # pyterrier-dr would take the vectors at the positions of a first stage, whatever is there
+    # otherwise, pyterrier-dr would use the positions of a first stage
     return frame.assign(docid=index.docnos().inv[frame["docno"]]) if "docid" in frame else frame
 
 
@@ -479,14 +479,14 @@ def require_comparable(index: OpenedIndex, queries: pd.DataFrame) -> None:
             is_namesake = portable_name(other.name) == own.name
             remark = "; they have the same name, but not the same weights or settings" if is_namesake else ""
             raise EncoderMismatchError(
-                f"{index!r} was built by the encoder {own}, and the queries were encoded by {other}{remark}. Search "
-                "with the encoder of the index, or build it again with this one and index.indexer(mode='overwrite'). "
-                "If you mean it, SelfDistillIndex(path, any_encoder=True) goes ahead"
+                f"{index!r} was built by the encoder {own}, but the queries were encoded by {other}{remark}. Use the "
+                "encoder of the index, or rebuild the index with this encoder and index.indexer(mode='overwrite'). To "
+                "allow the mismatch, set any_encoder=True in SelfDistillIndex"
             )
 
 
 class OpenedIndex(FlexIndex):
-    """The files of an index at one moment, which stay open and the same when it is replaced."""
+    """A snapshot of an index, whose files stay open and unchanged if the index is replaced."""
 
     signature: Signature
     any_encoder: bool
@@ -495,12 +495,12 @@ class OpenedIndex(FlexIndex):
 
     @property
     def encoder(self) -> EncoderIdentity | None:
-        """The encoder that built the index, if its vectors say so."""
+        """The encoder that built the index, if it is known."""
         stored = self.payload()[-1].get("encoder")
         return None if stored is None else EncoderIdentity(**stored)
 
     def corpus_graph(self, k: int = 16, *, batch_size: int = 8192) -> pt.Artifact:
-        """Compute which ``k`` documents are nearest to each, or load this graph from the folder of the index."""
+        """Compute the graph of the ``k`` nearest neighbours of each document, or load it from the index folder."""
         with sound_graphs(self, "corpusgraph_k*"):
             return super().corpus_graph(k, batch_size=batch_size)
 
@@ -514,20 +514,21 @@ Mode = Annotated[IndexingMode | Literal["create", "overwrite"], Expected("'creat
 class SelfDistillIndex(ComparedByKey, OpenedIndex):
     """A dense index that knows which encoder built it.
 
-    Used as :class:`pyterrier_dr.FlexIndex` is. What it adds: an incomplete or damaged index is never opened; a document
-    without identifier or vector, and a duplicate one, is an error; and queries of another encoder than its own are
-    refused. Vectors that do not say which encoder made them (those of other packages) are trusted.
+    Use it like :class:`pyterrier_dr.FlexIndex`. In addition, you get these checks: opening an incomplete or damaged
+    index raises ``ValueError``, and so does indexing a document that is a duplicate or lacks an identifier or a vector.
+    Searching with queries of another encoder raises :class:`EncoderMismatchError`. Vectors of other packages, which
+    do not record their encoder, are accepted.
 
-    Retrievers find ``num_results`` documents for frames with ``qid`` and ``query_vec``; scorers and re-rankers take
-    ``docno`` too. With ``drop_query_vec`` the vectors of queries are not in the results. What pyterrier-dr builds for
-    the approximate ones is kept in the folder of the index.
+    Retrievers find ``num_results`` documents for frames with ``qid`` and ``query_vec``. Scorers and re-rankers also
+    need ``docno``. Pass ``drop_query_vec=True`` to omit query vectors from the results. The data structures of
+    approximate retrievers are stored in the folder of the index.
 
     Args:
         path: The folder of the index.
-        sim_fn: The similarity of vectors; :class:`SelfDistillBiEncoder` makes unit vectors, whose dot product is their
-            cosine.
+        sim_fn: The similarity function. :class:`SelfDistillBiEncoder` makes unit vectors, so the default dot product is
+            their cosine.
         verbose: Whether to show progress bars.
-        any_encoder: Whether to go ahead with queries of an encoder that did not build the index.
+        any_encoder: Whether to allow queries of an encoder that did not build the index.
 
     Example:
         >>> import tempfile
@@ -551,20 +552,20 @@ class SelfDistillIndex(ComparedByKey, OpenedIndex):
 
     retriever = _method(
         "retriever",
-        """Search all vectors, or those of a :meth:`mask`, with the fastest exact backend.
+        """Search all vectors, or only the documents of a :meth:`mask`, with the fastest exact backend.
 
-        That is :meth:`torch_retriever`, on a GPU or else the CPU, if they take less than half of its memory.
-        Otherwise, with ``batch_size``, or another similarity than the dot product, it is :meth:`np_retriever`.
+        Uses :meth:`torch_retriever` on a GPU, or else on the CPU, if the vectors fit into half of its memory. Uses
+        :meth:`np_retriever` otherwise, and if you set ``batch_size`` or a similarity other than the dot product.
         """,
     )
-    np_retriever = _method("np_retriever", "Search all vectors, or those of a :meth:`mask`, on disk.")
+    np_retriever = _method("np_retriever", "Search all vectors on disk, or only the documents of a :meth:`mask`.")
     torch_retriever = _method(
-        "torch_retriever", "Search all vectors on ``device``, with ``fp16`` in half of the memory."
+        "torch_retriever", "Search all vectors on ``device``; ``fp16=True`` halves the memory that you need."
     )
     faiss_flat_retriever = _method("faiss_flat_retriever", "Search all vectors in memory, or on all GPUs, with FAISS.")
     faiss_hnsw_retriever = _method(
         "faiss_hnsw_retriever",
-        "Search a graph of FAISS; more ``neighbours``, ``ef_construction`` and ``ef_search`` find more, but are slow.",
+        "Search a FAISS graph; higher ``neighbours``, ``ef_construction`` and ``ef_search`` find more but are slower.",
     )
     faiss_ivf_retriever = _method(
         "faiss_ivf_retriever",
@@ -572,35 +573,35 @@ class SelfDistillIndex(ComparedByKey, OpenedIndex):
     )
     voyager_retriever = _method(
         "voyager_retriever",
-        "Search a graph of Voyager; more ``neighbours``, ``ef_construction`` and ``query_ef`` find more, but are slow.",
+        "Search a Voyager graph; higher ``neighbours``, ``ef_construction`` and ``query_ef`` find more but are slower.",
     )
-    int8_retriever = _method("int8_retriever", "Search 8 bits a number, for ``rescore`` times as many to score.")
-    binary_retriever = _method("binary_retriever", "Search a bit a number, for ``rescore`` times as many to score.")
-    np_scorer = scorer = _method("np_scorer", "Score documents by their vectors, and keep ``num_results``, or all.")
+    int8_retriever = _method("int8_retriever", "Search int8 vectors, then rescore ``rescore * num_results`` documents.")
+    binary_retriever = _method("binary_retriever", "Search binary vectors, then rescore ``rescore * num_results``.")
+    np_scorer = scorer = _method("np_scorer", "Score documents by their vectors; keep ``num_results`` of them, or all.")
     torch_scorer = _method("torch_scorer", "Score documents as :meth:`scorer` does, in the memory of ``device``.")
-    gar = _method("gar", "Re-rank results and, in turns, the ``k`` neighbours of the best so far.")
+    gar = _method("gar", "Re-rank results, alternating with the ``k`` neighbours of the best documents so far.")
     ladr = pre_ladr = ladr_proactive = _method(
         "ladr_proactive",
-        "Re-rank results and their ``k`` neighbours (or corpus graph), ``hops`` far, until ``budget`` is spent.",
+        "Re-rank results and their ``k`` neighbours (or a corpus graph's), up to ``hops`` away, within ``budget``.",
     )
     ada_ladr = ladr_adaptive = _method(
         "ladr_adaptive",
-        "Re-rank as :meth:`ladr_proactive`, going on from the best ``depth`` until they stay, or for ``max_hops``.",
+        "Re-rank as :meth:`ladr_proactive`, but follow the best ``depth`` until they are stable or for ``max_hops``.",
     )
 
     def vec_loader(self) -> pt.Transformer:
-        """Make a transformer that adds ``doc_vec``, as the index has it, to frames with ``docno``."""
+        """Make a transformer that adds the stored vectors, as ``doc_vec``, to frames with ``docno``."""
         return VectorLoader(self)
 
     np_vec_loader = vec_loader
 
     @checked
     def indexer(self, *, mode: Mode = IndexingMode.create) -> FlexIndexer:
-        """Make an indexer: ``mode="overwrite"`` replaces an index that is there, once the new one is complete."""
+        """Make an indexer; ``mode="overwrite"`` replaces an existing index once the new one is complete."""
         return Indexer(self, mode)
 
     def mask(self, docnos: Iterable[str]) -> np.ndarray:
-        """Make the option ``mask`` of retrievers that find the given documents only: zeros and ones, ``(len(index),)``.
+        """Make a ``mask``, ``(len(index),)`` zeros and ones, with which retrievers find only the given documents.
 
         Raises:
             KeyError: If a document is not in the index.
@@ -619,21 +620,21 @@ class SelfDistillIndex(ComparedByKey, OpenedIndex):
         return mask
 
     def built(self) -> bool:
-        """Tell whether there is a complete index, which can be opened."""
+        """Tell whether a complete index exists that can be opened."""
         with suppress(OSError, ValueError):
             return bool(self.refresh())
         return False
 
     def payload(self, return_dvecs: bool = True, return_docnos: bool = True) -> list[Any]:
-        """Open the index, if it is complete, as :meth:`pyterrier_dr.FlexIndex.payload` does."""
+        """Open the index like :meth:`pyterrier_dr.FlexIndex.payload`, if it is complete."""
         return (self._opened or self.refresh()).payload(return_dvecs, return_docnos)
 
     def close(self) -> None:
-        """Close the files; they are opened again when they are needed."""
+        """Close the files, which are opened again when needed."""
         self.__dict__.update(compat.files_of_index(), _opened=None)
 
     def refresh(self) -> OpenedIndex:
-        """Open the files, all of one index, unless they are open and still there."""
+        """Open the files of the current index, unless they are open already."""
         opened = self._opened
         if opened is not None and opened.signature == signature_of(self.index_path):
             return opened
@@ -654,10 +655,10 @@ class SelfDistillIndex(ComparedByKey, OpenedIndex):
                 opened = OpenedIndex(str(self.index_path), sim_fn=self.sim_fn, verbose=self.verbose)
                 opened.__dict__.update(files, signature=signature, any_encoder=self.any_encoder)
                 self._opened = opened
-            raise ValueError(f"{self!r} is replaced again and again; read it when that is done")
+            raise ValueError(f"{self!r} keeps being replaced; open it after that has stopped")
 
     def __getstate__(self) -> dict[str, Any]:
-        # another process opens the files itself
+        # another process opens its own files
         return {**vars(self), **compat.files_of_index(), "_opened": None}
 
     def _key(self) -> tuple[Any, ...]:

@@ -1,7 +1,7 @@
-"""Indexing on Ray: a corpus is encoded in shards, on one machine or many, and the shards are joined to one index.
+"""Distributed indexing on Ray: encode a corpus in shards, on one or many machines, and join them into one index.
 
-Ray Data reads the corpus in blocks, in its order, and gives each to a worker, which keeps the encoder and makes it a
-shard. A shard is named by its documents and its encoder: one that is there already is taken, whoever wrote it.
+Ray Data reads the corpus in order and in blocks. Workers, which keep the encoder in memory, make a shard of each block.
+The name of a shard depends on its documents and its encoder, so that existing shards are reused.
 """
 
 from __future__ import annotations
@@ -34,35 +34,35 @@ from ..utils.folders import folder_lock
 from .index import SelfDistillIndex
 from .shards import ShardedIndex, load_ray, write_manifest
 
-# how many documents a shard has: a multiple of those that are encoded together, and of those that are scored so
+# the number of documents per shard: a multiple of the sizes in which documents are encoded and scored together
 SHARD_SIZE = 1 << 16
-NO_DOCUMENTS = "there are no documents to index; the corpus is empty, or was read before"
+NO_DOCUMENTS = "there are no documents to index; the corpus is empty or already consumed"
 GpuNumber = Annotated[float, Field(ge=0, allow_inf_nan=False), Expected("0 or a positive number")]
 
 
 class RayIndexer(pt.Indexer):
-    """Encodes a corpus on Ray, and makes one index of it.
+    """Encode a corpus on Ray and build one index of it.
 
-    It makes the same index as ``encoder >> index``, with vectors that are equal up to the rounding of the hardware.
-    Workers write shards to a folder beside that of the index, ``corpus.flex.shards`` for ``corpus.flex``, which all
-    machines must see at the same path. Where a worker is killed, its shard is given to another one; where all of it is,
-    the same call goes on with the shards that are missing.
+    You get the same index as with ``encoder >> index``, up to rounding of the vectors on different hardware. Workers
+    write shards to a folder next to the index, ``corpus.flex.shards`` for ``corpus.flex``. All machines must see this
+    folder at the same path. If a worker is killed, another worker takes over its shard. If the whole run is killed,
+    repeat the call: it encodes only the missing shards.
 
     Args:
         encoder: The encoder, which workers get from Ray's object store.
         index: The index to build.
-        workers: How many workers encode at once.
-        num_cpus: How many cores, and threads, a worker has.
-        num_gpus: How many GPUs a worker has; with one, or a part of one, it encodes there.
-        shard_size: How many documents a shard has. A worker holds the texts of one in memory. With multiples of 16,384
-            on equal hardware, vectors are those of ``encoder >> index``, byte by byte.
-        fields: The fields of documents that make a text, such as ``["title", "text"]``, if not the text field.
-        overwrite: Whether to replace an index that is there, once the new one is complete.
+        workers: The number of workers that encode in parallel.
+        num_cpus: The number of cores (and threads) per worker.
+        num_gpus: The number of GPUs per worker, which may be a fraction. If it is above 0, workers encode on a GPU.
+        shard_size: The number of documents per shard. A worker holds the texts of a shard in memory. With multiples of
+            16,384 and equal hardware, vectors are identical to those from ``encoder >> index``, byte by byte.
+        fields: The document fields to join into a text, such as ``["title", "text"]``. Defaults to the text field.
+        overwrite: Whether to replace an existing index once the new one is complete.
         verbose: Whether to show Ray Data's progress bars.
 
     Raises:
         ImportError: If Ray is not installed.
-        ValueError: If an option has a value that it cannot have.
+        ValueError: If an option has an invalid value.
 
     Example:
         ``RayIndexer(encoder, SelfDistillIndex("corpus.flex"), workers=8, num_gpus=1).index("corpus/*.jsonl.gz")``
@@ -104,20 +104,20 @@ class RayIndexer(pt.Indexer):
         return path.with_name(f"{path.name}.shards")
 
     def index_inputs(self) -> list[list[str]]:
-        """List the columns that documents need."""
+        """List the required columns of documents."""
         return [["docno", *self.fields]]
 
     def index(self, iter: Any) -> SelfDistillIndex:  # type: ignore[override]
-        """Encode a corpus as :meth:`encode` does, join its shards to one index, and remove them.
+        """Encode a corpus with :meth:`encode`, join its shards into one index, and remove the shards.
 
         Raises:
-            FileExistsError: If there is an index already, and it is not to be replaced, or something else.
-            ValueError: If two documents have the same identifier, or as :meth:`encode`.
+            FileExistsError: If the path of the index exists and ``overwrite`` is not set, or it is not an index.
+            ValueError: If two documents have the same identifier. Also see :meth:`encode`.
         """
         path = self.target.index_path
         if path.exists() and not self.overwrite:
             raise FileExistsError(
-                f"there is an index at {str(path)!r} already; search it, choose another path, or replace it with "
+                f"there already is an index at {str(path)!r}; search it, choose another path, or replace it with "
                 "overwrite=True"
             )
         self.encode(iter).join(path, overwrite=self.overwrite)
@@ -126,21 +126,21 @@ class RayIndexer(pt.Indexer):
         return self.target
 
     def encode(self, corpus: Any) -> ShardedIndex:
-        """Encode the shards of a corpus that are missing, and keep all of them in :attr:`folder`.
+        """Encode the missing shards of a corpus, and keep all shards in :attr:`folder`.
 
-        The corpus is a PyTerrier dataset, a frame, or an iterable of records with ``docno`` and text, which this
-        process copies to Ray's object store; paths of files or a pattern of paths, which workers read; or a
-        ``ray.data.Dataset``. Files are JSON lines or Parquet, or TSV without a header: ``docno``, then the fields
-        (``.gz`` may follow, except for Parquet).
+        You can pass paths of files, a pattern of paths, or a ``ray.data.Dataset``, which workers read. You can also
+        pass a PyTerrier dataset, a frame, or an iterable of records with ``docno`` and text, which this process copies
+        to Ray's object store. Files are JSON lines, Parquet, or TSV without a header, with ``docno`` before the fields.
+        JSON lines and TSV may be compressed (``.gz``).
 
         Raises:
-            FileNotFoundError: If there is no such file, or the folder of shards is not one that all machines see.
-            FolderInUseError: If another process encodes the same.
-            ValueError: If a document lacks a field or has the identifier of another one of its shard.
+            FileNotFoundError: If a file does not exist, or the machines do not share the folder of shards.
+            FolderInUseError: If another process encodes to the same folder.
+            ValueError: If a document lacks a field, or shares its identifier with another document of its shard.
             TypeError: If a document has no text, or its identifier is not a string.
         """
         ray, folder = load_ray(), self.folder
-        # as it is read where there is no GPU
+        # so that machines without a GPU can load it
         encoder = self.encoder.copy()
         encoder.model.to("cpu")
         device = "cuda" if self.num_gpus else "cpu"
@@ -161,15 +161,15 @@ class RayIndexer(pt.Indexer):
             for shard in shards:
                 if not (folder / shard["shard"]).is_dir():
                     raise FileNotFoundError(
-                        f"the machine {shard['host']!r} wrote the shard {shard['shard']} to {str(folder)!r}, and "
-                        f"{socket.gethostname()!r} does not see it there; choose a path of the index on storage that "
+                        f"the machine {shard['host']!r} wrote the shard {shard['shard']} to {str(folder)!r}, but "
+                        f"{socket.gethostname()!r} does not see it there; choose a path for the index on storage that "
                         "all machines share"
                     )
             write_manifest(folder, [shard["shard"] for shard in shards])
         return ShardedIndex(folder)
 
     def _blocks(self, corpus: Any) -> tuple[Any, list[str]]:
-        """Have Ray Data read a corpus in blocks of the size of shards; and say which columns make a text."""
+        """Read a corpus with Ray Data in blocks as large as shards; also return the columns that make a text."""
         ray = load_ray()
         fields = self.fields
         if isinstance(corpus, str | Path):
@@ -184,7 +184,7 @@ class RayIndexer(pt.Indexer):
             if not references:
                 raise ValueError(NO_DOCUMENTS)
             corpus, fields = ray.data.from_arrow_refs(references), ["text"]
-        # documents keep their positions
+        # keep the order of documents
         corpus.context.execution_options.preserve_order = True
         corpus.context.raise_original_map_exception = True
         corpus.context.enable_progress_bars = self.verbose
@@ -192,13 +192,13 @@ class RayIndexer(pt.Indexer):
         if not is_read_here:
             corpus = corpus.repartition(target_num_rows_per_block=self.shard_size, strict=True)
             if ray.available_resources().get("CPU", 0) < self.workers * self.num_cpus + 1:
-                # workers would take all cores, and wait for those who read
+                # read everything first: workers would take all cores and starve the readers
                 corpus = _run(corpus.materialize)
         return corpus, fields
 
 
 class ShardEncoder:
-    """Encodes blocks of documents, each to the folder of a shard; every worker has one, with the model."""
+    """Encodes blocks of documents, each to the folder of a shard. Every worker has one, which holds the model."""
 
     def __init__(self, encoder: Any, folder: str, fields: Sequence[str], device: str, threads: int) -> None:
         torch.set_num_threads(threads)
@@ -225,7 +225,7 @@ class ShardEncoder:
 def read_corpus(corpus: Corpus, fields: Sequence[str], size: int) -> Iterator[pa.Table]:
     parts: Iterable[Any] = [corpus]
     if not isinstance(corpus, pt.datasets.Dataset | pd.DataFrame):
-        # an iterator would be read into memory, as a corpus that is read more than once is
+        # chunked, since Documents reads iterators into memory
         parts = chunked(corpus, size)
     documents = chain.from_iterable(Documents(part, fields) for part in parts)
     for chunk in chunked(documents, size):
@@ -237,17 +237,17 @@ def read_files(paths: Sequence[str | Path], fields: Sequence[str]) -> Any:
     ray = load_ray()
     files = []
     for place in map(str, paths):
-        # Ray Data reads from other places than folders too
+        # Ray Data also reads from remote storage
         found = [place]
         if "://" not in place:
             path = Path(place).expanduser().absolute()
             found = [str(path)] if path.is_file() else sorted(glob.glob(str(path)))
         if not found:
-            raise FileNotFoundError(f"there is no file {place!r} to read documents from")
+            raise FileNotFoundError(f"the file {place!r} does not exist; check the path of your documents")
         files += found
     columns = ["docno", *fields]
     strings = pa.schema([(name, pa.string()) for name in columns])
-    # a worker would have to start to say what is missing
+    # check fields here, before workers start
     here = [path for path in map(Path, files) if path.is_file()]
     kinds = {Path(file.removesuffix(".gz")).suffix for file in files}
     if kinds == {".parquet"}:
@@ -262,10 +262,10 @@ def read_files(paths: Sequence[str | Path], fields: Sequence[str]) -> Any:
                 except json.JSONDecodeError:
                     example = '{"docno": "d1", "text": "..."}'
                     raise ValueError(
-                        f"{str(path)!r} must have a document a line, such as {example}, got {line[:60]!r}; write it so"
+                        f"{str(path)!r} must have one document per line, such as {example}, got {line[:60]!r}"
                     ) from None
                 require_document(record, fields)
-        # as strings, where Arrow would take some for times
+        # as strings, since Arrow would parse some of them as times
         options = pa.json.ParseOptions(explicit_schema=strings, unexpected_field_behavior="ignore")
         return ray.data.read_json(files, parse_options=options, partitioning=None)
     if kinds == {".tsv"}:
@@ -277,13 +277,13 @@ def read_files(paths: Sequence[str | Path], fields: Sequence[str]) -> Any:
             partitioning=None,
         )
     raise ValueError(
-        f"expected files named .jsonl, .tsv (.gz may follow) or .parquet, all of one kind, got {sorted(kinds)}; read "
-        "others with ray.data, and give the dataset"
+        f"expected .jsonl, .tsv (both also with .gz) or .parquet files, all of one kind, got {sorted(kinds)}; read "
+        "other files with ray.data, and give the dataset"
     )
 
 
 def _run(work: Callable[[], Any]) -> Any:
-    # errors of workers are raised as if they were of this process
+    # raise errors of workers as errors of this process
     try:
         return work()
     except load_ray().exceptions.RayTaskError as error:

@@ -1,4 +1,4 @@
-"""An index in shards: searching them together, and joining them."""
+"""Indexes in shards, which can be searched together or joined."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from ..utils.folders import atomic_file, files_of_others, read_json
 from .files import ComparedByKey, EncodedVector, EncoderIdentity, EncoderMismatchError, own_files
 from .index import Found, SelfDistillIndex, require_comparable, retrieved
 
-MANIFEST_FILE = "shards.json"  # the file in a folder of shards that lists them in the order of their documents
+MANIFEST_FILE = "shards.json"  # lists the shards of a folder in the order of their documents
 
 
 def load_ray() -> Any:
-    """Import Ray, with Ray Data."""
+    """Import Ray with Ray Data."""
     load_extra("ray.data")
     return load_extra("ray")
 
 
 class Part(NamedTuple):
-    """A shard as an index describes it."""
+    """The description of a shard."""
 
     name: str
     documents: int
@@ -67,7 +67,7 @@ def read_manifest(folder: Path) -> list[Path]:
     return [folder / name for name in read_json(path, shards=list[str])["shards"]]
 
 
-# what Ray does for an actor that dies: it starts another one, which opens the shard again
+# if an actor dies, Ray starts another one, which opens the shard again
 RESTARTS = {"max_restarts": -1, "max_task_retries": 3}
 ActorOptions = dict[str, Any]
 Folders = Annotated[
@@ -77,11 +77,11 @@ Folders = Annotated[
 
 
 class ShardSearcher:
-    """Searches one shard: in this process, or in a Ray actor on the machine that has it."""
+    """Searches one shard, in this process or in a Ray actor on the machine that stores it."""
 
     def __init__(self, path: str, any_encoder: bool) -> None:
         self.shard = SelfDistillIndex(path, verbose=False, any_encoder=any_encoder)
-        # of the files that are described, whatever replaces them
+        # a snapshot of the files, even if they are replaced
         self.searching = self.shard.np_retriever()
 
     def describe(self) -> Part:
@@ -96,23 +96,23 @@ class ShardSearcher:
 
 
 class ShardedIndex(ComparedByKey):
-    """An index in shards, searched as one.
+    """An index in several shards that you search like a single index.
 
-    Documents have the scores, but for rounding, and the ranks that one index of all shards gives them, and ``docid`` is
-    their position in it. Where scores are equal, the document that comes first in the shards has the better rank.
+    You get the same ranks, scores (up to rounding) and positions (``docid``) as from a single index of all shards. On
+    ties, the document that comes first in the shards ranks higher.
 
     Args:
         shards: The folder of shards that :meth:`RayIndexer.encode` wrote, or the paths of shards in their order.
-        actors: If shards are to be searched by Ray actors, one each, rather than in this process: their options, such
-            as ``{"num_cpus": 4}``, for all of them or a list with those of each, such as
-            ``{"resources": {"node:10.0.0.7": 0.01}}`` for a shard on the disk of that machine.
-        any_encoder: Whether to go ahead with queries of an encoder that did not build the shards.
+        actors: Options of Ray actors, such as ``{"num_cpus": 4}``, to search each shard in a separate actor instead of
+            this process. Pass a list to give each actor its options: for example, ``{"resources": {"node:10.0.0.7":
+            0.01}}`` for a shard on the disk of that machine.
+        any_encoder: Whether to allow queries of an encoder that did not build the shards.
 
     Raises:
-        FileNotFoundError: If there is no such shard.
+        FileNotFoundError: If a shard does not exist.
         EncoderMismatchError: If several encoders built the shards.
-        ValueError: If a shard is damaged or given twice, or the options of actors are not as many as shards.
-        ImportError: If there are to be actors, and Ray is not installed.
+        ValueError: If a shard is damaged or given twice, or the numbers of shards and actor options differ.
+        ImportError: If you pass ``actors`` and Ray is not installed.
 
     Example:
         >>> import tempfile
@@ -141,11 +141,11 @@ class ShardedIndex(ComparedByKey):
         self._searchers = self._make_searchers()
         self.parts: list[Part] = self._ask("describe")
         first = self.parts[0]
-        # by their documents, since one path may name folders of several machines
+        # compare documents, since a path may name different folders on different machines
         for part in duplicates_everseen(self.parts, key=lambda part: (part.documents, part.docnos_checksum)):
             raise ValueError(
-                f"the shard {part.name!r} was given twice, or another one has the same documents, which results would "
-                "list twice; give each shard once"
+                f"the shard {part.name!r} was given twice, or another shard has the same documents, which would be "
+                "listed twice in results; give each shard once"
             )
         for part in self.parts:
             if getattr(part.encoder, "checksum", None) != getattr(first.encoder, "checksum", None):
@@ -155,8 +155,8 @@ class ShardedIndex(ComparedByKey):
                 )
             if part.dimension != first.dimension:
                 raise ValueError(
-                    f"the vectors of the shard {part.name!r} have {part.dimension} dimensions, and {first.name!r} has "
-                    f"vectors of {first.dimension}; encode all documents with one encoder"
+                    f"the vectors of the shard {part.name!r} have {part.dimension} dimensions, but the vectors of "
+                    f"{first.name!r} have {first.dimension}; encode all documents with one encoder"
                 )
 
     def _make_searchers(self) -> list[Any]:
@@ -165,8 +165,8 @@ class ShardedIndex(ComparedByKey):
         options = [self.actors] * len(self.paths) if isinstance(self.actors, Mapping) else self.actors
         if len(options) != len(self.paths):
             raise ValueError(
-                f"actors must be the options of all actors, or a list with those of each of {len(self.paths)} shards, "
-                f"got {len(options)}"
+                f"actors must be the options of all actors, or a list with options for each of {len(self.paths)} "
+                f"shards, got {len(options)}; give one for each"
             )
         remote = load_ray().remote(ShardSearcher)
         # actors may have another working directory
@@ -177,7 +177,7 @@ class ShardedIndex(ComparedByKey):
         ]
 
     def _ask(self, method: str, *arguments: Any) -> list[Any]:
-        """Call a method of all searchers: one after another in this process, or at once on Ray."""
+        """Call a method of all searchers, one by one in this process or in parallel on Ray."""
         if self.actors is None:
             return [getattr(searcher, method)(*arguments) for searcher in self._searchers]
         ray = load_ray()
@@ -186,14 +186,14 @@ class ShardedIndex(ComparedByKey):
 
     @property
     def encoder(self) -> EncoderIdentity | None:
-        """The encoder that built the shards, if their vectors say so."""
+        """The encoder that built the shards, if it is known."""
         return self.parts[0].encoder
 
     def __len__(self) -> int:
         return sum(part.documents for part in self.parts)
 
     def search(self, queries: pd.DataFrame, num_results: int) -> Found:
-        """Find the best documents of all shards for a frame with ``query_vec``, with their positions in all shards."""
+        """Find the best documents of all shards for a frame with ``query_vec``; positions count over all shards."""
         firsts = accumulate((part.documents for part in self.parts[:-1]), initial=0)
         of_shards = zip(firsts, self._ask("search", queries, num_results), strict=True)
         found = [(scores, positions + first, docnos) for first, (scores, positions, docnos) in of_shards]
@@ -203,15 +203,15 @@ class ShardedIndex(ComparedByKey):
 
     @checked
     def retriever(self, *, num_results: PositiveInteger = 1000, drop_query_vec: bool = False) -> ShardedRetriever:
-        """Make a retriever for frames with ``qid`` and ``query_vec``, which searches all vectors of all shards."""
+        """Make a retriever for frames with ``qid`` and ``query_vec`` that searches all vectors of all shards."""
         return ShardedRetriever(self, num_results=num_results, drop_query_vec=drop_query_vec)
 
     @checked
     def join(self, path: FolderPath, *, overwrite: bool = False) -> SelfDistillIndex:
-        """Write one index of all shards, which stay; this process must see their folders.
+        """Join the shards into a single index and keep them. This process must have access to their folders.
 
         Raises:
-            FileExistsError: If there is an index already and ``overwrite`` is not set, or something else.
+            FileExistsError: If the path exists and ``overwrite`` is not set, or it is not an index.
             ValueError: If two documents have the same identifier.
         """
         index = SelfDistillIndex(path, verbose=False)
@@ -235,7 +235,7 @@ class ShardedIndex(ComparedByKey):
 
 
 class ShardedRetriever(ComparedByKey, pt.Transformer):
-    """Find documents in the shards of an index."""
+    """Retriever over the shards of an index."""
 
     schematic: ClassVar = schematic("ShardedRetriever")
 
@@ -257,7 +257,7 @@ class ShardedRetriever(ComparedByKey, pt.Transformer):
         return self.index, self.num_results, self.drop_query_vec
 
     def __hash__(self) -> int:
-        # without the options, which change while a grid search holds the transformer as a key
+        # without the options, which a grid search changes while it uses the transformer as a key
         return hash(self.index)
 
     def __repr__(self) -> str:

@@ -1,11 +1,11 @@
-"""Small vectors: search copies of the vectors of an index in int8 or bits, and score the results by the full ones.
+"""Quantization: search int8 or binary copies of the vectors of an index, and rescore the results with full vectors.
 
-FAISS searches the copies, which are kept in the folder of the index. Of the full vectors, ``rescore * num_results`` for
-each query are read, for exact scores.
+FAISS searches the copies, which are stored in the folder of the index. For exact scores, ``rescore * num_results`` full
+vectors are read per query.
 
-- ``int8``: a number of 8 bits for each dimension, between the smallest and the largest of that dimension, which scores
-  with the full vector of the query (asymmetric);
-- ``binary``: the sign of each dimension, in a bit. Documents are nearest that have most signs of the query.
+- ``int8``: 8 bits per dimension, scaled between the smallest and the largest value of the dimension. Scores use the
+  full vector of the query (asymmetric search);
+- ``binary``: the sign of each dimension, in one bit. The nearest documents share the most signs with the query.
 
 References:
     Guo et al.: Quantization based Fast Inner Product Search. AISTATS 2016. https://arxiv.org/abs/1509.01469
@@ -25,7 +25,7 @@ from pyterrier_dr.util import assert_faiss
 from ..utils.folders import atomic_file
 
 CHUNK = 4096  # how many vectors are copied at once
-SAMPLE = 100_000  # of how many vectors, at least, the smallest and the largest number of each dimension is taken
+SAMPLE = 100_000  # how many vectors, at least, determine the smallest and the largest value of each dimension
 
 
 def int8_retriever(
@@ -41,23 +41,23 @@ def binary_retriever(
 
 
 class RescoredSearch:
-    """Finds candidates in small vectors, which are made if they are missing; the full vectors score them."""
+    """Finds candidates with quantized vectors, made if missing, so that the full vectors can rescore them."""
 
     def __init__(self, index: FlexIndex, kind: Literal["int8", "binary"], rescore: int) -> None:
         assert_faiss()
         if index.sim_fn is not SimFn.dot:
             raise ValueError(
-                f"small vectors are searched by their dot product, and {index!r} has the similarity {index.sim_fn}; "
-                "make it with sim_fn='dot' if its vectors are of unit length, or use np_retriever"
+                f"quantized vectors need the dot product, but {index!r} has the similarity {index.sim_fn}; make the "
+                "index with sim_fn='dot' if its vectors have unit length, or use np_retriever"
             )
         self.vectors = index.np_vecs()
         self.is_binary = kind == "binary"
         self.rescore = rescore
-        # bits fill whole bytes
+        # bits are padded to whole bytes
         self.dimension = 8 * math.ceil(self.vectors.shape[1] / 8) if self.is_binary else self.vectors.shape[1]
         faiss: Any = importlib.import_module("faiss")
         suffix = "_binary" if self.is_binary else ""
-        # FAISS maps from 1.11 on; before, it reads
+        # FAISS maps files from version 1.11 on, and reads them before
         mapped = getattr(faiss, "IO_FLAG_MMAP_IFC", 0)
         path = index.index_path / f"{kind}.faiss"
         if not path.exists():
@@ -65,7 +65,7 @@ class RescoredSearch:
                 getattr(faiss, f"write_index{suffix}")(self._make_small_vectors(faiss), str(unfinished))
         self.small = getattr(faiss, f"read_index{suffix}")(str(path), mapped)
         if self.is_binary:
-            # counting distances is faster than a heap, but not kept in the file
+            # counting distances is faster than a heap, but the file does not store this setting
             self.small.use_heap = False
 
     def _make_small_vectors(self, faiss: Any) -> Any:
@@ -86,5 +86,5 @@ class RescoredSearch:
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Find ``rescore`` times as many candidates."""
         distances, candidates = self.small.search(self._encode(queries), min(k * self.rescore, len(self.vectors)))
-        # bits have distances, and the nearest are the best
+        # binary search returns distances, of which the smallest is best
         return -distances if self.is_binary else distances, candidates

@@ -1,1 +1,1 @@
-"""Training: the trainer, and what it needs to run, to evaluate and to report."""
+"""Training: the trainer, its training loop, evaluation and run folder."""

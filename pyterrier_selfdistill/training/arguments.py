@@ -1,4 +1,4 @@
-"""The loss, the arguments and the settings of a run, from the options of the trainer."""
+"""Make the loss and the training arguments of a run from the options of the trainer."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ TrainingTarget = Annotated[
 
 
 class Preset(NamedTuple):
-    """A recipe: training arguments, patience, target, and the factor of the learning rate in each step, if any."""
+    """A recipe: training arguments, patience, target, and the learning rate's decay per step, if any."""
 
     arguments: dict[str, Any]
     patience: int
@@ -61,7 +61,7 @@ class Preset(NamedTuple):
     decay: float | None = None
 
 
-# recipes by name; any argument of one can be overridden
+# recipes by name; you can override each of their arguments
 PRESETS = {
     "default": Preset(
         {
@@ -76,14 +76,14 @@ PRESETS = {
         patience=5,
         target="listwise",
     ),
-    # The experiments of the paper, section 4. It cuts queries at 20 and documents at 200 tokens, and takes at most 128
-    # pairs a query; you set both where you make the encoder and read the triples.
+    # The recipe of the experiments in section 4 of the paper. The paper also truncates queries to 20 and documents to
+    # 200 tokens (set this in the encoder) and uses at most 128 pairs per query (set this when you read the triples).
     "paper": Preset(
         {
             "per_device_train_batch_size": 128,
             "learning_rate": 5e-7,
             "weight_decay": 1e-6,
-            # the paper's, where its library is installed; it needs a GPU
+            # the paper's optimizer, if its library is installed; it needs a GPU
             "optim": "adamw_8bit" if importlib.util.find_spec("bitsandbytes") else "adamw_torch",
             "eval_steps": 500,
             "logging_steps": 50,
@@ -97,7 +97,7 @@ PRESETS = {
 
 # --- the loss -------------------------------------------------------------------------------------------------------
 
-# makes a loss on texts for a model, as the classes of sentence-transformers' losses do
+# makes a loss for a model, like the loss classes of sentence-transformers
 LossMaker: TypeAlias = Callable[[SentenceTransformer], nn.Module]
 
 Dimensions = Annotated[
@@ -109,11 +109,11 @@ Weights = Annotated[Sequence[PositiveNumber], Expected("a list of positive numbe
 def matryoshka_loss(
     make: LossMaker, dims: Sequence[int], weights: Sequence[float] | None, model: SentenceTransformer
 ) -> nn.Module:
-    """Train prefixes of vectors, and whole vectors, which MatryoshkaLoss does not ask for."""
+    """Make a MatryoshkaLoss that also trains the full vectors, which MatryoshkaLoss itself does not require."""
     dimension = model.get_embedding_dimension()
     if dimension is not None and max(dims) != dimension:
         raise ValueError(
-            f"matryoshka_dims={list(dims)} must contain the {dimension} dimensions of the model, and no larger number"
+            f"matryoshka_dims={list(dims)} must include the {dimension} dimensions of the model, and no larger number"
         )
     return MatryoshkaLoss(model, make(model), dims, weights)
 
@@ -122,7 +122,7 @@ def matryoshka_loss(
 
 
 class TrackedArguments(SentenceTransformerTrainingArguments):
-    """Training arguments that tell trackers the settings of the run too, without secrets and absolute paths."""
+    """Training arguments that also send the settings of the run to trackers, without secrets and absolute paths."""
 
     settings: Mapping[str, Any] = {}
 
@@ -131,13 +131,13 @@ class TrackedArguments(SentenceTransformerTrainingArguments):
         own = {name: value for name, value in self.settings.items() if name not in ("arguments", "seed")}
         portable = portable_settings(own)
         if "base_model" in portable:
-            # trackers add it from the model otherwise, where it may be a path
+            # otherwise, trackers take it from the model, where it may be a path
             told["_name_or_path"] = portable["base_model"]["name"]
         return told | flatten_dict(portable, parent_key="selfdistill", delimiter="/")
 
 
 def mixed_precision(device: torch.device) -> dict[str, bool]:
-    """Return the arguments for the fastest precision that a device has in hardware; emulation of bfloat16 is slow."""
+    """Return the arguments for the fastest precision that the device supports in hardware (emulation is slow)."""
     if has_bfloat16(device):
         return {"bf16": True}
     return {"fp16": True} if device.type == "cuda" else {}
@@ -154,14 +154,14 @@ def make_training_arguments(
     overrides: Mapping[str, Any],
     prompts: PromptsByCollection,
 ) -> TrackedArguments:
-    """Make the arguments of the training loop: our defaults, then the preset, then what the user gave."""
+    """Make the arguments of the training loop: our defaults, overridden by the preset, then by the user's arguments."""
     collections = list(dataset) if isinstance(dataset, DatasetDict) else []
     known = [*collections, *(evaluator.evaluators if isinstance(evaluator, CollectionsEvaluator) else ())]
     unknown = [name for name in prompts if name not in known]
     if unknown:
         raise ValueError(
-            f"prompts must be of collections, got those of {unknown}, and fit_triples was given the collections "
-            f"{known}; for prompts of all texts give query_prompt and document_prompt to "
+            f"prompts must be for the collections given to fit_triples, {known}, got prompts for {unknown}; for "
+            "prompts that apply to all texts, give query_prompt and document_prompt to "
             "SelfDistillBiEncoder.from_pretrained"
         )
     roles = {name: "document" for part in parts_of(dataset) for name in part.column_names if name != LABEL}
@@ -175,15 +175,15 @@ def make_training_arguments(
         "output_dir": str(folder),
         "seed": seed,
         "prompts": by_column.get("", by_column),
-        "router_mapping": roles,  # cuts queries and documents at their own lengths
+        "router_mapping": roles,  # truncates queries and documents to different lengths
         "use_cpu": on_cpu,
-        "dataloader_pin_memory": not on_cpu,  # torch warns where there is nothing to copy to
+        "dataloader_pin_memory": not on_cpu,  # on the CPU, torch would warn
         "disable_tqdm": True,
-        "save_strategy": overrides.get("eval_strategy", "steps"),  # the best checkpoint must be there
+        "save_strategy": overrides.get("eval_strategy", "steps"),  # so that the best checkpoint is saved
         "save_total_limit": 2,  # the best and the last
-        "restore_callback_states_from_checkpoint": True,  # the patience that is left
+        "restore_callback_states_from_checkpoint": True,  # the remaining patience
         "logging_nan_inf_filter": False,  # it would hide a loss that is not finite
-        "report_to": "none",  # otherwise to whatever is installed
+        "report_to": "none",  # otherwise, all installed trackers
         "run_name": folder.resolve().parent.name,  # the folder of the run
         **preset.arguments,
     }
@@ -204,8 +204,8 @@ def make_training_arguments(
         del arguments["eval_steps"]
         if strategy != "no":
             raise ValueError(
-                f"eval_strategy={strategy!r} evaluates, and there is nothing to evaluate with; give validation topics "
-                "and qrels to fit, or leave it out"
+                f"eval_strategy={strategy!r} needs validation queries; give validation topics "
+                "and qrels to fit, or omit eval_strategy"
             )
     else:
         measures = list(map(str, evaluator.measures))
@@ -214,18 +214,18 @@ def make_training_arguments(
         if deciding not in measures:
             raise ValueError(
                 f"metric_for_best_model must be one of the measures {measures}, got {named!r}; give it in measures= "
-                "too, or leave it out for the first of them"
+                "too, or omit metric_for_best_model to use the first measure"
             )
         arguments["metric_for_best_model"] = f"eval_{deciding}"
     drop_last = arguments.get("dataloader_drop_last", False)
     smallest = min(map(len, parts_of(dataset)))
     if drop_last and smallest < batch:
         raise ValueError(
-            f"dataloader_drop_last=True leaves nothing of {smallest} triples to train with, since a batch has {batch}; "
-            "lower per_device_train_batch_size, or leave it out"
+            f"dataloader_drop_last=True drops all of {smallest} triples, since a batch has {batch}; set a lower "
+            "per_device_train_batch_size, or omit dataloader_drop_last"
         )
     if get_world_size() > 1:
-        # sentence-transformers would set it, with a warning; here the last batch is divided among the processes
+        # otherwise, sentence-transformers sets it with a warning; here, the last batch is split among the processes
         arguments["dataloader_drop_last"] = True
     try:
         made = TrackedArguments(**arguments)
@@ -250,7 +250,7 @@ def require_arguments(
     report_to: str | list[str] = "none",
     **others: Any,
 ) -> None:
-    """Check training arguments before there is anything to train, also those that transformers fails on late."""
+    """Check training arguments early, including values on which transformers would fail late."""
     types = get_type_hints(SentenceTransformerTrainingArguments)
     known = [field.name for field in dataclasses.fields(SentenceTransformerTrainingArguments) if field.init]
     for name, value in others.items():
@@ -258,10 +258,10 @@ def require_arguments(
             raise unknown_argument(name, [*options, *known])
         require_type(name, value, types[name])
     if resume and overwrite:
-        raise ValueError("resume=True goes on with a run and overwrite=True replaces it; choose one")
+        raise ValueError("resume=True continues a run and overwrite=True replaces it; choose one")
     if resume and others.get("save_only_model"):
         raise ValueError(
-            "resume=True goes on from the optimizer's state in a checkpoint, which save_only_model=True leaves out; "
+            "resume=True needs the optimizer's state in a checkpoint, which save_only_model=True does not save; "
             "choose one"
         )
     trackers = [report_to] if isinstance(report_to, str) else report_to
@@ -274,19 +274,19 @@ def require_arguments(
         except (ImportError, RuntimeError) as error:
             raise ImportError(
                 f"report_to={report_to!r} needs {name}, which is not installed or not set up: pip install {name}, or "
-                f"leave it out ({error})"
+                f"omit report_to ({error})"
             ) from error
 
 
 def require_columns_of(loss: nn.Module, model: SentenceTransformer, dataset: TrainingSet) -> None:
-    """Check that triples have what a loss compares: negatives, or labels."""
+    """Check that triples have the columns that the loss needs, such as negatives or labels."""
     own, name = of_embeddings(loss), type(without_matryoshka(loss)).__name__
     for part in parts_of(dataset):
         columns = [column for column in part.column_names if column != LABEL]
         if isinstance(own, AdaptiveMarginLoss) and len(columns) == 2:
             raise ValueError(
-                f"target={own.target!r} compares positives with negatives, and these are pairs of a query and a "
-                "positive; add negatives, or choose target='listwise' or 'softmax'"
+                f"target={own.target!r} compares positives with negatives, but your triples have a query and a "
+                "positive only; add negatives, or choose target='listwise' or 'softmax'"
             )
         if own is not None:
             continue
@@ -297,13 +297,13 @@ def require_columns_of(loss: nn.Module, model: SentenceTransformer, dataset: Tra
             with torch.no_grad():
                 loss(features, labels)
         except Exception as error:
-            # training says whatever else it is
+            # training will report any other error
             if labels is None and "NoneType" in str(error):
                 raise ValueError(
-                    f"the loss {name} needs a column {LABEL!r}, and the triples have {columns}; add it, or choose a "
-                    f"loss without, such as target='listwise' ({error})"
+                    f"the loss {name} needs a column {LABEL!r}, but the triples have {columns}; add it, or choose a "
+                    f"loss without labels, such as target='listwise' ({error})"
                 ) from error
             if isinstance(error, ValueError):
                 raise ValueError(
-                    f"the loss {name} does not take {columns}: {error}; choose another loss or other columns"
+                    f"the loss {name} cannot use the columns {columns}: {error}; choose another loss or other columns"
                 ) from error

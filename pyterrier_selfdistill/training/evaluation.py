@@ -1,4 +1,4 @@
-"""Validation with IR measures, of one data set or several."""
+"""Validation with IR measures on one or several data sets."""
 
 from __future__ import annotations
 
@@ -29,37 +29,38 @@ from ..utils.checks import (
 from ..utils.folders import scratch_folder
 
 logger = logging.getLogger(__name__)
-SEARCH_DEPTH = 1000  # how many documents to search for where a measure has no cutoff, as retrievers do by default
-LARGE_SHARE = 0.1  # the share of queries that may be left out without a warning
+SEARCH_DEPTH = 1000  # how many documents to retrieve for measures without a cutoff; the default of retrievers
+LARGE_SHARE = 0.1  # the share of queries that may be ignored without a warning
 
 
 @checked
 class RetrievalEvaluator(BaseEvaluator):
     """Measure how well a model ranks.
 
-    All judged queries of the topics count, also those for which nothing is found. Candidates cannot say which queries
-    have none: judged queries without candidates count as 0, unless they outnumber those with candidates. Then they are
-    taken for queries of another set and left out. Both cases give a warning.
+    If you pass topics, all their judged queries count, even queries for which the search finds nothing. If you pass
+    candidates, judged queries without candidates count as 0. But if most judged queries have no candidates, the
+    evaluator assumes that they belong to another query set and ignores them. It warns you in both cases.
 
     Args:
         topics_or_results: Candidates to score (``qid``, ``query``, ``docno`` and text), or queries (``qid``, ``query``)
-            to search the corpus for.
+            for which to search the corpus.
         qrels: Judgements: ``qid``, ``docno``, ``label``.
-        measures: The measures; the first one decides which model is best.
-        corpus: The documents to search when there are no candidates.
-        fields: The fields of the corpus that make a text, if not the text field alone.
-        num_results: How many documents to search for; by default as many as the measures look at.
-        passages: A transformer that divides documents into passages, such as ``pt.text.sliding("text",
-            prepend_attr=None)``; a document scores as its best passage, among the 1,000 best passages of a search.
+        measures: The measures. The first one selects the best model.
+        corpus: The documents to search if you pass queries without candidates.
+        fields: The document fields to join into a text. Defaults to the text field.
+        num_results: The number of documents to retrieve. Defaults to the largest cutoff of the measures.
+        passages: A transformer that splits documents into passages, such as ``pt.text.sliding("text",
+            prepend_attr=None)``. A document gets the score of its best passage; a search looks at the 1,000 best
+            passages.
         encoder_options: Options of :class:`SelfDistillBiEncoder`, such as ``batch_size``.
 
     Attributes:
         primary_metric: The name of the first measure.
-        coverage: How many ``queries`` count, and how many of them are ``without_candidates``; how many judged queries
-            are left out as ``others``, and how many topics because they are ``without_judgements``.
+        coverage: The number of evaluated ``queries``, of evaluated queries ``without_candidates``, of judged queries
+            ignored as ``others``, and of topics ignored because they are ``without_judgements``.
 
     Raises:
-        ValueError: If no query has judgements, there is nothing to rank, or a label is not an integer.
+        ValueError: If no query has judgements, there are no documents to rank, or a label is not an integer.
 
     Example:
         >>> from pyterrier.measures import RR
@@ -90,15 +91,16 @@ class RetrievalEvaluator(BaseEvaluator):
         self.passages = passages
         self.searches = "docno" not in topics_or_results
         text_field = self.encoder_options.get("text_field", "text")
-        # no other column: vectors of another encoder would be scored instead of the model's own
+        # drop other columns, so that vectors of another encoder are not scored
         columns = ["qid", "query"]
         if corpus is not None:
             self.documents = Documents(corpus, fields or [text_field])
         if self.searches:
             if corpus is None:
                 raise ValueError(
-                    f"the validation topics have no candidates to rank, got {list(topics_or_results.columns)}; put a "
-                    "retriever and pt.text.get_text before the trainer, or give corpus= to search"
+                    "validation topics without candidates need a corpus to search, got the columns "
+                    f"{list(topics_or_results.columns)}; put a retriever and pt.text.get_text before the trainer, or "
+                    "give corpus="
                 )
             self.num_results = num_results or search_depth(self.measures)
         else:
@@ -117,31 +119,31 @@ class RetrievalEvaluator(BaseEvaluator):
         queries, without_judgements = self.qrels["qid"].nunique(), topics_or_results["qid"][~is_judged].nunique()
         self.coverage = {"queries": queries, "without_candidates": missing, "others": others}
         self.coverage["without_judgements"] = without_judgements
-        advice = "give the judgements of the validation queries only"
+        advice = "give judgements of the validation queries only"
         if others and not self.searches:
             logger.warning(
-                "%d judged validation queries have no candidates, and %d have: they are taken for queries of another "
-                "set and left out; %s",
+                "%d judged validation queries have no candidates, and only %d have some: the former are assumed to "
+                "belong to another query set and are ignored; %s",
                 *(others, queries, advice),
             )
         if missing > LARGE_SHARE * queries:
             logger.warning(
-                "%d of %d judged validation queries have no candidates and count as 0; if they are queries of another "
+                "%d of %d judged validation queries have no candidates and count as 0; if they belong to another query "
                 "set, %s",
                 *(missing, queries, advice),
             )
         topics = queries - missing + without_judgements
         if without_judgements > LARGE_SHARE * topics:
             logger.warning(
-                "%d of %d validation queries have no judgements and are left out; give judgements of all",
+                "%d of %d validation queries have no judgements and are ignored; give judgements of all queries",
                 *(without_judgements, topics),
             )
 
     def __call__(
         self, model: BaseModel, output_path: str | None = None, epoch: float = -1, steps: int = -1
     ) -> dict[str, float]:
-        """Rank with the model, and return the measures by name, averaged over the queries."""
-        # later ones have the bar of training
+        """Rank with the model and return the measures by name, averaged over the queries."""
+        # later evaluations already have the progress bar of training
         verbose = self.encoder_options.get("verbose", False) and steps <= 0
         encoder = SelfDistillBiEncoder(cast(SentenceTransformer, model), **{**self.encoder_options, "verbose": verbose})
         if self.searches:
@@ -152,14 +154,14 @@ class RetrievalEvaluator(BaseEvaluator):
             ranked = encoder(self.topics_or_results)
             if self.passages is not None:
                 ranked = best_of_documents(ranked)
-        # filtered above, where queries without candidates count
+        # filtered above, so that queries without candidates count
         measured = pt.Experiment(
             [ranked], self.topics_or_results, self.qrels, self.measures, names=["model"], filter_by_topics=False
         )
         return {str(measure): float(measured[str(measure)].item()) for measure in self.measures}
 
     def describe(self) -> dict[str, Any]:
-        """Describe the queries and judgements: a run is resumed only with the same."""
+        """Describe the queries and judgements, which must be the same when you resume a run."""
         checksum = hashlib.sha256()
         for frame in (self.topics_or_results, self.qrels):
             checksum.update(pd.util.hash_pandas_object(frame, index=False, categorize=False).to_numpy().tobytes())
@@ -171,7 +173,7 @@ class RetrievalEvaluator(BaseEvaluator):
 
 
 def search_depth(measures: Sequence[Measure]) -> int:
-    """Return the largest cutoff, or ``SEARCH_DEPTH`` if a measure has none or looks at judged documents only."""
+    """Return the largest cutoff, or ``SEARCH_DEPTH`` if a measure lacks one or uses only judged documents."""
     if any("cutoff" not in measure.params or measure.params.get("judged_only", False) for measure in measures):
         return SEARCH_DEPTH
     return max(measure["cutoff"] for measure in measures)
@@ -186,7 +188,7 @@ def search(
     *,
     passages: pt.Transformer | None = None,
 ) -> pd.DataFrame:
-    """Index documents for this once, in the folder or among the temporary files, and search them."""
+    """Search documents with a temporary index, in the folder or among the temporary files."""
     records: Iterable[dict[str, str]] = ({"docno": docno, encoder.text_field: text} for docno, text in documents)
     if passages is not None:
         records = passage_records(records, passages, encoder.text_field)
@@ -202,7 +204,7 @@ def search(
 
 
 class CollectionsEvaluator(BaseEvaluator):
-    """Measure in several data sets, each with its prompts; the means over them decide which model is best."""
+    """Evaluate on several data sets, each with its prompts. The mean over data sets selects the best model."""
 
     def __init__(self, evaluators: Mapping[str, RetrievalEvaluator], prompts: PromptsByCollection) -> None:
         super().__init__()
@@ -214,7 +216,7 @@ class CollectionsEvaluator(BaseEvaluator):
     def __call__(
         self, model: BaseModel, output_path: str | None = None, epoch: float = -1, steps: int = -1
     ) -> dict[str, float]:
-        """Return the mean of each measure by its name, and that of each data set, such as ``nDCG@10 (a)``."""
+        """Return each measure's mean by name, and its value on each data set, such as ``nDCG@10 (a)``."""
         measured = {}
         for name, evaluator in self.evaluators.items():
             with_prompts = prompted(cast(SentenceTransformer, model), self.prompts.get(name, {}))

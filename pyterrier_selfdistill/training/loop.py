@@ -1,4 +1,4 @@
-"""The training loop of sentence-transformers with this package's additions, and its callbacks."""
+"""The training loop of sentence-transformers, extended by this package, and its callbacks."""
 
 from __future__ import annotations
 
@@ -51,33 +51,33 @@ from .mining import HardNegativeMiner
 from .run_folder import SETTINGS, TRAINER_STATE, milestones, warn_if_not_improved
 
 logger = logging.getLogger(__name__)
-MONITORED_DOCUMENTS = 32  # how many documents of the training data the monitor encodes
-MONITORED_TIMES = 5  # how often it encodes them while training, at equal distances
+MONITORED_DOCUMENTS = 32  # how many training documents the monitor encodes
+MONITORED_TIMES = 5  # how often it encodes them during training, at equal intervals
 
-# the share of the mean cosine distance of documents that must be left; ``benchmarks/RESULTS.md`` says why, under
-# "What goes wrong, and what shows it early"
+# warn if the mean cosine distance of documents shrinks below this share; see "What goes wrong, and what shows it early"
+# in ``benchmarks/RESULTS.md`` for the reasons
 COLLAPSE = 2 / 3
-FORGETTING = 0.4  # how much the cosines of documents must correlate with those before training; likewise
+FORGETTING = 0.4  # warn if the cosines of documents correlate less than this with the cosines before training; likewise
 
 AGAINST_DIVERGENCE = (
     "try a lower learning_rate, more warmup_steps, a lower max_grad_norm, or float32 with bf16=False and fp16=False. "
-    "Checkpoints from before are kept, and no model was written"
+    "Earlier checkpoints are kept, and no model was saved"
 )
 
 
 def sees_global_batch(loss: nn.Module) -> bool:
-    """Tell whether a loss gathers the batches of all processes, however large their parts are."""
+    """Tell whether a loss gathers the batches of all processes, even if they differ in size."""
     return isinstance(without_matryoshka(loss), SelfDistillationLoss)
 
 
 def require_processes(triples: Triples, arguments: SentenceTransformerTrainingArguments, loss: nn.Module) -> None:
-    """Check that each process has all weights and the same triples, of which there are enough to share."""
+    """Check that each process has all weights and the same triples, and that there are enough triples to share."""
     by_launcher = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     if arguments.fsdp or by_launcher or is_deepspeed_zero3_enabled():
         raise ValueError(
-            "FSDP and the third stage of ZeRO divide the weights among processes, and encoding between the steps needs "
-            "all of them; train without, or with the first or second stage of ZeRO, which divide what is larger: the "
-            "gradients and the optimizer's state"
+            "FSDP and ZeRO stage 3 split the weights among processes, but encoding between steps needs all weights in "
+            "each process; train without them, or use ZeRO stage 1 or 2, which split the gradients and the optimizer's "
+            "state"
         )
     processes = get_world_size()
     if processes == 1:
@@ -85,8 +85,8 @@ def require_processes(triples: Triples, arguments: SentenceTransformerTrainingAr
     fingerprints = gather_object([triples.summary["fingerprint"]])
     if len(set(fingerprints)) > 1:
         raise ValueError(
-            f"the processes were given different triples: their fingerprints are {fingerprints}; give all the same "
-            "source, in the same order. Each process gets its part of a batch from the trainer"
+            f"the processes got different triples: their fingerprints are {fingerprints}; give all processes the same "
+            "triples in the same order. The trainer splits each batch among the processes"
         )
     needed = processes
     if arguments.dataloader_drop_last or not sees_global_batch(loss):
@@ -94,13 +94,13 @@ def require_processes(triples: Triples, arguments: SentenceTransformerTrainingAr
     smallest = min(map(len, parts_of(triples.dataset)))
     if smallest < needed:
         raise ValueError(
-            f"{smallest} triples make no batch for {processes} processes, which need {needed}; give more triples, "
+            f"{smallest} triples are too few for {processes} processes, which need {needed}; give more triples, "
             "lower per_device_train_batch_size, or start fewer processes"
         )
 
 
 class TrainingLoop(SentenceTransformerTrainer):
-    """The trainer of sentence-transformers, which keeps the best checkpoint, or the encoder before training."""
+    """The sentence-transformers trainer, extended to keep the best checkpoint or the encoder before training."""
 
     def __init__(
         self,
@@ -116,9 +116,9 @@ class TrainingLoop(SentenceTransformerTrainer):
         patience: int,
         verbose: bool,
     ) -> None:
-        self.decay = decay  # first, since the trainer may ask for a schedule while it is made
+        self.decay = decay  # first, since super().__init__ may create the schedule
         card: Any = encoder.model.model_card_data
-        card.widget = ["none"]  # without one, sentence-transformers chooses texts for the hub, with a progress bar
+        card.widget = ["none"]  # otherwise, sentence-transformers picks example texts and shows a progress bar
         super().__init__(model=encoder.model, args=arguments, train_dataset=dataset, loss=loss, evaluator=evaluator)
         card.widget = []
         self.start = start
@@ -128,27 +128,27 @@ class TrainingLoop(SentenceTransformerTrainer):
         self.monitor = SimilarityMonitor(encoder, dataset, self.log)
         self.miner = miner
         self.tokenize = self.data_collator
-        # transformers adds it where its own bar is off, and it prints to the standard output
+        # transformers adds it if its progress bar is off, and it prints to the standard output
         self.remove_callback(PrinterCallback)
         if evaluator is not None:
-            # first, since it would count a step without improvement when Checkpoints takes the start for the best
+            # before Checkpoints sets the start as the best, which would count as a step without improvement
             self.add_callback(EarlyStoppingCallback(patience))
         self.add_callback(Checkpoints())
         if verbose:
             self.add_callback(ProgressBar())
         self.add_callback(self.monitor)
         if miner is not None:
-            # a loader fetches ahead, and its workers see no mined negatives: rows are tokenized when their step comes
+            # the loader prefetches in workers that lack the mined negatives, so tokenize rows when their step comes
             self.data_collator = RowCollator(self.tokenize)  # type: ignore[assignment]
             self.add_callback(miner)
 
     def run(self, checkpoint: Path | None) -> None:
-        """Train, from a checkpoint if there is one, and leave the best weights in the model."""
+        """Train, from a checkpoint if given, and load the best weights into the model."""
         is_over = False
         if checkpoint is not None:
-            self.args.eval_on_start = False  # the interrupted run did, and its log says so
+            self.args.eval_on_start = False  # the interrupted run did it already and logged the result
             state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
-            # read from a file, these are states and not callbacks
+            # after loading, these are states instead of callbacks
             states = cast(dict[str, Any], state.stateful_callbacks or {})
             control = states.get("TrainerControl", {}).get("args", {})
             is_over = state.global_step >= state.max_steps or control.get("should_training_stop", False)
@@ -168,21 +168,21 @@ class TrainingLoop(SentenceTransformerTrainer):
         if is_over and self.kept_step > 0:
             self._load_from_checkpoint(str(self.folder / f"checkpoint-{self.kept_step}"))
         elif self.kept_step == 0:
-            # better checkpoints were loaded by the training loop
+            # the training loop has loaded any better checkpoint
             model.load_state_dict(self.start.model.state_dict())
         if is_over and is_first():
-            # the process may not have come to this; by step, since removing one changes its time
+            # the interrupted process may not have done this; by step, since removing a checkpoint changes its time
             kept = str(self.folder / f"checkpoint-{best}") if best else None
             rotate_checkpoints(str(self.folder), self.args.save_total_limit, best_model_checkpoint=kept)
         broadcast(model.state_dict())
         remove_autocast(model)
         model.eval()
         require_finite_weights(model, self.state.global_step)
-        # of the model that is kept, not of the last step
+        # compare the kept model, not the model of the last step
         self.monitor.compare(self.kept_step)
 
     def summary(self, settings: Mapping[str, Any], history: pd.DataFrame) -> dict[str, Any]:
-        """Summarize the run, and warn if it did not improve the encoder."""
+        """Summarize the run and warn if it did not improve the encoder."""
         best_step = best_measure = None
         if self.evaluator is not None:
             measure = str(self.args.metric_for_best_model).removeprefix("eval_")
@@ -192,7 +192,7 @@ class TrainingLoop(SentenceTransformerTrainer):
                 best_measure = {"name": measure, "value": self.state.best_metric}
         skipped = int(getattr(without_matryoshka(cast(nn.Module, self.loss)), "skipped", 0))
         if skipped:
-            logger.warning("%d batches had fewer than two different positives, and were skipped", skipped)
+            logger.warning("skipped %d batches with fewer than two different positives", skipped)
         libraries = (sentence_transformers, transformers, torch)
         return {
             **settings,
@@ -206,13 +206,13 @@ class TrainingLoop(SentenceTransformerTrainer):
             "versions": {library.__name__: library.__version__ for library in libraries},
         }
 
-    # --- what each step does ----------------------------------------------------------------------------------------
+    # --- the steps --------------------------------------------------------------------------------------------------
 
     def training_step(self, *args: Any, **options: Any) -> torch.Tensor:
-        """Take a step, and check the losses of the last steps now and then."""
+        """Take a step, and check recent losses at intervals."""
         loss = super().training_step(*args, **options)
         self.unchecked.append((self.state.global_step + 1, loss))
-        # asking a GPU for a result interrupts its work
+        # reading a result interrupts the GPU
         if loss.device.type == "cpu" or len(self.unchecked) >= 10:
             self.require_finite_losses()
         return loss
@@ -226,7 +226,7 @@ class TrainingLoop(SentenceTransformerTrainer):
     def get_batch_sampler(  # type: ignore[override]
         self, dataset: Any, batch_size: int, drop_last: bool, **options: Any
     ) -> Any:
-        """Make the batches of one process, or of several, which train together with those that one would have."""
+        """Make the batches: several processes share the batches that a single process would have."""
         processes = get_world_size()
         if processes == 1:
             return super().get_batch_sampler(dataset, batch_size, drop_last, **options)
@@ -234,24 +234,24 @@ class TrainingLoop(SentenceTransformerTrainer):
         leaves_too_few = 0 < len(dataset) % size < processes
         drop_last = drop_last or leaves_too_few or not sees_global_batch(cast(nn.Module, self.loss))
         batches = super().get_batch_sampler(dataset, size, drop_last, **options)
-        # those of several collections are divided when they are in one order
+        # get_multi_dataset_batch_sampler splits the batches of several collections
         return batches if isinstance(self.train_dataset, DatasetDict) else PartBatchSampler(batches, processes)
 
     def get_multi_dataset_batch_sampler(self, *args: Any, **options: Any) -> Any:
-        """Put the batches of several collections in one order, and divide them among the processes."""
+        """Put the batches of several collections in one order, and split them among the processes."""
         batches = super().get_multi_dataset_batch_sampler(*args, **options)
         processes = get_world_size()
         return batches if processes == 1 else PartBatchSampler(batches, processes)
 
     def get_batch_samples(self, *args: Any, **options: Any) -> tuple[list[Any], Any]:
-        """Fetch the batches of a step, with the negatives that were mined last."""
+        """Fetch the batches of a step, with the negatives mined last."""
         batches, items = super().get_batch_samples(*args, **options)
         if self.miner is not None:
             batches = [self.tokenize(self.miner.replace(rows)) for rows in batches]
         return batches, items
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the model of a checkpoint, without its arguments and a card, which may hold tokens and paths."""
+        """Save the model without training arguments and model card, which may contain tokens and paths."""
         self.require_finite_losses()
         model: Any = self.model
         model.save_pretrained = partial(model.save_pretrained, create_model_card=False)
@@ -274,7 +274,7 @@ class TrainingLoop(SentenceTransformerTrainer):
             self._load_from_checkpoint(self.state.best_model_checkpoint)
 
     def compute_loss(self, *args: Any, **options: Any) -> Any:
-        """Compute the loss, and log the margin and the target that made it."""
+        """Compute the loss, and log its margin and target."""
         loss = super().compute_loss(*args, **options)
         statistics = getattr(without_matryoshka(cast(nn.Module, self.loss)), "statistics", None)
         if statistics:
@@ -282,7 +282,7 @@ class TrainingLoop(SentenceTransformerTrainer):
         return loss
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
-        """Make the exponential schedule, if there is a decay."""
+        """Create an exponential schedule if there is a decay, or else the default schedule."""
         if self.decay is None:
             return super().create_scheduler(num_training_steps, optimizer)
         if self.lr_scheduler is None:
@@ -292,7 +292,7 @@ class TrainingLoop(SentenceTransformerTrainer):
 
 
 class RowCollator:
-    """Hands rows on, to be tokenized later."""
+    """Collates nothing: rows pass through and are tokenized later."""
 
     def __init__(self, tokenize: Callable[..., Any]) -> None:
         self.valid_label_columns = tokenize.valid_label_columns  # type: ignore[attr-defined]
@@ -305,7 +305,7 @@ class RowCollator:
 
 
 class ProgressBar(ProgressCallback):
-    """A bar of PyTerrier's with the last loss, margin and measures."""
+    """A PyTerrier progress bar with the latest loss, margin and measures."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **options: Any) -> None:
         if state.is_world_process_zero:
@@ -325,20 +325,20 @@ class ProgressBar(ProgressCallback):
 
 
 class Checkpoints(TrainerCallback):
-    """Evaluates after the last step too, lets the encoder before training compete, and saves each best checkpoint.
+    """Lets the encoder before training compete, saves each best checkpoint, and evaluates after the last step.
 
-    It stops a run before that saves or evaluates weights that are not finite, or saves in a folder that was removed.
+    Stops a run before it saves or evaluates weights that are not finite, or saves to a folder that was removed.
     """
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **options: Any) -> None:
-        # validation measures the weights that are saved
+        # evaluate the weights as they are saved
         limit_autocast_to_training(model)
         if state.best_global_step:
-            # a folder that was moved
+            # the folder may have been moved
             state.best_model_checkpoint = str(Path(args.output_dir) / f"checkpoint-{state.best_global_step}")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **options: Any) -> None:
-        # an evaluation at the end of each epoch comes after the last step anyway
+        # evaluation at the end of each epoch covers the last step anyway
         if state.global_step >= state.max_steps and args.eval_strategy == IntervalStrategy.STEPS:
             control.should_evaluate = True
         self.on_epoch_end(args, state, control, **options)
@@ -349,18 +349,18 @@ class Checkpoints(TrainerCallback):
         settings_file = Path(args.output_dir) / SETTINGS
         if control.should_save and not agree(settings_file.exists):
             raise FileNotFoundError(
-                f"the folder of this run was removed while it trained: {str(settings_file)!r} is missing after "
-                f"{state.global_step} steps; train again, and leave the folder alone until then"
+                f"the folder of this run was removed during training: {str(settings_file)!r} is missing after "
+                f"{state.global_step} steps; train again, and keep the folder until training ends"
             )
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **options: Any) -> None:
         value, best = metrics[args.metric_for_best_model], state.best_metric
         if state.global_step == 0:
-            # the trainer evaluates on start, but compares only later evaluations
+            # the trainer also evaluates at the start, but compares later evaluations only
             state.best_metric = value
             state.best_global_step = 0
         elif args.load_best_model_at_end:
-            # the trainer saves by save_steps alone, and would find no checkpoint of a best step between
+            # the trainer saves every save_steps only, so the best step in between would lack a checkpoint
             control.should_save |= best is None or (value > best if args.greater_is_better else value < best)
 
 
@@ -371,7 +371,7 @@ def require_finite_weights(model: nn.Module, step: int) -> None:
 
 
 class SimilarityMonitor(TrainerCallback):
-    """Logs how similar documents are, and how their similarities correlate with those before training."""
+    """Logs the mean cosine of documents, and the correlation of their cosines with the cosines before training."""
 
     def __init__(
         self, encoder: SelfDistillBiEncoder, dataset: TrainingSet, log: Callable[[dict[str, float]], None]
@@ -380,14 +380,14 @@ class SimilarityMonitor(TrainerCallback):
         self.log = log
         parts = parts_of(dataset)
         of_each = math.ceil(MONITORED_DOCUMENTS / len(parts))
-        texts: dict[str, None] = {}  # a set that keeps the order
+        texts: dict[str, None] = {}  # an ordered set
         for part in parts:
             rows = part[:of_each]
-            # not all names of the rows, to which sentence-transformers adds the name of the data set
+            # not the keys of rows, to which sentence-transformers adds the name of the data set
             columns = [rows[name] for name in part.column_names if name not in ("query", LABEL)]
             texts |= dict.fromkeys(list(dict.fromkeys(itertools.chain(*columns)))[:of_each])
         self.texts = list(texts)[:MONITORED_DOCUMENTS]
-        # here and not when training begins, since a checkpoint to resume from is loaded before that
+        # here, since a resumed checkpoint is loaded before training begins
         self.vectors = encoder.encode_docs(self.texts)
         self.similarity: dict[str, float | None] = {"before": round(mean_cosine(self.vectors), 4)}
         self.warned: set[str] = set()
@@ -405,11 +405,11 @@ class SimilarityMonitor(TrainerCallback):
         values = {"similarity": after, "representational_similarity": representational}
         should_log = control.should_log
         self.log({name: value for name, value in values.items() if value is not None})
-        # transformers would take the loss of this step, which follows, for logged too
+        # otherwise, transformers would not log the loss of this step
         control.should_log = should_log
 
     def compare(self, step: int) -> None:
-        """Compare documents with those before training."""
+        """Compare the vectors of documents with their vectors before training."""
         vectors = self.encoder.encode_docs(self.texts)
         before, after = mean_cosine(self.vectors), mean_cosine(vectors)
         representational = representational_similarity(self.vectors, vectors)
@@ -419,13 +419,13 @@ class SimilarityMonitor(TrainerCallback):
         if has_collapsed(before, after):
             harms["collapse"] = (
                 f"the mean cosine of documents was {before:.2f} before training and is {after:.2f} after {step} steps. "
-                "Try another target, negatives that are not unjudged positives, or a lower learning_rate"
+                "Try another target, a lower learning_rate, or negatives that are less likely to be unjudged positives"
             )
         if representational < FORGETTING:
             harms["forgetting"] = (
-                f"the cosines of documents correlate with those before training by {representational:.2f} after {step} "
-                "steps. That does no harm to a raw language model; for an encoder that could already search, try a "
-                "lower learning_rate, and evaluate on validation queries"
+                f"the cosines of documents correlate by only {representational:.2f} with the cosines before training, "
+                f"after {step} steps. This is harmless if you started from a raw language model. If you started from a "
+                "trained encoder, try a lower learning_rate, and evaluate on validation queries"
             )
         for harm in harms.keys() - self.warned:
             logger.warning("%s: %s", harm, harms[harm])
@@ -433,14 +433,14 @@ class SimilarityMonitor(TrainerCallback):
 
 
 def mean_cosine(vectors: np.ndarray) -> float:
-    """Compute the mean cosine between two of ``(N, D)`` unit vectors."""
+    """Compute the mean cosine between pairs of ``(N, D)`` unit vectors."""
     number = len(vectors)
     total = vectors.sum(axis=0, dtype=np.float64)
     return float((total @ total - number) / max(number * (number - 1), 1))
 
 
 def representational_similarity(before: np.ndarray, after: np.ndarray) -> float:
-    """Correlate the cosines between ``(N, D)`` unit vectors with those between the same texts' vectors before."""
+    """Correlate the pairwise cosines of ``(N, D)`` unit vectors before and after training."""
     if len(before) < 3:
         return math.nan
     pairs = np.triu_indices(len(before), k=1)

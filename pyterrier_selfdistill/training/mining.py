@@ -23,13 +23,13 @@ from .evaluation import search
 
 logger = logging.getLogger(__name__)
 
-# how many documents hard negatives are mined from, after those that are never drawn, unless ``range_max`` says so
+# how many ranks after ``range_min`` hard negatives are mined from, if ``range_max`` is not set
 MINING_DEPTH = 100
 
 
 @dataclass(frozen=True, eq=False)  # frames have no single answer to ==
 class JudgedQueries:
-    """Queries with judged positives, and how to draw negatives for them."""
+    """Queries with judged positives, and the options to draw negatives for them."""
 
     topics_or_results: pd.DataFrame
     qrels: pd.DataFrame
@@ -41,9 +41,9 @@ class JudgedQueries:
     seed: int
 
     def hold_out(self, share: float) -> tuple[JudgedQueries, pd.DataFrame, pd.DataFrame]:
-        """Divide into queries to train with, and topics (or results) and qrels to evaluate with."""
+        """Split off topics (or results) and qrels for evaluation, and return them after the training queries."""
         topics, qrels = self.topics_or_results, self.qrels
-        # queries of the same text stay together
+        # keep queries with the same text together
         one_query = _first_qids(topics.drop_duplicates("qid"))
         queries = pd.DataFrame({"own": list(one_query), "qid": list(one_query.values())})
         held_out = split_queries(queries, {"train": 1 - share, "valid": share}, self.seed)["valid"]["own"]
@@ -53,9 +53,9 @@ class JudgedQueries:
         to_evaluate = qrels["qid"][is_positive & is_held_out].nunique()
         if not to_train or not to_evaluate:
             raise ValueError(
-                f"valid_share={share} leaves {to_train} queries with relevant documents to train with and "
-                f"{to_evaluate} to evaluate with, and both need one; give another share or seed, more queries, or "
-                "validation topics and qrels to fit"
+                f"valid_share={share} leaves {to_train} queries with relevant documents for training and "
+                f"{to_evaluate} for evaluation, but both need at least one; give another share or seed, more queries, "
+                "or validation topics and qrels to fit"
             )
         of_held_out = topics["qid"].isin(held_out)
         training = replace(self, topics_or_results=topics[~of_held_out], qrels=qrels[~is_held_out])
@@ -67,13 +67,13 @@ class JudgedQueries:
         return Documents(cast(Corpus, self.corpus), self.fields or [self.text_field])
 
     def draw(self) -> Triples:
-        """Make triples: negatives are drawn from results, or from the corpus for topics alone."""
+        """Make triples with negatives drawn from the results, or from the corpus if there are topics only."""
         has_results = "docno" in self.topics_or_results
         if not has_results and self.corpus is None:
             raise ValueError(
-                f"there are no negatives to train with: the topics have the columns "
+                f"topics without results need a source of negatives, got the columns "
                 f"{list(self.topics_or_results.columns)}; put a retriever and pt.text.get_text before the trainer, or "
-                "give it corpus= to draw from"
+                "give it corpus= to draw negatives from"
             )
         make: Callable[..., Triples] = from_results if has_results else from_topics
         return make(
@@ -88,26 +88,26 @@ class JudgedQueries:
         )
 
     def mine(self, encoder: SelfDistillBiEncoder, step: int, folder: Path | None = None) -> Triples:
-        """Draw hard negatives from the documents that an encoder of this step finds in the corpus."""
+        """Draw hard negatives from the documents that the encoder retrieves from the corpus at this step."""
         topics = self.topics_or_results[["qid", "query"]].drop_duplicates("qid")
-        # triples have no identifiers that would tell queries of the same text apart
+        # triples have no identifiers to tell apart queries with the same text
         one_query = _first_qids(topics)
         qids = self.qrels["qid"].map(lambda qid: one_query.get(qid, qid))
         depth = self.negatives.range_max or self.negatives.range_min + MINING_DEPTH
         results = search(encoder, topics.drop_duplicates("query"), self.documents, depth, folder)
-        # another seed, or positives would draw the same ranks in each round
+        # change the seed, or positives would draw the same ranks in each round
         qrels = self.qrels.assign(qid=qids).groupby(["qid", "docno"], sort=False, as_index=False)["label"].max()
         return replace(self, topics_or_results=results, qrels=qrels, seed=self.seed + step).draw()
 
 
 def _first_qids(topics: pd.DataFrame) -> dict[str, str]:
-    """Map each query to the first one of the same text."""
+    """Map each query to the first query with the same text."""
     first = topics.groupby("query")["qid"].transform("first")
     return dict(zip(topics["qid"], first, strict=True))
 
 
 class HardNegativeMiner(TrainerCallback):
-    """Replaces the negatives of triples, from the second round on, by documents that the encoder finds then."""
+    """Replaces the negatives of triples, from the second round on, by documents that the current encoder retrieves."""
 
     def __init__(self, encoder: SelfDistillBiEncoder, queries: JudgedQueries, rounds: int, folder: Path) -> None:
         self.encoder = encoder
@@ -117,7 +117,7 @@ class HardNegativeMiner(TrainerCallback):
         self.mined: dict[tuple[str, str], tuple[str, ...]] = {}
 
     def describe(self) -> dict[str, Any]:
-        """Describe what mining depends on, in addition to the first triples."""
+        """Describe the inputs of mining, in addition to the first triples."""
         return {
             "rounds": self.rounds,
             "negatives": asdict(self.queries.negatives),
@@ -126,7 +126,7 @@ class HardNegativeMiner(TrainerCallback):
         }
 
     def replace(self, rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-        """Give triples the negatives that were mined last."""
+        """Replace the negatives of triples by the negatives mined last."""
         replaced = []
         for row in rows:
             mined = self.mined.get((row["query"], row["positive"]), ())
@@ -139,11 +139,11 @@ class HardNegativeMiner(TrainerCallback):
         if last == 0:
             return
         if not agree(self._path(last).exists):
-            # the run may have ended between the checkpoint and mining
+            # the run may have stopped between the checkpoint and mining
             if last != state.global_step:
                 raise FileNotFoundError(
-                    f"the negatives that were mined after {last} steps are not in {str(self.folder)!r}, so that the "
-                    "run cannot be resumed as it was; begin anew with overwrite=True"
+                    f"cannot resume the run, since {str(self.folder)!r} lacks the negatives that were mined after "
+                    f"{last} steps; begin anew with overwrite=True"
                 )
             agree(lambda: self._mine(last))
         self._read(last)
@@ -157,7 +157,7 @@ class HardNegativeMiner(TrainerCallback):
     def _mine(self, step: int) -> None:
         logger.info("mining hard negatives after %d steps", step)
         triples = cast(Dataset, self.queries.mine(self.encoder, step, self.folder).dataset)
-        # atomic, since a run that is resumed reads whatever is there
+        # atomic, since a resumed run reads any existing file
         with pt.io.finalized_open(str(self._path(step)), "b") as file:
             triples.to_parquet(file)
 

@@ -1,4 +1,4 @@
-"""The folder of a run: model, checkpoints, and the history as a frame, as a plot, and in the summary of a model."""
+"""The folder of a run (model and checkpoints), and the history of a run as a frame, a plot and a summary."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from ..utils.folders import files_of_others, portable_settings, read_json, requi
 
 logger = logging.getLogger(__name__)
 
-# the file of a checkpoint that transformers writes last, so that a checkpoint without it was cut off
+# transformers writes this file of a checkpoint last, so a checkpoint without it is incomplete
 TRAINER_STATE = "trainer_state.json"
-SETTINGS = "settings.json"  # the file with the settings of the run, written before its first checkpoint
-LOG = "log.json"  # the file with the log of a finished run, written last
+SETTINGS = "settings.json"  # the settings of the run, written before its first checkpoint
+LOG = "log.json"  # the log of a finished run, written last
 TEMPORARY = re.compile(r"\..*\.tmp.*")
 WRITTEN = re.compile(rf"{TEMPORARY.pattern}|{SETTINGS}|{LOG}|checkpoint-\d+|mined-\d+\.parquet|runs|eval")
 
-# training arguments that may change when a run is resumed: where batches are made, and where the run is reported
+# training arguments that may change when a run is resumed: for data loading and reporting
 HARMLESS_ARGUMENTS = {
     *("dataloader_num_workers", "dataloader_persistent_workers", "dataloader_pin_memory"),
     *("dataloader_prefetch_factor", "ddp_backend", "ddp_timeout", "disable_tqdm", "hub_always_push"),
@@ -42,7 +42,7 @@ HARMLESS_ARGUMENTS = {
 
 
 class RunFolder:
-    """The output folder of a run; it is made when a run claims it."""
+    """The output folder of a run, which is created when a run claims it."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -53,20 +53,20 @@ class RunFolder:
         self._log_file = self.checkpoints / LOG
 
     def require_free(self, *, resume: bool, overwrite: bool) -> None:
-        """Check that a run may have the folder: it is new, or the run goes on there, or replaces what is there."""
+        """Check that a run may use the folder: it must be new, unless the run resumes or overwrites."""
         if self.checkpoints.exists() and (overwrite or not self._settings_file.exists()):
             own = WRITTEN if self._settings_file.exists() else TEMPORARY
             found = sorted(path.name for path in self.checkpoints.iterdir() if not own.fullmatch(path.name))
             if found:
                 raise FileExistsError(
-                    f"{str(self.checkpoints)!r} holds {found[:3]}, which no run of this package with a {SETTINGS} "
-                    "wrote; move these elsewhere, or choose another output_dir"
+                    f"{str(self.checkpoints)!r} holds {found[:3]}, which do not belong to a training run with a "
+                    f"{SETTINGS}; move these elsewhere, or choose another output_dir"
                 )
         if overwrite:
             for folder in (self.model, self.adapter):
                 require_free(folder, True, saved_files)
             return
-        # a run that saves the best checkpoints only has none if the start was best
+        # a run that saves only its best checkpoints has none if the start was best
         resumable = self._is_resumable()
         if resume and self.model.exists() and not resumable:
             raise FileExistsError(
@@ -75,12 +75,12 @@ class RunFolder:
             )
         if not resume and (self.model.exists() or resumable):
             raise FileExistsError(
-                f"{str(self.path)!r} holds a run; go on with resume=True, replace it with overwrite=True, or choose "
-                "another output_dir"
+                f"{str(self.path)!r} holds a run; set resume=True to continue it or overwrite=True to replace it, or "
+                "choose another output_dir"
             )
 
     def claim(self, settings: Mapping[str, Any], *, overwrite: bool) -> Path | None:
-        """Make the folder that of a run with these settings, and return the checkpoint to go on from, if any."""
+        """Claim the folder for a run with these settings, and return the checkpoint to resume from, if any."""
         arguments = {name: value for name, value in settings["arguments"].items() if name not in HARMLESS_ARGUMENTS}
         decisive = {"arguments": arguments, "data": settings["data"]["fingerprint"]}
         decisive["base_model"] = settings["base_model"]["checksum"]
@@ -111,17 +111,17 @@ class RunFolder:
         return bool(self._complete_checkpoints()) or self.is_finished()
 
     def scale(self) -> float | None:
-        """Read the scale of an earlier run in the folder, if it measured one."""
+        """Read the scale that an earlier run in the folder measured, if any."""
         if not self._settings_file.exists():
             return None
         return read_json(self._settings_file, loss=dict[str, Any])["loss"].get("scale")
 
     def is_finished(self) -> bool:
-        """Tell whether the run is finished, also when it was killed right after."""
+        """Tell whether the run is finished, even if it was killed right afterwards."""
         return self._log_file.exists() and self.model.exists()
 
     def _remove_checkpoints(self) -> None:
-        # the log first and the settings last: a run that is half removed is not finished, and still ours
+        # the log first and the settings last, so that a half removed run is unfinished but still ours
         self._log_file.unlink(missing_ok=True)
         for path in self.checkpoints.glob("*"):
             if path.is_dir():
@@ -136,13 +136,13 @@ class RunFolder:
         if changed:
             changes = [f"{name} was {earlier.get(name)} and is {settings.get(name)}" for name in sorted(changed)]
             raise ValueError(
-                f"resume=True, but the run in {str(self.path)!r} had other settings: {'; '.join(changes)}. Set them as "
-                "they were, or begin anew with overwrite=True"
+                f"resume=True, but the run in {str(self.path)!r} had other settings: {'; '.join(changes)}. Set them "
+                "back, or begin anew with overwrite=True"
             )
 
     def load(self, first: SelfDistillBiEncoder) -> tuple[SelfDistillBiEncoder, list[dict[str, Any]]]:
         """Read the encoder and the log of a finished run."""
-        logger.info("the run in %s is finished: there is nothing to train", self.path)
+        logger.info("the run in %s is already finished", self.path)
         encoder = SelfDistillBiEncoder(
             self.model,
             batch_size=first.batch_size,
@@ -160,7 +160,7 @@ class RunFolder:
         history: pd.DataFrame,
         log: Sequence[Mapping[str, Any]],
     ) -> None:
-        """Write the encoder and its history, and the adapter alone if there is one."""
+        """Write the encoder, its history, and the adapter if there is one."""
         if adapted is not None:
             adapted.save_adapter(self.adapter, overwrite=True)
         elif self.adapter.exists() and not files_of_others(self.adapter, saved_files(self.adapter)):
@@ -188,14 +188,14 @@ def _is_json(path: Path) -> bool:
 
 # --- history ----------------------------------------------------------------------------------------------------------
 
-# the columns of a history that are not measures
+# the columns of a history other than measures
 PROGRESS = ["step", "epoch", "loss", "margin", "target", "learning_rate", "similarity", "representational_similarity"]
 
-FEW_POINTS = 20  # A line with fewer points gets markers
+FEW_POINTS = 20  # lines with fewer points get markers
 
 
 def history_frame(logs: Iterable[Mapping[str, Any]], measures: Iterable[str] = ()) -> pd.DataFrame:
-    """Make a frame of a trainer's log, with a row for each step that logged something."""
+    """Make a frame from a trainer's log, with one row per logged step."""
     logs, measures = list(logs), list(measures)
     columns = {name: name for name in PROGRESS} | {f"eval_{name}": name for name in measures}
     for measure, log in itertools.product(measures, logs):
@@ -210,18 +210,18 @@ def history_frame(logs: Iterable[Mapping[str, Any]], measures: Iterable[str] = (
 
 
 def milestones(history: pd.DataFrame) -> list[dict[str, Any]]:
-    """Select the rows with measures, or the last row with a loss, for the summary of a model."""
+    """Select the rows with measures, or else the last row with a loss, for the summary of a model."""
     measures = [name for name in history if name not in PROGRESS]
     rows = history[history[measures].notna().any(axis=1)]
     if rows.empty:
-        # the similarity of documents may have been logged after the last loss
+        # the last row may have the similarity of documents but no loss
         rows = history.dropna(subset="loss").tail(1)
     records = rows[["step", "loss", "margin", "target", *measures]].to_dict(orient="records")
     return [{str(name): value for name, value in row.items() if pd.notna(value)} for row in records]
 
 
 def plot_history(history: pd.DataFrame) -> Figure:
-    """Draw the loss, the margin with its target and the first measure, as far as they were logged."""
+    """Plot the loss, the margin with its target, and the first measure, if they were logged."""
     measures = [name for name in history if name not in PROGRESS]
     lines = {"Loss": ["loss"], "Margin against target": ["margin", "target"], "Evaluation": measures[:1]}
     panels = {title: [name for name in names if history[name].notna().any()] for title, names in lines.items()}
@@ -240,7 +240,7 @@ def plot_history(history: pd.DataFrame) -> Figure:
 
 
 class _HistoryFigure(Figure):
-    """A figure that notebooks show without pyplot."""
+    """A figure that notebooks display without pyplot."""
 
     def _repr_png_(self) -> bytes:
         buffer = BytesIO()
@@ -249,7 +249,7 @@ class _HistoryFigure(Figure):
 
 
 def warn_if_not_improved(history: pd.DataFrame, metric: str, greater_is_better: bool, keeps_start: bool) -> None:
-    """Warn when no later evaluation is better than the one before training."""
+    """Warn if no evaluation is better than the one before training."""
     values = history.set_index("step")[metric].dropna()
     if 0 not in values.index or len(values) < 2:
         return
@@ -262,10 +262,10 @@ def warn_if_not_improved(history: pd.DataFrame, metric: str, greater_is_better: 
         result = "the encoder that training started from"
     change = f"worse by {abs(after[step] - before):.4f}"
     if after[step] == before:
-        change = "equal: the validation queries tell no difference, and the earlier of equal encoders counts"
+        change = "equal (the earlier of equal encoders counts as best)"
     logger.warning(
-        "training did not improve %s on the validation queries: %.4f before, %.4f at best after, in step %d, which is "
-        "%s. The result is %s. Try a lower learning_rate, another target, harder negatives (a retriever before the "
-        "trainer) or more data",
+        "training did not improve %s on the validation queries: it was %.4f before training and at best %.4f "
+        "afterwards, in step %d, which is %s. The result is %s. Try a lower learning_rate, another target, harder "
+        "negatives (a retriever before the trainer) or more data",
         *(metric, before, after[step], step, change, result),
     )

@@ -1,6 +1,6 @@
-"""The trainer: a PyTerrier estimator over the training loop of sentence-transformers.
+"""The trainer: a PyTerrier estimator around the training loop of sentence-transformers.
 
-As with every estimator of PyTerrier, a pipeline before it gives the negatives::
+As with any PyTerrier estimator, put a pipeline before it. The pipeline supplies the negatives::
 
     encoder = SelfDistillBiEncoder.from_pretrained("microsoft/mpnet-base")
     trainer = SelfDistillTrainer(encoder, output_dir="runs/mpnet")
@@ -95,7 +95,7 @@ Encoder = Annotated[
 ]
 
 
-SCALE_TRIPLES = 512  # how many triples the encoder measures its scale with
+SCALE_TRIPLES = 512  # how many triples the scale is measured on
 
 
 class NotFittedError(AttributeError, RuntimeError):
@@ -106,11 +106,12 @@ class NotFittedError(AttributeError, RuntimeError):
 class SelfDistillTrainer(WithHints, pt.Estimator):
     """Train a bi-encoder by self-distillation with adaptive relevance margins.
 
-    By default, the query learns to rank the documents of a batch as the positive does (``target="listwise"``), at a
-    scale that the encoder measures before the first step. The given encoder stays unchanged. After :meth:`fit` or
-    :meth:`fit_triples`, :attr:`encoder` is the trained one, and the trainer scores in pipelines as it does.
+    By default, the query learns to rank the documents of a batch as the positive does (``target="listwise"``), with a
+    scale measured by the encoder before the first step. Training works on a copy and leaves your encoder unchanged.
+    After :meth:`fit` or :meth:`fit_triples`, you get the trained copy as :attr:`encoder`. You can also use the trainer
+    itself in pipelines, where it scores with the trained encoder.
 
-    ``preset`` chooses these arguments where you leave them out:
+    ``preset`` sets the arguments that you omit:
 
     ===============================  ==============  =====================================
     Argument                         ``"default"``   ``"paper"``
@@ -126,68 +127,70 @@ class SelfDistillTrainer(WithHints, pt.Estimator):
     ``patience``                     5               16
     ===============================  ==============  =====================================
 
-    The default rate was the best or close to it for small encoders and some hundred to thousand triples; try 2e-5 for
-    models of the size of BERT and larger, and more data.
+    The default learning rate was the best, or close to the best, for small encoders trained on hundreds to thousands of
+    triples. For models of the size of BERT or larger, and for more data, try 2e-5.
 
     Args:
-        encoder: Where training starts.
+        encoder: The encoder to start from.
         output_dir: The folder for the model, the history and the checkpoints.
         target: ``"listwise"`` or ``"softmax"`` for :class:`SoftmaxLoss`, or a target of :class:`AdaptiveMarginLoss`,
-            such as ``"distributed"``. By default the preset's: ``"listwise"``, and ``"distributed"`` for the paper's.
-        in_batch: For :class:`AdaptiveMarginLoss`, whether the negatives of the other queries of a batch count too.
-        error: For :class:`AdaptiveMarginLoss`, how deviations from the target count: ``"l2"``, ``"l1"`` or ``"soft"``.
-        scale: For :class:`SoftmaxLoss`, the factor of cosines, the inverse of the temperature. By default the encoder
-            measures it on 512 triples before the first step, and keeps it.
-        loss: Instead of these four: an :class:`AdaptiveMarginLoss` with more options, or a function that makes any
-            loss of sentence-transformers for a model, such as ``MultipleNegativesRankingLoss``.
-        mini_batch_size: How many texts to go back through the model with at once, for batches that do not fit into
-            memory: the same loss and gradients (see :class:`SelfDistillationLoss`), for a forward pass more.
-        adapter: A configuration of PEFT, such as ``peft.LoraConfig(r=16)``, to train an adapter in place of all
-            weights, with ``pip install pyterrier-selfdistill[adapters]``. It is merged into the trained encoder, and
-            written alone to the folder ``adapter`` of ``output_dir``. Search its ``learning_rate`` anew.
-        matryoshka_dims: To train vectors that can be cut (Matryoshka): the numbers of dimensions, such as ``[384, 192,
-            96, 48]``, with the number of the encoder among them; the loss is wrapped in ``MatryoshkaLoss``.
-        matryoshka_weights: The weight of each; 1 by default.
-        preset: ``"default"`` or ``"paper"``, the recipe of the paper.
-        negatives: How many negatives a triple gets in :meth:`fit`, or :class:`Negatives` that say which.
+            such as ``"distributed"``. Defaults to the target of the preset.
+        in_batch: For :class:`AdaptiveMarginLoss`, whether to use the negatives of the other queries of a batch too.
+        error: For :class:`AdaptiveMarginLoss`, the penalty on deviations from the target: ``"l2"``, ``"l1"`` or
+            ``"soft"``.
+        scale: For :class:`SoftmaxLoss`, the factor that multiplies cosines (the inverse temperature). By default, it is
+            measured once, on 512 triples before the first step.
+        loss: A loss to use instead of the four options above: an :class:`AdaptiveMarginLoss` with more options, a
+            sentence-transformers loss class such as ``MultipleNegativesRankingLoss``, or a function that takes the
+            model and returns its loss.
+        mini_batch_size: The number of texts in each backward pass. Set it if your batches do not fit into memory: the
+            loss and the gradients stay the same (see :class:`SelfDistillationLoss`), but cost one more forward pass.
+        adapter: A PEFT configuration, such as ``peft.LoraConfig(r=16)``, to train an adapter instead of all weights.
+            Install ``pyterrier-selfdistill[adapters]`` first, and tune ``learning_rate`` again. The trained encoder has
+            the adapter merged in; the adapter alone is saved in the folder ``adapter`` of ``output_dir``.
+        matryoshka_dims: The dimensions to which you want to truncate vectors, such as ``[384, 192, 96, 48]``. Include
+            the full dimension of the encoder. The loss is wrapped in ``MatryoshkaLoss``.
+        matryoshka_weights: A weight for each of ``matryoshka_dims``. Defaults to 1 for each.
+        preset: ``"default"``, or ``"paper"`` for the recipe of the paper.
+        negatives: The number of negatives per triple in :meth:`fit`, or :class:`Negatives` to control how to draw them.
         min_label: The lowest label of a positive in :meth:`fit`.
-        corpus: The documents: a PyTerrier dataset, a frame or a list of records. Negatives are drawn from it where
-            :meth:`fit` gets topics, relevant documents that were not retrieved get their text from it, and it is
-            searched where validation topics come without candidates.
-        fields: The fields of documents that make a text, such as ``["title", "text"]``, if not the text field alone.
-        rounds: Into how many equal parts to divide the steps of :meth:`fit`. From the second on, hard negatives are
-            mined: drawn from what the encoder as trained so far finds in the ``corpus``.
-        valid_share: The share of the queries, such as 0.1, that :meth:`fit` holds out to evaluate with, where there are
-            no validation topics; by default none.
-        measures: What to measure on validation queries; the first decides which checkpoint is best. The encoder before
-            training is one of them: one that training does not improve stays as it was.
-        patience: After how many evaluations without improvement to stop, if not as the preset says.
-        passages: What divides documents into the passages that are indexed, such as
-            ``pt.text.sliding("text", prepend_attr=None)``: documents of triples become the passages that the encoder
-            before training scores highest for their queries.
-        prompts: What to put before the texts of a collection of :meth:`fit_triples` in training and validation, such as
-            ``{"a": {"query": "claim: "}}``; those that are not given are the encoder's. The trained encoder has its
-            own still: search the collection with ``trainer.encoder.with_prompts(**prompts["a"])``.
-        seed: The seed of everything random: the same seed gives the same model on the same machine.
-        resume: Whether to go on from the last checkpoint in the folder, if there is one, with the same settings.
-        overwrite: Whether to replace what another run left in the folder.
+        corpus: The documents: a PyTerrier dataset, a frame or a list of records. You need it to fit on topics without
+            results (it supplies the negatives), to validate on topics without candidates (it is searched), and to train
+            with relevant documents that were not retrieved (it supplies their texts).
+        fields: The document fields to join into a text, such as ``["title", "text"]``. Defaults to the text field.
+        rounds: The number of equal parts into which to divide the steps of :meth:`fit`. From the second part on, hard
+            negatives are mined: they are drawn from the documents that the current encoder retrieves from ``corpus``.
+        valid_share: The share of queries, such as 0.1, that :meth:`fit` holds out for validation if you have no
+            validation topics. By default, no queries are held out.
+        measures: The validation measures. The first one selects the best checkpoint. The encoder before training takes
+            part too: if no checkpoint is better, you get it back unchanged.
+        patience: The number of evaluations without improvement after which to stop. Defaults to the preset's value.
+        passages: A transformer that splits documents into passages, such as ``pt.text.sliding("text",
+            prepend_attr=None)``. Each document of a triple is replaced by its best passage: the one that the encoder
+            before training scores highest for the query.
+        prompts: Prompts for the collections of :meth:`fit_triples`, in training and validation, such as
+            ``{"a": {"query": "claim: "}}``. Omitted prompts default to the encoder's. The trained encoder keeps its
+            default prompts: to search a collection, use ``trainer.encoder.with_prompts(**prompts["a"])``.
+        seed: The random seed. The same seed gives the same model on the same machine.
+        resume: Whether to continue from the last checkpoint in the folder, if any. The settings must be the same.
+        overwrite: Whether to replace the files of another run in the folder.
         verbose: Whether to show a progress bar.
-        learning_rate: The highest learning rate.
-        num_train_epochs: How many times to go through the triples.
-        max_steps: How many steps to train, in place of epochs.
-        per_device_train_batch_size: How many triples a batch has on each device.
-        gradient_accumulation_steps: How many batches make a step; 1 by default.
-        warmup_steps: How many steps the learning rate rises before it falls; below 1, a share of all steps.
+        learning_rate: The peak learning rate.
+        num_train_epochs: The number of passes over the triples.
+        max_steps: The number of training steps. Overrides ``num_train_epochs``.
+        per_device_train_batch_size: The number of triples per batch on each device.
+        gradient_accumulation_steps: The number of batches per step. Defaults to 1.
+        warmup_steps: The number of steps over which the learning rate rises, or below 1, a share of all steps.
         weight_decay: The weight decay of AdamW.
-        eval_steps: After how many steps to evaluate and to write a checkpoint; below 1, a share of all steps.
-        logging_steps: After how many steps to log the loss; below 1, a share of all steps.
-        gradient_checkpointing: Whether to compute activations again in the backward pass, which saves memory.
-        bf16: Whether to train in bfloat16 with float32 weights; by default where the hardware has it.
-        report_to: Trackers such as ``"wandb"`` or ``["tensorboard"]``; by default none.
-        **arguments: Any other argument of ``SentenceTransformerTrainingArguments``.
+        eval_steps: The number of steps between evaluations (and checkpoints), or below 1, a share of all steps.
+        logging_steps: The number of steps between logs of the loss, or below 1, a share of all steps.
+        gradient_checkpointing: Whether to recompute activations in the backward pass, to save memory.
+        bf16: Whether to train in bfloat16 with float32 weights. By default, if your hardware supports it.
+        report_to: The trackers to report to, such as ``"wandb"`` or ``["tensorboard"]``. By default, nothing is sent.
+        **arguments: Other arguments of ``SentenceTransformerTrainingArguments``.
 
     Raises:
-        TypeError: If an argument is not known.
+        TypeError: If an argument is unknown.
         ValueError: If options contradict each other.
 
     Example:
@@ -270,17 +273,17 @@ class SelfDistillTrainer(WithHints, pt.Estimator):
         require_arguments(options=options, resume=resume, overwrite=overwrite, **arguments)
         if rounds > 1 and corpus is None:
             raise ValueError(
-                f"rounds={rounds} mines hard negatives, which needs a corpus to search; give it as corpus="
+                f"rounds={rounds} mines hard negatives and needs a corpus to search; give one with corpus="
             )
         if rounds > 1 and passages is not None:
             raise ValueError(
-                f"rounds={rounds} mines whole documents for triples of documents, and passages= trains with passages: "
+                f"rounds={rounds} mines whole documents, but passages= trains on passages, so you cannot use both; "
                 "choose one"
             )
         if valid_share is not None and arguments.get("eval_strategy") == "no":
             raise ValueError(
-                f"valid_share={valid_share} holds out queries to evaluate with, and eval_strategy='no' evaluates "
-                "nothing; leave one of them out"
+                f"valid_share={valid_share} holds out queries for evaluation, but eval_strategy='no' turns evaluation "
+                "off; choose one"
             )
         self._encoder = encoder
         self._trained: SelfDistillBiEncoder | None = None
@@ -325,24 +328,26 @@ class SelfDistillTrainer(WithHints, pt.Estimator):
     ) -> SelfDistillTrainer:
         """Train with judged positives.
 
-        Negatives are drawn from the results of each query; for topics without results, from the ``corpus`` of the
-        trainer. Evaluation works likewise: results are re-ranked, topics without results search the corpus. Fitting
-        again starts anew with the first encoder, and replaces what this trainer has written.
+        If you pass results, the negatives of a query are drawn from its results, and evaluation re-ranks the validation
+        results. If you pass topics only, negatives are drawn from ``corpus``, and evaluation searches ``corpus``.
+        If you fit again, training starts over from the original encoder and replaces the files of the previous run.
 
         Args:
-            topics_or_results: ``qid`` and ``query``, and for results ``docno`` and the text field of the encoder.
-            qrels: ``qid``, ``docno``, ``label``; documents with a label of ``min_label`` or more are positives.
-            valid_topics_or_results: The same for evaluation; without it, and without a ``valid_share`` of the trainer,
-                the last checkpoint is the best.
-            valid_qrels: The judgements for evaluation.
+            topics_or_results: Topics (``qid`` and ``query``), or results that also have ``docno`` and the text field of
+                the encoder.
+            qrels: Judgements (``qid``, ``docno`` and ``label``). Documents labelled ``min_label`` or higher are
+                positives.
+            valid_topics_or_results: Topics or results to evaluate with. If you pass neither these nor ``valid_share``,
+                the trainer keeps the encoder of the last step.
+            valid_qrels: Judgements to evaluate with.
 
         Returns:
             The trainer.
 
         Raises:
-            ValueError: If there is nothing to train or evaluate with; the error says why.
-            TypeError: If identifiers or texts are no strings, or labels no numbers.
-            FileExistsError: If the folder holds the run of another trainer, without ``resume`` or ``overwrite``.
+            ValueError: If there is nothing to train or evaluate with.
+            TypeError: If identifiers or texts are not strings, or labels are not numbers.
+            FileExistsError: If the folder holds another run, and neither ``resume`` nor ``overwrite`` is set.
         """
         topics_or_results, qrels = judged(topics_or_results, qrels)
         queries = JudgedQueries(
@@ -358,14 +363,14 @@ class SelfDistillTrainer(WithHints, pt.Estimator):
         if self.valid_share is not None:
             if valid_topics_or_results is not None or valid_qrels is not None:
                 raise ValueError(
-                    f"valid_share={self.valid_share} holds out some of the queries to evaluate with, and validation "
-                    "topics or qrels were given too; leave one of them out"
+                    f"valid_share={self.valid_share} holds out queries for evaluation, but you also gave validation "
+                    "topics or qrels; choose one"
                 )
             queries, valid_topics_or_results, valid_qrels = queries.hold_out(self.valid_share)
         elif valid_topics_or_results is None:
             logger.warning(
-                "training ends with the last step, better or not: there are no validation topics; valid_share=0.1 "
-                "holds out a tenth of the queries, and keeps the encoder of the best step"
+                "without validation topics, the trainer keeps the encoder of the last step, even if an earlier one "
+                "was better; set valid_share=0.1 to hold out a tenth of the queries and keep the best checkpoint"
             )
         self._fit(queries.draw, valid_topics_or_results, valid_qrels, queries)
         return self
@@ -381,29 +386,28 @@ class SelfDistillTrainer(WithHints, pt.Estimator):
         limit: int | None = None,
         store_texts: bool = True,
     ) -> SelfDistillTrainer:
-        """Train with triples that are there already.
+        """Train with existing triples.
 
         Args:
-            source: A PyTerrier dataset with docpairs, or texts as
-                :func:`~pyterrier_selfdistill.data.triples.read_triples` takes them: a frame, a ``datasets.Dataset``,
-                an iterable, or a file. Several of these, ``{"a": ..., "b": ...}`` by the names of their collections,
-                train at once: each batch is of one of them.
-            valid_topics_or_results: As in :meth:`fit`; or those of several collections by name: the mean of the first
-                measure over them decides which checkpoint is best.
-            valid_qrels: As in :meth:`fit`, or by the same names.
-            topics: The queries (``qid``, ``query``) of a source that holds identifiers in place of texts; documents are
-                those of the ``corpus``. See :func:`~pyterrier_selfdistill.data.triples.read_triples`.
-            max_pairs_per_query: For docpairs and identifiers: how many to keep of each query.
-            limit: How many triples to keep in all, of each collection: a sample of docpairs and identifiers, the first
+            source: A PyTerrier dataset with docpairs, or triples as a frame, a ``datasets.Dataset``, an iterable or a
+                file (see :func:`~pyterrier_selfdistill.data.triples.read_triples`). To train on several collections at
+                once, pass a dictionary ``{"a": ..., "b": ...}``; each batch then comes from a single collection.
+            valid_topics_or_results: As in :meth:`fit`, or a dictionary by collection. The mean of the first measure
+                over the collections then selects the best checkpoint.
+            valid_qrels: As in :meth:`fit`, or a dictionary with the same keys.
+            topics: The queries (``qid``, ``query``) of triples that hold identifiers instead of texts; also pass
+                ``corpus`` to the trainer. See :func:`~pyterrier_selfdistill.data.triples.read_triples`.
+            max_pairs_per_query: The number of triples to keep per query, for docpairs and identifiers.
+            limit: The number of triples to keep per collection: a sample of docpairs and identifiers, but the first
                 ones of texts.
-            store_texts: For docpairs and identifiers: whether to store their texts, or to look them up in each step.
+            store_texts: For docpairs and identifiers, whether to store their texts or look them up in each step.
 
         Returns:
             The trainer.
 
         Raises:
-            ValueError: As :meth:`fit`.
-            FileExistsError: As :meth:`fit`.
+            ValueError: See :meth:`fit`.
+            FileExistsError: See :meth:`fit`.
 
         Example:
             ::
@@ -415,13 +419,14 @@ class SelfDistillTrainer(WithHints, pt.Estimator):
         """
         if self.rounds > 1:
             raise ValueError(
-                f"rounds={self.rounds} mines hard negatives: give topics and qrels to fit, or leave rounds out"
+                f"rounds={self.rounds} mines hard negatives, which fit_triples cannot do; use fit with topics and "
+                "qrels, or omit rounds"
             )
         if self.valid_share is not None:
             raise ValueError(
-                f"valid_share={self.valid_share} holds out queries of fit, and triples do not say which query they are "
-                "of; give validation topics and qrels to fit_triples, such as a part of split_queries that the triples "
-                "are not of, and leave it out"
+                f"valid_share={self.valid_share} works in fit only, since triples do not identify their queries; omit "
+                "it, and give fit_triples validation topics and qrels of queries that are not in the triples, for "
+                "example a part made by split_queries"
             )
 
         def read() -> Triples:
@@ -447,7 +452,7 @@ class SelfDistillTrainer(WithHints, pt.Estimator):
         valid_qrels: Frames | None,
         queries: JudgedQueries | None = None,
     ) -> None:
-        """Read, prepare, train, save."""
+        """Read the triples, prepare the run, train and save."""
         backend, timeout = self.arguments.get("ddp_backend"), self.arguments.get("ddp_timeout", TIMEOUT)
         with joined(self._encoder.device, backend, timeout), ExitStack() as stack:
             with in_turn():
@@ -474,7 +479,7 @@ class SelfDistillTrainer(WithHints, pt.Estimator):
             loss = self._make_loss(encoder.model)
             require_processes(triples, arguments, loss)
             require_columns_of(loss, encoder.model, triples.dataset)
-            # only now, since a bad argument must not cost an earlier run; a trainer that fits again replaces its own
+            # only now, so that a bad argument does not cost an earlier run; a second fit replaces the first
             overwrite = self.overwrite or self._trained is not None
             agree(lambda: stack.enter_context(folder_lock(self.output_dir, "training an encoder")))
             agree(lambda: self._run.require_free(resume=self.resume, overwrite=overwrite))
@@ -512,13 +517,13 @@ class SelfDistillTrainer(WithHints, pt.Estimator):
             if adapted is not None:
                 encoder = adapted.merge_adapter()
             agree(lambda: self._run.save(encoder, adapted, self.history, self._logs))
-            # for the other processes too, which have not saved it
+            # also in the processes that did not save it
             encoder.path = self._run.model
             encoder.name = str(self._run.model)
             self._trained = encoder
 
     def _with_passages(self, triples: Triples, passages: pt.Transformer) -> Triples:
-        """Replace documents by their best passages."""
+        """Replace each document by its best passage."""
         verbose = self.verbose and is_first()
         if not isinstance(triples.dataset, DatasetDict):
             return choose_passages(triples, passages, self._encoder, verbose=verbose)
@@ -536,37 +541,37 @@ class SelfDistillTrainer(WithHints, pt.Estimator):
         if target not in SOFTMAX_TARGETS:
             if self.scale is not None:
                 raise ValueError(
-                    f"scale={self.scale} is for the targets {SOFTMAX_TARGETS}, got target={target!r}; choose one of "
-                    "these, or omit scale"
+                    f"scale={self.scale} works with the targets {SOFTMAX_TARGETS} only, got target={target!r}; choose "
+                    "one of these, or omit scale"
                 )
             return AdaptiveMarginLoss(cast(Any, target), self.in_batch, self.error)
         if self.in_batch or self.error != "l2":
             raise ValueError(
-                f"target={target!r} compares with the whole batch and has no error function, got in_batch="
-                f"{self.in_batch} and error={self.error!r}; omit them, or choose the target that they are for, such as "
+                f"target={target!r} takes neither in_batch nor error, got in_batch={self.in_batch} and "
+                f"error={self.error!r}; omit them, or choose a target that takes them, such as "
                 "target='adaptive'"
             )
         return SoftmaxLoss(cast(SoftmaxTarget, target), self.scale)
 
     def _loss_maker(self) -> LossMaker:
-        """Return what makes the loss of a run for its model."""
+        """Return a function that makes the loss of a run for its model."""
         loss = self._default_loss() if self.loss is None else self.loss
         if loss is self.loss and (self.target, self.in_batch, self.error, self.scale) != (None, False, "l2", None):
             raise ValueError(
-                f"loss={loss!r} was given with target, in_batch, error or scale; set those in the loss itself"
+                f"loss={loss!r} cannot be combined with target, in_batch, error or scale; set these in the loss itself"
             )
         if isinstance(loss, EmbeddingLoss):
             make: LossMaker = partial(SelfDistillationLoss, loss=loss, mini_batch_size=self.mini_batch_size)
         elif isinstance(loss, nn.Module) or not callable(loss):
             raise TypeError(
                 f"expected an AdaptiveMarginLoss, a SoftmaxLoss or a function of the model, got loss={loss!r}; for "
-                "another loss give its class, such as MultipleNegativesRankingLoss, or "
+                "any other loss, give its class, such as MultipleNegativesRankingLoss, or a function such as "
                 "lambda model: TheLoss(model, ...)"
             )
         elif self.mini_batch_size is not None:
             raise ValueError(
-                f"mini_batch_size={self.mini_batch_size} is for the losses of this package, got loss={loss!r}; omit "
-                "it, and give a loss that has a gradient cache, such as "
+                f"mini_batch_size={self.mini_batch_size} works with the losses of this package only, got loss="
+                f"{loss!r}; omit it, and give a loss with a gradient cache, such as "
                 "lambda model: CachedMultipleNegativesRankingLoss(model, mini_batch_size=...)"
             )
         else:
@@ -574,22 +579,22 @@ class SelfDistillTrainer(WithHints, pt.Estimator):
         dims, weights = self.matryoshka_dims, self.matryoshka_weights
         if dims is None:
             if weights is not None:
-                raise ValueError(f"matryoshka_weights={weights} needs matryoshka_dims; give them too")
+                raise ValueError(f"matryoshka_weights={weights} needs matryoshka_dims; give both")
             return make
         if len(set(dims)) < len(dims):
-            raise ValueError(f"matryoshka_dims={dims} has a number twice; give each once")
+            raise ValueError(f"matryoshka_dims={dims} lists a number twice; give each once")
         if weights is not None and len(weights) != len(dims):
-            raise ValueError(f"matryoshka_weights={weights} must have a number for each of matryoshka_dims={dims}")
+            raise ValueError(f"matryoshka_weights={weights} must have one weight for each of matryoshka_dims={dims}")
         return partial(matryoshka_loss, make, dims, weights)
 
     def _make_evaluator(
         self, encoder: SelfDistillBiEncoder, topics: Frames | None, qrels: Frames | None, queries: JudgedQueries | None
     ) -> Evaluator | None:
-        """Make the evaluator; judgements of queries to train with are not those of queries without candidates."""
+        """Make the evaluator, which does not count training queries as queries without candidates."""
         if (topics is None and qrels is None) or self.arguments.get("eval_strategy") == "no":
             return None
         if topics is None or qrels is None:
-            raise ValueError("evaluation needs validation topics (or results) and qrels; only one of them was given")
+            raise ValueError("evaluation needs both validation topics (or results) and qrels; give both")
         options = {name: getattr(encoder, name) for name in ("batch_size", "text_field", "dtype")}
         make = partial(
             RetrievalEvaluator,
@@ -601,14 +606,14 @@ class SelfDistillTrainer(WithHints, pt.Estimator):
         )
         if isinstance(topics, Mapping) != isinstance(qrels, Mapping):
             raise ValueError(
-                "validation topics (or results) and qrels must both be of one collection, or both name collections "
+                "validation topics (or results) and qrels must both be frames, or both be dictionaries by collection, "
                 f"such as {{'a': ...}}, got a {type(topics).__name__} and a {type(qrels).__name__}"
             )
         if isinstance(topics, Mapping):
             require_names(topics, "valid_topics_or_results")
             if topics.keys() != qrels.keys():
                 raise ValueError(
-                    "validation topics (or results) and qrels must be of the same collections, got "
+                    "validation topics (or results) and qrels must have the same collections, got "
                     f"{list(topics)} and {list(qrels)}"
                 )
             evaluators = {}
@@ -625,7 +630,7 @@ class SelfDistillTrainer(WithHints, pt.Estimator):
         return make(topics, qrels)
 
     def _measure_scale(self, encoder: SelfDistillBiEncoder, dataset: TrainingSet, batch_size: int) -> float:
-        """Measure the scale of a :class:`SoftmaxLoss` on batches as training will have them, to three digits."""
+        """Measure the scale of a :class:`SoftmaxLoss` on batches like those in training, to three digits."""
         # otherwise the trained weights would depend on the precision of encoding
         encoder = encoder.apply_attributes(dtype="float32")
         parts: Mapping[str, Dataset] = dataset if isinstance(dataset, DatasetDict) else {"": dataset}
@@ -648,8 +653,8 @@ class SelfDistillTrainer(WithHints, pt.Estimator):
         margins = [margin for margin in margins if len(margin)]
         if not margins:
             raise ValueError(
-                "expected batches with at least two different positives, got one positive in all; give more triples, "
-                "or train with another target, such as target='distributed'"
+                "expected at least two different positives in a batch, got a single positive overall; give more "
+                "triples, or use another target, such as target='distributed'"
             )
         return float(f"{maximum_likelihood_scale(margins):.3g}")
 
@@ -661,7 +666,7 @@ class SelfDistillTrainer(WithHints, pt.Estimator):
         evaluator: Evaluator | None,
         miner: HardNegativeMiner | None,
     ) -> dict[str, Any]:
-        """Describe a run for its summary and its card, and to resume it only with the same settings."""
+        """Describe a run for its summary and model card, and for comparison when a run resumes."""
         on_texts: Any = without_matryoshka(loss)
         described: dict[str, Any] = {"name": type(on_texts).__name__}
         if hasattr(on_texts, "get_config_dict"):
@@ -711,14 +716,14 @@ class SelfDistillTrainer(WithHints, pt.Estimator):
         Raises:
             NotFittedError: Before training.
         """
-        # PyTerrier inspects transformers with empty frames, before training too
+        # PyTerrier inspects transformers with empty frames, even before training
         if self._trained is None and inp.empty:
             return self._encoder.transform(inp)
         return self.encoder.transform(inp)
 
     @property
     def encoder(self) -> SelfDistillBiEncoder:
-        """The trained encoder, at its best checkpoint.
+        """The trained encoder at its best checkpoint.
 
         Raises:
             NotFittedError: Before training.
@@ -729,24 +734,24 @@ class SelfDistillTrainer(WithHints, pt.Estimator):
 
     @property
     def history(self) -> pd.DataFrame:
-        """A row for each step of training that was logged or evaluated."""
+        """The training history, with one row per logged or evaluated step."""
         return history_frame(self._logs, map(str, self.measures))
 
     def plot(self) -> Figure:
-        """Draw the history, for a notebook or with ``savefig``.
+        """Plot the history.
 
         Returns:
-            The figure.
+            The figure, which notebooks display and which you can write with ``savefig``.
 
         Raises:
             NotFittedError: Before training.
         """
         if not self._logs:
-            raise NotFittedError("there is no history to draw yet; call fit or fit_triples first")
+            raise NotFittedError("the history is empty before training; call fit or fit_triples first")
         return plot_history(self.history)
 
     def subtransformers(self) -> dict[str, pt.Transformer]:
-        """Return no transformer: PyTerrier would inspect the encoder, which exists only after training."""
+        """Return nothing, since PyTerrier would inspect the encoder, which exists only after training."""
         return {}
 
     def __repr__(self) -> str:
@@ -756,10 +761,10 @@ class SelfDistillTrainer(WithHints, pt.Estimator):
 def copy_to_train(
     base: SelfDistillBiEncoder, adapter: Any, seed: int
 ) -> tuple[SelfDistillBiEncoder, SelfDistillBiEncoder]:
-    """Return a float32 copy to train, perhaps with an adapter, and the encoder to keep if training improves nothing."""
+    """Return a float32 copy to train, with the adapter if any, and the encoder to keep if training does not help."""
     if adapter is None:
         encoder = base.copy()
-        encoder.model.float()  # in 16 bits most updates would round to nothing; autocast is for speed
+        encoder.model.float()  # in 16 bits, most updates would round to zero; autocast provides the speed
         return encoder, base
     source = saved_base(base.model, base.name)
     adapted = []

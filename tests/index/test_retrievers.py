@@ -358,7 +358,7 @@ def test_graphs_that_are_damaged_or_of_another_index_are_computed_again(tmp_path
     graph = index.index_path / path.relative_to(index.index_path).parts[0]
     (graph / "pt_meta.json").unlink(missing_ok=True)
     graph.mkdir(exist_ok=True)
-    with pytest.raises(ValueError, match=f"{graph}' is no graph, but a folder"):
+    with pytest.raises(ValueError, match=f"{graph}' is not a graph, but a folder"):
         make(SelfDistillIndex(index.index_path, verbose=False), method)
 
 

@@ -234,7 +234,7 @@ def test_what_is_refused_before_anything_is_encoded(ray_cluster, encoder, index,
     for corpus, error, message in [
         (str(tmp_path / "*.csv"), FileNotFoundError, "csv"),
         ([tmp_path / "a.tsv", tmp_path / "b.jsonl"], ValueError, r"\.jsonl"),
-        (tmp_path / "b.jsonl", ValueError, r"b\.jsonl' must have a document a line"),
+        (tmp_path / "b.jsonl", ValueError, r"b\.jsonl' must have one document per line"),
         (iter([]), ValueError, "no documents"),
         ({"docno": "d1"}, TypeError, "corpus"),
         ([{"docno": "d1"}], ValueError, "text"),

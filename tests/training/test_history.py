@@ -58,9 +58,9 @@ def test_plot_history_draws_only_logged_columns():
 @pytest.mark.parametrize(
     ("later", "greater_is_better", "words"),
     [
-        ([0.05, 0.1], True, ["0.1000 at best after, in step 2", "which is equal"]),
-        ([0.05, 0.07], True, ["0.0700 at best after, in step 2", "worse by 0.0300"]),
-        ([0.3, 0.2], False, ["0.2000 at best after, in step 2", "worse by 0.1000"]),
+        ([0.05, 0.1], True, ["at best 0.1000 afterwards, in step 2", "which is equal"]),
+        ([0.05, 0.07], True, ["at best 0.0700 afterwards, in step 2", "worse by 0.0300"]),
+        ([0.3, 0.2], False, ["at best 0.2000 afterwards, in step 2", "worse by 0.1000"]),
         ([0.05, 0.2], True, []),
     ],
 )

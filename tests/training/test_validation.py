@@ -28,7 +28,7 @@ def experiment(pipeline, topics, qrels):
         # candidates of half of the queries only, and not of all their relevant documents
         (lambda r, q: (r[(r["qid"] < "q4") & ~r["docno"].str.startswith("sort")], q), (8, 4, 0, 0), "4 of 8 judged"),
         # the topics are a sample, and the judgements are of all topics
-        (lambda r, q: (r[r["qid"] < "q3"], q), (3, 0, 5, 0), "5 judged validation queries have no candidates, and 3"),
+        (lambda r, q: (r[r["qid"] < "q3"], q), (3, 0, 5, 0), "5 judged validation queries have no candidates, and only 3"),
         (lambda r, q: (r, q[q["qid"] < "q6"]), (6, 0, 0, 2), "2 of 8 validation queries have no judgements"),
         (lambda r, q: (r, q), (8, 0, 0, 0), ""),
     ],
@@ -180,7 +180,7 @@ def test_an_encoder_that_training_does_not_improve_stays(make, encoder, collecti
     assert summary["best_measure"] == {"name": "nDCG@10", "value": 1.0}
     assert summary["similarity"]["after"] == summary["similarity"]["before"]
     assert caplog.text.count("did not improve nDCG@10") == 1
-    assert ("which is equal: " in caplog.text) == ("learning_rate" in options)
+    assert ("which is equal (" in caplog.text) == ("learning_rate" in options)
     assert ("which is worse by " in caplog.text) == ("learning_rate" not in options)
 
 
