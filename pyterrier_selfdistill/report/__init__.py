@@ -1,1 +1,1 @@
-"""Comparing systems, and the HTML page that shows the result."""
+"""Compare systems, and show the result on an HTML page."""

@@ -56,27 +56,28 @@ def compare(
 ) -> Comparison:
     """Compare systems on the same queries.
 
-    Each system runs once, on the queries that have judgements. As in ``pt.Experiment``, a query without results counts.
+    Each system runs once, on the queries that have judgements. As in ``pt.Experiment``, queries without results count.
 
     Args:
-        systems: Two or more transformers, or frames of results (``qid``, ``docno``, ``score``), by name or in a list.
-        topics: The queries, ``qid`` and ``query``, or results for systems that re-rank.
-        qrels: The judgements: ``qid``, ``docno`` and ``label``.
-        measures: The measures. The page shows each query by the first one.
-        names: The names of the systems of a list; by default their ``str``.
-        baseline: The position or the name of the system that the others are compared with.
-        corpus: The documents, for texts that results lack.
-        fields: The fields of documents, or the columns of results, that make a text.
-        encoders: Encoders to describe on the page, by name. Pass a trainer to show its whole history.
+        systems: Two or more systems, as a dictionary by name or as a list. Each is a transformer, or a frame of results
+            (``qid``, ``docno``, ``score``).
+        topics: The queries (``qid`` and ``query``), or results if your systems re-rank.
+        qrels: The judgements (``qid``, ``docno`` and ``label``).
+        measures: The measures. The page compares individual queries by the first one.
+        names: The names of the systems, if you pass a list. Defaults to the ``str`` of each system.
+        baseline: The position or name of the system with which to compare the others.
+        corpus: The documents, to supply texts that results lack.
+        fields: The document fields, or the columns of results, to join into a text.
+        encoders: Encoders to describe on the page, by name. Pass a trainer to show its full history.
         title: The title of the page, such as the name of the data set.
-        focus: The name of the system whose queries the page shows first; by default the best other than the baseline.
+        focus: The name of the system whose queries you want to see first. Defaults to the best one except the baseline.
 
     Returns:
-        The comparison, with tables and a page to save.
+        The comparison, with tables and a page that you can save.
 
     Raises:
-        ValueError: If there are fewer than two systems, names are missing or not distinct, the baseline is unknown, no
-            query has judgements, or results lack a column, are empty or have a document twice.
+        ValueError: If there are fewer than two systems, names are missing or repeated, the baseline is unknown, no
+            query has judgements, or results are empty, lack a column or repeat a document.
         TypeError: If identifiers are not strings, or labels or scores not numbers.
 
     Example:
@@ -100,7 +101,7 @@ def compare(
         raise ValueError(f"baseline must be one of the systems {list(by_name)}, got {baseline!r}")
     others = [name for name in by_name if name != baseline]
     if focus not in (None, *others):
-        raise ValueError(f"focus must be one of the systems {others}, which the baseline is not, got {focus!r}")
+        raise ValueError(f"focus must be one of the systems {others} (not the baseline), got {focus!r}")
     topics, qrels = judged(topics, qrels, to_measure=True)
     topics = topics[topics["qid"].isin(qrels["qid"])]
     results = {name: _run(name, system, topics) for name, system in by_name.items()}
@@ -136,24 +137,24 @@ def compare(
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Comparison:
-    """The result of :func:`compare`; notebooks show the page that :meth:`save` writes.
+    """The result of :func:`compare`. In a notebook, you see the page that :meth:`save` writes.
 
     Attributes:
-        table: A row for each system: the columns of ``pt.Experiment`` with Holm's correction (each measure; how many
-            queries were better, ``+``, and worse, ``-``; ``p-value``, ``reject`` and ``p-value corrected`` of paired
+        table: One row per system: the columns of ``pt.Experiment`` with Holm's correction (each measure; the number of
+            better, ``+``, and worse queries, ``-``; ``p-value``, ``reject`` and ``p-value corrected`` of paired
             t-tests), 95 % bootstrap intervals over queries (``low``, ``high``), and the difference to the baseline with
             its interval (``difference``, ``difference low``, ``difference high``).
-        per_query: A row for each system, query and measure: ``name``, ``qid``, ``measure`` and ``value``.
-        results: The results of each system by its name.
+        per_query: One row per system, query and measure: ``name``, ``qid``, ``measure`` and ``value``.
+        results: The results of each system by name.
         topics: The queries that have judgements.
         qrels: The judgements.
         measures: The names of the measures.
         baseline: The name of the baseline.
-        encoders: The encoders, or trainers, that the page describes, by name.
-        documents: The corpus with texts that results lack.
-        fields: The fields or columns that make the text of a document.
+        encoders: The encoders or trainers to describe on the page, by name.
+        documents: The corpus that supplies texts that results lack.
+        fields: The fields or columns that are joined into the text of a document.
         title: The title of the page.
-        focus: The system whose queries the page shows first, if not the best.
+        focus: The system whose queries the page shows first, or None for the best one.
     """
 
     table: pd.DataFrame
@@ -170,10 +171,10 @@ class Comparison:
     focus: str | None
 
     def to_html(self) -> str:
-        """Make the page: one HTML document that needs no other file and no network.
+        """Make the page, a self-contained HTML document.
 
-        It shows the table (also as CSV and LaTeX), each query by the first measure, the rankings of the queries that
-        gained and lost most side by side, and the encoders.
+        You get the table (also as CSV and LaTeX), a plot of all queries by the first measure, both rankings of the
+        queries that gained and lost most, side by side, and a description of the encoders.
         """
         values = _by_query(self.per_query, self.measures[0], list(self.results))
         queries = dict(zip(self.topics["qid"], self.topics["query"], strict=True))
@@ -197,28 +198,28 @@ class Comparison:
 
     @checked
     def save(self, path: FilePath, *, overwrite: bool = False) -> Path:
-        """Write the page, atomically.
+        """Write the page atomically.
 
         Args:
-            path: The file to write, such as ``"report.html"``. Parents are made.
+            path: The file to write, such as ``"report.html"``. Missing parent folders are created.
             overwrite: Whether to replace an existing file.
 
         Returns:
-            The file.
+            The path of the file.
 
         Raises:
-            FileExistsError: If the file exists and ``overwrite`` is not set, or it is a folder.
-            OSError: If it may not be written, or the disk is full.
+            FileExistsError: If the file exists and ``overwrite`` is not set, or the path is a folder.
+            OSError: If the file cannot be written, for example because the disk is full.
         """
         path = Path(path).expanduser()
         page = self.to_html()
         with atomic_file(path, overwrite=overwrite) as file:
-            # identifiers may have halves of characters, which no file can hold
+            # identifiers may contain unpaired surrogates, which cannot be encoded
             file.write_text(page, encoding="utf-8", errors="replace")
         return path
 
     def _repr_html_(self) -> str:
-        # in a frame, so that neither styles nor scripts meet those of the notebook
+        # in a frame, to isolate its styles and scripts from the notebook
         page = html.escape(self.to_html())
         return f'<iframe srcdoc="{page}" sandbox="allow-scripts" title="Comparison" width="100%" height="800"></iframe>'
 
@@ -226,7 +227,7 @@ class Comparison:
         return f"Comparison({', '.join(map(repr, self.results))} on {len(self.topics)} queries)"
 
     def _texts(self, changes: Mapping[str, Mapping[str, list[dict[str, Any]]]]) -> dict[str, str]:
-        """Find the texts of the documents that the page shows."""
+        """Look up the texts of the documents that the page shows."""
         queries = [query for change in changes.values() for query in change["gained"] + change["lost"]]
         shown = {document["docno"] for query in queries for document in query["before"] + query["after"]}
         texts: dict[str, str] = {}
@@ -243,11 +244,11 @@ class Comparison:
 def _named(systems: Mapping[str, System] | Sequence[System], names: Sequence[str] | None) -> dict[str, System]:
     if isinstance(systems, Mapping):
         if names is not None:
-            raise ValueError(f"systems have the names {list(systems)} already, got names={list(names)}; omit names")
+            raise ValueError(f"systems already have the names {list(systems)}, got names={list(names)}; omit names")
         return dict(systems)
     if names is None:
         if any(isinstance(system, pd.DataFrame) for system in systems):
-            raise ValueError("systems that are frames of results need names, got none; give names=")
+            raise ValueError("frames of results need names; give names=")
         names = [str(system) for system in systems]
     if len(names) != len(systems):
         raise ValueError(f"expected a name for each of {len(systems)} systems, got {len(names)}: {list(names)}")
@@ -257,7 +258,7 @@ def _named(systems: Mapping[str, System] | Sequence[System], names: Sequence[str
 
 
 def _run(name: str, system: System, topics: pd.DataFrame) -> pd.DataFrame:
-    """Run a system on queries, and check its results."""
+    """Run a system on queries and check its results."""
     results: pd.DataFrame = system if isinstance(system, pd.DataFrame) else system.transform(topics)
     called = f"the results of {name!r}"
     require_columns(results, ["qid", "docno", "score"], called)
@@ -267,19 +268,19 @@ def _run(name: str, system: System, topics: pd.DataFrame) -> pd.DataFrame:
     require_identifiers(results, "docno", called)
     if not pd.api.types.is_numeric_dtype(results["score"]) or results["score"].isna().any():
         raise TypeError(f"{called} must have numbers as scores, got {results['score'].dtype} or missing ones")
-    # columns of Arrow and categories do not compare with each other
+    # Arrow and categorical columns cannot be compared with each other
     results = results.astype({"qid": object, "docno": object, "score": float})
     repeated = results[results.duplicated(["qid", "docno"])]
     if len(repeated):
         qid, docno = repeated[["qid", "docno"]].iloc[0]
         raise ValueError(
-            f"{called} must have a document once for a query, got {docno!r} twice for {qid!r}; keep its best score"
+            f"{called} must list a document only once per query, got {docno!r} twice for {qid!r}; keep its best score"
         )
     return results
 
 
 def _by_query(per_query: pd.DataFrame, measure: str, names: Sequence[str]) -> pd.DataFrame:
-    """Make a frame of one measure: a row for each query, a column for each system."""
+    """Make a frame of one measure, with one row per query and one column per system."""
     of_measure = per_query[per_query["measure"] == measure]
     return of_measure.pivot(index="qid", columns="name", values="value")[list(names)]
 
@@ -287,11 +288,11 @@ def _by_query(per_query: pd.DataFrame, measure: str, names: Sequence[str]) -> pd
 def _with_intervals(
     means: pd.DataFrame, per_query: pd.DataFrame, measures: Sequence[str], baseline: str
 ) -> pd.DataFrame:
-    """Add intervals of the means, and differences to the baseline with theirs, after each measure; NaN for none."""
+    """Add the interval of the mean and the difference to the baseline with its interval (NaN if undefined)."""
     table = means.copy()
     for measure in measures:
         values = _by_query(per_query, measure, list(means["name"]))
-        # per query, so that the interval of a difference is narrower than two means suggest
+        # paired by query, so that the interval is narrower than for independent means
         differences = values.sub(values[baseline], axis=0)
         columns = {
             **dict(zip(["low", "high"], _interval(values), strict=True)),
@@ -305,9 +306,9 @@ def _with_intervals(
 
 
 def _interval(values: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the bootstrap interval of the mean of each column; NaN if all its values are equal."""
+    """Compute the bootstrap interval of the mean of each column, or NaN if all its values are equal."""
     queries = len(values)
-    # how often each query is drawn; the same for all systems
+    # how often each query is drawn, which is the same for all systems
     draws = np.random.default_rng(0).multinomial(queries, np.full(queries, 1 / queries), size=RESAMPLES)
     means = draws @ values.to_numpy() / queries
     low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)

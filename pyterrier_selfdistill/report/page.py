@@ -25,15 +25,15 @@ from ..utils.folders import portable_name
 TrainedEncoder: TypeAlias = SelfDistillBiEncoder | SelfDistillTrainer
 CONFIDENCE = 0.95  # the confidence of intervals
 RESULT_DEPTH = 10  # how many documents of a ranking the page shows
-QUERIES_EACH_WAY = 10  # how many queries that gained, and how many that lost, the page shows for each system
-QUERY_LENGTH = 60  # how many characters of its query a point of the plot tells
-TEXT_START = 180  # how many characters of a text are visible before it is opened
-TEXT_LENGTH = 1000  # how many characters of a text are in the page, at most
-TEXT_BUDGET = 400_000  # how many characters all texts of documents have in the page together, at most
+QUERIES_EACH_WAY = 10  # how many gained queries and how many lost queries the page shows per system
+QUERY_LENGTH = 60  # how many characters of a query the plot shows
+TEXT_START = 180  # how many characters of a text are visible before you expand it
+TEXT_LENGTH = 1000  # the most characters of a text in the page
+TEXT_BUDGET = 400_000  # the most characters of all texts of documents together
 NONE = "\N{EN DASH}"  # the text for a missing number
 WORD = re.compile(r"\w+")
 
-# english words that are not marked where they match
+# English words that are not highlighted as matches
 FUNCTION_WORDS = (
     "a an and are as at be by can do does for from has have how if in into is it its not of on or so than that the "
     "then there these they this to was were what when where which who why will with you your"
@@ -53,7 +53,7 @@ def render_page(
     texts: Mapping[str, str],
     models: Sequence[Mapping[str, Any]],
 ) -> str:
-    """Write the page."""
+    """Render the page."""
     environment = Environment(
         loader=PackageLoader("pyterrier_selfdistill.report"),
         autoescape=True,
@@ -61,7 +61,7 @@ def render_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    # jinja escapes "</script>"; other characters stay as they are, which takes less space
+    # jinja escapes "</script>"; leave other characters unescaped to save space
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
     formats = (figure, signed, p_value, logged, code_pieces)
     environment.filters |= {function.__name__: function for function in formats}
@@ -107,7 +107,7 @@ def render_page(
 
 
 def measure_rows(table: pd.DataFrame, measure: str) -> list[dict[str, Any]]:
-    """Describe each system by one measure; ``bar`` places its interval between 0 and 100, where 50 is no difference."""
+    """Describe each system by one measure; ``bar`` scales its interval to 0 to 100, where 50 means no difference."""
     extent = table[[f"{measure} difference low", f"{measure} difference high"]].abs().max().max()
     rows = []
     for record in table.to_dict(orient="records"):
@@ -158,7 +158,7 @@ def logged(value: float) -> str:
 def query_changes(
     before: pd.DataFrame, after: pd.DataFrame, values: pd.DataFrame, queries: Mapping[str, str], qrels: pd.DataFrame
 ) -> dict[str, list[dict[str, Any]]]:
-    """Describe the queries that ``gained`` most and ``lost`` most, the largest change first."""
+    """Describe the queries that ``gained`` and ``lost`` most, largest change first."""
     differences = (values.iloc[:, 1] - values.iloc[:, 0]).sort_values(kind="stable")
     lost = differences[differences < 0].index[:QUERIES_EACH_WAY]
     gained = differences[differences > 0].index[::-1][:QUERIES_EACH_WAY]
@@ -192,7 +192,7 @@ def query_changes(
 
 
 def rankings(results: pd.DataFrame, qids: set[str]) -> dict[str, dict[str, int]]:
-    """Give the ranks of documents by query, from 1 and in their order, with ties as measures break them."""
+    """Return the ranks of documents by query, starting at 1, with ties broken as measures do."""
     ordered = results[results["qid"].isin(qids)].sort_values(["score", "docno"], ascending=False)
     found: dict[str, dict[str, int]] = {}
     for qid, docno in zip(ordered["qid"], ordered["docno"], strict=True):
@@ -202,14 +202,14 @@ def rankings(results: pd.DataFrame, qids: set[str]) -> dict[str, dict[str, int]]
 
 
 def text_pieces(text: str, query: str, length: int) -> dict[str, Any]:
-    """Divide a text of ``length`` characters into a visible ``start`` and a ``rest``; mark words of the query."""
+    """Split the first ``length`` characters of a text into a visible ``start`` and a ``rest``; mark query words."""
     shown, beyond = cut(" ".join(text.split()), length)
     start, rest = cut(shown, TEXT_START)
     return {"start": matching_pieces(start, query), "rest": matching_pieces(rest, query), "is_cut": bool(beyond)}
 
 
 def matching_pieces(text: str, query: str) -> list[tuple[str, bool]]:
-    """Divide a text at the words that it shares with a query, without regard to case and function words."""
+    """Split a text at the words that it shares with a query, ignoring case and function words."""
     words = {word.casefold() for word in WORD.findall(query)}.difference(FUNCTION_WORDS.split())
     pieces = []
     end = 0
@@ -222,7 +222,7 @@ def matching_pieces(text: str, query: str) -> list[tuple[str, bool]]:
 
 
 def cut(text: str, length: int) -> tuple[str, str]:
-    """Divide a text after at most ``length`` characters, between two words if possible, without the space there."""
+    """Split a text after at most ``length`` characters, if possible at a space, which is dropped."""
     if len(text) <= length:
         return text, ""
     space = text.rfind(" ", 0, length + 1)
@@ -235,7 +235,7 @@ def cut(text: str, length: int) -> tuple[str, str]:
 
 
 def describe_model(name: str, model: TrainedEncoder) -> dict[str, Any]:
-    """Describe an encoder: ``facts`` as titles and texts with backticks, its ``history`` and a ``picture`` of it."""
+    """Describe an encoder: ``facts`` as titles and texts with backticks, its ``history`` and a ``picture`` of that."""
     if isinstance(model, SelfDistillTrainer):
         encoder, history = model.encoder, model.history
     else:
@@ -243,13 +243,13 @@ def describe_model(name: str, model: TrainedEncoder) -> dict[str, Any]:
         history = milestones.reindex(columns=list(dict.fromkeys([*PROGRESS, *milestones.columns])))
     described = encoder.metadata
     folder = Path(encoder.name or "unknown")
-    # the folder of a run, whose model is always called so
+    # the name of the run's folder, since its model folder is always called "model"
     own_name = folder.parent.name if folder.name == "model" and folder.is_absolute() else portable_name(str(folder))
     facts = [("Name", f"`{own_name}`"), *description_rows(described["model"])]
     if described["training"]:
         facts += training_rows(described["training"])
     picture = ""
-    # a single point is no course
+    # a single point makes no curve
     if len(history) > 1:
         buffer = BytesIO()
         plot_history(history).savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
@@ -259,6 +259,6 @@ def describe_model(name: str, model: TrainedEncoder) -> dict[str, Any]:
 
 
 def code_pieces(text: str) -> list[tuple[str, bool]]:
-    """Divide a text at its backticks, and tell which pieces are between two."""
+    """Split a text at its backticks, and tell which pieces are code."""
     pieces = [(piece, position % 2 == 1) for position, piece in enumerate(text.split("`"))]
     return [(piece, is_code) for piece, is_code in pieces if piece]

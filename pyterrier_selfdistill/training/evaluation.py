@@ -60,7 +60,7 @@ class RetrievalEvaluator(BaseEvaluator):
             ignored as ``others``, and of topics ignored because they are ``without_judgements``.
 
     Raises:
-        ValueError: If no query has judgements, there are no documents to rank, or a label is not an integer.
+        ValueError: If no query has judgements, you pass neither candidates nor a corpus, or a label is not an integer.
 
     Example:
         >>> from pyterrier.measures import RR
