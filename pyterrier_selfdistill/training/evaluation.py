@@ -50,8 +50,7 @@ class RetrievalEvaluator(BaseEvaluator):
         fields: The document fields to join into a text. Defaults to the text field.
         num_results: The number of documents to retrieve. Defaults to the largest cutoff of the measures.
         passages: A transformer that splits documents into passages, such as ``pt.text.sliding("text",
-            prepend_attr=None)``. A document gets the score of its best passage; a search looks at the 1,000 best
-            passages.
+            prepend_attr=None)``. A document scores as its best passage, among the 1,000 best passages of a search.
         encoder_options: Options of :class:`SelfDistillBiEncoder`, such as ``batch_size``.
 
     Attributes:

@@ -107,9 +107,8 @@ class SelfDistillTrainer(WithHints, pt.Estimator):
     """Train a bi-encoder by self-distillation with adaptive relevance margins.
 
     By default, the query learns to rank the documents of a batch as the positive does (``target="listwise"``), with a
-    scale measured by the encoder before the first step. Training works on a copy and leaves your encoder unchanged.
-    After :meth:`fit` or :meth:`fit_triples`, you get the trained copy as :attr:`encoder`. You can also use the trainer
-    itself in pipelines, where it scores with the trained encoder.
+    scale measured by the encoder before the first step. Your encoder stays unchanged: after :meth:`fit` or
+    :meth:`fit_triples`, :attr:`encoder` is a trained copy, with which the trainer also scores in pipelines.
 
     ``preset`` sets the arguments that you omit:
 
@@ -127,7 +126,7 @@ class SelfDistillTrainer(WithHints, pt.Estimator):
     ``patience``                     5               16
     ===============================  ==============  =====================================
 
-    The default learning rate was the best, or close to the best, for small encoders trained on hundreds to thousands of
+    The default learning rate was best, or close to best, for small encoders trained on hundreds to thousands of
     triples. For models of the size of BERT or larger, and for more data, try 2e-5.
 
     Args:
@@ -136,8 +135,7 @@ class SelfDistillTrainer(WithHints, pt.Estimator):
         target: ``"listwise"`` or ``"softmax"`` for :class:`SoftmaxLoss`, or a target of :class:`AdaptiveMarginLoss`,
             such as ``"distributed"``. Defaults to the target of the preset.
         in_batch: For :class:`AdaptiveMarginLoss`, whether to use the negatives of the other queries of a batch too.
-        error: For :class:`AdaptiveMarginLoss`, the penalty on deviations from the target: ``"l2"``, ``"l1"`` or
-            ``"soft"``.
+        error: For :class:`AdaptiveMarginLoss`, the penalty on deviations: ``"l2"``, ``"l1"`` or ``"soft"``.
         scale: For :class:`SoftmaxLoss`, the factor that multiplies cosines (the inverse temperature). By default, it is
             measured once, on 512 triples before the first step.
         loss: A loss to use instead of the four options above: an :class:`AdaptiveMarginLoss` with more options, a
@@ -166,8 +164,7 @@ class SelfDistillTrainer(WithHints, pt.Estimator):
             part too: if no checkpoint is better, you get it back unchanged.
         patience: The number of evaluations without improvement after which to stop. Defaults to the preset's value.
         passages: A transformer that splits documents into passages, such as ``pt.text.sliding("text",
-            prepend_attr=None)``. Each document of a triple is replaced by its best passage: the one that the encoder
-            before training scores highest for the query.
+            prepend_attr=None)``. Triples get the passage of each document that the untrained encoder scores highest.
         prompts: Prompts for the collections of :meth:`fit_triples`, in training and validation, such as
             ``{"a": {"query": "claim: "}}``. Omitted prompts default to the encoder's. The trained encoder keeps its
             default prompts: to search a collection, use ``trainer.encoder.with_prompts(**prompts["a"])``.
@@ -335,8 +332,7 @@ class SelfDistillTrainer(WithHints, pt.Estimator):
         Args:
             topics_or_results: Topics (``qid`` and ``query``), or results that also have ``docno`` and the text field of
                 the encoder.
-            qrels: Judgements (``qid``, ``docno`` and ``label``). Documents labelled ``min_label`` or higher are
-                positives.
+            qrels: Judgements (``qid``, ``docno``, ``label``). Documents labelled ``min_label`` or more are positives.
             valid_topics_or_results: Topics or results to evaluate with. If you pass neither these nor ``valid_share``,
                 the trainer keeps the encoder of the last step.
             valid_qrels: Judgements to evaluate with.

@@ -28,7 +28,7 @@ def experiment(pipeline, topics, qrels):
         # candidates of half of the queries only, and not of all their relevant documents
         (lambda r, q: (r[(r["qid"] < "q4") & ~r["docno"].str.startswith("sort")], q), (8, 4, 0, 0), "4 of 8 judged"),
         # the topics are a sample, and the judgements are of all topics
-        (lambda r, q: (r[r["qid"] < "q3"], q), (3, 0, 5, 0), "5 judged validation queries have no candidates, and only 3"),
+        (lambda r, q: (r[r["qid"] < "q3"], q), (3, 0, 5, 0), "queries have no candidates, and only 3 have some"),
         (lambda r, q: (r, q[q["qid"] < "q6"]), (6, 0, 0, 2), "2 of 8 validation queries have no judgements"),
         (lambda r, q: (r, q), (8, 0, 0, 0), ""),
     ],
