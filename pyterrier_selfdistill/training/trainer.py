@@ -363,11 +363,6 @@ class SelfDistillTrainer(WithHints, pt.Estimator):
                     "topics or qrels; choose one"
                 )
             queries, valid_topics_or_results, valid_qrels = queries.hold_out(self.valid_share)
-        elif valid_topics_or_results is None:
-            logger.warning(
-                "without validation topics, the trainer keeps the encoder of the last step, even if an earlier one "
-                "was better; set valid_share=0.1 to hold out a tenth of the queries and keep the best checkpoint"
-            )
         self._fit(queries.draw, valid_topics_or_results, valid_qrels, queries)
         return self
 
@@ -458,6 +453,11 @@ class SelfDistillTrainer(WithHints, pt.Estimator):
             logger.info("training with %s", triples.summary)
             encoder, start = copy_to_train(self._encoder, self.adapter, self.seed)
             evaluator = self._make_evaluator(encoder, valid_topics_or_results, valid_qrels, queries)
+            if evaluator is None and queries is not None and is_first():
+                logger.warning(
+                    "without validation topics, the trainer keeps the encoder of the last step, even if an earlier one "
+                    "was better; set valid_share=0.1 to hold out a tenth of the queries and keep the best checkpoint"
+                )
             preset = PRESETS[self.preset]
             arguments = make_training_arguments(
                 encoder,
