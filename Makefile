@@ -23,19 +23,14 @@ help: ## Show the targets
 
 install: $(INSTALLED) ## Make an environment with the package and all its extras, pinned
 
-define install
+$(INSTALLED): EXTRAS = examples,test,docs,dev
+# without Ray, OpenVINO and Sphinx
+$(VENV)/with-examples: EXTRAS = examples
+$(INSTALLED) $(VENV)/with-examples: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(1)]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	@touch $@
-endef
-
-$(INSTALLED): pyproject.toml constraints.txt
-	$(call install,examples,test,docs,dev)
-
-# without Ray, OpenVINO and Sphinx
-$(VENV)/with-examples: pyproject.toml constraints.txt
-	$(call install,examples)
 
 quickstart: $(VENV)/with-examples ## Train, index, retrieve and compare, offline, in ten to twenty minutes
 	$(BIN)/python examples/quickstart.py
