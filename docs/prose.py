@@ -20,7 +20,7 @@ MANNERISMS = {
     "'for example', 'such as'": r"\b(for example|such as|for instance)\b",
 }
 CODE = [
-    r"```.*?```",
+    r"(?s)```.*?```",
     r"(?m)^\.\. (code-block|math|list-table|csv-table|toctree|autoclass|autofunction|related)::.*\n((?:[ \t]+.*)?\n)*",
     r"(?m)^ *\.\. code-block::.*\n(\n|(?:(?: {4,}|\t).*\n))*",
     r"(?m)^ *>>> .*\n( *\S.*\n)*",
@@ -45,7 +45,7 @@ def prose() -> Iterator[tuple[str, str]]:
                 nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, kinds)]
                 text = "\n\n".join(ast.get_docstring(node) or "" for node in nodes)
             for code in CODE:
-                text = re.sub(code, " ", text, flags=re.DOTALL if "```" in code else 0)
+                text = re.sub(code, " ", text)
             yield place, text
 
 

@@ -436,8 +436,7 @@ def _tables(source: Any, fields: Sequence[str], identifiers: bool, kind: str | N
 
 def _unfolded(table: pa.Table, fields: Sequence[str]) -> pa.Table:
     """Make one row per pair of positive and negative if columns hold lists of texts or documents."""
-    lists = [name for name in table.column_names if pa.types.is_list(table[name].type)]
-    lists = [name for name in lists if name not in ("qid", "query", LABEL)]
+    lists = [one.name for one in table.schema if pa.types.is_list(one.type) and one.name not in ("qid", "query", LABEL)]
     if not lists:
         return table
     frame = table.to_pandas()

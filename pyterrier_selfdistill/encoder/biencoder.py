@@ -123,7 +123,7 @@ class SelfDistillBiEncoder(WithHints, ComparedByKey, pt.Artifact, BiEncoder):
     ARTIFACT_PACKAGE_HINT = storage.ARTIFACT["package_hint"]
     HINTS: ClassVar = {
         "encode": "call encode_queries(texts) or encode_docs(texts), each with its prompt and length",
-        "similarity": "call model.similarity(queries, documents), or multiply the vectors: they have length 1",
+        "similarity": "call encoder.model.similarity(queries, documents), or multiply the vectors: they have length 1",
     }
     push_to_hub = pt.Artifact.to_hf
 

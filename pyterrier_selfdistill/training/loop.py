@@ -270,8 +270,7 @@ class TrainingLoop(SentenceTransformerTrainer):
 
     def _load_best_model(self) -> None:
         # sentence-transformers would log an error, and keep the weights of the last step
-        if self.state.best_model_checkpoint:
-            self._load_from_checkpoint(self.state.best_model_checkpoint)
+        self._load_from_checkpoint(cast(str, self.state.best_model_checkpoint))
 
     def compute_loss(self, *args: Any, **options: Any) -> Any:
         """Compute the loss, and log its margin and target."""

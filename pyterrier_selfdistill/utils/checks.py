@@ -9,7 +9,7 @@ import importlib
 import inspect
 import re
 import reprlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import wraps
@@ -79,22 +79,25 @@ OTHER_NAMES = {
 }
 
 
-def unknown_argument(name: str, known: Iterable[str]) -> TypeError:
+def unknown_argument(name: str, known: Collection[str]) -> TypeError:
     """Return the error for an unknown argument, with a similar known name."""
-    known = list(known)
     similar = OTHER_NAMES.get(name, "")
     if similar not in known and " " not in similar:
-        similar = "".join(get_close_matches(name, known, n=1))
-    return TypeError(f"unknown argument {name!r}; " + (f"did you mean {similar!r}?" if similar else "see help()"))
+        similar = "".join(get_close_matches(name, list(known), n=1))
+    advice = f"did you mean {similar!r}?" if similar else "see help() for the known ones"
+    return TypeError(f"unknown argument {name!r}; {advice}")
 
 
 def bind(signature: inspect.Signature, *arguments: Any, **options: Any) -> inspect.BoundArguments:
     """Bind arguments to a signature, and suggest a known name for an unknown one."""
-    kinds = {parameter.kind for parameter in signature.parameters.values()}
-    for name in options if inspect.Parameter.VAR_KEYWORD not in kinds else []:
-        if name not in signature.parameters:
-            raise unknown_argument(name, signature.parameters)
-    return signature.bind(*arguments, **options)
+    try:
+        return signature.bind(*arguments, **options)
+    except TypeError:
+        known = signature.parameters
+        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+        if unknown := [name for name in options if name not in known and not takes_any]:
+            raise unknown_argument(unknown[0], known) from None
+        raise
 
 
 class WithHints:
