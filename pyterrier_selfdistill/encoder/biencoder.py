@@ -63,7 +63,6 @@ from .storage import Device, PoolingMode
 READ_AHEAD = 2048  # how many documents an indexing pipeline reads at once, to sort them by length
 CHUNK = 4096  # how many vectors of an index to truncate at once
 EMPTY = " "  # replaces an empty text, which has no token without special tokens
-COLUMNS = 251  # a prime number of columns, in which weights are summed to detect changes of a model
 
 # by first layer, which variants share: its tokenizer is not thread-safe, since it sets truncation before using it
 LOCKS: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
@@ -590,18 +589,18 @@ class SelfDistillBiEncoder(WithHints, ComparedByKey, pt.Artifact, BiEncoder):
         return variant
 
     def _state(self) -> tuple[Any, ...]:
-        """Describe the model by sums of all weights, to detect any change at the speed of memory."""
-        model = self.model
+        """Describe the model so that changes show, without reading all weights, which takes longer than a query."""
+        model, device = self.model, self.device
         tensors = list(model.state_dict().values())
+        counts = [(tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
         kinds = [(tensor.dtype, tensor.shape, tensor.device) for tensor in tensors]
-        # copy all sums at once, since each copy waits for the GPU
-        parts = [part.to(model.device) for tensor in tensors for part in _sums(tensor)]
-        sums = torch.cat(parts) if parts else torch.empty(0)
-        summed = hashlib.sha256(tensor_bytes(sums)).digest()
+        # torch does not count changes of ``.data``; copy all samples at once, since each copy waits for the GPU
+        samples = [_diagonal(tensor).to(device) for tensor in tensors]
+        sampled = hashlib.sha256(tensor_bytes(torch.cat(samples)) if samples else b"").digest()
         adapter = adapter_settings(model) if adapters_of(model) else ()
         longest = model.max_seq_length
         lengths = self.query_length or longest, self.document_length or longest, longest
-        return kinds, summed, (str(model), (*lengths, tuple(model.prompts.items()), *adapter))
+        return kinds, counts, sampled, (str(model), (*lengths, tuple(model.prompts.items()), *adapter))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_checksum": (None, ""), "_encoding_copy": (None, None)}
@@ -773,15 +772,10 @@ def encode(
     return vectors
 
 
-def _sums(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Sum the bits of a tensor as integers in columns, to detect the smallest change and swapped values."""
-    values = tensor.detach().reshape(-1)
-    if values.storage_offset() * values.element_size() % 8:
-        values = values.clone()
-    size = 8 // values.element_size() * COLUMNS
-    whole = len(values) // size * size
-    yield values[:whole].view(torch.int64).reshape(whole // size, COLUMNS).sum(0).view(torch.uint8)
-    yield values[whole:].view(torch.uint8)
+def _diagonal(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the bytes of values from each row and each column of a matrix, or of all values of a vector."""
+    step = max(1, tensor.shape[-1] - 1) if tensor.dim() > 1 else 1
+    return tensor.detach().reshape(-1)[::step].contiguous().view(torch.uint8)
 
 
 def _prefixes(index: SelfDistillIndex, dimension: int, encoder: EncoderIdentity) -> Iterator[dict[str, Any]]:
