@@ -132,14 +132,10 @@ ALL = 8 * 40  # every document for every topic
         ),
         ("losses.rst", {}, "loss.statistics['margin'].isfinite() and vectors.grad.abs().sum() > 0"),
         (
-            "resuming.rst",
-            {"resume=True": "resume=True, max_steps=1, verbose=False"},
-            "again.history.equals(trainer.history) and again.history['RR@10'].notna().sum() == 2",
-        ),
-        (
-            "tracking.rst",
-            {'report_to="tensorboard"': 'report_to="tensorboard", max_steps=1, verbose=False'},
-            "abs(board.Scalars(name)[-1].value - trainer.history['nDCG@10'].iloc[-1]) < 1e-6 and len(shown) == 2",
+            "runs.rst",
+            {f"{option}=": f"max_steps=1, verbose=False, {option}=" for option in ("resume", "report_to")},
+            "again.history['RR@10'].notna().sum() == 2 and len(shown) == 2 "
+            "and abs(board.Scalars(name)[-1].value - tracked.history['nDCG@10'].iloc[-1]) < 1e-6",
         ),
         (
             "adapters.rst",

@@ -20,7 +20,7 @@ from benchmarks.study.runner import describe_space
 from benchmarks.study.statistics import Claim, Claims, Difference, compare, holm, pooled_seed_variance
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-SWEEPS = Path(pyterrier_selfdistill.__file__).parent / "pt_docs" / "tracking.rst"
+SWEEPS = Path(pyterrier_selfdistill.__file__).parent / "pt_docs" / "report.rst"
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,7 @@ def test_keys_of_the_repository_are_those_of_its_runs():
         assert Run(**{**record["run"], "transfer": tuple(record["run"]["transfer"])}) == runs[key]
 
 
-def test_sweeps_shows_a_study_that_can_be_read_and_names_all_settings(tmp_path):
+def test_the_page_shows_a_study_that_can_be_read_and_names_all_settings(tmp_path):
     page = SWEEPS.read_text()
     whole = re.search(r"code-block:: yaml\n\n((?:    .*\n|\n)+)", page)
     (tmp_path / "study.yaml").write_text(re.sub("^    ", "", whole[1], flags=re.MULTILINE))
