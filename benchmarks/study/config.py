@@ -42,7 +42,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat
 
 from .collection import Source
 
-LOSS_NAMES = {"margin_mse": "MarginMSE", "infonce": "InfoNCE"}
+LOSS_NAMES = {"margin_mse": "MarginMSE", "infonce": "InfoNCE", "untouched": "untrained"}
 """The names of losses in tables, where they differ from those in the file."""
 
 NAMED = ("collection", "seed", "loss", "margin", "scale", "in_batch", "error", "detach_target", "transfer")

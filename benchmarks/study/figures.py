@@ -13,7 +13,6 @@ from matplotlib.colors import CenteredNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from .results import System
 from .statistics import EQUIVALENCE_BOUND, NON_INFERIORITY_BOUND, Difference
 
 matplotlib.use("Agg")  # figures go to files, also without a display
@@ -74,7 +73,7 @@ def draw_differences(fields: Sequence[Sequence[Any]], other: str = "InfoNCE") ->
     axes.spines[:].set_visible(False)
     marked = "".join(field.marks for field in placed)
     meanings = [meaning for mark, meaning in KEY.items() if mark in marked]
-    axes.set_xlabel("   ".join([f"nDCG@10 minus that of {other}, with 95 % intervals", *meanings]), fontsize="small")
+    axes.set_xlabel("   ".join([f"nDCG@10 minus {other}, with 95 % intervals", *meanings]), fontsize="small")
     return figure
 
 
@@ -97,26 +96,3 @@ def _name_columns(axes: Axes, columns: Sequence[tuple[str, str]]) -> None:
             collection.replace(", ", ",\n"), (middle, 1), xycoords=("data", "axes fraction"), fontsize="small", **above
         )
         start += number
-
-
-def draw_lines(systems: Sequence[System], x: str) -> Figure:
-    """Draw nDCG@10 against ``triples`` or ``seconds``, a panel a collection and a line a loss."""
-    trained = [system for system in systems if system.is_trained]
-    collections = list(dict.fromkeys(system.run.collection for system in trained))
-    figure = Figure(figsize=(5 * len(collections), 3.5), layout="constrained")
-    for axes, collection in zip(figure.subplots(1, len(collections), squeeze=False)[0], collections, strict=True):
-        lines: dict[str, list[tuple[float, float]]] = {}
-        here = [system for system in trained if system.run.collection == collection]
-        for system in here:
-            position = system.total_seconds if x == "seconds" else system.run.triples
-            lines.setdefault(system.run.loss_name, []).append((position, system.mean(system.test)))
-        for name, points in lines.items():
-            axes.plot(*zip(*sorted(points), strict=True), marker="o", label=name)
-        before = here[0].results.untouched(here[0].run)
-        if before is not None:
-            axes.axhline(before.mean(before.test), color="grey", linestyle=":", label="untouched")
-        label = "seconds, those of the teacher included" if x == "seconds" else x
-        axes.set(title=collection, xlabel=label, ylabel="nDCG@10", xscale="log")
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
-    return figure

@@ -6,10 +6,8 @@ too.
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -20,10 +18,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from .config import describe_start, varying
-from .figures import draw_differences, draw_lines
+from .figures import draw_differences
 from .records import Record
 from .results import Results, System
-from .statistics import EQUIVALENCE_BOUND, NON_INFERIORITY_BOUND, Claim, Claims, Difference, average, holm
+from .statistics import EQUIVALENCE_BOUND, NON_INFERIORITY_BOUND, Claim, Claims, average, holm
 
 CLAIMS = {
     "difference": "different",
@@ -48,9 +46,8 @@ class Report:
             undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True, extensions=["jinja2.ext.do"]
         )
         environment.filters |= {"thousands": "{:,}".format, "markdown": to_markdown}
-        functions = [self.collections, self.table, self.best_table, self.cost_table, self.transfer_table, self.figure]
-        functions += [self.claims, self.claims_table, varying, describe_start, folded, link]
-        functions += [draw_differences, draw_lines]
+        functions = [self.collections, self.table, self.best_table, self.cost_table, self.figure]
+        functions += [self.claims, self.claims_table, varying, describe_start, folded, draw_differences]
         environment.globals |= {function.__name__: function for function in functions}
         environment.globals |= {"study": self.results.study, "results": self.results}
         rendered = environment.from_string(text).render()
@@ -63,38 +60,22 @@ class Report:
         """Name the collections of a grid that have records."""
         return list(dict.fromkeys(system.run.collection for system in self.results.grid(grid)))
 
-    def table(
-        self,
-        grid: str,
-        collection: str,
-        columns: Sequence[str] = (),
-        *,
-        against: Mapping[str, Any] | None = None,
-        costs: bool = False,
-        space: bool = False,
-    ) -> str:
+    def table(self, grid: str, collection: str, columns: Sequence[str] = ()) -> str:
         """Make a table of the systems of a grid on a collection, best on dev first.
 
-        Args:
-            grid: The grid.
-            collection: The collection.
-            columns: The settings to show next to the loss.
-            against: The settings in which the compared system differs; by default it is the untrained encoder.
-            costs: Whether to show the seconds with those of the teacher.
-            space: Whether to show how documents are spread, and the targets at the end.
-
         Returns:
-            A row a system: measures on test as means over seeds, the difference of nDCG@10 with its interval, and the
-            p-value after Holm's correction within the table. If only dev was measured: nDCG@10 on dev.
+            A row a system, with the given settings: measures on test as means over seeds, the difference of nDCG@10 to
+            the untrained encoder with its interval, and the p-value after Holm's correction within the table. If only
+            dev was measured: nDCG@10 on dev.
         """
         systems = sorted(self.results.grid(grid, collection=collection), key=attrgetter("dev"), reverse=True)
         tested = [system for system in systems if system.is_tested]
         if tested:
-            return to_markdown(pd.DataFrame(self._rows(tested, columns, against, costs, space)))
+            return to_markdown(pd.DataFrame(self._rows(tested, columns)))
         rows = []
         for system in systems:
             measured = {"seeds": len(system.records), "nDCG@10 on dev": f"{system.dev:.3f}"}
-            rows.append(_settings_of(system, columns) | measured | {"training s": _seconds_of(system)})
+            rows.append(_settings_of(system, columns) | measured | {"training, s": _seconds_of(system)})
         return to_markdown(pd.DataFrame(rows))
 
     def best_table(self, collection: str) -> str:
@@ -112,23 +93,9 @@ class Report:
         for name, records in {**parts, "all": list(self.results.records.values())}.items():
             costs = pd.DataFrame([record["cost"] for record in records])
             row = {"grid": name, "records": len(records)}
-            for column, part in {"training s": "training_seconds", "all s": "seconds"}.items():
+            for column, part in {"training, s": "training_seconds", "total, s": "seconds"}.items():
                 row[column] = f"{costs[part].sum():.0f}" if part in costs else "0"
-            rows.append({**row, "memory MB": costs["peak_memory_mb"].max()})
-        return to_markdown(pd.DataFrame(rows))
-
-    def transfer_table(self, grid: str, collection: str) -> str:
-        """Make a table of nDCG@10 on all searched collections, for the systems that were trained on one."""
-        rows = []
-        for system in self.results.grid(grid, collection=collection):
-            before = self.results.untouched(system.run)
-            row = {"loss": system.run.loss_name}
-            for where in system.records[0]["queries"]:
-                row[where] = f"{system.mean(where):.3f}"
-                row[f"difference, {where}"] = ""
-                if system.is_trained and before is not None:
-                    row[f"difference, {where}"] = str(system.better_than(before, where=where))
-            rows.append(row)
+            rows.append({**row, "peak memory, MB": costs["peak_memory_mb"].max()})
         return to_markdown(pd.DataFrame(rows))
 
     def claims(self, rows: Sequence[tuple[str, System | list[System], Any, str]]) -> Claims:
@@ -163,45 +130,24 @@ class Report:
         drawn.savefig(path, dpi=110)
         return f"![{name}](figures/{name}.png)"
 
-    def _rows(
-        self,
-        systems: Sequence[System],
-        columns: Sequence[str],
-        against: Mapping[str, Any] | None = None,
-        costs: bool = False,
-        space: bool = False,
-    ) -> list[dict[str, Any]]:
+    def _rows(self, systems: Sequence[System], columns: Sequence[str]) -> list[dict[str, Any]]:
         """Make the rows of a table, with p-values that are corrected over them."""
-        differences = [self._difference(system, against) for system in systems]
+        differences = []
+        for system in systems:
+            before = self.results.untouched(system.run) if system.is_trained else None
+            differences.append(None if before is None else system.better_than(before))
         corrected = iter(holm([difference.p() for difference in differences if difference is not None]))
         rows = []
         for system, difference in zip(systems, differences, strict=True):
             row = _settings_of(system, columns) | {"seeds": len(system.records)}
             row |= {name: f"{system.mean(system.test, name):.3f}" for name in ("nDCG@10", "RR@10", "R@100")}
+            row |= {f"nDCG@10 on {name}": f"{system.mean(f'{name}/test'):.3f}" for name in system.run.transfer}
             seeds = system.means(system.test)
-            row["seed sd"] = f"{np.std(seeds):.3f}" if len(seeds) > 1 else ""
+            row["std over seeds"] = f"{np.std(seeds):.3f}" if len(seeds) > 1 else ""
             row["difference"] = "" if difference is None else str(difference)
-            row["p"] = "" if difference is None else f"{next(corrected):.1g}"
-            row["training s"] = _seconds_of(system)
-            if costs:
-                row["total s"] = f"{system.total_seconds:.0f}"
-            if space:
-                row["similarity"] = f"{system.average('space', 'similarity'):.2f}"
-                row["dimensions"] = f"{system.average('space', 'dimensions'):.0f}"
-                row["representational similarity"] = f"{system.average('space', 'representational_similarity'):.2f}"
-                row["target"] = "" if math.isnan(system.final_target) else f"{system.final_target:.2f}"
-            rows.append(row)
+            row["p-value"] = "" if difference is None else f"{next(corrected):.1g}"
+            rows.append(row | {"training, s": _seconds_of(system)})
         return rows
-
-    def _difference(self, system: System, against: Mapping[str, Any] | None) -> Difference | None:
-        """Compare a system on test, unless that would be with itself, whatever other collections were searched."""
-        if against is None:
-            other = self.results.untouched(system.run) if system.is_trained else None
-        else:
-            other = self.results.changed(system, **against)
-        if other is None or dataclasses.replace(system.run, transfer=()) == dataclasses.replace(other.run, transfer=()):
-            return None
-        return system.better_than(other)
 
 
 def to_markdown(table: pd.DataFrame) -> str:
@@ -221,17 +167,6 @@ def to_markdown(table: pd.DataFrame) -> str:
 def folded(summary: str, content: str) -> str:
     """Fold a part of a page, so that only its summary shows; GitHub needs the blank lines."""
     return f"<details>\n<summary>{summary}</summary>\n\n{content.strip()}\n\n</details>"
-
-
-def link(heading: str) -> str:
-    """Link to a section of the page.
-
-    Example:
-        >>> link("The defaults, and why")
-        '[The defaults, and why](#the-defaults-and-why)'
-    """
-    anchor = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
-    return f"[{heading}](#{anchor})"
 
 
 def _settings_of(system: System, columns: Sequence[str]) -> dict[str, Any]:

@@ -59,12 +59,6 @@ class System:
         return float(np.mean([record["training"]["loss"].get("scale", math.nan) for record in self.records]))
 
     @property
-    def final_target(self) -> float:
-        """The mean target in the last tenth of the recorded steps; NaN for losses without targets."""
-        targets = [record["training"].get("history", {}).get("target", [math.nan]) for record in self.records]
-        return float(np.mean([np.mean(np.array(steps[-max(1, len(steps) // 10) :], float)) for steps in targets]))
-
-    @property
     def dev(self) -> float:
         """nDCG@10 on dev, by which systems are chosen."""
         return self.mean(f"{self.run.collection}/dev")
@@ -151,17 +145,6 @@ class Results:
                 chosen.setdefault((system.run.start, loss), system)
         return list(chosen.values())
 
-    def changed(self, system: System, **changes: Any) -> System:
-        """Return the system that differs in these settings, with the seeds of this one where it has them."""
-        # grids differ in their seeds, and a seed that only one of two systems has would count as their difference
-        wanted = dataclasses.replace(system.run, **changes, seed=0)
-        seeds = {_seed(record) for record in system.records}
-        for other in self.systems:
-            if dataclasses.replace(other.run, seed=0) == wanted:
-                same = [record for record in other.records if _seed(record) in seeds]
-                return System(same or other.records, self)
-        raise KeyError(f"no record of {wanted}")
-
     def search_cost(self, grid: str, **settings: Any) -> float:
         """Return the seconds of all trainings of a search."""
         return sum(system.seconds * len(system.records) for system in self.grid(grid, **settings))
@@ -198,10 +181,10 @@ class Results:
         for warning, due, runs in [
             ("documents become alike", collapsed, len(rows)),
             ("the encoder forgets", forgotten, measured.sum()),
-            ("neither", measured & ~collapsed & ~forgotten, measured.sum()),
+            ("no warning", measured & ~collapsed & ~forgotten, measured.sum()),
         ]:
             table.append((warning, runs, due.sum(), (due & harmed).sum()))
-        return pd.DataFrame(table, columns=["warning", "runs", "due in", "of these harmed"])
+        return pd.DataFrame(table, columns=["warning", "runs", "with this warning", "harmed runs among them"])
 
     def machine(self, *grids: str) -> str:
         """Describe where the records of some grids, or of all, were made."""

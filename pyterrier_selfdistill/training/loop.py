@@ -54,8 +54,8 @@ logger = logging.getLogger(__name__)
 MONITORED_DOCUMENTS = 32  # how many training documents the monitor encodes
 MONITORED_TIMES = 5  # how often it encodes them during training, at equal intervals
 
-# warn if the mean cosine distance of documents shrinks below this share; see "What goes wrong, and what shows it early"
-# in ``benchmarks/RESULTS.md`` for the reasons
+# warn if the mean cosine distance of documents shrinks below this share; see "Early warnings" in
+# ``benchmarks/RESULTS.md`` for the reasons
 COLLAPSE = 2 / 3
 FORGETTING = 0.4  # warn if the cosines of documents correlate less than this with the cosines before training; likewise
 
