@@ -21,6 +21,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "myst_nb",
+    "sphinx_copybutton",
     "mathml",
     "signatures",
     "repository",
@@ -34,6 +35,7 @@ language = "en"
 
 # -- Python ------------------------------------------------------------------------------------------------------------
 
+napoleon_custom_sections = [("Inputs", "returns_style")]
 napoleon_use_ivar = True  # attributes in a list, like parameters
 autodoc_default_options = {"member-order": "bysource"}
 autodoc_inherit_docstrings = False  # as on PyTerrier's site
@@ -73,6 +75,13 @@ myst_heading_anchors = 4  # the anchors that GitHub gives to headings
 nb_execution_mode = "off"  # notebooks show what they have stored (make notebooks)
 nb_output_stderr = "remove"  # progress bars
 nb_render_markdown_format = "myst"  # the page about a model has a table
+
+# -- Buttons that copy code, but neither prompts nor outputs -----------------------------------------------------------
+
+copybutton_exclude = ".linenos, .gp, .go"
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+copybutton_selector = ":not(.output, .highlight-text, .highlight-json) > div.highlight > pre"
 
 # -- HTML --------------------------------------------------------------------------------------------------------------
 

@@ -359,10 +359,11 @@ Features = dict[str, Any]  # tokenized texts, the input of a sentence-transforme
 
 CITATION = """
 @inproceedings{gienapp2025selfdistillation,
-    title = {Learning Effective Representations for Retrieval Using Self-Distillation with Adaptive Relevance Margins},
+    title = {Learning Effective Representations for Retrieval Using Self-Distillation
+             with Adaptive Relevance Margins},
     author = {Lukas Gienapp and Niklas Deckers and Martin Potthast and Harrisen Scells},
-    booktitle = {Proceedings of the 2025 International ACM SIGIR Conference on Innovative Concepts and Theories in
-                 Information Retrieval (ICTIR)},
+    booktitle = {Proceedings of the 2025 International ACM SIGIR Conference on Innovative
+                 Concepts and Theories in Information Retrieval (ICTIR)},
     year = {2025},
     url = {https://arxiv.org/abs/2407.21515},
 }

@@ -91,9 +91,9 @@ class Documents:
         TypeError: If ``corpus`` is not a corpus, or a ``docno`` or text that is read is not a string.
 
     Example:
-        >>> documents = Documents([{"docno": "d1", "title": "Plots", "text": "draw a file"}], ["title", "text"])
+        >>> documents = Documents([{"docno": "d1", "title": "Plots", "text": "draw"}], ["title", "text"])
         >>> documents.texts(["d1", "d2"])
-        {'d1': 'Plots draw a file'}
+        {'d1': 'Plots draw'}
     """
 
     def __init__(self, corpus: Corpus, fields: FieldNames) -> None:

@@ -104,8 +104,8 @@ def from_results(
         TypeError: If an identifier or text is not a string, or a label, rank or score is not a number.
 
     Example:
-        >>> results = pd.DataFrame([["1", "sort", "d1", "sort rows"], ["1", "sort", "d2", "plot a file"]],
-        ...                        columns=["qid", "query", "docno", "text"])
+        >>> rows = [["1", "sort", "d1", "sort rows"], ["1", "sort", "d2", "plot a file"]]
+        >>> results = pd.DataFrame(rows, columns=["qid", "query", "docno", "text"])
         >>> qrels = pd.DataFrame([["1", "d1", 1]], columns=["qid", "docno", "label"])
         >>> from_results(results, qrels).dataset[0]
         {'query': 'sort', 'positive': 'sort rows', 'negative': 'plot a file'}
@@ -145,9 +145,9 @@ def from_topics(
     Example:
         >>> topics = pd.DataFrame([["1", "sort"]], columns=["qid", "query"])
         >>> qrels = pd.DataFrame([["1", "d1", 1]], columns=["qid", "docno", "label"])
-        >>> corpus = [{"docno": "d1", "text": "sort rows"}, {"docno": "d2", "text": "plot a file"}]
+        >>> corpus = [{"docno": "d1", "text": "sort rows"}, {"docno": "d2", "text": "plot"}]
         >>> from_topics(topics, qrels, corpus).dataset[0]
-        {'query': 'sort', 'positive': 'sort rows', 'negative': 'plot a file'}
+        {'query': 'sort', 'positive': 'sort rows', 'negative': 'plot'}
     """
     if negatives != Negatives(negatives.number):
         raise ValueError(f"{negatives} needs ranks or scores, which a corpus lacks; put a retriever before the trainer")
@@ -333,8 +333,9 @@ def split_queries(frame: pd.DataFrame, shares: Shares = DEFAULT_SHARES, seed: Se
 
     Example:
         >>> topics = pd.DataFrame({"qid": [str(i) for i in range(100)]})
-        >>> {name: len(part) for name, part in split_queries(topics, {"train": 0.8, "valid": 0.2}).items()}
-        {'train': 78, 'valid': 22}
+        >>> parts = split_queries(topics, {"train": 0.8, "valid": 0.2})
+        >>> len(parts["train"]), len(parts["valid"])
+        (78, 22)
     """
     require_columns(frame, ["qid"], "rows to split")
     require_identifiers(frame, "qid", "rows to split")

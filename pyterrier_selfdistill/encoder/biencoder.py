@@ -111,7 +111,7 @@ class SelfDistillBiEncoder(WithHints, ComparedByKey, pt.Artifact, BiEncoder):
         training_summary: The data, loss, arguments and measures of the training. Empty for models of other libraries.
 
     Example:
-        >>> results = encoder([{"qid": "1", "query": "sort rows", "docno": "d1", "text": "sort the rows of a table"}])
+        >>> results = encoder([{"qid": "1", "query": "sort", "docno": "d1", "text": "sort rows"}])
         >>> sorted(results[0])
         ['docno', 'qid', 'query', 'rank', 'score', 'text']
     """
@@ -290,10 +290,10 @@ class SelfDistillBiEncoder(WithHints, ComparedByKey, pt.Artifact, BiEncoder):
 
         Example:
             >>> import tempfile
-            >>> corpus = [{"docno": "d1", "text": "sort the rows"}, {"docno": "d2", "text": "plot a matrix"}]
+            >>> corpus = [{"docno": "d1", "text": "sort rows"}, {"docno": "d2", "text": "plot"}]
             >>> with tempfile.TemporaryDirectory() as folder:
             ...     retriever = encoder.build_retriever(corpus, f"{folder}/index.flex")
-            ...     (retriever % 1).search("plot a matrix")["docno"].tolist()
+            ...     (retriever % 1).search("plot")["docno"].tolist()
             ['d2']
         """
         index = SelfDistillIndex(path, verbose=False)

@@ -159,7 +159,7 @@ def _data_rows(data: Mapping[str, Any]) -> list[tuple[str, str]]:
     if rows:
         return rows
     triples = f"{data.get('triples', 0):,} triples of {data.get('queries', 0):,} queries"
-    origin = f"from {data.get('source')}, {data.get('negatives')} negatives each"
+    origin = f"from {data.get('source')}, negatives per triple: {data.get('negatives')}"
     rows = [("Data", f"{triples}, {origin}; fingerprint `{data.get('fingerprint')}`")]
     if data.get("dropped"):
         rows.append(("Left out", f"{data['dropped']:,} rows"))

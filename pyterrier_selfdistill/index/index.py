@@ -532,11 +532,11 @@ class SelfDistillIndex(ComparedByKey, OpenedIndex):
 
     Example:
         >>> import tempfile
-        >>> corpus = [{"docno": "d1", "text": "sort the rows"}, {"docno": "d2", "text": "plot a matrix"}]
+        >>> corpus = [{"docno": "d1", "text": "sort rows"}, {"docno": "d2", "text": "plot"}]
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     index = SelfDistillIndex(f"{folder}/index.flex", verbose=False)
         ...     _ = (encoder >> index).index(corpus)
-        ...     (encoder >> index.retriever(num_results=1)).search("plot a matrix")["docno"].tolist()
+        ...     (encoder >> index.retriever(num_results=1)).search("plot")["docno"].tolist()
         ['d2']
     """
 

@@ -116,12 +116,13 @@ class ShardedIndex(ComparedByKey):
 
     Example:
         >>> import tempfile
-        >>> documents = [{"docno": "d1", "text": "sort the rows"}, {"docno": "d2", "text": "plot a matrix"}]
+        >>> documents = [{"docno": "d1", "text": "sort rows"}, {"docno": "d2", "text": "plot"}]
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     paths = [f"{folder}/first.flex", f"{folder}/second.flex"]
         ...     for path, document in zip(paths, documents):
         ...         _ = (encoder >> SelfDistillIndex(path, verbose=False)).index([document])
-        ...     (encoder >> ShardedIndex(paths).retriever(num_results=1)).search("plot a matrix")["docno"].tolist()
+        ...     retriever = encoder >> ShardedIndex(paths).retriever(num_results=1)
+        ...     retriever.search("plot")["docno"].tolist()
         ['d2']
     """
 

@@ -82,9 +82,10 @@ def compare(
 
     Example:
         >>> topics = pd.DataFrame([["1", "sort"], ["2", "plot"]], columns=["qid", "query"])
-        >>> qrels = pd.DataFrame([["1", "d1", 1], ["2", "d2", 1]], columns=["qid", "docno", "label"])
+        >>> qrels = pd.DataFrame({"qid": ["1", "2"], "docno": ["d1", "d2"], "label": 1})
         >>> columns = ["qid", "docno", "score"]
-        >>> first = pd.DataFrame([["1", "d1", 0.1], ["1", "d2", 0.2], ["2", "d2", 0.3]], columns=columns)
+        >>> rows = [["1", "d1", 0.1], ["1", "d2", 0.2], ["2", "d2", 0.3]]
+        >>> first = pd.DataFrame(rows, columns=columns)
         >>> second = pd.DataFrame([["1", "d1", 0.9], ["2", "d2", 0.3]], columns=columns)
         >>> comparison = compare({"first": first, "second": second}, topics, qrels, [RR @ 10])
         >>> comparison.table[["name", "RR@10", "RR@10 difference"]]

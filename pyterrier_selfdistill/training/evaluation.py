@@ -63,9 +63,9 @@ class RetrievalEvaluator(BaseEvaluator):
 
     Example:
         >>> from pyterrier.measures import RR
-        >>> results = pd.DataFrame([["1", "sort", "d1", "sort rows"], ["1", "sort", "d2", "plot a file"]],
-        ...                        columns=["qid", "query", "docno", "text"])
-        >>> qrels = pd.DataFrame([["1", "d1", 1], ["1", "d2", 1]], columns=["qid", "docno", "label"])
+        >>> rows = [["1", "sort", "d1", "sort rows"], ["1", "sort", "d2", "plot a file"]]
+        >>> results = pd.DataFrame(rows, columns=["qid", "query", "docno", "text"])
+        >>> qrels = results[["qid", "docno"]].assign(label=1)
         >>> RetrievalEvaluator(results, qrels, [RR])(encoder.model)
         {'RR': 1.0}
     """

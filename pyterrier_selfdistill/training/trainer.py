@@ -194,7 +194,8 @@ class SelfDistillTrainer(WithHints, pt.Estimator):
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     trainer = SelfDistillTrainer(encoder, folder, num_train_epochs=3, verbose=False)
-        ...     trained = trainer.fit_triples([("sort", "sort rows", "read"), ("plot", "plot a line", "sort")]).encoder
+        ...     triples = [("sort", "sort rows", "read"), ("plot", "plot a line", "sort")]
+        ...     trained = trainer.fit_triples(triples).encoder
         >>> trained == encoder
         False
     """
@@ -403,9 +404,10 @@ class SelfDistillTrainer(WithHints, pt.Estimator):
         Example:
             ::
 
-                trainer.fit_triples(pt.get_dataset("irds:msmarco-passage/train"), max_pairs_per_query=128)
+                dataset = pt.get_dataset("irds:msmarco-passage/train")
+                trainer.fit_triples(dataset, max_pairs_per_query=128)
                 trainer.fit_triples("triples.tsv")
-                trainer.fit_triples("qidpidtriples.tsv", topics=dataset.get_topics())  # with corpus= at the trainer
+                trainer.fit_triples("qidpidtriples.tsv", topics=dataset.get_topics())  # needs corpus=
                 trainer.fit_triples({"questions": "questions.tsv", "claims": claims})
         """
         if self.rounds > 1:

@@ -227,5 +227,5 @@ def test_the_mean_over_data_sets_chooses_the_best_step(make, satisfied, collecti
         assert history.loc[best, f"nDCG@10 ({name})"] == pytest.approx(measured, abs=1e-9)
         assert summary["evaluation"]["collections"][name]["queries"] == {"one": 6, "other": 8}[name]
     card = (trainer.output_dir / "model" / "README.md").read_text()
-    assert "| Data, two | 14 triples of 14 queries, from list, 2 negatives each" in card
+    assert "| Data, two | 14 triples of 14 queries, from list, negatives per triple: 2" in card
     assert f"at step {best} (mean over collections) |" in card
