@@ -52,8 +52,8 @@ def arithmetic_table(data: Path) -> str:
             operations, taken = measure(do, device)
             rate = operations / taken
             rows.append([name, work, f"{items / taken:.1f}", f"{rate / 1e12:.2f}", f"{100 * rate / peak:.0f} %"])
-    header = ["encoder", "work", "triples or documents/s", "TFLOP/s", "share of the product's"]
-    return f"Device: {device.type}. A product of matrices: {peak / 1e12:.2f} TFLOP/s.\n\n{table(header, rows)}"
+    header = ["encoder", "work", "triples or documents/s", "TFLOP/s", "share of the product"]
+    return f"A product of matrices on the {device.type} runs at {peak / 1e12:.2f} TFLOP/s.\n\n{table(header, rows)}"
 
 
 def measure(work: Callable[[], Any], device: torch.device) -> tuple[int, float]:

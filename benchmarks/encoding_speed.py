@@ -39,11 +39,11 @@ def rates_tables(data: Path, turns: int = 3) -> str:
     records = draw_documents(data)
     parts = []
     for name, works, peer in (
-        ("into an index", indexing_works(records), INTO_INDEX),
-        ("vectors", vector_works([record["text"] for record in records]), ONLY_VECTORS),
+        ("encoding into an index", indexing_works(records), INTO_INDEX),
+        ("encoding to vectors", vector_works([record["text"] for record in records]), ONLY_VECTORS),
     ):
         rates = in_turns(works, len(records), turns)
-        parts.append(rates_table((name, "documents/s (spread)", f"against {peer}"), rates, peer))
+        parts.append(rates_table((name, "documents/s", "ratio"), rates, peer))
     return "\n\n".join(parts)
 
 

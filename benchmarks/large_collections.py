@@ -197,19 +197,18 @@ def quoted(cell: str) -> str:
 
 def read_rates(page: Path) -> Rates:
     """Read the measured rates from ``benchmarks/SPEED.md``."""
-    search = {"size": "1000000", "k": "1000"}
     text = page.read_text(encoding="utf-8")
     ours = "SelfDistillBiEncoder >> SelfDistillIndex"
-    alone = find(text, {"backend": "np_retriever", **search, "queries": "1"})
-    together = find(text, {"backend": "retriever", **search, "queries": "100"})
+    alone = find(text, {"backend": "np_retriever", "vectors": "1,000,000"})
+    together = find(text, {"backend": "retriever", "vectors": "1,000,000"})
     joined = find(text, {"measured": "joining"})
     return Rates(
-        encoding=leading(find(text, {"into an index": f"{ours}, auto"})["documents/s (spread)"]),
-        int8=leading(find(text, {"into an index": f"{ours}, int8"})["documents/s (spread)"]),
-        one_query=leading(alone["ms/query"]),
-        hundred_queries=leading(together["ms/query"]),
+        encoding=leading(find(text, {"encoding into an index": f"{ours}, auto"})["documents/s"]),
+        int8=leading(find(text, {"encoding into an index": f"{ours}, int8"})["documents/s"]),
+        one_query=leading(alone["1000 results: one query, ms"]),
+        hundred_queries=leading(together["1000 results: each of 100, ms"]),
         joining=leading(joined["disk, MB"]) * 1e6 / leading(joined["seconds"]),
-        start=leading(find(text, {"measured": "RayIndexer, workers: 2"})["start"]),
+        start=leading(find(text, {"measured": "RayIndexer, workers: 2"})["start, s"]),
     )
 
 

@@ -17,6 +17,9 @@ from benchmarks.machine import commit, describe_machine, describe_versions
 RELIABILITY = Path(__file__).with_name("RELIABILITY.md")
 SPEED = Path(__file__).with_name("SPEED.md")
 
+SHOWN = ("torch", "sentence-transformers", "pyterrier-dr")
+"""The packages whose versions a section names."""
+
 MARKS = {".md": "<!-- {} -->", ".rst": ".. {}"}
 """The comment that marks a section, by the kind of the page."""
 
@@ -46,19 +49,12 @@ def write_section(name: str, text: str, page: Path) -> None:
 
 
 def section(command: str, *parts: str) -> str:
-    """Put a section together: the command that made it, where and with which versions, and its parts."""
-    machine = describe_machine()
-    versions = ", ".join(f"{name} {number}" for name, number in describe_versions().items())
-    made = (
-        f"`{command}` on {datetime.date.today()}, version {version()} of the repository, {machine['processor']}, "
-        f"{machine['cores']} cores, Python {machine['python']}, {versions}."
-    )
-    return "\n\n".join([made, *filter(None, parts)])
-
-
-def version() -> str:
-    """Name the commit of the repository, if it is one."""
-    return commit() or "unknown"
+    """Put a section together: the command that made it, when, where and with which versions, and its parts."""
+    machine, versions = describe_machine(), describe_versions()
+    shown = ", ".join(f"{name} {versions[name]}" for name in SHOWN)
+    made = f"`{command}` ({datetime.date.today()}, commit {commit() or 'unknown'})"
+    where = f"{machine['gpu'] or machine['processor']}, {machine['cores']} cores, Python {machine['python']}, {shown}"
+    return "\n\n".join([f"{made}: {where}.", *filter(None, parts)])
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -77,7 +73,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def records_table(records: Sequence[Mapping[str, Any]]) -> str:
-    """Write records as a table with a column for each of their fields, and numbers with three digits.
+    """Write records as a table with a column for each of their fields, and fractions with three digits.
 
     Example:
         >>> print(records_table([{"backend": "retriever", "ms": 1.2345}, {"backend": "faiss"}]))
@@ -91,6 +87,6 @@ def records_table(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _written(value: object) -> str:
-    if not isinstance(value, float):
-        return str(value)
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from benchmarks import arithmetic, encoding_speed, retrieval, sharding, training_speed, triples
 from benchmarks.harness import DATA
@@ -31,8 +32,15 @@ def training(data: Path) -> str:
 
 
 def searching(data: Path) -> str:
-    """Time exact search, without encoding, for indexes of several sizes."""
-    return records_table(retrieval.measure_searching())
+    """Time exact search, without encoding, for indexes of several sizes: a row an index and backend."""
+    rows: dict[tuple[int, str], dict[str, Any]] = {}
+    for measured in retrieval.measure_searching():
+        size, backend = measured["size"], measured["backend"]
+        row = rows.setdefault((size, backend), {"vectors": size, "backend": backend})
+        row.setdefault("first search, s", measured["cold s"])
+        queries = "one query" if measured["queries"] == 1 else f"each of {measured['queries']}"
+        row[f"{measured['k']} results: {queries}, ms"] = measured["ms/query"]
+    return records_table(list(rows.values()))
 
 
 def growth(data: Path) -> str:
@@ -44,7 +52,8 @@ def growth(data: Path) -> str:
 
 def workers(data: Path) -> str:
     """Measure encoding on Ray, and joining shards."""
-    return records_table(sharding.measure(data))
+    *encoding, joining = sharding.measure(data)
+    return f"{records_table(encoding)}\n\n{records_table([joining])}"
 
 
 SECTIONS: dict[str, Callable[[Path], str]] = {

@@ -2,7 +2,7 @@
 
     python -m benchmarks.training_speed            # sentence-transformers and a bare loop
     python -m benchmarks.training_speed measures   # ways to embed the documents of a batch
-    python -m benchmarks.training_speed padding    # the tokens of batches, and texts that occur twice
+    python -m benchmarks.training_speed padding    # the padding of batches
     python -m benchmarks.training_speed memory     # the peak of a batch of 1,024 in mini-batches
     python -m benchmarks.training_speed adapters   # the peak of training an adapter of a model as large as BERT-large
 
@@ -60,22 +60,22 @@ def peers_table(data: Path) -> str:
     trainings: dict[str, Callable[[pd.DataFrame], float]] = {
         "SelfDistillTrainer": train_ours,
         "bare loop, padded by batch": train_bare,
-        "bare loop, padded to 20 and 200 (as the authors do)": partial(train_bare, padding="max_length"),
+        "bare loop, padded to 20 and 200 tokens, as the authors do": partial(train_bare, padding="max_length"),
         "sentence-transformers, InfoNCE, same precision": train_infonce,
-        "sentence-transformers, InfoNCE, float32 (as it comes)": partial(train_infonce, precision={}),
-        "sentence-transformers, MarginMSE with its teacher's time": train_margin_mse,
+        "sentence-transformers, InfoNCE, float32 (its default)": partial(train_infonce, precision={}),
+        "sentence-transformers, MarginMSE, with the time of its teacher": train_margin_mse,
     }
-    return _timed(trainings, data, ("trainer", "triples/s (spread)", "ours against it"), ours="SelfDistillTrainer")
+    return _timed(trainings, data, ("trainer", "triples/s", "speed-up of ours"), ours="SelfDistillTrainer")
 
 
 def measures_table(data: Path) -> str:
     """Time training with documents embedded in other ways, and write the ratios to the plainest."""
     trainings: dict[str, Callable[[pd.DataFrame], float]] = {
-        "columns, one by one": partial(train_ours, loss=EmbeddedApart),
-        "documents in one pool": partial(train_ours, loss=partial(EmbeddedApart, pool=True)),
-        "and in passes of like length": partial(train_ours, loss=AdaptiveMarginLoss()),
+        "column by column": partial(train_ours, loss=EmbeddedApart),
+        "one pool": partial(train_ours, loss=partial(EmbeddedApart, pool=True)),
+        "one pool, in passes by length (the default)": partial(train_ours, loss=AdaptiveMarginLoss()),
     }
-    return _timed(trainings, data, ("documents embedded", "triples/s (spread)", "against one by one"))
+    return _timed(trainings, data, ("documents are embedded", "triples/s", "speed-up"))
 
 
 def _timed(
@@ -197,35 +197,26 @@ def _train_sentence_transformers(
 def padding_table(data: Path) -> str:
     """Count the tokens with which batches are embedded, and write them."""
     rows = [(name, f"{number:.2f}") for name, number in count_padding(draw_triples(data, BATCH * STEPS)).items()]
-    return table(["documents embedded", "tokens, or share"], rows)
+    return table(["documents are embedded", "processed tokens for each token of a text"], rows)
 
 
 def count_padding(triples: pd.DataFrame) -> dict[str, float]:
-    """Count the tokens of documents with their padding, for each token that they have, and the texts that repeat.
-
-    Returns:
-        The ratios by how documents are embedded, and the shares of queries and documents that repeat another one.
-    """
+    """Count the tokens of documents with their padding, for each token that they have, by how they are embedded."""
     model = _cut_model()
     tokens: dict[str, float] = {}
-    repeated = {"queries": 0, "documents": 0}
     for batch in _batches(triples):
-        lengths, counted = [], {"real": 0, "padded column by column": 0}
+        lengths, counted = [], {"real": 0, "column by column": 0}
         for name in ("positive", "negative"):
             mask = model.preprocess(batch[name].tolist())["attention_mask"]
-            counted["padded column by column"] += mask.numel()
+            counted["column by column"] += mask.numel()
             lengths.append(mask.sum(dim=1).numpy())
         pool = np.sort(np.concatenate(lengths))
         counted["real"] = int(pool.sum())
         for number in (1, 2, 4, 8):
-            counted[f"one pool in {number} passes"] = least_padded(pool, number)
+            counted["one pool" if number == 1 else f"one pool, in {number} passes"] = least_padded(pool, number)
         tokens = {name: tokens.get(name, 0) + number for name, number in counted.items()}
-        repeated["queries"] += int(batch["query"].duplicated().sum())
-        repeated["documents"] += int(pd.concat([batch["positive"], batch["negative"]]).duplicated().sum())
-    ratios = {name: number / tokens["real"] for name, number in tokens.items()}
-    ratios["share of queries that are repeated"] = repeated["queries"] / len(triples)
-    ratios["share of documents that are repeated"] = repeated["documents"] / (2 * len(triples))
-    return ratios
+    real = tokens.pop("real")
+    return {name: number / real for name, number in tokens.items()}
 
 
 def least_padded(lengths: np.ndarray, passes: int) -> int:

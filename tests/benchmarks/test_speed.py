@@ -56,10 +56,9 @@ def test_padding_is_counted():
     columns = {"query": ["sort"] * training_speed.BATCH, "positive": ["write", *texts]}
     counted = training_speed.count_padding(pd.DataFrame({**columns, "negative": [*texts, "read " * 27 + "a file"]}))
     real = 62 * 5 + 3 + 31  # with the marks at both ends
-    assert counted["padded column by column"] == (32 * 5 + 32 * 31) / real
-    assert counted["one pool in 1 passes"] == 64 * 31 / real
-    assert counted["one pool in 2 passes"] == (63 * 5 + 31) / real
-    assert counted["share of queries that are repeated"] == 31 / 32
+    assert counted["column by column"] == (32 * 5 + 32 * 31) / real
+    assert counted["one pool"] == 64 * 31 / real
+    assert counted["one pool, in 2 passes"] == (63 * 5 + 31) / real
 
 
 def test_other_ways_to_embed_train_the_same_model(encoder, tmp_path):
