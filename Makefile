@@ -44,7 +44,7 @@ study-small: $(INSTALLED) ## Compare losses on four collections, in a quarter of
 	$(STUDY) report benchmarks/configs/small.yaml --records runs/study-small/records --to runs/study-small
 	cat runs/study-small/RESULTS.md
 
-results: $(INSTALLED) ## Write benchmarks/RESULTS.md anew from the records of the full study
+results: $(INSTALLED) ## Write benchmarks/RESULTS.md from the records of the full study
 	$(STUDY) report benchmarks/configs/full.yaml --records benchmarks/records --to benchmarks \
 		--template benchmarks/RESULTS.md.j2
 
@@ -54,7 +54,7 @@ TESTS := $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
 test: $(INSTALLED) ## Run the tests and the examples in docstrings, in five minutes on two cores
 	$(TESTS) --durations 20
 
-coverage: $(INSTALLED) ## Run the same tests, and fail where they cover too little
+coverage: $(INSTALLED) ## Run the same tests, and fail if they cover too little
 	$(TESTS) --cov
 
 check-notebooks: $(INSTALLED) ## Run the notebooks in examples/ on a small collection, and store nothing
@@ -66,13 +66,13 @@ versions: ## Compile the code and resolve the pins with each promised version of
 journeys: $(INSTALLED) ## Count the functions that indexing and training cross, and the lines of the package
 	$(BIN)/python -W ignore -m benchmarks.journeys
 
-fuzz: $(INSTALLED) ## Give malformed input to all entry points, and write what became of it to benchmarks/RELIABILITY.md
+fuzz: $(INSTALLED) ## Give malformed input to all entry points, and write the outcomes to benchmarks/RELIABILITY.md
 	FUZZ_PAGE=1 FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) FUZZ_SEED=$(FUZZ_SEED) $(BIN)/python -m pytest tests/robustness -s
 
-chaos: $(INSTALLED) ## Kill, fill disks, get in the way and search for an hour, and write what came of it to the same page
+chaos: $(INSTALLED) ## Kill runs, fill disks, run competing processes, search for an hour, and write the outcomes to that page
 	$(BIN)/python -m benchmarks.chaos
 
-speed: $(INSTALLED) ## Measure speed beside the peers, and write benchmarks/SPEED.md and what rests on it
+speed: $(INSTALLED) ## Compare the speed with other libraries, and write benchmarks/SPEED.md and tables that depend on it
 	$(BIN)/python -m benchmarks.throughput --data $(DATA)
 	$(BIN)/python -m benchmarks.large_collections --write
 
@@ -95,9 +95,9 @@ lint: $(INSTALLED) ## Check style, types, docstrings and spelling
 	$(BIN)/mypy
 	$(BIN)/codespell
 
-format: $(INSTALLED) ## Bring the code into form
+format: $(INSTALLED) ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean: ## Remove the environment and what tests leave behind
+clean: ## Remove the environment, builds and caches
 	rm -rf $(VENV) $(WHEEL_VENV) build dist docs/_build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,4 +1,4 @@
-"""Kill, fill, get in the way, and wait; and write the outcome into the page on reliability.
+"""Kill runs, fill disks, run competing processes, watch memory, and write the outcomes to the page on robustness.
 
 python -m benchmarks.chaos --kills 200
 python -m benchmarks.chaos --only memory --minutes 60

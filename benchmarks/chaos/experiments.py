@@ -1,4 +1,4 @@
-"""The experiments: kills, bad disks, neighbours and memory. Each returns Markdown."""
+"""The experiments: kills, bad disks, competing processes and memory. Each returns Markdown."""
 
 from __future__ import annotations
 
@@ -33,16 +33,6 @@ MOMENT, CHANGE = KINDS = ("moment", "change")
 """Kills at a random moment, and just before a change of the file system."""
 
 MOST_KILLS = 4
-KILLS = (
-    "A run is killed up to four times, at a random moment or just before a change of the file system, and is then run "
-    "to its end. Its result is identical if its checksum equals the checksum of an undisturbed run."
-)
-DISKS = "Each operation replaces a result. FOLDER is the folder that it writes to."
-NEIGHBOURS = (
-    "An answer is mixed if its documents and scores are not those of one version of the index. Of two processes at "
-    "once, one should fail with an error that names the other."
-)
-MEMORY = "The growth is the slope of a line through resident memory after the warm-up, with its standard error."
 SIZE = 16 * 2**20
 ROOM = 32 * 2**10  # the free bytes of a full disk: fewer than a model, an index or the triples take
 REMEDIES = ("free ", "choose ", "give ", "make ", "set ", "use ", "begin anew", "check ", "mount ", "stop ")
@@ -100,8 +90,8 @@ def measure_kills(operations: Sequence[Operation], work: Path, kills: int, seed:
         ]
         rows.append([operation.name, *numbers, *[f"{number} of {len(episodes)} runs" for number in ends or (0, 0)]])
         faults += [f"{operation.name}: {fault}" for episode in episodes for fault in episode.faults]
-    header = ["operation", "kills at a moment", "before a change", "half-written", "lost", "identical", "left behind"]
-    return "\n\n".join(filter(None, [KILLS, table(header, rows), fault_list(faults)]))
+    header = ["operation", "kills at random", "kills before a change", "half-written", "lost", "same result in the end"]
+    return "\n\n".join(filter(None, [table([*header, "files left behind"], rows), fault_list(faults)]))
 
 
 def run_undisturbed(operation: Operation, folder: Path, log: Path) -> Reference:
@@ -181,9 +171,13 @@ def paths_in(folder: Path) -> set[Path]:
     return {path.relative_to(folder) for path in folder.rglob("*")}
 
 
-def fault_list(faults: Iterable[str], title: str = "Faults that were seen") -> str:
-    """List the most frequent faults, without places on this machine and random parts of names."""
+def fault_list(faults: Iterable[str], title: str = "Faults") -> str:
+    """List the most frequent faults, without places on this machine, processes, times and random parts of names."""
     plain = [re.sub(r"(?<![\w.])/(?:[^\s'/]+/)+", "", fault) for fault in faults]
+    plain = [
+        re.sub(r"process \d+ on \S+ (.*), since [\d :+-]+\d", r"process N on HOST \1, since TIME", fault)
+        for fault in plain
+    ]
     counts = Counter(re.sub(r"(?<=tmp)[a-z0-9_]{8}|(?<=\.)[a-z0-9_]{8}(?=\.tmp)", "*", fault) for fault in plain)
     lines = [f"- {fault} ({number} times)" for fault, number in counts.most_common(20)]
     return f"{title}:\n\n" + "\n".join(lines) if lines else ""
@@ -266,8 +260,9 @@ def measure_disks(materials: Path, work: Path) -> str:
             with small_disk(disk, can_mount):
                 rows.append([operation.name, trouble.name, *get_into(trouble, operation, disk)])
             print(rows[-1], flush=True)
-    header = ["operation", "trouble", "error", "names the folder", "says what to do", "old result", "left behind"]
-    return f"{DISKS}\n\n{table(header, rows)}"
+    header = ["operation", "trouble", "error", "names the folder", "names a remedy", "old result", "files left behind"]
+    example = f"For example, `{rows[0][2]}`."
+    return f"{table(header, [[*row[:2], row[2].partition(':')[0], *row[3:]] for row in rows])}\n\n{example}"
 
 
 def get_into(trouble: Trouble, operation: Operation, disk: Path) -> list[str]:
@@ -284,12 +279,12 @@ def get_into(trouble: Trouble, operation: Operation, disk: Path) -> list[str]:
         after = operation.inspect(folder)
         changed = [f"{name} {after.get(name) or 'lost'}" for name in states if states[name] not in (None, after[name])]
         old_result = ", ".join(changed) or "intact"
+    answers = [str(folder) in outcome.message, any(word in outcome.message for word in REMEDIES)]
     return [
         outcome.first_line.replace(str(folder), "FOLDER") if outcome.error else "none",
-        "yes" if str(folder) in outcome.message else "no",
-        "yes" if any(word in outcome.message for word in REMEDIES) else "no",
+        *[("yes" if answer else "no") if outcome.error else "" for answer in answers],
         old_result,
-        ", ".join(left_behind(folder, paths)) or "nothing",
+        ", ".join(left_behind(folder, paths)) or "none",
     ]
 
 
@@ -338,7 +333,7 @@ def prepare_neighbour(folder: Path, seconds: float, name: str) -> Callable[[], d
     queries = pd.DataFrame({"qid": ["q"], "query_vec": [query_vector()]})
 
     def search(number: int) -> str | None:
-        index = kept if name.startswith("searches") else open_index(folder)
+        index = kept if name == "searches the same open index" else open_index(folder)
         return mixture(index.retriever(num_results=DEPTH)(queries))
 
     return partial(repeat, search, seconds)
@@ -348,7 +343,7 @@ def measure_neighbours(materials: Path, work: Path, seconds: float, rounds: int 
     """Search an index while it is replaced, and have two processes build one index or train in one folder."""
     folder = work / "results"
     Index("", materials, overwrite=True).prepare(folder)
-    names = ["replaces the index", *["searches, and keeps the index open", "opens the index for each search"] * 4]
+    names = ["replaces the index", *["searches the same open index", "opens the index for each search"] * 4]
     rows, faults = [], []
     with ExitStack() as stack:
         setups = [partial(prepare_neighbour, folder, seconds, name) for name in names]
@@ -360,7 +355,7 @@ def measure_neighbours(materials: Path, work: Path, seconds: float, rounds: int 
         mixed, errors = (sum((value[key] for value in values), Counter[str]()) for key in ("mixed", "errors"))
         rows.append([names.count(name), name, sum(value["done"] for value in values), mixed.total(), errors.total()])
         faults += [f"{name}: {fault}" for fault in (mixed + errors).elements()]
-    searching = table(["processes", "what each does", "done", "mixed answers", "errors"], rows)
+    searching = table(["processes", "each of them", "times", "mixed answers", "errors"], rows)
     options: dict[str, Any] = {"options": {"num_train_epochs": 3}}
     operations: list[Operation] = [
         Index('build with mode="create"', materials, pause=1.0),
@@ -372,9 +367,9 @@ def measure_neighbours(materials: Path, work: Path, seconds: float, rounds: int 
         row, errors = meet(operation, work / f"meeting-{position}", rounds)
         meetings.append([operation.name, rounds, *row])
         faults += [f"{operation.name}: {error}" for error in errors]
-    header = ["two processes at once", "times", "both ended", "one failed", "error names the other", "result whole"]
-    errors = fault_list([*failed, *faults], "Errors that were raised")
-    return "\n\n".join(filter(None, [NEIGHBOURS, searching, table(header, meetings), errors]))
+    header = ["two processes at once", "times", "both ended", "one failed", "error names the other", "whole result"]
+    errors = fault_list([*failed, *faults], "Errors")
+    return "\n\n".join(filter(None, [searching, table(header, meetings), errors]))
 
 
 def meet(operation: Operation, work: Path, rounds: int) -> tuple[list[int], list[str]]:
@@ -406,7 +401,7 @@ def measure_memory(materials: Path, work: Path, minutes: float) -> str:
     header = ["minutes", "iterations", "MB after warm-up", "MB at the end", "MB an hour", "open files, start and end"]
     row = [f"{minutes:g}", f"{value['iterations']:,}", *[f"{megabytes:.1f}" for megabytes in value["megabytes"]]]
     row += [f"{value['slope']:.2f} ± {value['error']:.2f}", "{} and {}".format(*value["files"])]
-    return f"{MEMORY}\n\n{table(header, [row])}"
+    return table(header, [row])
 
 
 def prepare_searching(materials: Path, work: Path, seconds: float) -> Callable[[], dict[str, Any]]:
