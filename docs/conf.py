@@ -1,7 +1,7 @@
 """How Sphinx builds the site: ``make docs``.
 
-What the site shows lies where it is used otherwise too, and is linked here: ``guide`` are the pages that PyTerrier's
-site builds as well, ``benchmarks`` has the results, ``examples`` the notebook.
+The folder links to the pages in the repository: ``guide`` has the pages that PyTerrier's site builds too,
+``benchmarks`` the results, and ``examples`` the notebooks.
 """
 
 import os

@@ -25,8 +25,8 @@ from .statistics import EQUIVALENCE_BOUND, NON_INFERIORITY_BOUND, Claim, Claims,
 
 CLAIMS = {
     "difference": "different",
-    "equivalence": f"equivalent, within {EQUIVALENCE_BOUND}",
-    "non-inferiority": f"not behind by {NON_INFERIORITY_BOUND}",
+    "equivalence": f"equivalent within {EQUIVALENCE_BOUND}",
+    "non-inferiority": f"at most {NON_INFERIORITY_BOUND} worse",
 }
 """The words of tables for the kinds of claims."""
 
@@ -118,17 +118,17 @@ class Report:
         rows: dict[str, dict[str, str]] = {}
         for claim, p in zip(claims.claims, claims.p, strict=True):
             row = rows.setdefault(claim.label, {"systems": claim.label, "difference": str(claim.difference)})
-            row[f"p, {CLAIMS[claim.kind]}"] = f"{p:.1g}"
+            row[f"p-value: {CLAIMS[claim.kind]}"] = f"{p:.1g}"
         table = pd.DataFrame(rows.values())
         table["verdict"] = [", ".join(claims.verdicts(label)) or "undecided" for label in rows]
         return to_markdown(table)
 
-    def figure(self, name: str, drawn: Figure) -> str:
+    def figure(self, name: str, drawn: Figure, description: str = "") -> str:
         """Save a figure, and return the Markdown that shows it."""
         path = self.folder / "figures" / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         drawn.savefig(path, dpi=110)
-        return f"![{name}](figures/{name}.png)"
+        return f"![{description or name}](figures/{name}.png)"
 
     def _rows(self, systems: Sequence[System], columns: Sequence[str]) -> list[dict[str, Any]]:
         """Make the rows of a table, with p-values that are corrected over them."""

@@ -1,8 +1,8 @@
-"""Links to files of the repository, where the site has a page of them.
+"""Turn links to files of the repository into links to their pages on the site.
 
-A link in a Markdown page, such as ``[Architecture](pyterrier_selfdistill/pt_docs/architecture.rst)``, leads where it
-does in the repository, and a path in code type, such as ``benchmarks/SPEED.md``, becomes a link. What
-``guide/index.rst`` lists is found from the index of the site, which includes it.
+For example, ``[Architecture](pyterrier_selfdistill/pt_docs/architecture.rst)`` in a Markdown page leads to the page on
+architecture, and the path ``benchmarks/SPEED.md`` in code type becomes a link. The index of the site includes
+``guide/index.rst``, whose pages get the prefix ``guide/``.
 """
 
 import re

@@ -74,9 +74,7 @@ def test_errors_name_their_cause(tallies):
     hidden = total[Outcome.HIDDEN] / max(total[Outcome.HIDDEN] + total[Outcome.CLEAR], 1)
     if "FUZZ_PAGE" in os.environ:
         command = f"make fuzz FUZZ_EXAMPLES={EXAMPLES} FUZZ_SEED={SEED}"
-        summary = (
-            f"{total.total():,} examples; {hidden:.1%} of errors hide their cause. These entry points have faults:"
-        )
+        summary = f"{total.total():,} examples; {hidden:.1%} of errors hide their cause. Entry points with faults:"
         faulty = [row for row in rows if any(row[4:])]
         others = table(header[:4], [row[:4] for row in rows if row not in faulty])
         folded = f"<details>\n<summary>The entry points without faults</summary>\n\n{others}\n\n</details>"
