@@ -223,17 +223,16 @@ def milestones(history: pd.DataFrame) -> list[dict[str, Any]]:
 def plot_history(history: pd.DataFrame) -> Figure:
     """Plot the loss, the margin with its target, and the first measure, if they were logged."""
     measures = [name for name in history if name not in PROGRESS]
-    lines = {"Loss": ["loss"], "Margin against target": ["margin", "target"], "Evaluation": measures[:1]}
-    panels = {title: [name for name in names if history[name].notna().any()] for title, names in lines.items()}
-    panels = {title: names for title, names in panels.items() if names}
+    logged = {name for name in history if history[name].notna().any()}
+    margin = "Margin against target" if "target" in logged else "Margin"  # a softmax loss has no target
+    lines = {"Loss": ["loss"], margin: ["margin", "target"], "Evaluation": measures[:1]}
+    panels = {title: names for title in lines if (names := [name for name in lines[title] if name in logged])}
     figure = _HistoryFigure(figsize=(4 * max(len(panels), 1), 3), layout="constrained")
     for position, (title, columns) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(1, len(panels), position, title=title, xlabel="step")
         for column in columns:
             values = history[["step", column]].dropna()
-            (line,) = axes.plot(values["step"], values[column], label=column)
-            if len(values) < FEW_POINTS:
-                line.set_marker("o")
+            axes.plot("step", column, data=values, label=column, marker="o" if len(values) < FEW_POINTS else None)
         axes.grid(alpha=0.3)
         axes.legend()
     return figure

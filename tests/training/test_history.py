@@ -51,6 +51,8 @@ def test_milestones_are_the_evaluated_steps_or_the_last_with_a_loss():
 def test_plot_history_draws_only_logged_columns():
     titles = [axes.get_title() for axes in plot_history(history_frame(LOGS, ["RR"])).axes]
     assert titles == ["Loss", "Margin against target", "Evaluation"]
+    without_target = history_frame([{key: log[key] for key in log if key != "target"} for log in LOGS], ["RR"])
+    assert [axes.get_title() for axes in plot_history(without_target).axes] == ["Loss", "Margin", "Evaluation"]
     assert [axes.get_title() for axes in plot_history(history_frame(LOGS[:2], ["RR"])).axes] == ["Evaluation"]
     assert not plot_history(history_frame([])).axes
 

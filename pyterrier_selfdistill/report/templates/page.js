@@ -4,6 +4,7 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const plot = document.getElementById("plot");
 const told = document.getElementById("told");
 const chooser = document.getElementById("system");
+const all = document.getElementById("all");
 const hint = told.firstElementChild;
 const queries = data.qids.map((qid, query) => query);
 const others = data.systems.map((name, system) => system).filter((system) => system !== data.baseline);
@@ -86,6 +87,31 @@ function draw() {
   }
   kept = null;
   told.replaceChildren(hint);
+  listQueries();
+}
+
+// the table of all queries is made when it is opened: there may be thousands
+function listQueries() {
+  all.querySelector("[aria-sort]")?.removeAttribute("aria-sort");
+  all.querySelector("tbody").replaceChildren(...(all.open ? order : []).map((query) => {
+    const row = document.createElement("tr"), values = [before[query], after[query]].map((value) => value.toFixed(3));
+    const texts = [data.queries[query], signed(after[query] - before[query]), ...values, data.qids[query]];
+    for (const text of texts) row.insertCell().textContent = text;
+    return row;
+  }));
+}
+
+// sorts a table by a column: numbers from the largest, texts from A, and the other way round at the next click
+function sortRows(head) {
+  const body = head.closest("table").tBodies[0], cell = (row) => row.cells[head.cellIndex];
+  const text = (row) => cell(row)?.colSpan === 1 ? cell(row).textContent.trim().replace("−", "-").replace("< ", "") : "";
+  const known = [...body.rows].filter((row) => /[^–]/.test(text(row)));
+  const isNumeric = known.every((row) => /^[-+]?\d/.test(text(row)));
+  const order = isNumeric ? (a, b) => parseFloat(text(a)) - parseFloat(text(b)) : (a, b) => text(a).localeCompare(text(b));
+  const rises = head.hasAttribute("aria-sort") ? head.getAttribute("aria-sort") === "descending" : !isNumeric;
+  body.prepend(...known.sort((a, b) => rises ? order(a, b) : order(b, a)));
+  head.parentElement.querySelector("[aria-sort]")?.removeAttribute("aria-sort");
+  head.setAttribute("aria-sort", rises ? "ascending" : "descending");
 }
 
 // a bar for each query, from the largest gain to the largest loss
@@ -172,5 +198,12 @@ document.getElementById("find").addEventListener("input", (event) => {
     ?? order.find((query) => data.queries[query].toLowerCase().includes(wanted));
   if (wanted && found !== undefined) tell(kept = found);
 });
+for (const head of document.querySelectorAll("thead th:not(:has(.spoken))")) {
+  const button = document.createElement("button");
+  button.append(...head.childNodes);
+  button.addEventListener("click", () => sortRows(head));
+  head.append(button);
+}
+all.addEventListener("toggle", listQueries);
 chooser.addEventListener("change", draw);
 draw();
