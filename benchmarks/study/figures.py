@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from itertools import groupby
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 import matplotlib
-from matplotlib.axes import Axes
 from matplotlib.colors import CenteredNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -27,12 +25,12 @@ KEY = {
     "≥": f"≥ not behind by {NON_INFERIORITY_BOUND}",
 }
 
-WIDTH = 8.2
-"""The width in inches of a figure that fills a page of 900 pixels at 110 dots an inch."""
+WIDTH = 6.4
+"""The width in inches of a figure that can be read on a phone too, where 700 pixels are shown as 360."""
 
 
 class Field(NamedTuple):
-    """A field of :func:`draw_differences`: its row, the heading and the name of its column, and what is in it."""
+    """A field of :func:`draw_differences`: its column, both names of its row, and its content."""
 
     loss: str
     collection: str
@@ -47,52 +45,32 @@ class Field(NamedTuple):
 
 
 def draw_differences(fields: Sequence[Sequence[Any]], other: str = "InfoNCE") -> Figure:
-    """Draw differences to ``other`` as a table, a row a loss and a column a collection with an encoder.
+    """Draw differences to ``other`` as a table, with a row per collection and encoder, and a column per loss.
 
     Colors go from orange (worse) to purple (better), which all kinds of color vision tell apart.
     """
     placed = [Field(*field) for field in fields]
     losses = list(dict.fromkeys(field.loss for field in placed))
-    columns = list(dict.fromkeys((field.collection, field.encoder) for field in placed))
-    figure = Figure(figsize=(WIDTH, 1.3 + 0.48 * len(losses)), layout="constrained")
+    rows = list(dict.fromkeys((field.collection, field.encoder) for field in placed))
+    figure = Figure(figsize=(WIDTH, 1.2 + 0.55 * len(rows)), layout="constrained")
     axes = figure.subplots()
     norm = CenteredNorm(halfrange=max(0.001, *(abs(field.difference.mean) for field in placed)))
     for field in placed:
-        x, y = columns.index((field.collection, field.encoder)), losses.index(field.loss)
+        x, y = losses.index(field.loss), rows.index((field.collection, field.encoder))
         # the ends of the map are too dark for black letters
         color = matplotlib.colormaps["PuOr"](0.2 + 0.6 * norm(field.difference.mean))
         axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=color, edgecolor="white", linewidth=1.5))
         mean, _, interval = str(field.difference).partition(" ")
         weight = "bold" if field.marks else "normal"
-        axes.text(x, y - 0.12, f"{mean} {field.marks}".strip(), ha="center", va="center", fontsize=9, weight=weight)
-        axes.text(x, y + 0.26, interval, ha="center", va="center", fontsize=6.3)
-    _name_columns(axes, columns)
-    axes.set_yticks(range(len(losses)), losses)
-    axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(losses) - 0.5, -0.5))
+        axes.text(x, y - 0.14, f"{mean}{field.marks}", ha="center", va="center", fontsize=12, weight=weight)
+        axes.text(x, y + 0.27, interval, ha="center", va="center", fontsize=6.5)
+    axes.xaxis.set_ticks_position("top")
+    axes.set_xticks(range(len(losses)), [re.sub(r",? ", r"\g<0>\n", loss, count=1) for loss in losses], fontsize=10.5)
+    axes.set_yticks(range(len(rows)), [f"{collection}\n{encoder}" for collection, encoder in rows], fontsize=10.5)
+    axes.set(xlim=(-0.5, len(losses) - 0.5), ylim=(len(rows) - 0.5, -0.5))
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     marked = "".join(field.marks for field in placed)
-    meanings = [meaning for mark, meaning in KEY.items() if mark in marked]
-    axes.set_xlabel("   ".join([f"nDCG@10 minus {other}, with 95 % intervals", *meanings]), fontsize="small")
+    meanings = "   ".join(meaning for mark, meaning in KEY.items() if mark in marked)
+    axes.set_xlabel(f"nDCG@10 minus nDCG@10 of {other}, with 95 % intervals\n{meanings}", fontsize=10.5)
     return figure
-
-
-def _name_columns(axes: Axes, columns: Sequence[tuple[str, str]]) -> None:
-    """Write the encoder above each column, and the collection above its encoders."""
-    axes.xaxis.set_ticks_position("top")
-    axes.set_xticks(range(len(columns)), [encoder for _, encoder in columns], fontsize="small")
-    start = 0
-    for collection, together in groupby(columns, key=itemgetter(0)):
-        number = len(list(together))
-        middle = (start + start + number - 1) / 2
-        above: dict[str, Any] = {
-            "xytext": (0, 20),
-            "textcoords": "offset points",
-            "ha": "center",
-            "va": "bottom",
-            "weight": "bold",
-        }
-        axes.annotate(
-            collection.replace(", ", ",\n"), (middle, 1), xycoords=("data", "axes fraction"), fontsize="small", **above
-        )
-        start += number
