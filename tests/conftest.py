@@ -175,18 +175,10 @@ def register(tmp_path) -> Iterator[Callable[..., pt.datasets.Dataset]]:
 
 @pytest.fixture
 def names(collection, register, folder) -> dict[str, Any]:
-    """The names that documentation takes for granted: a retriever, a dataset, topics and judgements."""
+    """A retriever, a dataset of ir_datasets, topics and judgements, by their usual names."""
     topics, qrels, things = collection.topics, collection.qrels, collection.things
     negatives = [f"plot-{thing}" for thing in [things[-1], *things[:-1]]]
-    positives = [f"sort-{thing}" for thing in things]
-    docpairs = list(zip(topics["qid"], positives, negatives, strict=True))
-    dataset = register(
-        "local", docs=collection.corpus.to_numpy(), queries=collection.topics.to_numpy(), docpairs=docpairs
-    )
+    docpairs = list(zip(topics["qid"], (f"sort-{thing}" for thing in things), negatives, strict=True))
+    dataset = register("local", docs=collection.corpus.to_numpy(), queries=topics.to_numpy(), docpairs=docpairs)
     bm25 = PisaIndex(str(folder / "index.pisa"), text_field="text").index(collection.records).bm25()
-    return {
-        "bm25": bm25,
-        "dataset": dataset,
-        **{"topics": topics, "valid_topics": topics, "test_topics": topics, "all_topics": topics},
-        **{"qrels": qrels, "valid_qrels": qrels, "test_qrels": qrels, "all_qrels": qrels},
-    }
+    return {"bm25": bm25, "dataset": dataset, "topics": topics, "qrels": qrels}

@@ -78,8 +78,8 @@ def test_rooms_import_from_rooms_further_left(module):
     assert others <= set(left)
 
 
-PUBLIC_THOUGH_UNDERSCORED = {"_asdict", "_fields", "_replace"}
-"""Methods of named tuples."""
+PUBLIC_THOUGH_UNDERSCORED = {"_asdict", "_fields", "_replace", "_version"}
+"""Methods of named tuples, and the counter of changes that PyTorch documents for each tensor."""
 
 
 def private_names(tree):

@@ -154,7 +154,7 @@ class Documents:
     def _join(self, docno: str, values: Sequence[Any]) -> str:
         """Check the fields of a document and join them."""
         if not isinstance(docno, str):
-            raise TypeError(f"docno must be a string, got {docno!r}, a {type(docno).__name__}; convert with str")
+            raise TypeError(f"docno must be a string, got {docno!r} of type {type(docno).__name__}; convert with str")
         if len(values) == 1 and isinstance(values[0], str):
             return values[0]
         others = [value for value in values if not isinstance(value, str)]

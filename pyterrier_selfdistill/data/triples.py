@@ -410,7 +410,8 @@ def _columns(source: Any, names: Sequence[Any], identifiers: bool) -> dict[str, 
         expected = "; ".join(" or ".join(map(repr, known)) for known in (of_queries, POSITIVES, NEGATIVES))
         raise ValueError(
             "triples must have a column for the query, one for the positive, and optionally one or more for negatives "
-            f"({expected}, 'negative_1', 'negative_2', ...), got the columns {list(names)}; rename some"
+            f"({expected}, 'negative_1', 'negative_2', ...), got the columns {list(names)}; rename some, or "
+            "pass topics and qrels to fit"
         )
     if LABEL in names and not identifiers:
         columns[LABEL] = LABEL

@@ -121,6 +121,7 @@ class SelfDistillBiEncoder(WithHints, ComparedByKey, pt.Artifact, BiEncoder):
     ARTIFACT_FORMAT = storage.ARTIFACT["format"]
     ARTIFACT_PACKAGE_HINT = storage.ARTIFACT["package_hint"]
     HINTS: ClassVar = {
+        "fit": "call fit of SelfDistillTrainer(encoder, output_dir)",
         "encode": "call encode_queries(texts) or encode_docs(texts), each with its prompt and length",
         "similarity": "call encoder.model.similarity(queries, documents), or multiply the vectors: they have length 1",
     }

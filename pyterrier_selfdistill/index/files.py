@@ -241,7 +241,7 @@ class Indexer(FlexIndexer):
         if path.exists() and not overwrite:
             raise FileExistsError(
                 f"there already is an index at {str(path)!r}; search it, choose another path, or replace it with "
-                "index.indexer(mode='overwrite')"
+                "index.indexer(mode='overwrite'), or overwrite=True of build_retriever"
             )
         bar = compat.progress_bar(records_of(inp), desc="indexing", unit="dvec", disable=not self.target.verbose)
         count = dimension = vectors_checksum = 0
@@ -297,7 +297,7 @@ def checked_vectors(records: Sequence[Any], dimension: int) -> np.ndarray:
         require_document(record, ["doc_vec"])
         docno = record["docno"]
         if not isinstance(docno, str):
-            raise TypeError(f"the docno {docno!r} is of type {type(docno).__name__}; identifiers are strings")
+            raise TypeError(f"docno must be a string, got {docno!r} of type {type(docno).__name__}; convert with str")
         if not docno or NOT_STORABLE.search(docno):
             raise ValueError(f"the docno {docno!r} is empty or has NUL or an unpaired surrogate; choose another one")
     vectors = [record["doc_vec"] for record in records]

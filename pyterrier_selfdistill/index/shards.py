@@ -128,11 +128,7 @@ class ShardedIndex(ComparedByKey):
 
     @checked
     def __init__(
-        self,
-        shards: Folders,
-        *,
-        actors: ActorOptions | Sequence[ActorOptions] | None = None,
-        any_encoder: bool = False,
+        self, shards: Folders, *, actors: ActorOptions | Sequence[ActorOptions] | None = None, any_encoder: bool = False
     ) -> None:
         if isinstance(shards, str | Path):
             self.paths = read_manifest(Path(shards).expanduser())

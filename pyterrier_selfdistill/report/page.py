@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from datetime import date
 from importlib.metadata import version
 from io import BytesIO
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import pandas as pd
@@ -242,10 +241,7 @@ def describe_model(name: str, model: TrainedEncoder) -> dict[str, Any]:
         encoder, milestones = model, pd.DataFrame(model.training_summary.get("history", []))
         history = milestones.reindex(columns=list(dict.fromkeys([*PROGRESS, *milestones.columns])))
     described = encoder.metadata
-    folder = Path(encoder.name or "unknown")
-    # the name of the run's folder, since its model folder is always called "model"
-    own_name = folder.parent.name if folder.name == "model" and folder.is_absolute() else portable_name(str(folder))
-    facts = [("Name", f"`{own_name}`"), *description_rows(described["model"])]
+    facts = [("Name", f"`{portable_name(encoder.name) or 'unknown'}`"), *description_rows(described["model"])]
     if described["training"]:
         facts += training_rows(described["training"])
     picture = ""

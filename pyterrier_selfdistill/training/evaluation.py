@@ -18,14 +18,7 @@ from sentence_transformers.base.model import BaseModel
 from ..data.corpus import Corpus, Documents
 from ..data.passages import best_of_documents, divide_results, document_of, passage_records
 from ..encoder.biencoder import PromptsByCollection, SelfDistillBiEncoder, prompted
-from ..utils.checks import (
-    FieldNames,
-    Measures,
-    PositiveInteger,
-    checked,
-    judged,
-    require_texts,
-)
+from ..utils.checks import FieldNames, Measures, PositiveInteger, checked, judged, require_texts
 from ..utils.folders import scratch_folder
 
 logger = logging.getLogger(__name__)
@@ -42,11 +35,11 @@ class RetrievalEvaluator(BaseEvaluator):
     evaluator assumes that they belong to another query set and ignores them. It warns you in both cases.
 
     Args:
-        topics_or_results: Candidates to score (``qid``, ``query``, ``docno`` and text), or queries (``qid``, ``query``)
-            for which to search the corpus.
+        topics_or_results: Candidates to score (``qid``, ``query``, ``docno``), or queries (``qid``, ``query``) for
+            which to search the corpus.
         qrels: Judgements: ``qid``, ``docno``, ``label``.
         measures: The measures. The first one selects the best model.
-        corpus: The documents to search if you pass queries without candidates.
+        corpus: The documents, to search them or to look up texts that the candidates lack.
         fields: The document fields to join into a text. Defaults to the text field.
         num_results: The number of documents to retrieve. Defaults to the largest cutoff of the measures.
         passages: A transformer that splits documents into passages, such as ``pt.text.sliding("text",
@@ -90,10 +83,11 @@ class RetrievalEvaluator(BaseEvaluator):
         self.passages = passages
         self.searches = "docno" not in topics_or_results
         text_field = self.encoder_options.get("text_field", "text")
+        fields = fields or [text_field]
         # drop other columns, so that vectors of another encoder are not scored
         columns = ["qid", "query"]
         if corpus is not None:
-            self.documents = Documents(corpus, fields or [text_field])
+            self.documents = Documents(corpus, fields)
         if self.searches:
             if corpus is None:
                 raise ValueError(
@@ -103,6 +97,9 @@ class RetrievalEvaluator(BaseEvaluator):
                 )
             self.num_results = num_results or search_depth(self.measures)
         else:
+            if corpus is not None and not set(fields) <= set(topics_or_results.columns):
+                texts = self.documents.texts(topics_or_results["docno"].unique())
+                topics_or_results[text_field] = topics_or_results["docno"].map(texts)
             require_texts(topics_or_results, text_field, "docno", empty=True)
             columns += ["docno", text_field]
         is_judged = topics_or_results["qid"].isin(qrels["qid"])

@@ -38,12 +38,7 @@ from ..data.triples import LABEL, TrainingSet, Triples, parts_of
 from ..encoder.biencoder import SelfDistillBiEncoder
 from ..encoder.storage import load_pretrained
 from ..losses import SelfDistillationLoss, without_matryoshka
-from ..utils.compat import (
-    limit_autocast_to_training,
-    no_transformers_progress_bars,
-    progress_bar,
-    remove_autocast,
-)
+from ..utils.compat import limit_autocast_to_training, no_transformers_progress_bars, progress_bar, remove_autocast
 from ..utils.folders import explained_errors
 from ..utils.processes import PartBatchSampler, agree, is_first
 from .evaluation import Evaluator

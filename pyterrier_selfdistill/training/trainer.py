@@ -153,8 +153,8 @@ class SelfDistillTrainer(WithHints, pt.Estimator):
         negatives: The number of negatives per triple in :meth:`fit`, or :class:`Negatives` to control how to draw them.
         min_label: The lowest label of a positive in :meth:`fit`.
         corpus: The documents: a PyTerrier dataset, a frame or a list of records. You need it to fit on topics without
-            results (it supplies the negatives), to validate on topics without candidates (it is searched), and to train
-            with relevant documents that were not retrieved (it supplies their texts).
+            results (it supplies the negatives), to validate on topics without candidates (it is searched), and to fit
+            and validate on documents without texts (it supplies them).
         fields: The document fields to join into a text, such as ``["title", "text"]``. Defaults to the text field.
         rounds: The number of equal parts into which to divide the steps of :meth:`fit`. From the second part on, hard
             negatives are mined: they are drawn from the documents that the current encoder retrieves from ``corpus``.
@@ -204,7 +204,7 @@ class SelfDistillTrainer(WithHints, pt.Estimator):
     HINTS: ClassVar = {
         "train": "call fit(topics, qrels) or fit_triples(triples)",
         "model": "use encoder.model, after training",
-        "save_model": "call encoder.save(path), after training",
+        **dict.fromkeys(["save", "save_model"], "call trainer.encoder.save(path), after training"),
     }
 
     def __init__(

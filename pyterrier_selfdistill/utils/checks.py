@@ -75,6 +75,7 @@ OTHER_NAMES = {
     **dict.fromkeys(["epochs", "num_epochs"], "num_train_epochs"),
     **dict.fromkeys(["batch_size", "train_batch_size"], "per_device_train_batch_size"),
     "num_negatives": "negatives",
+    **dict.fromkeys(["dataset", "documents"], "corpus"),
     **dict.fromkeys(["max_length", "max_seq_length"], "document_length of SelfDistillBiEncoder.from_pretrained"),
 }
 
@@ -250,8 +251,8 @@ def require_texts(
     """Check that a column holds a text in every row. Errors name rows by the column ``identifier``."""
     if column not in frame:
         raise ValueError(
-            f"expected a column {column!r}, got {list(frame.columns)}; put pt.text.get_text(dataset) before the "
-            "trainer, or name the column with text_field= at the encoder"
+            f"expected a column {column!r}, got {list(frame.columns)}; pass corpus= to the trainer, put "
+            "pt.text.get_text(dataset) before it, or name the column with text_field= at the encoder"
         )
     # empty Arrow columns have no map()
     texts = frame[column].astype(object)

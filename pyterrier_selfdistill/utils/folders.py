@@ -300,9 +300,12 @@ def portable_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def portable_name(name: str | None) -> str | None:
-    """Cut the path of a model to its last name, and return a name on the hub unchanged."""
+    """Cut the path of a model to its last name (of a run, to the name of the run), and return other names unchanged."""
     # a relative path looks like the name of a model on the hub
-    return _last_name(name) if name and (_is_absolute(name) or Path(name).exists()) else name
+    if not name or not (_is_absolute(name) or Path(name).exists()):
+        return name
+    path = PureWindowsPath(name)
+    return path.parent.name or path.name if path.name == "model" else path.name
 
 
 def _portable(value: Any) -> Any:

@@ -82,6 +82,12 @@ def test_vectors_of_another_encoder_are_not_scored(collection, encoder, other):
     assert stale == RetrievalEvaluator(results, qrels, MEASURES)(encoder.model)
 
 
+def test_the_corpus_supplies_texts_that_candidates_lack(collection, encoder):
+    results, qrels = collection.results, collection.qrels
+    without = RetrievalEvaluator(results.drop(columns="text"), qrels, MEASURES, corpus=collection.corpus)
+    assert without(encoder.model) == RetrievalEvaluator(results, qrels, MEASURES)(encoder.model)
+
+
 ARROW = {"qid": pd.ArrowDtype(pa.string()), "label": pd.ArrowDtype(pa.int64())}
 
 
