@@ -19,7 +19,7 @@ from transformers.tokenization_utils_base import LARGE_INTEGER
 
 from ..utils.checks import Expected
 from ..utils.compat import no_transformers_progress_bars, reported_weights
-from ..utils.folders import METADATA_FILE, artifact_kind, atomic_folder, checksum, read_json, recover
+from ..utils.folders import METADATA_FILE, artifact_kind, atomic_folder, checksum, portable_name, read_json, recover
 from .adapters import CONFIG_FILE, base_checksum, require_base
 from .card import saved_card
 
@@ -261,7 +261,8 @@ def save(
         sums = {name: None if SETTINGS.search(name) else checksum(folder / name) for name in files if name != CARD_FILE}
         (folder / METADATA_FILE).write_text(json.dumps({**metadata, "files": sums}, indent=2) + "\n")
         if trained_here:
-            card = saved_card(metadata, title=path.name, load=f"pt.Artifact.load({path.name!r})")
+            title = portable_name(str(path.absolute())) or path.name
+            card = saved_card(metadata, title=title, load=f"pt.Artifact.load({path.name!r})")
             (folder / CARD_FILE).write_text(card, encoding="utf-8")
     return path
 

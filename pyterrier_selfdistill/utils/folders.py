@@ -293,9 +293,10 @@ def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def portable_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Convert settings to JSON without secrets, and cut absolute paths to their last name."""
-    portable: dict[str, Any] = _portable(plain_settings(settings))
+    plain = plain_settings(settings)
+    portable: dict[str, Any] = _portable(plain)
     if isinstance(base_model := portable.get("base_model"), dict):
-        base_model["name"] = portable_name(base_model.get("name"))
+        base_model["name"] = portable_name(plain["base_model"].get("name"))
     return portable
 
 

@@ -237,6 +237,7 @@ def test_settings_hold_no_path_of_this_machine_and_no_secret(value, expected):
 def test_a_model_is_named_by_its_name_on_the_hub_or_of_its_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "a" / "model").mkdir(parents=True)
-    names = {"microsoft/mpnet-base": "microsoft/mpnet-base", "~/mine": "mine", "runs/a/model/": "a", None: None}
+    names = {"microsoft/mpnet-base": "microsoft/mpnet-base", "~/mine": "mine", None: None}
+    names |= {"/home/me/a/model": "a", "runs/a/model/": "a"}
     for name, expected in names.items():
         assert folders.portable_settings({"base_model": {"name": name}}) == {"base_model": {"name": expected}}
