@@ -333,9 +333,8 @@ def split_queries(frame: pd.DataFrame, shares: Shares = DEFAULT_SHARES, seed: Se
 
     Example:
         >>> topics = pd.DataFrame({"qid": [str(i) for i in range(100)]})
-        >>> parts = split_queries(topics, {"train": 0.8, "valid": 0.2})
-        >>> len(parts["train"]), len(parts["valid"])
-        (78, 22)
+        >>> [len(part) for part in split_queries(topics, {"train": 0.8, "valid": 0.2}).values()]
+        [78, 22]
     """
     require_columns(frame, ["qid"], "rows to split")
     require_identifiers(frame, "qid", "rows to split")

@@ -61,6 +61,8 @@ class EncoderMismatchError(ValueError):
 
 
 class EncoderIdentity(NamedTuple):
+    """The name and the checksum of an encoder."""
+
     name: str | None
     checksum: str
 

@@ -6,7 +6,7 @@ import dataclasses
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeAlias, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, get_type_hints
 
 import torch
 from datasets import DatasetDict
@@ -47,7 +47,7 @@ from .evaluation import CollectionsEvaluator, Evaluator
 # --- presets --------------------------------------------------------------------------------------------------------
 
 TrainingTarget = Annotated[
-    SoftmaxTarget | ParameterFree | Annotated[float, Field(gt=0, le=2)],
+    Literal[SoftmaxTarget, ParameterFree] | Annotated[float, Field(gt=0, le=2)],
     Expected(f"one of {(*SOFTMAX_TARGETS, *TARGETS)} or a number in (0, 2]"),
 ]
 
