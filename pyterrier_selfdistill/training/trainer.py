@@ -331,8 +331,8 @@ class SelfDistillTrainer(WithHints, pt.Estimator):
         If you fit again, training starts over from the original encoder and replaces the files of the previous run.
 
         Args:
-            topics_or_results: Topics (``qid`` and ``query``), or results that also have ``docno`` and the text field of
-                the encoder.
+            topics_or_results: Topics (``qid`` and ``query``), or results that also have ``docno`` and, without a
+                ``corpus`` at the trainer, the text field of the encoder.
             qrels: Judgements (``qid``, ``docno``, ``label``). Documents labelled ``min_label`` or more are positives.
             valid_topics_or_results: Topics or results to evaluate with. If you pass neither these nor ``valid_share``,
                 the trainer keeps the encoder of the last step.
