@@ -56,13 +56,6 @@ class DocstringsDataset(pt.datasets.Dataset):
 
     Args:
         packages: The names of packages or of their distributions, such as ``"scikit-learn"`` for ``"sklearn"``.
-
-    Example:
-        >>> dataset = DocstringsDataset(["tqdm"])
-        >>> next(iter(dataset.get_corpus_iter(verbose=False))).keys()
-        dict_keys(['docno', 'title', 'text'])
-        >>> dataset.get_topics("train").columns.tolist(), dataset.get_qrels("train").columns.tolist()
-        (['qid', 'query'], ['qid', 'docno', 'label'])
     """
 
     def __init__(self, packages: Iterable[str]) -> None:

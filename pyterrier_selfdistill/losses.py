@@ -464,7 +464,8 @@ class SelfDistillationLoss(CachedLossMixin, nn.Module):
         if len(embeddings) < least:
             raise ValueError(
                 f"{self.loss} got {len(embeddings)} text column(s) and needs at least {least}, in this order: query, "
-                "positive, negative (more negatives may follow); pairs without a negative train with SoftmaxLoss"
+                "positive, negative (more negatives may follow); pairs without a negative train with "
+                "SelfDistillationLoss(model, SoftmaxLoss('listwise', scale=20))"
             )
         is_useful = embeddings[0].new_ones((), dtype=torch.bool)
         if labels is None:

@@ -332,7 +332,10 @@ def summarize(origin: Mapping[str, Any], read: int, columns: Mapping[str, np.nda
             "query, the positive and any negatives, and a negative must differ from the positive"
         )
     if read > triples:
-        logger.warning("%d of %d rows were dropped", read - triples, read)
+        is_limited = origin.get("limit") == triples and origin["kind"] != "texts"
+        log = logger.info if is_limited or origin.get("max_pairs_per_query") else logger.warning
+        reasons = "such as duplicates, rows with an empty text, and negatives with the text of the positive"
+        log("%d of %d rows were dropped, %s", read - triples, read, reasons)
     fingerprint = hashlib.sha256()
     for name, values in columns.items():
         fingerprint.update(name.encode())

@@ -123,6 +123,13 @@ class SelfDistillBiEncoder(WithHints, ComparedByKey, pt.Artifact, BiEncoder):
     HINTS: ClassVar = {
         "fit": "call fit of SelfDistillTrainer(encoder, output_dir)",
         "encode": "call encode_queries(texts) or encode_docs(texts), each with its prompt and length",
+        "encode_query": "call encode_queries(texts)",
+        "encode_document": "call encode_docs(texts)",
+        "save_pretrained": "call save(path)",
+        "max_seq_length": "give query_length and document_length to from_pretrained",
+        "truncate_dim": "call truncate(dimension)",
+        "to": "give device= to from_pretrained",
+        "similarity_fn_name": "give encoder.model to functions and evaluators of sentence-transformers",
         "similarity": "call encoder.model.similarity(queries, documents), or multiply the vectors: they have length 1",
     }
     push_to_hub = pt.Artifact.to_hf
@@ -241,13 +248,6 @@ class SelfDistillBiEncoder(WithHints, ComparedByKey, pt.Artifact, BiEncoder):
             FolderInUseError: If another process writes to the folder.
             ValueError: If the encoder has an adapter; see :meth:`merge_adapter` and :meth:`save_adapter`.
             OSError: If you have no permission to write, or the disk is full.
-
-        Example:
-            >>> import tempfile
-            >>> with tempfile.TemporaryDirectory() as folder:
-            ...     path = encoder.copy().save(f"{folder}/model")
-            ...     pt.Artifact.load(path)
-            SelfDistillBiEncoder('...model')
         """
         require_plain(self.model, "a self-contained folder")
         self.path = storage.save(self.model, self.metadata, path, overwrite=overwrite)
@@ -297,25 +297,17 @@ class SelfDistillBiEncoder(WithHints, ComparedByKey, pt.Artifact, BiEncoder):
             ...     (retriever % 1).search("plot")["docno"].tolist()
             ['d2']
         """
-        index = SelfDistillIndex(path, verbose=False)
+        index = SelfDistillIndex(path, verbose=verbose)
         indexer = index.indexer(mode="overwrite" if overwrite else "create")
         documents = Documents(corpus, fields or [self.text_field])
         records = ({"docno": docno, self.text_field: text} for docno, text in documents)
-        doc_encoder = DocumentEncoder(self, verbose=False)
-        total = len(corpus) if isinstance(corpus, Sized) else None
-        with progress_bar(total=total, desc="Indexing", unit="document", disable=not verbose) as doc_encoder.bar:
-            (doc_encoder >> indexer).index(records)
+        EncoderPipeline(self, indexer).index(records, total=len(corpus) if isinstance(corpus, Sized) else None)
         index.verbose = self.verbose
         return self.query_encoder() >> index.retriever(num_results=num_results, drop_query_vec=True)
 
     @checked
     def cache_path(self, path: FolderPath) -> Path:
-        """Add a part of the encoder's checksum to a path, so that a changed encoder gets a new cache.
-
-        Example:
-            >>> str(encoder.cache_path("caches/scores.cache"))
-            'caches/scores-...cache'
-        """
+        """Add a part of the encoder's checksum to a path, so that a changed encoder gets a new cache."""
         path = Path(path)
         return path.with_name(f"{path.stem}-{self.model_name[:12]}{path.suffix}")
 
@@ -367,13 +359,6 @@ class SelfDistillBiEncoder(WithHints, ComparedByKey, pt.Artifact, BiEncoder):
         """Make an encoder with other prompts that shares the weights of this one.
 
         Pass ``""`` to remove a prompt, and None to keep it. The checksum of the new encoder differs.
-
-        Example:
-            >>> questions = encoder.with_prompts(query="query: ")
-            >>> questions.model.prompts["query"], encoder.model.prompts["query"]
-            ('query: ', '')
-            >>> questions == encoder, questions.model[0] is encoder.model[0]
-            (False, True)
         """
         return self._variant(prompted(self.model, {"query": query, "document": document}))
 
@@ -413,15 +398,6 @@ class SelfDistillBiEncoder(WithHints, ComparedByKey, pt.Artifact, BiEncoder):
             EncoderMismatchError: If another encoder built the index.
             ValueError: If ``dimension`` is not smaller than the dimension of the vectors.
             FileExistsError: If ``path`` exists and ``overwrite`` is not set, or it holds other files.
-
-        Example:
-            >>> import tempfile
-            >>> with tempfile.TemporaryDirectory() as folder:
-            ...     index = SelfDistillIndex(f"{folder}/index.flex", verbose=False)
-            ...     _ = (encoder >> index).index([{"docno": "d1", "text": "sort the rows"}])
-            ...     shorter = encoder.truncate_index(index, f"{folder}/shorter.flex", 8)
-            ...     (encoder.truncate(8) >> shorter).search("sort rows")["docno"].tolist()
-            ['d1']
         """
         built_by = index.encoder
         if built_by is not None and built_by.checksum != self.identity.checksum:
@@ -638,6 +614,10 @@ class TextEncoder(ComparedByKey, pt.Transformer):
         # if the column is missing, PyTerrier's validation reports it
         if column in inp:
             require_texts(inp, column, self.identifier, empty=True)
+            if self.verbose and inp[column].nunique() < 2:
+                quiet = copy.copy(self)
+                quiet.verbose = False
+                return quiet.transform(inp)
         with explained_columns("the encoder", inp):
             encoded = super().transform(inp)
         if encoded.empty:
@@ -721,13 +701,26 @@ class EncoderPipeline(pt.Compose):
     def __rshift__(self, right: pt.Transformer) -> pt.Transformer:
         return EncoderPipeline(self, right)
 
-    def index(self, iter: Any, batch_size: int | None = None) -> Any:
+    def index(self, iter: Any, batch_size: int | None = None, *, total: int | None = None) -> Any:
         """Encode and index documents: a PyTerrier dataset, a frame or an iterable of records."""
         first, documents = spy(records_of(iter))
+        encoder, *others = cast(Any, self)
+        index = getattr(others[-1], "target", others[-1])
         for record in first:
-            require_document(record, [cast(Any, self[0]).text_field])
+            require_document(record, [encoder.text_field])
         # by default PyTerrier reads 100, or one batch of the encoder
-        return super().index(documents, batch_size or READ_AHEAD)
+        batch_size = batch_size or READ_AHEAD
+        if not isinstance(index, SelfDistillIndex) or not index.verbose:
+            return super().index(documents, batch_size)
+        # count encoded documents, since writing takes no time
+        encoder = copy.copy(encoder) if isinstance(encoder, DocumentEncoder) else encoder.doc_encoder()
+        total = len(iter) if total is None and isinstance(iter, Sized) else total
+        with progress_bar(total=total, desc="Indexing", unit="document") as encoder.bar:
+            encoder.verbose = index.verbose = False
+            try:
+                return pt.Compose(encoder, *others).index(documents, batch_size)
+            finally:
+                index.verbose = True
 
     def transform_inputs(self) -> list[list[str]]:
         """Return the sets of columns that the pipeline accepts, for :mod:`pyterrier.inspect`."""
@@ -752,6 +745,7 @@ def encode(
     """Encode each distinct text once, longest first, so that a lack of memory shows immediately."""
     # pyterrier-dr requests a progress bar by wrapping the texts in one
     if isinstance(texts, pt.tqdm):
+        texts.leave = texts.pos == 0
         with texts:
             return encode(model, texts.iterable, role, batch_size, texts)
     texts = require_strings(texts, "texts")
@@ -761,15 +755,15 @@ def encode(
     vectors = np.empty((len(texts), cast(int, model.get_embedding_dimension())), dtype=np.float32)
     encode_role = model.encode_query if role == "query" else model.encode_document
     # update a bar more often, with the same batches
-    size = READ_AHEAD if bar is None else max(1, READ_AHEAD // 8 // batch_size) * batch_size
+    size = READ_AHEAD if bar is None else max(1, READ_AHEAD // 16 // batch_size) * batch_size
     for window in chunked(sorted(positions, key=len, reverse=True), size):
         with lock_of(model):
             encoded = encode_role(window, batch_size=batch_size, show_progress_bar=False, convert_to_tensor=True)
         # normalize in float32, since 16 bits are too coarse for unit length
         for text, vector in zip(window, normalize(encoded.float()).cpu().numpy(), strict=True):
             vectors[positions[text]] = vector
-            if bar is not None:
-                bar.update(len(positions[text]))
+        if bar is not None:
+            bar.update(sum(len(positions[text]) for text in window))
     return vectors
 
 

@@ -139,7 +139,8 @@ def training_rows(training: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(
             ("Truncated", f"after training; measures are of vectors of {training['truncated_from']} dimensions")
         )
-    rows.append(("Arguments", f"preset `{training.get('preset')}`, {_assignments(training.get('arguments', {}))}"))
+    given = [f"preset `{training.get('preset')}`", _assignments(training.get("arguments", {}))]
+    rows.append(("Arguments", ", ".join(filter(None, given))))
     if training.get("seed") is not None:
         rows.append(("Seed", str(training["seed"])))
     rows.append(("Steps", f"{training.get('steps')}, in {training.get('seconds')} seconds"))

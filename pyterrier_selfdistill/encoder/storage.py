@@ -112,7 +112,7 @@ def load_pretrained(name: str, *, pooling: PoolingMode | None, device: Device) -
         if not isinstance(error, OSError):
             raise
         raise OSError(
-            f"{name!r} is not a folder, and cannot be loaded from the Hugging Face hub: {error}. Check the name; "
+            f"{name!r} is not a folder, and cannot be loaded from the Hugging Face hub: {error}\nCheck the name; "
             "without a network, pass the folder of a model that you downloaded elsewhere"
         ) from error
     _require_as_saved(model, folder, metadata, reports)

@@ -242,8 +242,8 @@ class Indexer(FlexIndexer):
         overwrite = self.mode is IndexingMode.overwrite
         if path.exists() and not overwrite:
             raise FileExistsError(
-                f"there already is an index at {str(path)!r}; search it, choose another path, or replace it with "
-                "index.indexer(mode='overwrite'), or overwrite=True of build_retriever"
+                f"there already is an index at {str(path)!r}; search it with encoder >> SelfDistillIndex(path), choose "
+                "another path, or replace it with index.indexer(mode='overwrite') or overwrite=True of build_retriever"
             )
         bar = compat.progress_bar(records_of(inp), desc="indexing", unit="dvec", disable=not self.target.verbose)
         count = dimension = vectors_checksum = 0

@@ -151,7 +151,7 @@ class IndexTransformer(ComparedByKey, pt.Transformer):
 
     def _make(self) -> tuple[OpenedIndex, Any]:
         folder = self.index.index_path.resolve()
-        with OPENING, ExitStack() as stack, compat.no_warning_of_mapped_vectors():
+        with OPENING, ExitStack() as stack, compat.quiet_backends():
             if self.method in WITH_GRAPHS:
                 # one process computes a graph and others read it; a process without write permission only reads
                 with suppress(PermissionError):
@@ -375,7 +375,8 @@ class Search:
         number = min(num_results + SPARE, len(self.vectors))
         starts = range(0, len(vectors), self.qbatch or len(vectors))
         found = []
-        for start in compat.progress_bar(starts, desc="searching", disable=not self.index.verbose):
+        shows = self.index.verbose and len(starts) > 1
+        for start in compat.progress_bar(starts, desc="Searching", unit="batch", delay=1, disable=not shows):
             some = vectors[start : start + starts.step]
             for query, scores, positions in zip(some, *self.find(some, number), strict=True):
                 found.append(self._best(query[None], num_results, scores, positions))
@@ -606,9 +607,6 @@ class SelfDistillIndex(ComparedByKey, OpenedIndex):
         Raises:
             KeyError: If a document is not in the index.
             TypeError: If an identifier is not a string.
-
-        Example:
-            ``encoder >> index.retriever(mask=index.mask(docs_of_2024))``
         """
         lookup = self.docnos()
         mask = np.zeros(len(lookup), dtype=np.int8)

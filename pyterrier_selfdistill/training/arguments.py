@@ -253,6 +253,7 @@ def require_arguments(
     """Check training arguments early, including values on which transformers would fail late."""
     types = get_type_hints(SentenceTransformerTrainingArguments)
     known = [field.name for field in dataclasses.fields(SentenceTransformerTrainingArguments) if field.init]
+    known.remove("resume_from_checkpoint")  # only scripts read it
     for name, value in others.items():
         if name not in known:
             raise unknown_argument(name, [*options, *known])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -139,8 +140,8 @@ class RetrievalEvaluator(BaseEvaluator):
         self, model: BaseModel, output_path: str | None = None, epoch: float = -1, steps: int = -1
     ) -> dict[str, float]:
         """Rank with the model and return the measures by name, averaged over the queries."""
-        # later evaluations already have the progress bar of training
-        verbose = self.encoder_options.get("verbose", False) and steps <= 0
+        # in logs, the bars of the first evaluation are enough
+        verbose = self.encoder_options.get("verbose", False) and (steps <= 0 or sys.stderr.isatty())
         encoder = SelfDistillBiEncoder(cast(SentenceTransformer, model), **{**self.encoder_options, "verbose": verbose})
         if self.searches:
             ranked = search(

@@ -205,6 +205,8 @@ class SelfDistillTrainer(WithHints, pt.Estimator):
         "train": "call fit(topics, qrels) or fit_triples(triples)",
         "model": "use encoder.model, after training",
         **dict.fromkeys(["save", "save_model"], "call trainer.encoder.save(path), after training"),
+        "state": "read trainer.history",
+        "evaluate": "give validation topics and qrels to fit or fit_triples, and read trainer.history",
     }
 
     def __init__(
@@ -562,9 +564,9 @@ class SelfDistillTrainer(WithHints, pt.Estimator):
             make: LossMaker = partial(SelfDistillationLoss, loss=loss, mini_batch_size=self.mini_batch_size)
         elif isinstance(loss, nn.Module) or not callable(loss):
             raise TypeError(
-                f"expected an AdaptiveMarginLoss, a SoftmaxLoss or a function of the model, got loss={loss!r}; for "
-                "any other loss, give its class, such as MultipleNegativesRankingLoss, or a function such as "
-                "lambda model: TheLoss(model, ...)"
+                f"loss must be an AdaptiveMarginLoss, a SoftmaxLoss or a function of the model, got a "
+                f"{type(loss).__name__}; for any other loss, give its class, such as MultipleNegativesRankingLoss, or "
+                "a function such as lambda model: TheLoss(model, ...)"
             )
         elif self.mini_batch_size is not None:
             raise ValueError(

@@ -68,25 +68,32 @@ FilePath = Annotated[Annotated[str, Field(min_length=1)] | Path, Expected("the p
 STRICT: ConfigDict = {"strict": True, "arbitrary_types_allowed": True}  # how arguments are checked
 
 
-# the names of arguments in other libraries, and our names for them
+# the names of arguments in other libraries, and our names for them, or advice
 OTHER_NAMES = {
     **dict.fromkeys(["k", "top_k"], "num_results"),
+    "model": "encoder",
     "lr": "learning_rate",
     **dict.fromkeys(["epochs", "num_epochs"], "num_train_epochs"),
     **dict.fromkeys(["batch_size", "train_batch_size"], "per_device_train_batch_size"),
     "num_negatives": "negatives",
     **dict.fromkeys(["dataset", "documents"], "corpus"),
-    **dict.fromkeys(["max_length", "max_seq_length"], "document_length of SelfDistillBiEncoder.from_pretrained"),
+    **dict.fromkeys(["max_length", "max_seq_length"], "give document_length to SelfDistillBiEncoder.from_pretrained"),
+    "args": "give each training argument by its name, such as learning_rate=1e-5",
+    "train_dataset": "call fit_triples(dataset)",
+    **dict.fromkeys(["eval_dataset", "evaluator"], "give validation topics and qrels to fit or fit_triples"),
+    "prompt_name": "queries and documents have a prompt each: query_prompt and document_prompt of from_pretrained",
+    "truncate_dim": "call encoder.truncate(dimension)",
+    "resume_from_checkpoint": "resume",
 }
 
 
 def unknown_argument(name: str, known: Collection[str]) -> TypeError:
     """Return the error for an unknown argument, with a similar known name."""
     similar = OTHER_NAMES.get(name, "")
-    if similar not in known and " " not in similar:
-        similar = "".join(get_close_matches(name, list(known), n=1))
-    advice = f"did you mean {similar!r}?" if similar else "see help() for the known ones"
-    return TypeError(f"unknown argument {name!r}; {advice}")
+    if " " not in similar:
+        similar = similar if similar in known else "".join(get_close_matches(name, list(known), n=1))
+        similar = f"did you mean {similar!r}?" if similar else "see help() for the known ones"
+    return TypeError(f"unknown argument {name!r}; {similar}")
 
 
 def bind(signature: inspect.Signature, *arguments: Any, **options: Any) -> inspect.BoundArguments:
@@ -111,6 +118,10 @@ class WithHints:
             raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}; {self.HINTS[name]}")
         # keep the error that a property raised
         return super().__getattribute__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # otherwise, encoder.max_seq_length = 64 would have no effect
+        super().__setattr__(name, getattr(self, name) if name in self.HINTS else value)
 
 
 def checked(target: Checked) -> Checked:
@@ -264,7 +275,8 @@ def require_texts(
     wrong = frame[faults == given]
     names = wrong[identifier] if identifier in frame else wrong.index
     shown = ", ".join(f"{name!r}: {value!r}" for name, value in zip(names[:3], wrong[column][:3], strict=True))
-    advice = DECODE if given == HALF else "add the text with pt.text.get_text(dataset), or drop these rows"
+    add = "pass pt.new.queries(['first', 'second'])" if column == "query" else "add it with pt.text.get_text(dataset)"
+    advice = DECODE if given == HALF else f"{add}, or drop these rows"
     raise (TypeError if given == OTHER else ValueError)(
         f"column {column!r} must hold text, got {given} in {len(wrong)} of {len(frame)} rows ({shown}); {advice}"
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import logging
 import math
+import re
 import sys
 import threading
 import warnings
@@ -113,7 +114,10 @@ def remove_autocast(model: nn.Module) -> None:
 
 
 def progress_bar(iterable: Iterable[Any] | None = None, *, total: int | None = None, **options: Any) -> Any:
-    """Make a ``pt.tqdm``. Without a terminal, draw it after each tenth, or once a minute if the total is unknown."""
+    """Make a ``pt.tqdm``. Without a terminal, draw it after each tenth, or once a minute if the total is unknown.
+
+    A bar inside another one disappears at its end.
+    """
     # tqdm 4.68 writes ten bars per second to logs; delete, and call ``pt.tqdm``, when it does not
     if total is None and isinstance(iterable, Sized):
         total = len(iterable)
@@ -121,7 +125,9 @@ def progress_bar(iterable: Iterable[Any] | None = None, *, total: int | None = N
     if pt.tqdm is tqdm.tqdm and not sys.stderr.isatty():
         tenth = None if total is None else math.ceil(total / 10)
         options |= {"miniters": tenth, "mininterval": 60 if tenth is None else 0, "maxinterval": math.inf}
-    return pt.tqdm(iterable, total=total, **options)
+    bar = pt.tqdm(iterable, total=total, **options)
+    bar.leave = bar.pos == 0
+    return bar
 
 
 def schematic(label: str) -> dict[str, Any]:
@@ -161,10 +167,13 @@ def make_corpus_graph(index: FlexIndex, k: int) -> int:
 
 
 @contextmanager
-def no_warning_of_mapped_vectors() -> Iterator[None]:
-    """Hide torch's warning that a tensor of mapped vectors is not writable."""
-    # pyterrier-dr 0.8.1 makes such tensors and never writes to them; delete when there is no warning
-    with warnings.catch_warnings():
+def quiet_backends() -> Iterator[None]:
+    """Hide torch's warning that a tensor of mapped vectors is not writable, and lines such as "caching index"."""
+    # pyterrier-dr 0.8.1 makes such tensors and never writes to them, and it logs on the terminal which of its files it
+    # reads and writes; delete when it does not
+    files = re.compile(r"\[\w+\] (caching|reading) ")
+    others = [lambda record: not files.match(record.getMessage())]
+    with patch.object(logging.getLogger("ir_datasets"), "filters", others), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given (buffer|NumPy array) is not writable", UserWarning)
         yield
 

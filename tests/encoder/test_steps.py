@@ -301,6 +301,16 @@ def test_indexing_and_the_first_validation_show_a_bar_and_a_query_shows_none(enc
     retriever.search("sort rows")
     encoder.build_retriever(collection.records, tmp_path / "quiet.flex", verbose=False)
     assert capsys.readouterr().err == ""
+    shown = encoder.apply_attributes(verbose=True)
+    index = SelfDistillIndex(tmp_path / "shown.flex")
+    (shown >> index).index(collection.corpus)
+    written = capsys.readouterr().err
+    assert "Indexing: 100%" in written
+    assert "dvec" not in written
+    (shown >> index).search("sort rows")
+    assert capsys.readouterr().err == ""
+    (shown >> index)(collection.topics)
+    assert "Encoding Queries: 100%" in capsys.readouterr().err
     options = {"corpus": collection.corpus, "encoder_options": {"verbose": True}}
     evaluator = RetrievalEvaluator(collection.topics, collection.qrels, [nDCG @ 10], **options)
     evaluator(encoder.model, steps=0)

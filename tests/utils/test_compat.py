@@ -160,7 +160,7 @@ def test_corpus_graphs(plain, monkeypatch):
 def test_warnings_of_mapped_vectors(plain, recwarn):
     # torch warns once in a process
     torch.set_warn_always(True)
-    with compat.no_warning_of_mapped_vectors():
+    with compat.quiet_backends():
         plain.corpus_graph(2)
     assert not recwarn.list
     plain.corpus_graph(3)
