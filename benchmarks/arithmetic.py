@@ -2,19 +2,19 @@
 
     python -m benchmarks.arithmetic
 
-The rate of the device, a GPU if there is one, is that of a large product of matrices, measured in the same run; torch
-counts the arithmetic of a step, padding included. Next to all-MiniLM-L6-v2 there is an encoder of the size and shape of
-BERT base, with random weights.
+The device is a GPU if there is one, and its rate is the rate of a large product of matrices in the same run. Torch
+counts the arithmetic of a step, padding included. Next to all-MiniLM-L6-v2 there is an encoder of the size and shape
+of BERT base, with random weights.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -34,47 +34,70 @@ MATRICES = {"cuda": 8192, "cpu": 2048}
 """The triples of a batch, the encoded documents and the rows of the timed matrices, by the type of the device."""
 
 
+# makes an encoder on a device
+EncoderMaker: TypeAlias = Callable[[torch.device], SelfDistillBiEncoder]
+
+
 def arithmetic_table(data: Path) -> str:
     """Measure training and encoding, and write the device, its rate and the table."""
+    return measured_table(data, {"all-MiniLM-L6-v2": (minilm, None), "BERT base, random": (bert_base, None)})
+
+
+def measured_table(
+    data: Path,
+    encoders: Mapping[str, tuple[EncoderMaker, int | None]],
+    batches: Sequence[int] | None = None,
+    compiled: bool = False,
+) -> str:
+    """Measure encoders, each with its ``mini_batch_size`` if any, in batches of each size, also compiled by torch."""
     device = torch.device(get_device_name())
     left, right = torch.randn(2, MATRICES[device.type], MATRICES[device.type], device=device, dtype=torch.bfloat16)
-    operations, taken = measure(lambda: left @ right, device)
-    peak = operations / taken
-    minilm = SelfDistillBiEncoder.from_pretrained(MINILM, device=device, **LENGTHS)
+    peak = count(lambda: left @ right) / fastest(lambda: left @ right, device)
     texts = [record["text"] for record in draw_documents(data)[: ENCODED[device.type]]]
     rows = []
-    for name, encoder in {"all-MiniLM-L6-v2": minilm, "BERT base, random": bert_base(device)}.items():
-        works: list[tuple[str, int, Callable[[], Any]]] = []
-        for size in BATCHES[device.type]:
-            works.append((f"training, batch {size}", size, training_step(encoder, data, size)))
-        works.append(("encoding", len(texts), partial(encoder.encode_docs, texts)))
-        for work, items, do in works:
-            operations, taken = measure(do, device)
+    for name, (make, mini_batch_size) in encoders.items():
+        encoder = make(device)
+        works: list[tuple[str, int, Callable[[], Any], int]] = []
+        for size in batches or BATCHES[device.type]:
+            step = training_step(encoder, data, size, mini_batch_size)
+            operations = count(step)
+            works.append((f"training, batch {size}", size, step, operations))
+            if compiled:
+                step = training_step(encoder, data, size, mini_batch_size, compiled=True)
+                works.append((f"training, batch {size}, compiled", size, step, operations))
+        encode = partial(encoder.encode_docs, texts)
+        works.append(("encoding", len(texts), encode, count(encode)))
+        for work, items, do, operations in works:
+            taken = fastest(do, device)
             rate = operations / taken
             rows.append([name, work, f"{items / taken:.1f}", f"{rate / 1e12:.2f}", f"{100 * rate / peak:.0f} %"])
     header = ["encoder", "work", "triples or documents/s", "TFLOP/s", "share of the product"]
     return f"A product of matrices on the {device.type} runs at {peak / 1e12:.2f} TFLOP/s.\n\n{table(header, rows)}"
 
 
-def measure(work: Callable[[], Any], device: torch.device) -> tuple[int, float]:
-    """Count the floating point operations of a work, and take the seconds of the fastest of three times.
+def count(work: Callable[[], Any]) -> int:
+    """Count the floating point operations of a work.
 
     Example:
         >>> left, right = torch.ones(2, 3), torch.ones(3, 4)
-        >>> measure(lambda: left @ right, torch.device("cpu"))[0]
+        >>> count(lambda: left @ right)
         48
     """
-    counter = FlopCounterMode(display=False)
-    with counter:
+    with FlopCounterMode(display=False) as counter:
         work()
+    return counter.get_total_flops()
+
+
+def fastest(work: Callable[[], Any], device: torch.device) -> float:
+    """Return the seconds of the fastest of three times, after one that does not count."""
     times = []
-    for _ in range(3):
+    for _ in range(4):
         synchronize(device)
         started = time.perf_counter()
         work()
         synchronize(device)
         times.append(time.perf_counter() - started)
-    return counter.get_total_flops(), min(times)
+    return min(times[1:])
 
 
 def synchronize(device: torch.device) -> None:
@@ -83,11 +106,15 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def training_step(encoder: SelfDistillBiEncoder, data: Path, batch: int) -> Callable[[], None]:
+def training_step(
+    encoder: SelfDistillBiEncoder, data: Path, batch: int, mini_batch_size: int | None = None, compiled: bool = False
+) -> Callable[[], None]:
     """Make a training step on a batch, with the fused AdamW in mixed precision."""
     model = encoder.copy().model
     model.train()
-    loss = SelfDistillationLoss(model)
+    loss = SelfDistillationLoss(model, mini_batch_size=mini_batch_size)
+    if compiled:
+        model.compile()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
     columns = draw_triples(data, batch)
     tasks = {"query": "query", "positive": "document", "negative": "document"}
@@ -105,12 +132,22 @@ def training_step(encoder: SelfDistillBiEncoder, data: Path, batch: int) -> Call
     return step
 
 
+def minilm(device: torch.device) -> SelfDistillBiEncoder:
+    """Load all-MiniLM-L6-v2."""
+    return SelfDistillBiEncoder.from_pretrained(MINILM, device=device, **LENGTHS)
+
+
 def bert_base(device: torch.device) -> SelfDistillBiEncoder:
-    """Make an encoder of the shape of BERT base, 110 million parameters, with random weights and MiniLM's words."""
-    transformer: Any = SelfDistillBiEncoder.from_pretrained(MINILM, device="cpu", **LENGTHS).model[0]
-    config = BertConfig(vocab_size=len(transformer.tokenizer))
-    transformer.model = BertModel(config)
-    model = SentenceTransformer(modules=[transformer, Pooling(config.hidden_size)], device="cpu")
+    """Make an encoder of the shape of BERT base, 110 million parameters."""
+    return random_encoder(device, BertModel, BertConfig())
+
+
+def random_encoder(device: torch.device, make: Any, config: Any, pooling: str = "cls") -> SelfDistillBiEncoder:
+    """Make an encoder with random weights and the words of MiniLM."""
+    transformer: Any = minilm(torch.device("cpu")).model[0]
+    config.vocab_size = len(transformer.tokenizer)
+    transformer.model = make(config)
+    model = SentenceTransformer(modules=[transformer, Pooling(config.hidden_size, pooling)], device="cpu")
     return SelfDistillBiEncoder(model, device=device)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.resources
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -100,6 +100,21 @@ def seconds(work: Callable[[], Any]) -> float:
     started = time.perf_counter()
     told = work()
     return told if isinstance(told, float) else time.perf_counter() - started
+
+
+def exponents(records: Sequence[Mapping[str, Any]], size: str, measured: Iterable[str]) -> dict[str, str]:
+    """Fit a power of the size to what was measured, and return the range of sizes and the exponents.
+
+    Example:
+        >>> exponents([{"rows": 10, "seconds": 0.5}, {"rows": 1000, "seconds": 50.0}], "rows", ["seconds"])
+        {'from': '10', 'to': '1,000', 'seconds, exponent': '1.00'}
+    """
+    sizes = [record[size] for record in records]
+    fitted = {"from": f"{sizes[0]:,}", "to": f"{sizes[-1]:,}"}
+    for name in measured:
+        slope, _ = np.polyfit(np.log(sizes), np.log([record[name] for record in records]), 1)
+        fitted[f"{name}, exponent"] = f"{slope:.2f}"
+    return fitted
 
 
 def rates_table(header: tuple[str, str, str], rates: Mapping[str, Rates], peer: str, ours: str | None = None) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import arithmetic, encoding_speed, retrieval, sharding, training_speed, triples
-from benchmarks.harness import DATA
+from benchmarks.harness import DATA, exponents
 from benchmarks.pages import SPEED, records_table, section, write_section
 
 logger = logging.getLogger("throughput")
@@ -44,10 +44,15 @@ def searching(data: Path) -> str:
 
 
 def growth(data: Path) -> str:
-    """Measure time and memory of making triples and of building an index, for several sizes."""
+    """Measure how time and memory grow with triples, vectors, the batch and the negatives of a query."""
     with tempfile.TemporaryDirectory() as folder:
-        made = triples.measure_growth(Path(folder))
-    return f"{records_table(made)}\n\n{records_table(retrieval.measure_growth())}"
+        made = triples.measure_growth(Path(folder), (10_000, 100_000, 1_000_000))
+    whole = [row for row in made if row["texts"] == "stored" and row["limit"] == "none"]
+    built = retrieval.measure_growth((10_000, 100_000, 1_000_000, 10_000_000))
+    steps = training_speed.measure_growth()
+    grown = {"pairs": whole, "documents": built, **steps}
+    fitted = [{"of": name, **exponents(rows, name, ("seconds", "peak, MB"))} for name, rows in grown.items()]
+    return "\n\n".join(map(records_table, (fitted, made, built, *steps.values())))
 
 
 def workers(data: Path) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -238,13 +238,27 @@ def memory_table(data: Path) -> str:
     """Measure the memory of a step, and write it; ``data`` is not needed."""
     rows = []
     for batch, mini_batch_size in ((32, None), (128, None), (1024, 32)):
-        peak = in_own_process(peak_of_step, batch, mini_batch_size)
+        _, peak = in_own_process(costs_of_step, batch, mini_batch_size)
         rows.append((batch, mini_batch_size or "the whole batch", f"{peak:,.0f}"))
     return table(["batch", "mini-batch", "peak, MB"], rows)
 
 
-def peak_of_step(batch: int, mini_batch_size: int | None, length: int = 128) -> float:
-    """Train a step with a large batch of long documents, and return the peak in MB, with model and optimizer."""
+def measure_growth(
+    batches: Sequence[int] = (32, 256, 1024, 4096), negatives: Sequence[int] = (1, 4, 31), length: int = 8
+) -> dict[str, list[dict[str, Any]]]:
+    """Measure steps of growing batches in mini-batches of 32, and of a batch of 32 with more negatives a query."""
+    grown: dict[str, list[dict[str, Any]]] = {"batch": [], "negatives": []}
+    works = [*(("batch", batch, batch, 1) for batch in batches), *(("negatives", k, 32, k) for k in negatives)]
+    for name, size, batch, number in works:
+        taken, peak = in_own_process(costs_of_step, batch, 32, number, length)
+        grown[name].append({name: size, "seconds": taken, "peak, MB": peak})
+    return grown
+
+
+def costs_of_step(
+    batch: int, mini_batch_size: int | None, negatives: int = 1, length: int = 128
+) -> tuple[float, float]:
+    """Train a step, and return its seconds, and the peak in MB with model and optimizer."""
     model = SentenceTransformer(MINILM, device="cpu").train()
     loss = SelfDistillationLoss(model, mini_batch_size=mini_batch_size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5)
@@ -254,11 +268,12 @@ def peak_of_step(batch: int, mini_batch_size: int | None, length: int = 128) -> 
     with patch.object(model, "forward", forward), PeakMemory() as memory:
         # a small step first, in which the optimizer takes its memory
         for size in (1, batch):
-            texts = ["what to sort", "sort " * length, "read " * length]
+            started = time.perf_counter()
+            texts = ["what to sort", "sort " * length, *["read " * length] * negatives]
             loss([model.preprocess([text] * size) for text in texts]).backward()
             optimizer.step()
             optimizer.zero_grad()
-    return memory.peak
+    return time.perf_counter() - started, memory.peak
 
 
 def adapters_table(data: Path, layers: int = 24) -> str:

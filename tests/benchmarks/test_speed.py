@@ -4,8 +4,9 @@ from functools import partial
 
 import pandas as pd
 import pytest
+from transformers import BertConfig, BertModel
 
-from benchmarks import quality, retrieval, sharding, throughput, training_speed
+from benchmarks import arithmetic, gpu, quality, retrieval, sharding, throughput, training_speed
 from benchmarks.harness import Rates, in_turns, rates_table
 from benchmarks.large_collections import PAGE, SPACE, SPEED, find, make_tables, read_rates
 from benchmarks.large_collections import Rates as Measured
@@ -82,6 +83,36 @@ def test_searching_growth_and_joining_are_measured():
     assert grown["documents"] == 50
     row = sharding.measure_joining(103, 8, 4)
     assert row["disk, MB"] == pytest.approx(103 * 8 * 4 / 1e6)
+
+
+def test_a_gpu_is_measured_as_a_processor_is(monkeypatch, tmp_path):
+    texts = {"query": ["sort"], "positive": ["sort the rows"], "negative": ["plot a file"]}
+    monkeypatch.setattr(
+        arithmetic, "draw_triples", lambda data, number: pd.DataFrame(texts).sample(number, replace=True)
+    )
+    monkeypatch.setattr(arithmetic, "draw_documents", lambda data: [{"text": "sort the rows"}] * 9)
+    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    monkeypatch.setattr(gpu, "DECODER", {**small, "num_key_value_heads": 1})
+    bert = partial(arithmetic.random_encoder, make=BertModel, config=BertConfig(**small))
+    monkeypatch.setattr(gpu, "ENCODERS", {"encoder": (bert, None), "decoder": (gpu.decoder, 2)})
+    monkeypatch.setattr(arithmetic, "MATRICES", {"cpu": 8})
+    monkeypatch.setattr(arithmetic, "ENCODED", {"cpu": 4})
+    shares, searched = gpu.measured_parts(tmp_path, batches=[4], sizes=[40], compiled=False)
+    assert [line.split(" | ")[:2] for line in shares.splitlines()[4:]] == [
+        [f"| {name}", work] for name in ("encoder", "decoder") for work in ("training, batch 4", "encoding")
+    ]
+    assert all(float(line.split(" | ")[2]) > 0 for line in shares.splitlines()[4:])
+    assert len(searched.splitlines()) == 2 + 2 * 2
+    assert "<!-- gpu -->" in SPEED.read_text()
+
+
+def test_growth_of_a_step_is_measured(monkeypatch, language_model):
+    monkeypatch.setattr(training_speed, "MINILM", str(language_model))
+    monkeypatch.setattr(training_speed, "in_own_process", lambda work, *arguments: work(*arguments))
+    grown = training_speed.measure_growth(batches=[2], negatives=[3])
+    ((batch,), (negatives,)) = grown.values()
+    assert (batch["batch"], negatives["negatives"]) == (2, 3)
+    assert min(batch["seconds"], negatives["seconds"], batch["peak, MB"], negatives["peak, MB"]) > 0
 
 
 def test_small_vectors_and_backends_are_measured(encoder, small, tmp_path):
