@@ -51,7 +51,7 @@ def run(language_model, folder, monkeypatch):
 def test_quickstart(run):
     of = run("quickstart.ipynb", DATASET="docstrings:numpy", POSITIVES=64)
     assert "pts-transformer-title" in of("bm25 % 20 >> text >> untrained")["text/html"]
-    assert "TorchRetriever" in of("retrievers = {")["text/html"]
+    assert "QueryEncoder" in of("retrievers = {")["text/html"]
     assert "image/png" in of("trainer.plot()")
     assert "srcdoc" in of("comparison = compare(")["text/html"]
     assert "self-distilled" in of("table = pt.Experiment")["text/html"]
