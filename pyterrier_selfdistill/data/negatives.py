@@ -102,6 +102,13 @@ def from_results(
         ValueError: If texts are missing, topics and judgements share no query, no triple can be made, or the results
             have no scores for ``relative_margin``.
         TypeError: If an identifier or text is not a string, or a label, rank or score is not a number.
+
+    Example:
+        >>> rows = [["1", "sort", "d1", "sort rows"], ["1", "sort", "d2", "plot a file"]]
+        >>> results = pd.DataFrame(rows, columns=["qid", "query", "docno", "text"])
+        >>> qrels = pd.DataFrame([["1", "d1", 1]], columns=["qid", "docno", "label"])
+        >>> from_results(results, qrels).dataset[0]
+        {'query': 'sort', 'positive': 'sort rows', 'negative': 'plot a file'}
     """
     require_columns(results, ["docno"], "results")
     results, qrels = judged(results, qrels)
@@ -323,6 +330,11 @@ def split_queries(frame: pd.DataFrame, shares: Shares = DEFAULT_SHARES, seed: Se
     Raises:
         ValueError: If the shares are not numbers or do not sum up to 1, or the frame lacks ``qid``.
         TypeError: If a ``qid`` is not a string, or ``frame`` is not a frame.
+
+    Example:
+        >>> topics = pd.DataFrame({"qid": [str(i) for i in range(100)]})
+        >>> [len(part) for part in split_queries(topics, {"train": 0.8, "valid": 0.2}).values()]
+        [78, 22]
 
     Example:
         >>> topics = pd.DataFrame({"qid": [str(i) for i in range(100)]})

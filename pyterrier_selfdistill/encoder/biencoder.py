@@ -248,6 +248,9 @@ class SelfDistillBiEncoder(WithHints, ComparedByKey, pt.Artifact, BiEncoder):
             FolderInUseError: If another process writes to the folder.
             ValueError: If the encoder has an adapter; see :meth:`merge_adapter` and :meth:`save_adapter`.
             OSError: If you have no permission to write, or the disk is full.
+
+        Example:
+            ``encoder.save("my-model")``
         """
         require_plain(self.model, "a self-contained folder")
         self.path = storage.save(self.model, self.metadata, path, overwrite=overwrite)
@@ -307,7 +310,12 @@ class SelfDistillBiEncoder(WithHints, ComparedByKey, pt.Artifact, BiEncoder):
 
     @checked
     def cache_path(self, path: FolderPath) -> Path:
-        """Add a part of the encoder's checksum to a path, so that a changed encoder gets a new cache."""
+        """Add a part of the encoder's checksum to a path, so that a changed encoder gets a new cache.
+
+        Example:
+            >>> str(encoder.cache_path("caches/scores.cache"))
+            'caches/scores-...cache'
+        """
         path = Path(path)
         return path.with_name(f"{path.stem}-{self.model_name[:12]}{path.suffix}")
 
@@ -359,6 +367,10 @@ class SelfDistillBiEncoder(WithHints, ComparedByKey, pt.Artifact, BiEncoder):
         """Make an encoder with other prompts that shares the weights of this one.
 
         Pass ``""`` to remove a prompt, and None to keep it. The checksum of the new encoder differs.
+
+        Example:
+            >>> encoder.with_prompts(query="query: ") == encoder
+            False
         """
         return self._variant(prompted(self.model, {"query": query, "document": document}))
 

@@ -10,6 +10,7 @@ As with any PyTerrier estimator, put a pipeline before it. The pipeline supplies
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import logging
 from collections.abc import Callable, Iterable, Mapping
@@ -95,6 +96,7 @@ Encoder = Annotated[
 ]
 
 
+NAMED_ARGUMENTS = {field.name for field in dataclasses.fields(TrackedArguments)} - {"output_dir", "prompts", "seed"}
 SCALE_TRIPLES = 512  # how many triples the scale is measured on
 
 
@@ -252,20 +254,8 @@ class SelfDistillTrainer(WithHints, pt.Estimator):
         report_to: str | list[str] | None = None,
         **arguments: Any,
     ) -> None:
-        named = {
-            "learning_rate": learning_rate,
-            "num_train_epochs": num_train_epochs,
-            "max_steps": max_steps,
-            "per_device_train_batch_size": per_device_train_batch_size,
-            "gradient_accumulation_steps": gradient_accumulation_steps,
-            "warmup_steps": warmup_steps,
-            "weight_decay": weight_decay,
-            "eval_steps": eval_steps,
-            "logging_steps": logging_steps,
-            "gradient_checkpointing": gradient_checkpointing,
-            "bf16": bf16,
-            "report_to": report_to,
-        }
+        # the training arguments above; the others are in ``arguments`` already
+        named = {name: value for name, value in locals().items() if name in NAMED_ARGUMENTS}
         vars(self).update(named)
         arguments |= {name: value for name, value in named.items() if value is not None}
         require_adaptable(encoder.model, adapter)
@@ -705,13 +695,7 @@ class SelfDistillTrainer(WithHints, pt.Estimator):
     # --- the result -------------------------------------------------------------------------------------------------
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
-        """Encode or score with the trained encoder.
-
-        Args:
-            inp: A frame with queries, documents or both.
-
-        Returns:
-            The frame with vectors, or with scores and ranks.
+        """Encode queries or documents, or score both, with the trained encoder.
 
         Raises:
             NotFittedError: Before training.
@@ -738,10 +722,7 @@ class SelfDistillTrainer(WithHints, pt.Estimator):
         return history_frame(self._logs, map(str, self.measures))
 
     def plot(self) -> Figure:
-        """Plot the history.
-
-        Returns:
-            The figure, which notebooks display and which you can write with ``savefig``.
+        """Plot the history as a figure, which notebooks display; ``savefig`` writes it.
 
         Raises:
             NotFittedError: Before training.
