@@ -32,7 +32,7 @@ $(INSTALLED) $(VENV)/with-examples: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	@touch $@
 
-quickstart: $(VENV)/with-examples ## Train, index, retrieve and compare, offline, in ten to twenty minutes
+quickstart: $(VENV)/with-examples ## Train, index, retrieve and compare, offline, in three to five minutes
 	$(BIN)/python examples/quickstart.py
 
 notebooks: $(INSTALLED) ## Run the notebooks in examples/, and store their outputs, which the documentation shows
