@@ -1,4 +1,4 @@
-"""Which share of a device's bfloat16 arithmetic training and encoding use.
+"""Which share of a device's arithmetic training and encoding use, in the precision in which they run there.
 
     python -m benchmarks.arithmetic
 
@@ -27,6 +27,7 @@ from transformers import BertConfig, BertModel
 from benchmarks.harness import DATA, LENGTHS, MINILM, draw_documents, draw_triples
 from benchmarks.pages import table
 from pyterrier_selfdistill import SelfDistillationLoss, SelfDistillBiEncoder
+from pyterrier_selfdistill.encoder.precision import has_bfloat16
 
 BATCHES = {"cuda": (128, 1024), "cpu": (32,)}
 ENCODED = {"cuda": 400, "cpu": 100}
@@ -51,7 +52,8 @@ def measured_table(
 ) -> str:
     """Measure encoders, each with its ``mini_batch_size`` if any, in batches of each size, also compiled by torch."""
     device = torch.device(get_device_name())
-    left, right = torch.randn(2, MATRICES[device.type], MATRICES[device.type], device=device, dtype=torch.bfloat16)
+    precision = torch.bfloat16 if has_bfloat16(device) else torch.float32
+    left, right = torch.randn(2, MATRICES[device.type], MATRICES[device.type], device=device, dtype=precision)
     peak = count(lambda: left @ right) / fastest(lambda: left @ right, device)
     texts = [record["text"] for record in draw_documents(data)[: ENCODED[device.type]]]
     rows = []
@@ -72,7 +74,8 @@ def measured_table(
             rate = operations / taken
             rows.append([name, work, f"{items / taken:.1f}", f"{rate / 1e12:.2f}", f"{100 * rate / peak:.0f} %"])
     header = ["encoder", "work", "triples or documents/s", "TFLOP/s", "share of the product"]
-    return f"A product of matrices on the {device.type} runs at {peak / 1e12:.2f} TFLOP/s.\n\n{table(header, rows)}"
+    product = f"A product of matrices in {precision} on the {device.type} runs at {peak / 1e12:.2f} TFLOP/s."
+    return f"{product}\n\n{table(header, rows)}"
 
 
 def count(work: Callable[[], Any]) -> int:
@@ -122,7 +125,7 @@ def training_step(
 
     def step() -> None:
         on_device = [batch_to_device(dict(column), model.device) for column in features]
-        with torch.autocast(model.device.type, torch.bfloat16):
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=has_bfloat16(model.device)):
             value = loss(on_device)
         value.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -89,6 +89,11 @@ class Documents:
         ValueError: If a document lacks ``docno`` or a field. The first document is checked at once, and the others when
             they are read.
         TypeError: If ``corpus`` is not a corpus, or a ``docno`` or text that is read is not a string.
+
+    Example:
+        >>> documents = Documents([{"docno": "d1", "title": "Plots", "text": "draw a file"}], ["title", "text"])
+        >>> documents.texts(["d1", "d2"])
+        {'d1': 'Plots draw a file'}
     """
 
     def __init__(self, corpus: Corpus, fields: FieldNames) -> None:

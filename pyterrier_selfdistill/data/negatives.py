@@ -335,11 +335,6 @@ def split_queries(frame: pd.DataFrame, shares: Shares = DEFAULT_SHARES, seed: Se
         >>> topics = pd.DataFrame({"qid": [str(i) for i in range(100)]})
         >>> [len(part) for part in split_queries(topics, {"train": 0.8, "valid": 0.2}).values()]
         [78, 22]
-
-    Example:
-        >>> topics = pd.DataFrame({"qid": [str(i) for i in range(100)]})
-        >>> [len(part) for part in split_queries(topics, {"train": 0.8, "valid": 0.2}).values()]
-        [78, 22]
     """
     require_columns(frame, ["qid"], "rows to split")
     require_identifiers(frame, "qid", "rows to split")

@@ -89,11 +89,11 @@ OTHER_NAMES = {
 
 def unknown_argument(name: str, known: Collection[str]) -> TypeError:
     """Return the error for an unknown argument, with a similar known name."""
-    similar = OTHER_NAMES.get(name, "")
-    if " " not in similar:
-        similar = similar if similar in known else "".join(get_close_matches(name, list(known), n=1))
-        similar = f"did you mean {similar!r}?" if similar else "see help() for the known ones"
-    return TypeError(f"unknown argument {name!r}; {similar}")
+    advice = OTHER_NAMES.get(name, "")
+    if " " not in advice:
+        similar = advice if advice in known else "".join(get_close_matches(name, list(known), n=1))
+        advice = f"did you mean {similar!r}?" if similar else "see help() for the known ones"
+    return TypeError(f"unknown argument {name!r}; {advice}")
 
 
 def bind(signature: inspect.Signature, *arguments: Any, **options: Any) -> inspect.BoundArguments:
