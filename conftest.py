@@ -1,5 +1,6 @@
 """A tiny encoder with random weights, for the tests and for the examples in docstrings."""
 
+import gc
 import os
 import signal
 
@@ -90,3 +91,8 @@ def encoder(language_model) -> SelfDistillBiEncoder:
 def _doctest_names(request, doctest_namespace):
     if request.node.__class__.__name__ == "DoctestItem":
         doctest_namespace["encoder"] = request.getfixturevalue("encoder")
+
+
+def pytest_collection_finish():
+    # statsmodels collects garbage at each correction, which takes a second with all libraries loaded
+    gc.freeze()
