@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sentence_transformers.util import get_device_name
 from transformers import Qwen3Config, Qwen3Model
 
 from benchmarks.arithmetic import bert_base, measured_table, random_encoder
@@ -56,7 +57,7 @@ def processes_table(data: Path, number: int, batch: int = 128) -> str:
     """Train with one process and with one for each GPU, in global batches of the same size."""
     records = []
     for processes in sorted({1, number}):
-        launch = ["torchrun", "--nproc-per-node", str(processes)]
+        launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
         command = [*launch, "-m", "benchmarks.gpu", "--train", str(batch // processes), "--data", str(data)]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         records.append({"processes": processes, "triples/s": json.loads(done.stdout.splitlines()[-1])})
@@ -65,14 +66,14 @@ def processes_table(data: Path, number: int, batch: int = 128) -> str:
 
 def train(data: Path, batch: int, triples: int = 1024) -> float:
     """Train BERT base, and return how many triples a second."""
-    encoder = bert_base(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    encoder = bert_base(torch.device(get_device_name()))  # each process has its own GPU
     with tempfile.TemporaryDirectory() as folder:
         options: dict[str, Any] = {"per_device_train_batch_size": batch, "save_strategy": "no", "verbose": False}
         trainer = SelfDistillTrainer(encoder, f"{folder}/run", **options).fit_triples(draw_triples(data, triples))
         return triples / trainer.encoder.training_summary["seconds"]
 
 
-def tests_line() -> str:
+def summary_of_tests() -> str:
     """Run the tests for GPUs, and return their summary."""
     command = [sys.executable, "-m", "pytest", "tests/test_cuda.py"]
     tests = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
@@ -101,7 +102,7 @@ def main() -> None:
         return
     if not torch.cuda.is_available():
         parser.error("torch finds no GPU; python -m benchmarks.throughput measures the processor")
-    parts = [tests_line(), *measured_parts(options.data)]
+    parts = [summary_of_tests(), *measured_parts(options.data)]
     if torch.cuda.device_count() > 1:
         parts.append(processes_table(options.data, 2))
     write_section("gpu", section("python -m benchmarks.gpu", *parts), options.page)
