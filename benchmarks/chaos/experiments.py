@@ -279,10 +279,13 @@ def get_into(trouble: Trouble, operation: Operation, disk: Path) -> list[str]:
         after = operation.inspect(folder)
         changed = [f"{name} {after.get(name) or 'lost'}" for name in states if states[name] not in (None, after[name])]
         old_result = ", ".join(changed) or "intact"
-    answers = [str(folder) in outcome.message, any(word in outcome.message for word in REMEDIES)]
+    said = {True: "yes", False: "no"}
+    names_folder = said[str(folder) in outcome.message] if outcome.error else ""
+    names_remedy = said[any(word in outcome.message for word in REMEDIES)] if outcome.error else ""
     return [
         outcome.first_line.replace(str(folder), "FOLDER") if outcome.error else "none",
-        *[("yes" if answer else "no") if outcome.error else "" for answer in answers],
+        names_folder,
+        names_remedy,
         old_result,
         ", ".join(left_behind(folder, paths)) or "none",
     ]

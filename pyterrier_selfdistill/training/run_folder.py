@@ -226,7 +226,8 @@ def plot_history(history: pd.DataFrame) -> Figure:
     logged = {name for name in history if history[name].notna().any()}
     margin = "Margin against target" if "target" in logged else "Margin"  # a softmax loss has no target
     lines = {"Loss": ["loss"], margin: ["margin", "target"], "Evaluation": measures[:1]}
-    panels = {title: names for title in lines if (names := [name for name in lines[title] if name in logged])}
+    panels = {title: [name for name in names if name in logged] for title, names in lines.items()}
+    panels = {title: names for title, names in panels.items() if names}
     figure = _HistoryFigure(figsize=(4 * max(len(panels), 1), 3), layout="constrained")
     for position, (title, columns) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(1, len(panels), position, title=title, xlabel="step")

@@ -120,8 +120,10 @@ class WithHints:
         return super().__getattribute__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # otherwise, encoder.max_seq_length = 64 would have no effect
-        super().__setattr__(name, getattr(self, name) if name in self.HINTS else value)
+        if name in self.HINTS:
+            # otherwise, encoder.max_seq_length = 64 would have no effect
+            self.__getattr__(name)
+        super().__setattr__(name, value)
 
 
 def checked(target: Checked) -> Checked:

@@ -114,10 +114,7 @@ def remove_autocast(model: nn.Module) -> None:
 
 
 def progress_bar(iterable: Iterable[Any] | None = None, *, total: int | None = None, **options: Any) -> Any:
-    """Make a ``pt.tqdm``. Without a terminal, draw it after each tenth, or once a minute if the total is unknown.
-
-    A bar inside another one disappears at its end.
-    """
+    """Make a ``pt.tqdm``. Without a terminal, draw it after each tenth, or once a minute if the total is unknown."""
     # tqdm 4.68 writes ten bars per second to logs; delete, and call ``pt.tqdm``, when it does not
     if total is None and isinstance(iterable, Sized):
         total = len(iterable)
@@ -126,7 +123,7 @@ def progress_bar(iterable: Iterable[Any] | None = None, *, total: int | None = N
         tenth = None if total is None else math.ceil(total / 10)
         options |= {"miniters": tenth, "mininterval": 60 if tenth is None else 0, "maxinterval": math.inf}
     bar = pt.tqdm(iterable, total=total, **options)
-    bar.leave = bar.pos == 0
+    bar.leave = bar.pos == 0  # a bar inside another one disappears at its end
     return bar
 
 
