@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias, cast
+from typing import Annotated, Any, ClassVar, Self, TypeAlias, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -45,6 +46,7 @@ from ..utils.checks import (
 )
 from ..utils.compat import progress_bar, remove_autocast, schematic
 from ..utils.folders import portable_name, portable_settings, scratch_folder
+from ..utils.processes import map_in_threads
 from . import storage
 from .adapters import (
     adapter_settings,
@@ -61,8 +63,13 @@ from .precision import Precision, copied, copy_to_encode, has_bfloat16, write_gr
 from .storage import Device, PoolingMode
 
 READ_AHEAD = 2048  # how many documents an indexing pipeline reads at once, to sort them by length
+LEAST_PER_CORE = 8  # the smallest batch worth giving to a core of its own
+BATCHES = 8  # how many batches to encode before other threads may encode
 CHUNK = 4096  # how many vectors of an index to truncate at once
 EMPTY = " "  # replaces an empty text, which has no token without special tokens
+
+# the names of prompts in sentence-transformers, the first of which applies
+PROMPTS = {"query": ("query",), "document": ("document", "passage", "corpus")}
 
 # by first layer, which variants share: its tokenizer is not thread-safe, since it sets truncation before using it
 LOCKS: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
@@ -352,15 +359,10 @@ class SelfDistillBiEncoder(WithHints, ComparedByKey, pt.Artifact, BiEncoder):
     @checked
     def encode_queries_torch(self, texts: Texts, batch_size: PositiveInteger | None = None) -> torch.Tensor:
         """Encode queries with the original weights, so that gradients flow, to vectors on the device of the model."""
-        model = self.model
-        prompt = model.prompts.get("query") or model.prompts.get(model.default_prompt_name or "")
-        vectors = [torch.empty((0, self.dimension), device=model.device)]
         texts = [text or EMPTY for text in require_strings(texts, "texts")]
-        for batch in chunked(texts, batch_size or self.batch_size):
-            with lock_of(model):
-                features = batch_to_device(model.preprocess(batch, prompt=prompt, task="query"), model.device)
-            vectors.append(normalize(model(features, task="query")["sentence_embedding"].float()))
-        return torch.cat(vectors)
+        batches = chunked(texts, batch_size or self.batch_size)
+        none = torch.empty((0, self.dimension), device=self.device)
+        return torch.cat([none, *(embed(self.model, batch, "query", lock_of(self.model)) for batch in batches)])
 
     @checked
     def with_prompts(self, *, query: str | None = None, document: str | None = None) -> Self:
@@ -747,13 +749,7 @@ def lock_of(model: SentenceTransformer) -> Any:
     return LOCKS.setdefault(model[0], threading.RLock())
 
 
-def encode(
-    model: SentenceTransformer,
-    texts: Sequence[str],
-    role: Literal["query", "document"],
-    batch_size: int,
-    bar: Any = None,
-) -> np.ndarray:
+def encode(model: SentenceTransformer, texts: Sequence[str], role: str, batch_size: int, bar: Any = None) -> np.ndarray:
     """Encode each distinct text once, longest first, so that a lack of memory shows immediately."""
     # pyterrier-dr requests a progress bar by wrapping the texts in one
     if isinstance(texts, pt.tqdm):
@@ -765,18 +761,31 @@ def encode(
     for position, text in enumerate(texts):
         positions.setdefault(text or EMPTY, []).append(position)
     vectors = np.empty((len(texts), cast(int, model.get_embedding_dimension())), dtype=np.float32)
-    encode_role = model.encode_query if role == "query" else model.encode_document
-    # update a bar more often, with the same batches
-    size = READ_AHEAD if bar is None else max(1, READ_AHEAD // 16 // batch_size) * batch_size
-    for window in chunked(sorted(positions, key=len, reverse=True), size):
-        with lock_of(model):
-            encoded = encode_role(window, batch_size=batch_size, show_progress_bar=False, convert_to_tensor=True)
-        # normalize in float32, since 16 bits are too coarse for unit length
-        for text, vector in zip(window, normalize(encoded.float()).cpu().numpy(), strict=True):
-            vectors[positions[text]] = vector
-        if bar is not None:
-            bar.update(sum(len(positions[text]) for text in window))
+    model.eval()
+    # two cores embed the halves of a batch faster than they share each operation on the whole
+    cores = torch.get_num_threads() if model.device.type == "cpu" else 1
+    batch_size = max(1, min(batch_size, len(positions)))
+    parts = max(1, min(cores, batch_size // LEAST_PER_CORE))
+    embed_part = torch.inference_mode()(partial(embed, model, role=role, lock=threading.Lock()))
+    with map_in_threads(parts) as run:
+        for window in chunked(sorted(positions, key=len, reverse=True), BATCHES * batch_size):
+            with lock_of(model):
+                encoded = torch.cat(list(run(embed_part, chunked(window, math.ceil(batch_size / parts)))))
+            for text, vector in zip(window, encoded.cpu().numpy(), strict=True):
+                vectors[positions[text]] = vector
+            if bar is not None:
+                bar.update(sum(len(positions[text]) for text in window))
     return vectors
+
+
+def embed(model: SentenceTransformer, texts: list[str], role: str, lock: Any) -> torch.Tensor:
+    """Embed a batch with the prompt of its role to unit vectors, and hold the lock while tokenizing."""
+    names = [*PROMPTS[role], model.default_prompt_name]
+    prompt = next((model.prompts[name] for name in names if name in model.prompts), None)
+    with lock:
+        features = batch_to_device(model.preprocess(texts, prompt=prompt, task=role), model.device)
+    # normalize in float32, since 16 bits are too coarse for unit length
+    return normalize(model(features, task=role)["sentence_embedding"].float())
 
 
 def _diagonal(tensor: torch.Tensor) -> torch.Tensor:

@@ -41,12 +41,12 @@ class GraphModel(nn.Module):
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUP,
         }
-        self.request = load_extra("openvino").Core().compile_model(graph, "CPU", options).create_infer_request()
+        self.graph = load_extra("openvino").Core().compile_model(graph, "CPU", options)
 
     def forward(self, **tokens: Any) -> BaseModelOutput:
         inputs = {name: tokens[name].numpy() for name in self.names}
-        # copy, since the next call from any thread overwrites the outputs
-        outputs = self.request.infer(inputs, share_inputs=True)
+        # a request of its own, since several threads may call
+        outputs = self.graph.create_infer_request().infer(inputs, share_inputs=True)
         return BaseModelOutput(last_hidden_state=torch.from_numpy(outputs["last_hidden_state"]))
 
 

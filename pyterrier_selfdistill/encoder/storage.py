@@ -140,9 +140,8 @@ def _require_as_saved(
         missing = [key for key in report["missing_keys"] if metadata or "pooler" not in key.split(".")]
         wrong += [f"it lacks the weights {key}" for key in sorted(missing)]
         wrong += [f"it holds the weights {key} too" for key in sorted(report["unexpected_keys"]) if metadata]
-    # earlier versions wrote only names
-    checksums = files if isinstance(files := metadata.get("files"), dict) else {}
-    wrong += [f"{name} was changed" for name, saved in checksums.items() if saved and checksum(folder / name) != saved]
+    files: Mapping[str, str | None] = metadata.get("files", {})
+    wrong += [f"{name} was changed" for name, saved in files.items() if saved and checksum(folder / name) != saved]
     if wrong:
         raise ValueError(
             f"the model in {str(folder)!r} is not what was saved ({len(wrong)} differences): {'; '.join(wrong[:3])}. "
@@ -280,5 +279,5 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     section = dict[str, Any] | None
-    metadata = read_json(file, model=section, training=section, files=dict[str, str | None] | list[str] | None)
+    metadata = read_json(file, model=section, training=section, files=dict[str, str | None] | None)
     return {name: value for name, value in metadata.items() if value is not None}

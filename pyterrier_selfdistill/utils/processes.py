@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar, cast
@@ -45,6 +47,33 @@ def in_turn() -> Iterator[None]:
     state = PartialState()
     with state.main_process_first(), state.local_main_process_first():
         yield
+
+
+@contextmanager
+def map_in_threads(number: int) -> Iterator[Callable[..., Iterator[Any]]]:
+    """Share the cores of torch among some threads, and return a ``map`` that runs in them."""
+    if number == 1:
+        yield map
+        return
+    cores = torch.get_num_threads()
+    started = threading.Barrier(number + 1)
+
+    def start() -> None:
+        torch.get_num_threads()  # otherwise, the first operation would set the number of the process
+        torch.set_num_threads(cores // number)
+        started.wait()
+
+    pool = ThreadPoolExecutor(number, initializer=start)
+    try:
+        # each starts a thread, since the others wait
+        for _ in range(number):
+            pool.submit(int)
+        started.wait()
+        # threads that start later, anywhere, get the number that was set last
+        torch.set_num_threads(cores)
+        yield pool.map
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def is_first() -> bool:

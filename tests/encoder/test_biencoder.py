@@ -2,6 +2,9 @@
 
 import hashlib
 import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -30,6 +33,32 @@ def test_more_texts_than_are_tokenized_together_keep_their_order(encoder):
     some = range(0, len(texts), 97)
     expected = np.concatenate([encoder.encode_docs([texts[position]]) for position in some])
     np.testing.assert_allclose(vectors[some], expected, atol=1e-6)
+
+
+def test_cores_share_a_batch_without_changing_how_many_there_are(encoder):
+    texts = [f"{word} {' the' * length}" for word in ("sort", "plot") for length in range(40)]
+    expected = encoder.encode_docs(texts)
+    threads = set()
+    record = lambda *_: threads.add((threading.get_ident(), torch.get_num_threads()))  # noqa: E731
+    encoder.model[0].register_forward_pre_hook(record)
+    cores = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        vectors = encoder.encode_docs(texts, batch_size=16)
+        assert len(threads) == 2  # of two cores and eight texts each
+        assert {number for _, number in threads} == {2}
+        with ThreadPoolExecutor(1) as later:
+            assert torch.get_num_threads() == later.submit(torch.get_num_threads).result() == 4
+        with pytest.raises(RuntimeError, match="no memory"), patch.object(encoder.model, "forward", fail):
+            encoder.encode_docs(texts, batch_size=16)
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(cores)
+    np.testing.assert_allclose(vectors, expected, atol=1e-6)
+
+
+def fail(*arguments, **options):
+    raise RuntimeError("no memory")
 
 
 def test_equal_texts_are_encoded_once(encoder):
