@@ -13,7 +13,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import pandas as pd
 import pyarrow as pa
@@ -23,12 +23,11 @@ import pyarrow.parquet as pq
 import pyterrier as pt
 import torch
 from more_itertools import chunked
-from pydantic import Field
 from pyterrier_dr import BiEncoder
 
 from ..data.corpus import Corpus, Documents, require_document
 from ..data.triples import first_line, string_table
-from ..utils.checks import Expected, FieldNames, PositiveInteger, checked
+from ..utils.checks import FieldNames, NotNegative, PositiveInteger, checked
 from ..utils.compat import schematic
 from ..utils.folders import folder_lock
 from .index import SelfDistillIndex
@@ -37,7 +36,6 @@ from .shards import ShardedIndex, load_ray, write_manifest
 # the number of documents per shard: a multiple of the sizes in which documents are encoded and scored together
 SHARD_SIZE = 1 << 16
 NO_DOCUMENTS = "there are no documents to index; the corpus is empty or already consumed"
-GpuNumber = Annotated[float, Field(ge=0, allow_inf_nan=False), Expected("0 or a positive number")]
 
 
 class RayIndexer(pt.Indexer):
@@ -78,7 +76,7 @@ class RayIndexer(pt.Indexer):
         *,
         workers: PositiveInteger,
         num_cpus: PositiveInteger = 1,
-        num_gpus: GpuNumber = 0,
+        num_gpus: NotNegative = 0,
         shard_size: PositiveInteger = SHARD_SIZE,
         fields: FieldNames | None = None,
         overwrite: bool = False,

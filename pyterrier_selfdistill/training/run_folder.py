@@ -7,7 +7,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, cast
@@ -143,22 +143,12 @@ class RunFolder:
     def load(self, first: SelfDistillBiEncoder) -> tuple[SelfDistillBiEncoder, list[dict[str, Any]]]:
         """Read the encoder and the log of a finished run."""
         logger.info("the run in %s is already finished", self.path)
-        encoder = SelfDistillBiEncoder(
-            self.model,
-            batch_size=first.batch_size,
-            text_field=first.text_field,
-            verbose=first.verbose,
-            device=first.device,
-            dtype=first.dtype,
+        return first.apply_attributes(model=self.model, device=first.device), read_json(
+            self._log_file, list[dict[str, Any]]
         )
-        return encoder, read_json(self._log_file, list[dict[str, Any]])
 
     def save(
-        self,
-        encoder: SelfDistillBiEncoder,
-        adapted: SelfDistillBiEncoder | None,
-        history: pd.DataFrame,
-        log: Sequence[Mapping[str, Any]],
+        self, encoder: SelfDistillBiEncoder, adapted: SelfDistillBiEncoder | None, history: pd.DataFrame, log: list[Any]
     ) -> None:
         """Write the encoder, its history, and the adapter if there is one."""
         if adapted is not None:

@@ -254,10 +254,10 @@ class SelfDistillTrainer(WithHints, pt.Estimator):
         report_to: str | list[str] | None = None,
         **arguments: Any,
     ) -> None:
+        given = {name: value for name, value in locals().items() if name not in ("self", "encoder", "arguments")}
+        vars(self).update(given)
         # the training arguments above; the others are in ``arguments`` already
-        named = {name: value for name, value in locals().items() if name in NAMED_ARGUMENTS}
-        vars(self).update(named)
-        arguments |= {name: value for name, value in named.items() if value is not None}
+        arguments |= {name: value for name, value in given.items() if name in NAMED_ARGUMENTS and value is not None}
         require_adaptable(encoder.model, adapter)
         options = list(inspect.signature(SelfDistillTrainer).parameters)
         require_arguments(options=options, resume=resume, overwrite=overwrite, **arguments)
@@ -280,31 +280,12 @@ class SelfDistillTrainer(WithHints, pt.Estimator):
         self._logs: list[dict[str, float]] = []
         self._run = RunFolder(output_dir)
         self.output_dir = self._run.path
-        self.target = target
-        self.in_batch = in_batch
-        self.error = error
-        self.scale = scale
-        self.loss = loss
-        self.mini_batch_size = mini_batch_size
-        self.adapter = adapter
-        self.matryoshka_dims = matryoshka_dims
-        self.matryoshka_weights = matryoshka_weights
-        self.preset = preset
         self.negatives = negatives if isinstance(negatives, Negatives) else Negatives(negatives)
-        self.min_label = min_label
         # evaluation reads the corpus again and again
         self.corpus = None if corpus is None else reusable(corpus, fields or [encoder.text_field])
-        self.fields = fields
-        self.rounds = rounds
-        self.valid_share = valid_share
         self.measures = tuple(measures)
         self.patience = PRESETS[preset].patience if patience is None else patience
-        self.passages = passages
         self.prompts = prompts or {}
-        self.seed = seed
-        self.resume = resume
-        self.overwrite = overwrite
-        self.verbose = verbose
         self.arguments = {name: plain(value) for name, value in arguments.items()}
         self._make_loss = self._loss_maker()
 
@@ -339,15 +320,9 @@ class SelfDistillTrainer(WithHints, pt.Estimator):
             FileExistsError: If the folder holds another run, and neither ``resume`` nor ``overwrite`` is set.
         """
         topics_or_results, qrels = judged(topics_or_results, qrels)
+        text_field = self._encoder.text_field
         queries = JudgedQueries(
-            topics_or_results,
-            qrels,
-            self.corpus,
-            self.fields,
-            self._encoder.text_field,
-            self.negatives,
-            self.min_label,
-            self.seed,
+            topics_or_results, qrels, self.corpus, self.fields, text_field, self.negatives, self.min_label, self.seed
         )
         if self.valid_share is not None:
             if valid_topics_or_results is not None or valid_qrels is not None:
