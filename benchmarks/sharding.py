@@ -2,8 +2,8 @@
 
     python -m benchmarks.sharding
 
-encodes 400 documents with MiniLM: ``encoder >> index`` with one thread and with two, and Ray with one worker and with
-two, of one thread each. ``start, s`` is the time of Ray if all shards exist: to start workers, to load the encoder, and
+encodes 400 documents with MiniLM: ``encoder >> index`` with one thread and with two, and Ray with two workers of one
+thread each. ``start, s`` is the time of Ray if all shards exist: to start workers, to load the encoder, and
 to read the corpus. Then it joins random vectors.
 """
 
@@ -47,11 +47,10 @@ def measure_encoding(encoder: SelfDistillBiEncoder, corpus: pd.DataFrame, shard_
             rows.append({"measured": f"encoder >> index, threads: {threads}", "seconds": taken})
         torch.set_num_threads(threads_before)
         ray.init(num_cpus=CORES, include_dashboard=False, log_to_driver=False)
-        for workers in range(1, CORES + 1):
-            target = SelfDistillIndex(f"{folder}/workers-{workers}.flex", verbose=False)
-            indexer = RayIndexer(encoder, target, workers=workers, shard_size=shard_size)
-            taken, start = (seconds(partial(indexer.encode, corpus)) for _ in range(2))
-            rows.append({"measured": f"RayIndexer, workers: {workers}", "seconds": taken, "start, s": start})
+        target = SelfDistillIndex(f"{folder}/by-ray.flex", verbose=False)
+        indexer = RayIndexer(encoder, target, workers=CORES, shard_size=shard_size)
+        taken, start = (seconds(partial(indexer.encode, corpus)) for _ in range(2))
+        rows.append({"measured": f"RayIndexer, workers: {CORES}", "seconds": taken, "start, s": start})
         ray.shutdown()
     for row in rows:
         working = row["seconds"] - row.get("start, s", 0)

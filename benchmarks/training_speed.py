@@ -3,7 +3,7 @@
     python -m benchmarks.training_speed            # sentence-transformers and a bare loop
     python -m benchmarks.training_speed measures   # ways to embed the documents of a batch
     python -m benchmarks.training_speed padding    # the padding of batches
-    python -m benchmarks.training_speed memory     # the peak of a batch of 1,024 in mini-batches
+    python -m benchmarks.training_speed memory     # the peak of a batch of 512 in mini-batches
     python -m benchmarks.training_speed adapters   # the peak of training an adapter of a model as large as BERT-large
 
 The first three train MiniLM with the same triples in batches of 32, queries cut at 20 and documents at 200 tokens.
@@ -31,6 +31,7 @@ from sentence_transformers import (
     SentenceTransformerTrainingArguments,
 )
 from sentence_transformers.sentence_transformer.losses import MarginMSELoss, MultipleNegativesRankingLoss
+from sentence_transformers.util import get_device_name
 from torch import Tensor, nn
 from transformers import AutoTokenizer, BertConfig, BertModel
 
@@ -48,6 +49,7 @@ COLUMNS = {"query": QUERY, "positive": DOCUMENT, "negative": DOCUMENT}
 
 BATCH = 32
 STEPS = 2
+TURNS = 2
 
 LORA = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
 
@@ -65,6 +67,8 @@ def peers_table(data: Path) -> str:
         "sentence-transformers, InfoNCE, float32 (its default)": partial(train_infonce, precision={}),
         "sentence-transformers, MarginMSE, with the time of its teacher": train_margin_mse,
     }
+    if not mixed_precision(torch.device(get_device_name())):
+        del trainings["sentence-transformers, InfoNCE, float32 (its default)"]
     return _timed(trainings, data, ("trainer", "triples/s", "speed-up of ours"), ours="SelfDistillTrainer")
 
 
@@ -75,7 +79,7 @@ def measures_table(data: Path) -> str:
         "one pool": partial(train_ours, loss=partial(EmbeddedApart, pool=True)),
         "one pool, in passes by length (the default)": partial(train_ours, loss=AdaptiveMarginLoss()),
     }
-    return _timed(trainings, data, ("documents are embedded", "triples/s", "speed-up"))
+    return _timed(trainings, data, ("documents are embedded", "triples/s", "speed-up"), steps=1)
 
 
 def _timed(
@@ -83,10 +87,11 @@ def _timed(
     data: Path,
     header: tuple[str, str, str],
     ours: str | None = None,
+    steps: int = STEPS,
 ) -> str:
     """Time trainings with the same triples in turns."""
-    triples = draw_triples(data, BATCH * STEPS)
-    rates = in_turns({name: partial(train, triples) for name, train in trainings.items()}, len(triples))
+    triples = draw_triples(data, BATCH * steps)
+    rates = in_turns({name: partial(train, triples) for name, train in trainings.items()}, len(triples), TURNS)
     return rates_table(header, rates, peer=next(iter(rates)), ours=ours)
 
 
@@ -237,7 +242,7 @@ def least_padded(lengths: np.ndarray, passes: int) -> int:
 def memory_table(data: Path) -> str:
     """Measure the memory of a step, and write it; ``data`` is not needed."""
     rows = []
-    for batch, mini_batch_size in ((32, None), (128, None), (1024, 32)):
+    for batch, mini_batch_size in ((32, None), (128, None), (512, 32)):
         _, peak = in_own_process(costs_of_step, batch, mini_batch_size)
         rows.append((batch, mini_batch_size or "the whole batch", f"{peak:,.0f}"))
     return table(["batch", "mini-batch", "peak, MB"], rows)
@@ -247,17 +252,21 @@ def measure_growth(
     batches: Sequence[int] = (32, 256, 1024, 4096), negatives: Sequence[int] = (1, 4, 31), length: int = 8
 ) -> dict[str, list[dict[str, Any]]]:
     """Measure steps of growing batches in mini-batches of 32, and of a batch of 32 with more negatives a query."""
-    grown: dict[str, list[dict[str, Any]]] = {"batch": [], "negatives": []}
-    works = [*(("batch", batch, batch, 1) for batch in batches), *(("negatives", k, 32, k) for k in negatives)]
-    for name, size, batch, number in works:
-        taken, peak = in_own_process(costs_of_step, batch, 32, number, length)
-        grown[name].append({name: size, "seconds": taken, "peak, MB": peak})
+    sizes = {"batch": [(batch, 1) for batch in batches], "negatives": [(32, number) for number in negatives]}
+    grown: dict[str, list[dict[str, Any]]] = {}
+    for (name, steps), labels in zip(sizes.items(), (batches, negatives), strict=True):
+        costs = in_own_process(costs_of_steps, steps, length)
+        columns = zip(labels, costs, strict=True)
+        grown[name] = [{name: label, "seconds": taken, "peak, MB": peak} for label, (taken, peak) in columns]
     return grown
 
 
-def costs_of_step(
-    batch: int, mini_batch_size: int | None, negatives: int = 1, length: int = 128
-) -> tuple[float, float]:
+def costs_of_steps(sizes: Sequence[tuple[int, int]], length: int) -> list[tuple[float, float]]:
+    """Train a step of each batch and number of negatives, smallest first, in mini-batches of 32."""
+    return [costs_of_step(batch, 32, negatives, length) for batch, negatives in sizes]
+
+
+def costs_of_step(batch: int, mini_batch_size: int | None, negatives: int = 1, length: int = 64) -> tuple[float, float]:
     """Train a step, and return its seconds, and the peak in MB with model and optimizer."""
     model = SentenceTransformer(MINILM, device="cpu").train()
     loss = SelfDistillationLoss(model, mini_batch_size=mini_batch_size)

@@ -59,14 +59,18 @@ def measure_growth(
         queries: How many queries they are drawn from.
 
     Returns:
-        A row for each number of pairs, for texts stored, looked up, and stored of a hundredth of the pairs.
+        A row for each number of pairs, with stored texts. For the largest number also a row for texts that are looked
+        up, and one for a hundredth of the pairs.
     """
     rows = []
-    for number in pairs:
-        with tempfile.TemporaryDirectory(dir=folder) as collection:
-            generate(Path(collection), number, documents, queries)
-            homes = {"PYTERRIER_HOME": f"{collection}/pyterrier", "IR_DATASETS_HOME": f"{collection}/ir_datasets"}
-            for store_texts, limit in ((True, None), (False, None), (True, number // 100)):
+    with tempfile.TemporaryDirectory(dir=folder) as collection:
+        write_texts(Path(collection), documents, queries)
+        for number in pairs:
+            write_pairs(Path(collection), number, documents, queries)
+            # the cache of triples depends on the name of the collection
+            homes = {"PYTERRIER_HOME": f"{collection}/of-{number}", "IR_DATASETS_HOME": f"{collection}/ir_datasets"}
+            ways = [(True, None)] if number < max(pairs) else [(True, None), (False, None), (True, number // 100)]
+            for store_texts, limit in ways:
                 arguments = {"folder": collection, "documents": documents, "store_texts": store_texts, "limit": limit}
                 command = [sys.executable, "-m", "benchmarks.triples", "--child", json.dumps(arguments)]
                 environment = os.environ | homes
@@ -76,8 +80,8 @@ def measure_growth(
     return rows
 
 
-def generate(folder: Path, pairs: int, documents: int, queries: int) -> None:
-    """Write documents of 56 words, queries of 6, and pairs: one or two positives a query, random negatives."""
+def write_texts(folder: Path, documents: int, queries: int) -> None:
+    """Write documents of 56 words and queries of 6."""
     generator = np.random.default_rng(0)
     words = np.char.add("w", np.arange(20_000).astype(str))
     for name, number, length in [("docs", documents, 56), ("queries", queries, 6)]:
@@ -85,6 +89,11 @@ def generate(folder: Path, pairs: int, documents: int, queries: int) -> None:
             for row in range(number):
                 text = " ".join(words[generator.integers(len(words), size=length)])
                 file.write(f"{row}\t{text}\n")
+
+
+def write_pairs(folder: Path, pairs: int, documents: int, queries: int) -> None:
+    """Write pairs with one or two positives a query and random negatives."""
+    generator = np.random.default_rng(0)
     positives = generator.integers(documents, size=(queries, 2))
     with (folder / "docpairs.tsv").open("w") as file:
         for begin in range(0, pairs, CHUNK):

@@ -4,6 +4,7 @@ from functools import partial
 
 import pandas as pd
 import pytest
+import torch
 from transformers import BertConfig, BertModel
 
 from benchmarks import arithmetic, gpu, quality, retrieval, sharding, throughput, training_speed
@@ -83,6 +84,16 @@ def test_searching_growth_and_joining_are_measured():
     assert grown["documents"] == 50
     row = sharding.measure_joining(103, 8, 4)
     assert row["disk, MB"] == pytest.approx(103 * 8 * 4 / 1e6)
+
+
+def test_operations_of_all_threads_are_counted(encoder):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert arithmetic.count(lambda: encoder.encode_docs([f"sort {'the ' * n}" for n in range(32)])) > 0
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_a_gpu_is_measured_as_a_processor_is(monkeypatch, tmp_path):
