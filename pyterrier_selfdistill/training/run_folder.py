@@ -143,9 +143,8 @@ class RunFolder:
     def load(self, first: SelfDistillBiEncoder) -> tuple[SelfDistillBiEncoder, list[dict[str, Any]]]:
         """Read the encoder and the log of a finished run."""
         logger.info("the run in %s is already finished", self.path)
-        return first.apply_attributes(model=self.model, device=first.device), read_json(
-            self._log_file, list[dict[str, Any]]
-        )
+        encoder = first.apply_attributes(model=self.model, device=first.device)
+        return encoder, read_json(self._log_file, list[dict[str, Any]])
 
     def save(
         self, encoder: SelfDistillBiEncoder, adapted: SelfDistillBiEncoder | None, history: pd.DataFrame, log: list[Any]
