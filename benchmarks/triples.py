@@ -67,7 +67,7 @@ def measure_growth(
         write_texts(Path(collection), documents, queries)
         for number in pairs:
             write_pairs(Path(collection), number, documents, queries)
-            # the cache of triples depends on the name of the collection
+            # triples are cached by the name of the collection, so each number of pairs needs its own cache
             homes = {"PYTERRIER_HOME": f"{collection}/of-{number}", "IR_DATASETS_HOME": f"{collection}/ir_datasets"}
             ways = [(True, None)] if number < max(pairs) else [(True, None), (False, None), (True, number // 100)]
             for store_texts, limit in ways:

@@ -73,6 +73,7 @@ def map_in_threads(number: int) -> Iterator[Callable[..., Iterator[Any]]]:
         torch.set_num_threads(cores)
         yield pool.map
     finally:
+        started.abort()  # otherwise, threads would wait forever if another one could not start
         pool.shutdown(cancel_futures=True)
 
 

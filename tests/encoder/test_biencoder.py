@@ -52,6 +52,8 @@ def test_cores_share_a_batch_without_changing_how_many_there_are(encoder):
         with pytest.raises(RuntimeError, match="no memory"), patch.object(encoder.model, "forward", fail):
             encoder.encode_docs(texts, batch_size=16)
         assert torch.get_num_threads() == 4
+        with pytest.raises(RuntimeError, match="no thread"), patch.object(ThreadPoolExecutor, "submit", start_one):
+            encoder.encode_docs(texts, batch_size=16)
     finally:
         torch.set_num_threads(cores)
     np.testing.assert_allclose(vectors, expected, atol=1e-6)
@@ -59,6 +61,15 @@ def test_cores_share_a_batch_without_changing_how_many_there_are(encoder):
 
 def fail(*arguments, **options):
     raise RuntimeError("no memory")
+
+
+SUBMIT = ThreadPoolExecutor.submit
+
+
+def start_one(pool, work):
+    if pool._threads:
+        raise RuntimeError("no thread")
+    return SUBMIT(pool, work)
 
 
 def test_equal_texts_are_encoded_once(encoder):
