@@ -1,7 +1,7 @@
 """How fast documents are encoded, and what lower precision costs.
 
     python -m benchmarks.encoding_speed              # into an index and as vectors, compared with the peers
-    python -m benchmarks.encoding_speed precision    # float32, bfloat16 and int8: speed, cosines and nDCG@10
+    python -m benchmarks.encoding_speed precision    # float32, bfloat16, int8, OpenVINO: speed, cosines and nDCG@10
 
 The peers are pyterrier-dr's encoders with a FlexIndex, and ``encode`` of sentence-transformers, with the same model,
 documents and lengths.
@@ -35,7 +35,7 @@ from pyterrier_selfdistill.encoder.precision import has_bfloat16
 INTO_INDEX = "SBertBiEncoder >> FlexIndex"
 ONLY_VECTORS = "SentenceTransformer.encode, same precision"
 HAS_BFLOAT16 = has_bfloat16(torch.device(get_device_name()))
-PRECISIONS = ("auto", "float32", "int8") if HAS_BFLOAT16 else ("auto", "int8")
+PRECISIONS = ("auto", "float32", "openvino", "int8") if HAS_BFLOAT16 else ("auto", "int8")
 """Without hardware for bfloat16, ``auto`` is float32, and its emulation is too slow to wait for."""
 
 
@@ -83,9 +83,9 @@ def vector_works(texts: list[str]) -> dict[str, Callable[[], Any]]:
 
 
 def our_encoders(precisions: Iterable[str] = PRECISIONS, **options: Any) -> dict[str, Any]:
-    """Load MiniLM in several precisions."""
-    options = {**LENGTHS, **options}
-    return {name: SelfDistillBiEncoder.from_pretrained(MINILM, dtype=name, **options) for name in precisions}
+    """Load MiniLM in several precisions, and in the default one with OpenVINO."""
+    load: Any = partial(SelfDistillBiEncoder.from_pretrained, MINILM, **{**LENGTHS, **options})
+    return {name: load(backend=name) if name == "openvino" else load(dtype=name) for name in precisions}
 
 
 def index_all(encoder: pt.Transformer, make_index: Callable[..., Any], records: Iterable[dict[str, str]]) -> None:
@@ -99,8 +99,7 @@ def precision_table(data: Path) -> str:
     if not data.is_dir():
         return f"Not measured: there is no folder of collections at {data}."
     collections = {name: part_of(load_collection(name, data), 300, 100) for name in ("scifact", "nfcorpus")}
-    measured = ("float32", "bfloat16", "int8") if HAS_BFLOAT16 else ("float32", "int8")
-    encoders = our_encoders(measured, device="cpu")
+    encoders = our_encoders(["float32", *["bfloat16"] * HAS_BFLOAT16, "openvino", "int8"], device="cpu")
     return records_table(measure_precision(encoders, collections))
 
 

@@ -127,7 +127,7 @@ def requirements(extras):
     [
         ("pyterrier_selfdistill", []),
         ("examples", ["examples"]),
-        ("benchmarks", ["examples", "study", "ray", "adapters", "ann", "int8"]),
+        ("benchmarks", ["examples", "study", "ray", "adapters", "ann", "openvino"]),
     ],
 )
 def test_imported_packages_are_declared(folder, extras):

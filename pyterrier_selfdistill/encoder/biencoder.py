@@ -59,7 +59,7 @@ from .adapters import (
     tensor_bytes,
 )
 from .card import artifact_card
-from .precision import Precision, copied, copy_to_encode, has_bfloat16, write_graph
+from .precision import Backend, Precision, copied, copy_to_encode, has_bfloat16, write_graph
 from .storage import Device, PoolingMode
 
 READ_AHEAD = 2048  # how many documents an indexing pipeline reads at once, to sort them by length
@@ -105,6 +105,7 @@ class SelfDistillBiEncoder(WithHints, ComparedByKey, pt.Artifact, BiEncoder):
         verbose: Whether to show a progress bar.
         device: The device to encode on, such as ``"cpu"`` or ``"cuda:0"``; by default a GPU if you have one.
         dtype: The precision of encoding; see :meth:`from_pretrained`.
+        backend: The library that encodes; see :meth:`from_pretrained`.
 
     Raises:
         FileNotFoundError: If the folder does not exist.
@@ -151,6 +152,7 @@ class SelfDistillBiEncoder(WithHints, ComparedByKey, pt.Artifact, BiEncoder):
         verbose: bool = False,
         device: Device = None,
         dtype: Precision = "auto",
+        backend: Backend = "torch",
     ) -> None:
         BiEncoder.__init__(self, batch_size=batch_size, text_field=text_field, verbose=verbose)
         if isinstance(model, SentenceTransformer):
@@ -169,6 +171,7 @@ class SelfDistillBiEncoder(WithHints, ComparedByKey, pt.Artifact, BiEncoder):
             self.model.to(device)
         self.model.eval()
         self.dtype: str = dtype
+        self.backend = backend
         self._checksum: tuple[Any, str] = None, ""
         self._encoding_copy: tuple[Any, Any] = None, None
 
@@ -188,6 +191,7 @@ class SelfDistillBiEncoder(WithHints, ComparedByKey, pt.Artifact, BiEncoder):
         verbose: bool = False,
         device: Device = None,
         dtype: Precision = "auto",
+        backend: Backend = "torch",
     ) -> SelfDistillBiEncoder:
         """Load a model to train or to use.
 
@@ -206,10 +210,11 @@ class SelfDistillBiEncoder(WithHints, ComparedByKey, pt.Artifact, BiEncoder):
             text_field: The column with the text of documents.
             verbose: Whether to show a progress bar.
             device: The device to encode on; by default a GPU if you have one.
-            dtype: The precision of encoding: ``"float32"``, ``"bfloat16"``, ``"float16"``, or ``"int8"`` with ``pip
-                install pyterrier-selfdistill[int8]``. The default is bfloat16 if the hardware supports it, and float32
-                otherwise. Weights and vectors are always float32. Encoding in another precision keeps a second copy of
-                the model in memory, of half the size in 16 bits.
+            dtype: The precision of encoding: ``"float32"``, ``"bfloat16"``, ``"float16"`` or ``"int8"``. The default is
+                bfloat16 if the hardware supports it, and float32 otherwise. Weights and vectors are always float32.
+                Encoding in another precision keeps a second copy of the model in memory, of half the size in 16 bits.
+            backend: ``"torch"``, or ``"openvino"`` for faster single queries on a CPU, with a copy of the model. Int8
+                always uses OpenVINO: ``pip install pyterrier-selfdistill[openvino]``.
 
         Returns:
             The encoder.
@@ -225,10 +230,10 @@ class SelfDistillBiEncoder(WithHints, ComparedByKey, pt.Artifact, BiEncoder):
         storage.set_lengths(model, {"query": query_length, "document": document_length})
         prompts = {"query": query_prompt, "document": document_prompt}
         model.prompts.update({role: prompt for role, prompt in prompts.items() if prompt is not None})
-        encoder = cls(model, batch_size=batch_size, text_field=text_field, verbose=verbose, dtype=dtype)
-        encoder.name = name
-        encoder.training_summary = storage.read_metadata(Path(name)).get("training", {})
-        return encoder
+        loaded = cls(model, batch_size=batch_size, text_field=text_field, verbose=verbose, dtype=dtype, backend=backend)
+        loaded.name = name
+        loaded.training_summary = storage.read_metadata(Path(name)).get("training", {})
+        return loaded
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Encode or score a frame, depending on its columns."""
@@ -374,7 +379,7 @@ class SelfDistillBiEncoder(WithHints, ComparedByKey, pt.Artifact, BiEncoder):
             >>> encoder.with_prompts(query="query: ") == encoder
             False
         """
-        return self._variant(prompted(self.model, {"query": query, "document": document}))
+        return self.apply_attributes(model=prompted(self.model, {"query": query, "document": document}))
 
     @checked
     def truncate(self, dimension: PositiveInteger) -> Self:
@@ -397,7 +402,7 @@ class SelfDistillBiEncoder(WithHints, ComparedByKey, pt.Artifact, BiEncoder):
         layer = Dense(before, dimension, bias=False, activation_function=nn.Identity(), init_weight=first_dimensions)
         model = copy.deepcopy(self.model)
         model.insert(len(model) - 1, layer.to(model.device))
-        shorter = self._variant(model)
+        shorter = self.apply_attributes(model=model)
         if self.training_summary:
             shorter.training_summary = {**self.training_summary, "truncated_from": before}
         return shorter
@@ -433,7 +438,7 @@ class SelfDistillBiEncoder(WithHints, ComparedByKey, pt.Artifact, BiEncoder):
         """
         if not adapters_of(self.model):
             raise ValueError(f"{self!r} has no adapter to merge: its weights are plain already")
-        return self._variant(merged(self.model))
+        return self.apply_attributes(model=merged(self.model))
 
     @checked
     def save_adapter(self, path: FolderPath, *, overwrite: bool = False) -> Path:
@@ -477,7 +482,7 @@ class SelfDistillBiEncoder(WithHints, ComparedByKey, pt.Artifact, BiEncoder):
         their prompts, and returns ``last_hidden_state`` and ``sentence_embedding``, the unit vector.
 
         Raises:
-            ImportError: If OpenVINO is not installed: ``pip install pyterrier-selfdistill[int8]``.
+            ImportError: If OpenVINO is not installed: ``pip install pyterrier-selfdistill[openvino]``.
             ValueError: If OpenVINO cannot convert the model, or the encoder has an adapter.
             FileExistsError: In the same cases as :meth:`save`, like FolderInUseError and OSError.
         """
@@ -523,19 +528,18 @@ class SelfDistillBiEncoder(WithHints, ComparedByKey, pt.Artifact, BiEncoder):
 
     @property
     def encoding_model(self) -> SentenceTransformer:
-        """The model in the precision of encoding: a copy if the precision differs, else the model itself."""
+        """The model that encodes: a copy if the precision or the backend differs, else the model itself."""
         precision = self.precision
-        if precision != "int8" and {weights.dtype for weights in self.model.parameters()} <= {
-            getattr(torch, precision)
-        }:
+        plain = self.backend == "torch" and precision != "int8"
+        if plain and {weights.dtype for weights in self.model.parameters()} <= {getattr(torch, precision)}:
             self._encoding_copy = None, None
             return self.model
         with lock_of(self.model):
-            state = precision, self._state()
+            state = precision, self.backend, self._state()
             if state != self._encoding_copy[0]:
                 # remove the old copy first, so that memory never holds two
                 self._encoding_copy = None, None
-                self._encoding_copy = state, copy_to_encode(self.model, precision)
+                self._encoding_copy = state, copy_to_encode(self.model, precision, self.backend)
             return cast(SentenceTransformer, self._encoding_copy[1])
 
     @property
@@ -568,16 +572,14 @@ class SelfDistillBiEncoder(WithHints, ComparedByKey, pt.Artifact, BiEncoder):
 
     def apply_attributes(self, **attributes: Any) -> Self:
         """Make an encoder with the same model and other arguments, as :mod:`pyterrier.inspect` requires."""
-        given = {name: getattr(self, name) for name in ("model", "batch_size", "text_field", "verbose", "dtype")}
+        names = ("model", "batch_size", "text_field", "verbose", "dtype", "backend")
+        given = {name: getattr(self, name) for name in names}
         changed = type(self)(**{**given, **attributes})
         if changed.model is self.model:
-            changed.name, changed.path, changed.training_summary = self.name, self.path, self.training_summary
+            changed.path = self.path
+        if isinstance(attributes.get("model", self.model), SentenceTransformer):
+            changed.name, changed.training_summary = self.name, self.training_summary
         return changed
-
-    def _variant(self, model: SentenceTransformer) -> Self:
-        variant = self.apply_attributes(model=model)
-        variant.name, variant.training_summary = self.name, self.training_summary
-        return variant
 
     def _state(self) -> tuple[Any, ...]:
         """Describe the model so that changes show, without reading all weights, which takes longer than a query."""
@@ -585,9 +587,12 @@ class SelfDistillBiEncoder(WithHints, ComparedByKey, pt.Artifact, BiEncoder):
         tensors = list(model.state_dict().values())
         counts = [(tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
         kinds = [(tensor.dtype, tensor.shape, tensor.device) for tensor in tensors]
-        # torch does not count changes of ``.data``; copy all samples at once, since each copy waits for the GPU
-        samples = [_diagonal(tensor).to(device) for tensor in tensors]
-        sampled = hashlib.sha256(tensor_bytes(torch.cat(samples)) if samples else b"").digest()
+        # torch does not count changes of ``.data``, so sample each row and each column of a matrix, and copy all
+        # samples at once, since each copy waits for the GPU
+        steps = [max(1, tensor.shape[-1] - 1) if tensor.dim() > 1 else 1 for tensor in tensors]
+        samples = [tensor.detach().reshape(-1)[::step] for tensor, step in zip(tensors, steps, strict=True)]
+        none = torch.empty(0, device=device)
+        sampled = tensor_bytes(torch.cat([none, *(sample.to(device, torch.float32) for sample in samples)]))
         adapter = adapter_settings(model) if adapters_of(model) else ()
         longest = model.max_seq_length
         lengths = self.query_length or longest, self.document_length or longest, longest
@@ -604,12 +609,13 @@ class SelfDistillBiEncoder(WithHints, ComparedByKey, pt.Artifact, BiEncoder):
         return EncoderPipeline(self, right)
 
     def _key(self) -> tuple[Any, ...]:
-        return self.model_name, self.precision, self.batch_size, self.text_field, self.verbose, self.device
+        options = self.precision, self.backend, self.batch_size, self.text_field, self.verbose, self.device
+        return self.model_name, *options
 
     def __repr__(self) -> str:
         arguments = [] if self.name is None else [repr(self.name)]
-        if self.dtype != "auto":
-            arguments.append(f"dtype={self.dtype!r}")
+        options = {"dtype": self.dtype, "backend": self.backend}
+        arguments += [f"{name}={value!r}" for name, value in options.items() if value not in ("auto", "torch")]
         return f"SelfDistillBiEncoder({', '.join(arguments)})"
 
 
@@ -788,20 +794,13 @@ def embed(model: SentenceTransformer, texts: list[str], role: str, lock: Any) ->
     return normalize(model(features, task=role)["sentence_embedding"].float())
 
 
-def _diagonal(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the bytes of values from each row and each column of a matrix, or of all values of a vector."""
-    step = max(1, tensor.shape[-1] - 1) if tensor.dim() > 1 else 1
-    return tensor.detach().reshape(-1)[::step].contiguous().view(torch.uint8)
-
-
 def _prefixes(index: SelfDistillIndex, dimension: int, encoder: EncoderIdentity) -> Iterator[dict[str, Any]]:
     docnos, vectors, _ = index.payload()
     for start in range(0, len(vectors), CHUNK):
         prefixes = torch.from_numpy(np.array(vectors[start : start + CHUNK, :dimension]))
         rows = EncodedVector.rows(normalize(prefixes).numpy(), encoder)
         names = docnos.fwd[np.arange(start, start + len(rows))]
-        for docno, vector in zip(names, rows, strict=True):
-            yield {"docno": docno, "doc_vec": vector}
+        yield from ({"docno": docno, "doc_vec": vector} for docno, vector in zip(names, rows, strict=True))
 
 
 def prompted(model: SentenceTransformer, prompts: Mapping[str, str | None]) -> SentenceTransformer:

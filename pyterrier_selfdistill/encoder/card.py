@@ -129,16 +129,13 @@ def training_rows(training: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("Adapter", f"trained in place of all weights, with PEFT: {_assignments(adapter)}"))
     if training.get("data"):
         rows += _data_rows(training["data"])
-    loss = training.get("loss", {})
-    if loss:
+    if loss := training.get("loss", {}):
         options = {name: value for name, value in loss.items() if name != "name"}
         rows.append(("Loss", f"`{loss['name']}` {_assignments(options)}"))
     if shorter := ", ".join(map(str, loss.get("matryoshka_dims", [])[1:])):
         rows.append(("Shorter vectors", f"the first {shorter} dimensions were trained too: `encoder.truncate(...)`"))
     if "truncated_from" in training:
-        rows.append(
-            ("Truncated", f"after training; measures are of vectors of {training['truncated_from']} dimensions")
-        )
+        rows.append(("Truncated", f"after training; measures are of all {training['truncated_from']} dimensions"))
     given = [f"preset `{training.get('preset')}`", _assignments(training.get("arguments", {}))]
     rows.append(("Arguments", ", ".join(filter(None, given))))
     if training.get("seed") is not None:

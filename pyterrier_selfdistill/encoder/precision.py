@@ -1,4 +1,4 @@
-"""The precision of encoding: a copy of the model in 16 bits or int8."""
+"""The precision of encoding: a copy of the model in 16 bits, in int8 or in OpenVINO."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -26,13 +26,15 @@ from .adapters import adapters_of, merged
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # the possible inputs of a language model per token
 GROUP = 128  # how many inputs of a linear layer to quantize together; divides the sizes of common layers
 LARGEST = 127  # the largest magnitude of an int8 weight
+PRECISION_HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "int8": "dynamic"}  # for other layers
 GRAPH_FOLDER = "openvino"  # the folder inside a model where sentence-transformers looks for graphs
+TORCH_INSTEAD = "pass backend='torch' and a dtype other than 'int8'"
 
 
 class GraphModel(nn.Module):
     """A language model that runs in OpenVINO."""
 
-    def __init__(self, graph: Any, config: Any) -> None:
+    def __init__(self, graph: Any, config: Any, precision: str) -> None:
         super().__init__()
         self.config = config
         self.names = [port.get_any_name() for port in graph.inputs]
@@ -40,6 +42,7 @@ class GraphModel(nn.Module):
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUP,
+            "INFERENCE_PRECISION_HINT": PRECISION_HINTS[precision],
         }
         self.graph = load_extra("openvino").Core().compile_model(graph, "CPU", options)
 
@@ -117,7 +120,7 @@ def _convert(layers: Sequence[nn.Module]) -> Any:
     """Convert the first layers of a model to a graph for any number of texts and tokens."""
     first = layers[0]
     if not isinstance(first, Transformer):
-        raise ValueError(f"OpenVINO converts language models, and the model starts with {first}; choose another dtype")
+        raise ValueError(f"OpenVINO converts language models, and the model starts with {first}; {TORCH_INSTEAD}")
     openvino = load_extra("openvino")
     frontends = importlib.import_module("openvino.frontend")
     decoders = importlib.import_module("openvino.frontend.pytorch.ts_decoder")
@@ -140,7 +143,7 @@ def _convert(layers: Sequence[nn.Module]) -> Any:
             graph = frontend.convert(loaded)
     except Exception as error:
         raise ValueError(
-            f"OpenVINO {openvino.__version__} cannot convert the model: {error}; choose another dtype"
+            f"OpenVINO {openvino.__version__} cannot convert the model: {error}; {TORCH_INSTEAD}"
         ) from error
     for port, name in zip(graph.inputs, names, strict=True):
         port.get_tensor().set_names({name})
@@ -156,6 +159,7 @@ Precision = Annotated[
     BeforeValidator(lambda dtype: str(dtype).removeprefix("torch.")),
     Expected("'auto', 'float32', 'bfloat16', 'float16' or 'int8'"),
 ]
+Backend: TypeAlias = Literal["torch", "openvino"]
 
 
 def has_bfloat16(device: torch.device) -> bool:
@@ -169,20 +173,21 @@ def has_bfloat16(device: torch.device) -> bool:
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
-def copy_to_encode(model: SentenceTransformer, precision: str) -> SentenceTransformer:
-    """Copy a model in a given precision, without gradients. In int8, the language model runs in OpenVINO."""
+def copy_to_encode(model: SentenceTransformer, precision: str, backend: str) -> SentenceTransformer:
+    """Copy a model in a given precision, without gradients. In int8, the language model always runs in OpenVINO."""
     if adapters_of(model):
         # merged weights are rounded only once, and as fast as plain ones
         model = merged(model)
-    if precision != "int8":
+    if backend == "torch" and precision != "int8":
         return copied(model, getattr(torch, precision))
     if model.device.type != "cpu":
-        raise ValueError(f"dtype='int8' needs a CPU, but the model is on {model.device}; pass device='cpu'")
+        raise ValueError(f"OpenVINO needs a CPU, but the model is on {model.device}; pass device='cpu'")
     model = copied(model, torch.float32)
     first: Any = model[0]
     graph = _convert([first])
-    compress(graph)
-    first.model = GraphModel(graph, first.model.config)
+    if precision == "int8":
+        compress(graph)
+    first.model = GraphModel(graph, first.model.config, precision)
     return model
 
 

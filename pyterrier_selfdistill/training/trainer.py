@@ -560,7 +560,7 @@ class SelfDistillTrainer(WithHints, pt.Estimator):
             return None
         if topics is None or qrels is None:
             raise ValueError("evaluation needs both validation topics (or results) and qrels; give both")
-        options = {name: getattr(encoder, name) for name in ("batch_size", "text_field", "dtype")}
+        options = {name: getattr(encoder, name) for name in ("batch_size", "text_field", "dtype", "backend")}
         make = partial(
             RetrievalEvaluator,
             measures=self.measures,
@@ -597,7 +597,7 @@ class SelfDistillTrainer(WithHints, pt.Estimator):
     def _measure_scale(self, encoder: SelfDistillBiEncoder, dataset: TrainingSet, batch_size: int) -> float:
         """Measure the scale of a :class:`SoftmaxLoss` on batches like those in training, to three digits."""
         # otherwise the trained weights would depend on the precision of encoding
-        encoder = encoder.apply_attributes(dtype="float32")
+        encoder = encoder.apply_attributes(dtype="float32", backend="torch")
         parts: Mapping[str, Dataset] = dataset if isinstance(dataset, DatasetDict) else {"": dataset}
         share = SCALE_TRIPLES / sum(map(len, parts.values()))
         generator = np.random.default_rng(self.seed)
@@ -727,7 +727,5 @@ def copy_to_train(
     for _ in range(2):
         model = copied(base.model, torch.float32)
         add_adapter(model, adapter, base=source, seed=seed)
-        encoder = base.apply_attributes(model=model)
-        encoder.name = base.name
-        adapted.append(encoder)
+        adapted.append(base.apply_attributes(model=model))
     return adapted[0], adapted[1]

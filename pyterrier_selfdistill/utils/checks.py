@@ -184,7 +184,7 @@ def plain(value: Any) -> Any:
 
 
 # the extra of this package that installs a module
-EXTRAS = {"openvino": "int8", "peft": "adapters", "ray": "ray", "ray.data": "ray"}
+EXTRAS = {"openvino": "openvino", "peft": "adapters", "ray": "ray", "ray.data": "ray"}
 
 
 def load_extra(module: str) -> Any:

@@ -22,7 +22,7 @@ def load(language_model):
     """Load the tiny encoder in a precision."""
 
     def load(dtype, **options):
-        if dtype == "int8":
+        if dtype == "int8" or "backend" in options:
             pytest.importorskip("openvino")
         return SelfDistillBiEncoder.from_pretrained(language_model, device="cpu", dtype=dtype, **options)
 
@@ -57,9 +57,23 @@ def test_vectors_are_close_to_those_of_float32(load, encoder, dtype):
     assert {parameter.dtype for parameter in lower.model.parameters()} == {torch.float32}
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_openvino_encodes_like_torch_until_the_model_changes(load, encoder):
+    graph = load("float32", backend="openvino")
+    assert repr(graph).endswith(", dtype='float32', backend='openvino')")
+    assert graph.identity == encoder.identity
+    for texts in (DOCUMENTS, DOCUMENTS[2:3]):
+        np.testing.assert_allclose(graph.encode_docs(texts), encoder.encode_docs(texts), atol=1e-5)
+    assert graph.encoding_model is not graph.model
+    CHANGES[0](graph)
+    in_torch = graph.apply_attributes(backend="torch")
+    np.testing.assert_allclose(graph.encode_queries(DOCUMENTS), in_torch.encode_queries(DOCUMENTS), atol=1e-5)
+    assert graph != in_torch == in_torch.copy()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "openvino"])
 def test_threads_get_the_vectors_and_the_scores_of_serial_calls(load, collection, dtype):
-    serial, encoder = (load(dtype, query_length=4, document_length=32) for _ in range(2))
+    options = {"dtype": "auto", "backend": "openvino"} if dtype == "openvino" else {"dtype": dtype}
+    serial, encoder = (load(**options, query_length=4, document_length=32) for _ in range(2))
     results = collection.results.assign(text=collection.results["text"] + " return the mean value of the array")
     texts = results["text"].tolist()[:40]
     expected = [serial.encode_queries(texts), serial.encode_docs(texts), serial(results)["score"]]

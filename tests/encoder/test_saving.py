@@ -277,7 +277,7 @@ CARDS = [
     ({"loss": {"name": "SelfDistillationLoss", "target": "listwise"}}, "by listwise self-", "@inproceedings"),
     ({"best_step": 0, "best_measure": {"name": "RR", "value": 0.6}}, "no later step", "adaptive relevance"),
     ({"history": [{"step": 20, "loss": 0.5}]}, "no validation queries", "best |"),
-    ({"steps": 3, "loss": {"name": "L"}, "truncated_from": 384}, "of 384 dimensions", "Shorter"),
+    ({"steps": 3, "loss": {"name": "L"}, "truncated_from": 384}, "of all 384 dimensions", "Shorter"),
     ({"base_model": {"name": "me/base", "license": "mit"}}, 'base_model: "me/base"\nlicense: "mit"', "Seed"),
     ({"base_model": {"name": "bert", "is_on_hub": True}}, 'base_model: "bert"\nlicense: "unknown"', "Seed"),
 ]

@@ -78,7 +78,7 @@ def test_options_take_scalars_of_numpy_and_leave_others_unchanged():
 
 def test_a_missing_module_is_named_with_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(ImportError, match=r"openvino.*pip install 'pyterrier-selfdistill\[int8\]'"):
+    with pytest.raises(ImportError, match=r"openvino.*pip install 'pyterrier-selfdistill\[openvino\]'"):
         checks.load_extra("openvino")
 
 
