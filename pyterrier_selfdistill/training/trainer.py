@@ -478,9 +478,7 @@ class SelfDistillTrainer(WithHints, pt.Estimator):
             loop.run(checkpoint)
             self._logs = agree(lambda: loop.state.log_history)
             encoder.training_summary = agree(lambda: loop.summary(settings, self.history))
-            adapted = None if self.adapter is None else encoder
-            if adapted is not None:
-                encoder = adapted.merge_adapter()
+            adapted, encoder = (None, encoder) if self.adapter is None else (encoder, encoder.merge_adapter())
             agree(lambda: self._run.save(encoder, adapted, self.history, self._logs))
             # also in the processes that did not save it
             encoder.path = self._run.model
@@ -601,21 +599,24 @@ class SelfDistillTrainer(WithHints, pt.Estimator):
         parts: Mapping[str, Dataset] = dataset if isinstance(dataset, DatasetDict) else {"": dataset}
         share = SCALE_TRIPLES / sum(map(len, parts.values()))
         generator = np.random.default_rng(self.seed)
-        batches = []
+        margins = []
         for name, part in parts.items():
             number = min(len(part), max(batch_size, round(share * len(part))))
             rows = generator.choice(len(part), number, replace=False).tolist()
+            batches = [part[some] for some in chunked(rows, batch_size)]
+            columns = [column for column in batches[0] if column not in ("query", LABEL)]
+            documents = [text for batch in batches for column in columns for text in batch[column]]
+            bar = progress_bar(documents, desc="Measuring the scale", unit="document", disable=not self.verbose)
             of_part = encoder.with_prompts(**self.prompts.get(name, {}))
-            batches += [(of_part, part[some]) for some in chunked(rows, batch_size)]
-        margins = []
-        for of_part, batch in progress_bar(batches, desc="Measuring the scale", unit="batch", disable=not self.verbose):
-            documents = [text for name, texts in batch.items() if name not in ("query", LABEL) for text in texts]
-            scores = of_part.encode_queries(batch["query"]) @ of_part.encode_docs(documents).T
-            pairs = set(zip(batch["query"], batch["positive"], strict=True))
-            for row, query in enumerate(batch["query"]):
-                is_other = np.array([(query, document) not in pairs for document in documents])
-                margins.append(scores[row, row] - scores[row, is_other])
-        margins = [margin for margin in margins if len(margin)]
+            # all at once, since batches share documents
+            vectors = dict(zip(documents, of_part.encode_docs(bar), strict=True))
+            for batch in batches:
+                queries = of_part.encode_queries(batch["query"])
+                pairs = set(zip(batch["query"], batch["positive"], strict=True))
+                for query, vector, positive in zip(batch["query"], queries, batch["positive"], strict=True):
+                    rest = [vectors[text] for column in columns for text in batch[column] if (query, text) not in pairs]
+                    if rest:
+                        margins.append(vector @ vectors[positive] - np.stack(rest) @ vector)
         if not margins:
             raise ValueError(
                 "expected at least two different positives in a batch, got a single positive overall; give more "
