@@ -54,7 +54,7 @@ def measured_table(
     device = torch.device(get_device_name())
     precision = torch.bfloat16 if has_bfloat16(device) else torch.float32
     left, right = torch.randn(2, MATRICES[device.type], MATRICES[device.type], device=device, dtype=precision)
-    peak = count(lambda: left @ right) / fastest(lambda: left @ right, device)
+    peak = count(lambda: left @ right) / min(seconds(lambda: left @ right, device) for _ in range(5))
     texts = [record["text"] for record in draw_documents(data)[: ENCODED[device.type]]]
     rows = []
     for name, (make, mini_batch_size) in encoders.items():
@@ -68,9 +68,9 @@ def measured_table(
                 step = training_step(encoder, data, size, mini_batch_size, compiled=True)
                 works.append((f"training, batch {size}, compiled", size, step, operations))
         encode = partial(encoder.encode_docs, texts)
-        works.append(("encoding", len(texts), encode, count(encode)))
+        works.append(("encoding", len(texts), encode, count(encode, threads=1)))
         for work, items, do, operations in works:
-            taken = fastest(do, device)
+            taken = seconds(do, device)
             rate = operations / taken
             rows.append([name, work, f"{items / taken:.1f}", f"{rate / 1e12:.2f}", f"{100 * rate / peak:.0f} %"])
     header = ["encoder", "work", "triples or documents/s", "TFLOP/s", "share of the product"]
@@ -78,32 +78,29 @@ def measured_table(
     return f"{product}\n\n{table(header, rows)}"
 
 
-def count(work: Callable[[], Any]) -> int:
-    """Count the floating point operations of a work.
+def count(work: Callable[[], Any], threads: int | None = None) -> int:
+    """Count the floating point operations of a work in the thread that calls, by default with all threads of torch.
 
     Example:
         >>> left, right = torch.ones(2, 3), torch.ones(3, 4)
         >>> count(lambda: left @ right)
         48
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the counter sees only the thread that started it
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
     with FlopCounterMode(display=False) as counter:
         work()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(before)
     return counter.get_total_flops()
 
 
-def fastest(work: Callable[[], Any], device: torch.device) -> float:
-    """Return the seconds of the fastest of two times, after the one in which operations were counted."""
-    times = []
-    for _ in range(2):
-        synchronize(device)
-        started = time.perf_counter()
-        work()
-        synchronize(device)
-        times.append(time.perf_counter() - started)
-    return min(times)
+def seconds(work: Callable[[], Any], device: torch.device) -> float:
+    """Time a work, which has run once before to count its operations."""
+    synchronize(device)
+    started = time.perf_counter()
+    work()
+    synchronize(device)
+    return time.perf_counter() - started
 
 
 def synchronize(device: torch.device) -> None:

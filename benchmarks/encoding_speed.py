@@ -98,7 +98,7 @@ def precision_table(data: Path) -> str:
     """Measure each precision on parts of two collections, and write the table."""
     if not data.is_dir():
         return f"Not measured: there is no folder of collections at {data}."
-    collections = {name: part_of(load_collection(name, data), 300, 100) for name in ("scifact", "nfcorpus")}
+    collections = {name: part_of(load_collection(name, data), 200, 100) for name in ("scifact", "nfcorpus")}
     encoders = our_encoders(["float32", *["bfloat16"] * HAS_BFLOAT16, "openvino", "int8"], device="cpu")
     return records_table(measure_precision(encoders, collections))
 

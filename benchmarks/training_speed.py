@@ -3,7 +3,7 @@
     python -m benchmarks.training_speed            # sentence-transformers and a bare loop
     python -m benchmarks.training_speed measures   # ways to embed the documents of a batch
     python -m benchmarks.training_speed padding    # the padding of batches
-    python -m benchmarks.training_speed memory     # the peak of a batch of 512 in mini-batches
+    python -m benchmarks.training_speed memory     # the peak of a batch of 256 in mini-batches
     python -m benchmarks.training_speed adapters   # the peak of training an adapter of a model as large as BERT-large
 
 The first three train MiniLM with the same triples in batches of 32, queries cut at 20 and documents at 200 tokens.
@@ -48,8 +48,7 @@ COLUMNS = {"query": QUERY, "positive": DOCUMENT, "negative": DOCUMENT}
 """The tokens of each column of triples."""
 
 BATCH = 32
-STEPS = 2
-TURNS = 2
+TURNS = 3
 
 LORA = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
 
@@ -79,7 +78,7 @@ def measures_table(data: Path) -> str:
         "one pool": partial(train_ours, loss=partial(EmbeddedApart, pool=True)),
         "one pool, in passes by length (the default)": partial(train_ours, loss=AdaptiveMarginLoss()),
     }
-    return _timed(trainings, data, ("documents are embedded", "triples/s", "speed-up"), steps=1)
+    return _timed(trainings, data, ("documents are embedded", "triples/s", "speed-up"))
 
 
 def _timed(
@@ -87,10 +86,9 @@ def _timed(
     data: Path,
     header: tuple[str, str, str],
     ours: str | None = None,
-    steps: int = STEPS,
 ) -> str:
-    """Time trainings with the same triples in turns."""
-    triples = draw_triples(data, BATCH * steps)
+    """Time a step of each training with the same triples in turns."""
+    triples = draw_triples(data, BATCH)
     rates = in_turns({name: partial(train, triples) for name, train in trainings.items()}, len(triples), TURNS)
     return rates_table(header, rates, peer=next(iter(rates)), ours=ours)
 
@@ -201,7 +199,7 @@ def _train_sentence_transformers(
 
 def padding_table(data: Path) -> str:
     """Count the tokens with which batches are embedded, and write them."""
-    rows = [(name, f"{number:.2f}") for name, number in count_padding(draw_triples(data, BATCH * STEPS)).items()]
+    rows = [(name, f"{number:.2f}") for name, number in count_padding(draw_triples(data, 2 * BATCH)).items()]
     return table(["documents are embedded", "processed tokens for each token of a text"], rows)
 
 
@@ -242,14 +240,14 @@ def least_padded(lengths: np.ndarray, passes: int) -> int:
 def memory_table(data: Path) -> str:
     """Measure the memory of a step, and write it; ``data`` is not needed."""
     rows = []
-    for batch, mini_batch_size in ((32, None), (128, None), (512, 32)):
+    for batch, mini_batch_size in ((32, None), (128, None), (256, 32)):
         _, peak = in_own_process(costs_of_step, batch, mini_batch_size)
         rows.append((batch, mini_batch_size or "the whole batch", f"{peak:,.0f}"))
     return table(["batch", "mini-batch", "peak, MB"], rows)
 
 
 def measure_growth(
-    batches: Sequence[int] = (32, 256, 1024, 4096), negatives: Sequence[int] = (1, 4, 31), length: int = 8
+    batches: Sequence[int] = (32, 512, 4096), negatives: Sequence[int] = (1, 4, 31), length: int = 8
 ) -> dict[str, list[dict[str, Any]]]:
     """Measure steps of growing batches in mini-batches of 32, and of a batch of 32 with more negatives a query."""
     sizes = {"batch": [(batch, 1) for batch in batches], "negatives": [(32, number) for number in negatives]}
