@@ -66,6 +66,7 @@ def measured_table(
             works.append((f"training, batch {size}", size, step, operations))
             if compiled:
                 step = training_step(encoder, data, size, mini_batch_size, compiled=True)
+                step()  # torch compiles at the first call
                 works.append((f"training, batch {size}, compiled", size, step, operations))
         encode = partial(encoder.encode_docs, texts)
         works.append(("encoding", len(texts), encode, count(encode, threads=1)))

@@ -608,15 +608,15 @@ class SelfDistillTrainer(WithHints, pt.Estimator):
             documents = [text for batch in batches for column in columns for text in batch[column]]
             bar = progress_bar(documents, desc="Measuring the scale", unit="document", disable=not self.verbose)
             of_part = encoder.with_prompts(**self.prompts.get(name, {}))
-            # all at once, since batches share documents
             vectors = dict(zip(documents, of_part.encode_docs(bar), strict=True))
             for batch in batches:
-                queries = of_part.encode_queries(batch["query"])
+                texts = [text for column in columns for text in batch[column]]
+                scores = of_part.encode_queries(batch["query"]) @ np.stack([vectors[text] for text in texts]).T
                 pairs = set(zip(batch["query"], batch["positive"], strict=True))
-                for query, vector, positive in zip(batch["query"], queries, batch["positive"], strict=True):
-                    rest = [vectors[text] for column in columns for text in batch[column] if (query, text) not in pairs]
-                    if rest:
-                        margins.append(vector @ vectors[positive] - np.stack(rest) @ vector)
+                for row, query in enumerate(batch["query"]):
+                    is_other = np.array([(query, text) not in pairs for text in texts])
+                    if is_other.any():
+                        margins.append(scores[row, row] - scores[row, is_other])
         if not margins:
             raise ValueError(
                 "expected at least two different positives in a batch, got a single positive overall; give more "

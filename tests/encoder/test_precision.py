@@ -145,14 +145,14 @@ def test_the_copy_is_left_behind(load):
 
 def test_training_is_the_same_whatever_encodes(load, collection, tmp_path):
     trained = []
-    for dtype in ("float32", "bfloat16"):
+    for name, encodes in {"f32": {}, "bf16": {"dtype": "bfloat16"}, "graph": {"backend": "openvino"}}.items():
         # without the encoder before training, so that a trained one is compared
         options = {"bf16": False, "verbose": False, "eval_steps": 3, "max_steps": 3, "eval_on_start": False}
-        trainer = SelfDistillTrainer(load(dtype), tmp_path / dtype, **options)
+        trainer = SelfDistillTrainer(load(**{"dtype": "float32", **encodes}), tmp_path / name, **options)
         trainer.fit(collection.results, collection.qrels, collection.results, collection.qrels)
         trained.append(trainer.encoder)
-    assert trained[1].precision == "bfloat16"
-    assert trained[0].model_name == trained[1].model_name != load("float32").model_name
+    assert (trained[1].precision, trained[2].backend) == ("bfloat16", "openvino")
+    assert {encoder.model_name for encoder in trained} == {trained[0].model_name} != {load("float32").model_name}
 
 
 def test_rows_are_rounded_to_their_own_scale():
