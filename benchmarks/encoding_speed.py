@@ -3,7 +3,7 @@
     python -m benchmarks.encoding_speed              # into an index and as vectors, compared with the peers
     python -m benchmarks.encoding_speed precision    # float32, bfloat16, int8, OpenVINO: speed, cosines and nDCG@10
 
-The peers are pyterrier-dr's encoders with a FlexIndex, and ``encode`` of sentence-transformers, with the same model,
+The peers are pyterrier-dr's encoder with a FlexIndex, and ``encode`` of sentence-transformers, with the same model,
 documents and lengths.
 """
 
@@ -22,7 +22,7 @@ import pandas as pd
 import pyterrier as pt
 import torch
 from ir_measures import nDCG
-from pyterrier_dr import FlexIndex, HgfBiEncoder, SBertBiEncoder
+from pyterrier_dr import FlexIndex, SBertBiEncoder
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import get_device_name
 
@@ -54,12 +54,9 @@ def rates_tables(data: Path, turns: int = 2) -> str:
 
 def indexing_works(records: list[dict[str, str]]) -> dict[str, Callable[[], Any]]:
     """List the encoders before an index, each with a function that indexes all documents."""
-    sbert, hgf = SBertBiEncoder(MINILM), HgfBiEncoder.from_pretrained(MINILM)
-    sbert.model.max_seq_length = hgf.tokenizer.model_max_length = LENGTHS["document_length"]
-    works: dict[str, Callable[[], Any]] = {
-        INTO_INDEX: partial(index_all, sbert, FlexIndex, records),
-        "HgfBiEncoder >> FlexIndex": partial(index_all, hgf, FlexIndex, records),
-    }
+    sbert = SBertBiEncoder(MINILM)
+    sbert.model.max_seq_length = LENGTHS["document_length"]
+    works: dict[str, Callable[[], Any]] = {INTO_INDEX: partial(index_all, sbert, FlexIndex, records)}
     for name, encoder in our_encoders().items():
         works[f"SelfDistillBiEncoder >> SelfDistillIndex, {name}"] = partial(
             index_all, encoder, SelfDistillIndex, records
