@@ -26,7 +26,7 @@ from .adapters import adapters_of, merged
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # the possible inputs of a language model per token
 GROUP = 128  # how many inputs of a linear layer to quantize together; divides the sizes of common layers
 LARGEST = 127  # the largest magnitude of an int8 weight
-PRECISION_HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "int8": "dynamic"}  # for other layers
+PRECISION_HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "int8": "dynamic"}  # OpenVINO's names
 GRAPH_FOLDER = "openvino"  # the folder inside a model where sentence-transformers looks for graphs
 TORCH_INSTEAD = "pass backend='torch' and a dtype other than 'int8'"
 
