@@ -28,6 +28,7 @@ from benchmarks.harness import DATA, LENGTHS, MINILM, draw_documents, draw_tripl
 from benchmarks.pages import table
 from pyterrier_selfdistill import SelfDistillationLoss, SelfDistillBiEncoder
 from pyterrier_selfdistill.encoder.precision import has_bfloat16
+from pyterrier_selfdistill.training.loop import sparse_embedding_gradients
 
 BATCHES = {"cuda": (128, 1024), "cpu": (32,)}
 ENCODED = {"cuda": 400, "cpu": 100}
@@ -126,9 +127,10 @@ def training_step(
 
     def step() -> None:
         on_device = [batch_to_device(dict(column), model.device) for column in features]
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=has_bfloat16(model.device)):
-            value = loss(on_device)
-        value.backward()
+        with sparse_embedding_gradients(model):
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=has_bfloat16(model.device)):
+                value = loss(on_device)
+            value.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

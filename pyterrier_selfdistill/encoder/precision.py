@@ -55,9 +55,7 @@ class GraphModel(nn.Module):
 
 def write_graph(model: SentenceTransformer, folder: Path, *, int8: bool) -> Path:
     """Write the graph of a model in OpenVINO's format."""
-    graph = _convert(list(model))
-    if int8:
-        compress(graph)
+    graph = _convert(list(model), int8=int8)
     file = folder / GRAPH_FOLDER / f"openvino_model{'_qint8_quantized' if int8 else ''}.xml"
     load_extra("openvino").save_model(graph, file, compress_to_fp16=False)
     return file
@@ -116,7 +114,7 @@ def _quiet() -> Iterator[None]:
         logging.disable(disabled)
 
 
-def _convert(layers: Sequence[nn.Module]) -> Any:
+def _convert(layers: Sequence[nn.Module], *, int8: bool) -> Any:
     """Convert the first layers of a model to a graph for any number of texts and tokens."""
     first = layers[0]
     if not isinstance(first, Transformer):
@@ -149,6 +147,8 @@ def _convert(layers: Sequence[nn.Module]) -> Any:
         port.get_tensor().set_names({name})
     for port, name in zip(graph.outputs, ("last_hidden_state", "sentence_embedding"), strict=False):
         port.get_tensor().set_names({name})
+    if int8:
+        compress(graph)
     return graph
 
 
@@ -184,10 +184,7 @@ def copy_to_encode(model: SentenceTransformer, precision: str, backend: str) -> 
         raise ValueError(f"OpenVINO needs a CPU, but the model is on {model.device}; pass device='cpu'")
     model = copied(model, torch.float32)
     first: Any = model[0]
-    graph = _convert([first])
-    if precision == "int8":
-        compress(graph)
-    first.model = GraphModel(graph, first.model.config, precision)
+    first.model = GraphModel(_convert([first], int8=precision == "int8"), first.model.config, precision)
     return model
 
 

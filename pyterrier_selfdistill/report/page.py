@@ -62,8 +62,7 @@ def render_page(
     )
     # jinja escapes "</script>"; leave other characters unescaped to save space
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
-    formats = (figure, signed, p_value, logged, code_pieces)
-    environment.filters |= {function.__name__: function for function in formats}
+    environment.filters |= {function.__name__: function for function in (figure, signed, p_value, logged)}
     script = environment.get_template("page.js").render()
     shown = [query for change in changes.values() for query in change["gained"] + change["lost"]]
     entries = sum(len(query["before"]) + len(query["after"]) for query in shown)
@@ -252,9 +251,3 @@ def describe_model(name: str, model: TrainedEncoder) -> dict[str, Any]:
         picture = f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"
     history = history.dropna(axis="columns", how="all")
     return {"name": name, "facts": facts, "history": history, "picture": picture}
-
-
-def code_pieces(text: str) -> list[tuple[str, bool]]:
-    """Split a text at its backticks, and tell which pieces are code."""
-    pieces = [(piece, position % 2 == 1) for position, piece in enumerate(text.split("`"))]
-    return [(piece, is_code) for piece, is_code in pieces if piece]

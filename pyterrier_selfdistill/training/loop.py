@@ -7,10 +7,12 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -37,7 +39,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from ..data.triples import LABEL, TrainingSet, Triples, parts_of
 from ..encoder.biencoder import SelfDistillBiEncoder
 from ..encoder.storage import load_pretrained
-from ..losses import SelfDistillationLoss, without_matryoshka
+from ..losses import of_embeddings, without_matryoshka
 from ..utils.compat import limit_autocast_to_training, no_transformers_progress_bars, progress_bar, remove_autocast
 from ..utils.folders import explained_errors
 from ..utils.processes import PartBatchSampler, agree, is_first
@@ -47,6 +49,7 @@ from .run_folder import SETTINGS, TRAINER_STATE, milestones, warn_if_not_improve
 
 logger = logging.getLogger(__name__)
 MONITORED_DOCUMENTS = 32  # how many training documents the monitor encodes
+MANY_ROWS = 10_000  # the rows of an embedding from which a batch uses few of them
 MONITORED_TIMES = 5  # how often it encodes them during training, at equal intervals
 
 # warn if the mean cosine distance of documents shrinks below this share; see "Early warnings" in
@@ -58,11 +61,6 @@ AGAINST_DIVERGENCE = (
     "try a lower learning_rate, more warmup_steps, a lower max_grad_norm, or float32 with bf16=False and fp16=False. "
     "Earlier checkpoints are kept, and no model was saved"
 )
-
-
-def sees_global_batch(loss: nn.Module) -> bool:
-    """Tell whether a loss gathers the batches of all processes, even if they differ in size."""
-    return isinstance(without_matryoshka(loss), SelfDistillationLoss)
 
 
 def require_processes(triples: Triples, arguments: SentenceTransformerTrainingArguments, loss: nn.Module) -> None:
@@ -84,7 +82,8 @@ def require_processes(triples: Triples, arguments: SentenceTransformerTrainingAr
             "triples in the same order. The trainer splits each batch among the processes"
         )
     needed = processes
-    if arguments.dataloader_drop_last or not sees_global_batch(loss):
+    # only the losses of this package take parts of different sizes
+    if arguments.dataloader_drop_last or of_embeddings(loss) is None:
         needed = processes * arguments.train_batch_size
     smallest = min(map(len, parts_of(triples.dataset)))
     if smallest < needed:
@@ -134,7 +133,9 @@ class TrainingLoop(SentenceTransformerTrainer):
         self.add_callback(self.monitor)
         if miner is not None:
             # the loader prefetches in workers that lack the mined negatives, so tokenize rows when their step comes
-            self.data_collator = RowCollator(self.tokenize)  # type: ignore[assignment]
+            rows: Any = partial(list)
+            rows.valid_label_columns = self.tokenize.valid_label_columns
+            self.data_collator = rows
             self.add_callback(miner)
 
     def run(self, checkpoint: Path | None) -> None:
@@ -205,7 +206,8 @@ class TrainingLoop(SentenceTransformerTrainer):
 
     def training_step(self, *args: Any, **options: Any) -> torch.Tensor:
         """Take a step, and check recent losses at intervals."""
-        loss = super().training_step(*args, **options)
+        with sparse_embedding_gradients(cast(nn.Module, self.model)):
+            loss = super().training_step(*args, **options)
         self.unchecked.append((self.state.global_step + 1, loss))
         # reading a result interrupts the GPU
         if loss.device.type == "cpu" or len(self.unchecked) >= 10:
@@ -227,7 +229,7 @@ class TrainingLoop(SentenceTransformerTrainer):
             return super().get_batch_sampler(dataset, batch_size, drop_last, **options)
         size = batch_size * processes
         leaves_too_few = 0 < len(dataset) % size < processes
-        drop_last = drop_last or leaves_too_few or not sees_global_batch(cast(nn.Module, self.loss))
+        drop_last = drop_last or leaves_too_few or of_embeddings(cast(nn.Module, self.loss)) is None
         batches = super().get_batch_sampler(dataset, size, drop_last, **options)
         # get_multi_dataset_batch_sampler splits the batches of several collections
         return batches if isinstance(self.train_dataset, DatasetDict) else PartBatchSampler(batches, processes)
@@ -285,14 +287,22 @@ class TrainingLoop(SentenceTransformerTrainer):
         return self.lr_scheduler
 
 
-class RowCollator:
-    """Collates nothing: rows pass through and are tokenized later."""
+@contextmanager
+def sparse_embedding_gradients(model: nn.Module) -> Iterator[None]:
+    """Compute the gradients of large embeddings for the tokens of a batch only, and make them dense once a step."""
 
-    def __init__(self, tokenize: Callable[..., Any]) -> None:
-        self.valid_label_columns = tokenize.valid_label_columns  # type: ignore[attr-defined]
+    def make_dense(weight: torch.Tensor) -> None:
+        weight.grad = cast(torch.Tensor, weight.grad).to_dense()
 
-    def __call__(self, rows: list[dict[str, str]]) -> list[dict[str, str]]:
-        return rows
+    # a GPU fills matrices fast, and several processes exchange dense gradients
+    is_slow = model.device.type == "cpu" and get_world_size() == 1
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Embedding) and is_slow]
+    with ExitStack() as stack:
+        for layer in layers:
+            if layer.weight.requires_grad and layer.num_embeddings > MANY_ROWS and not layer.scale_grad_by_freq:
+                stack.enter_context(patch.object(layer, "sparse", True))
+                stack.callback(layer.weight.register_post_accumulate_grad_hook(make_dense).remove)
+        yield
 
 
 # --- callbacks --------------------------------------------------------------------------------------------------------
