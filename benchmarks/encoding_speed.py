@@ -79,10 +79,13 @@ def vector_works(texts: list[str]) -> dict[str, Callable[[], Any]]:
     return works
 
 
-def our_encoders(precisions: Iterable[str] = PRECISIONS, **options: Any) -> dict[str, Any]:
+def our_encoders(precisions: Iterable[str] = PRECISIONS, **options: Any) -> dict[str, SelfDistillBiEncoder]:
     """Load MiniLM in several precisions, and in the default one with OpenVINO."""
     load: Any = partial(SelfDistillBiEncoder.from_pretrained, MINILM, **{**LENGTHS, **options})
-    return {name: load(backend=name) if name == "openvino" else load(dtype=name) for name in precisions}
+    encoders = {name: load(backend=name) if name == "openvino" else load(dtype=name) for name in precisions}
+    for encoder in encoders.values():
+        encoder.encode_docs(["one", "two words"])  # the copy that encodes is made once
+    return encoders
 
 
 def index_all(encoder: pt.Transformer, make_index: Callable[..., Any], records: Iterable[dict[str, str]]) -> None:
@@ -123,8 +126,6 @@ def measure_precision(
         the same precision and of float32. Each encodes the documents once, and 20 queries one by one in turns.
     """
     texts = pd.concat([collection.documents for collection in collections.values()])["text"].tolist()
-    for encoder in encoders.values():
-        encoder.encode_docs(["one", "two words"])  # the copy that encodes is made once
     vectors: dict[str, np.ndarray] = {}
     speeds: dict[str, float] = {}
     for name, encoder in encoders.items():

@@ -48,7 +48,7 @@ COLUMNS = {"query": QUERY, "positive": DOCUMENT, "negative": DOCUMENT}
 """The tokens of each column of triples."""
 
 BATCH = 32
-TURNS = 2
+TURNS = 3  # the first turn is slow, since torch and oneDNN prepare their operations
 
 LORA = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
 
