@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,14 @@ def describe_versions() -> dict[str, str]:
 
 def commit() -> str | None:
     """Name the commit of this code; None without a repository or git."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
+    git = partial(subprocess.run, cwd=Path(__file__).parent, capture_output=True, encoding="utf-8", check=False)
     try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, encoding="utf-8", check=False)
+        name = git(["git", "rev-parse", "--short=10", "HEAD"]).stdout.strip()
+        # pages change while they are measured
+        is_changed = git(["git", "diff", "--quiet", "HEAD", "--", ":/*.py"]).returncode == 1
     except FileNotFoundError:
         return None
-    return done.stdout.strip() or None
+    return f"{name}-dirty" if is_changed else name or None
 
 
 class PeakMemory:

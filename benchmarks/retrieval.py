@@ -118,7 +118,7 @@ def measure_growth(sizes: Sequence[int] = (100_000, 1_000_000), dimension: int =
         started = time.perf_counter()
         with PeakMemory() as memory, built_index(size, dimension):
             building = time.perf_counter() - started
-        figures = {"seconds": round(building, 1), "documents/s": round(size / building)}
+        figures = {"seconds": round(building, 3), "documents/s": round(size / building)}
         rows.append({"documents": size, **figures, "before, MB": round(before), "peak, MB": round(memory.peak)})
     return rows
 
