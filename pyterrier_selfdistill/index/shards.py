@@ -218,7 +218,7 @@ class ShardedIndex(ComparedByKey):
     def _documents(self) -> Iterator[dict[str, Any]]:
         for path in self.paths:
             shard = SelfDistillIndex(path, verbose=False)
-            vectors: Any = shard.np_vecs()
+            vectors: Any = np.asarray(shard.np_vecs())
             if self.encoder is not None:
                 vectors = EncodedVector.rows(vectors, self.encoder)
             for docno, vector in zip(shard.docnos(), vectors, strict=True):
