@@ -10,8 +10,7 @@ of BERT base, with random weights.
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -24,7 +23,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertModel
 
-from benchmarks.harness import DATA, LENGTHS, MINILM, draw_documents, draw_triples
+from benchmarks.harness import DATA, LENGTHS, MINILM, draw_documents, draw_triples, seconds
 from benchmarks.pages import table
 from pyterrier_selfdistill import SelfDistillationLoss, SelfDistillBiEncoder
 from pyterrier_selfdistill.encoder.precision import has_bfloat16
@@ -55,29 +54,44 @@ def measured_table(
     device = torch.device(get_device_name())
     precision = torch.bfloat16 if has_bfloat16(device) else torch.float32
     left, right = torch.randn(2, MATRICES[device.type], MATRICES[device.type], device=device, dtype=precision)
-    peak = count(lambda: left @ right) / min(seconds(lambda: left @ right, device) for _ in range(5))
-    texts = [record["text"] for record in draw_documents(data)[: ENCODED[device.type]]]
+    product = partial(finish, lambda: left @ right, device)
+    peak = count(product) / min(seconds(product) for _ in range(5))
     rows = []
     for name, (make, mini_batch_size) in encoders.items():
         encoder = make(device)
-        works: list[tuple[str, int, Callable[[], Any], int]] = []
-        for size in batches or BATCHES[device.type]:
-            step = training_step(encoder, data, size, mini_batch_size)
-            operations = count(step)
-            works.append((f"training, batch {size}", size, step, operations))
-            if compiled:
-                step = training_step(encoder, data, size, mini_batch_size, compiled=True)
-                step()  # torch compiles at the first call
-                works.append((f"training, batch {size}, compiled", size, step, operations))
-        encode = partial(encoder.encode_docs, texts)
-        works.append(("encoding", len(texts), encode, count(encode, threads=1)))
-        for work, items, do, operations in works:
-            taken = seconds(do, device)
+        for work, items, do, operations in works(encoder, data, batches, mini_batch_size, compiled):
+            taken = seconds(partial(finish, do, device))
             rate = operations / taken
             rows.append([name, work, f"{items / taken:.1f}", f"{rate / 1e12:.2f}", f"{100 * rate / peak:.0f} %"])
     header = ["encoder", "work", "triples or documents/s", "TFLOP/s", "share of the product"]
-    product = f"A product of matrices in {precision} on the {device.type} runs at {peak / 1e12:.2f} TFLOP/s."
-    return f"{product}\n\n{table(header, rows)}"
+    told = f"A product of matrices in {precision} on the {device.type} runs at {peak / 1e12:.2f} TFLOP/s."
+    return f"{told}\n\n{table(header, rows)}"
+
+
+def works(
+    encoder: SelfDistillBiEncoder,
+    data: Path,
+    batches: Sequence[int] | None,
+    mini_batch_size: int | None,
+    compiled: bool,
+) -> Iterator[tuple[str, int, Callable[[], Any], int]]:
+    """Make what is timed, one after the other, since each training has a model of its own in memory.
+
+    Yields:
+        Its name, how many items it processes, what to call, which was done once before, and its operations.
+    """
+    device = encoder.device
+    for size in batches or BATCHES[device.type]:
+        step = training_step(encoder, data, size, mini_batch_size)
+        operations = count(partial(finish, step, device))
+        yield f"training, batch {size}", size, step, operations
+        if compiled:
+            step = training_step(encoder, data, size, mini_batch_size, compiled=True)
+            finish(step, device)  # torch compiles at the first call
+            yield f"training, batch {size}, compiled", size, step, operations
+    texts = [record["text"] for record in draw_documents(data)[: ENCODED[device.type]]]
+    encode = partial(encoder.encode_docs, texts)
+    yield "encoding", len(texts), encode, count(encode, threads=1)
 
 
 def count(work: Callable[[], Any], threads: int | None = None) -> int:
@@ -96,17 +110,9 @@ def count(work: Callable[[], Any], threads: int | None = None) -> int:
     return counter.get_total_flops()
 
 
-def seconds(work: Callable[[], Any], device: torch.device) -> float:
-    """Time a work, which has run once before to count its operations."""
-    synchronize(device)
-    started = time.perf_counter()
+def finish(work: Callable[[], Any], device: torch.device) -> None:
+    """Do a work, and wait until its device has done it."""
     work()
-    synchronize(device)
-    return time.perf_counter() - started
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until a device has done its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
