@@ -296,7 +296,7 @@ def sparse_embedding_gradients(model: nn.Module) -> Iterator[None]:
 
     # a GPU fills matrices fast, and several processes exchange dense gradients
     is_slow = model.device.type == "cpu" and get_world_size() == 1
-    layers = [layer for layer in model.modules() if isinstance(layer, nn.Embedding) and is_slow]
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Embedding | nn.EmbeddingBag) and is_slow]
     with ExitStack() as stack:
         for layer in layers:
             if layer.weight.requires_grad and layer.num_embeddings > MANY_ROWS and not layer.scale_grad_by_freq:

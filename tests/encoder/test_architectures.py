@@ -69,6 +69,7 @@ def make(folder, config, pooling):
 @pytest.mark.parametrize(("config", "pooling", "positions"), ARCHITECTURES.values(), ids=ARCHITECTURES)
 def test_models_of_all_architectures_train_and_search(tmp_path, monkeypatch, config, pooling, positions):
     monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)
+    monkeypatch.setattr("pyterrier_selfdistill.training.loop.MANY_ROWS", 100)
     folder, options = str(tmp_path / "untrained"), {"device": "cpu", "dtype": "float32"}
     make(folder, config, pooling)
     base = SelfDistillBiEncoder.from_pretrained(folder, **options)
