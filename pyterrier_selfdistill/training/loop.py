@@ -49,8 +49,8 @@ from .run_folder import SETTINGS, TRAINER_STATE, milestones, warn_if_not_improve
 
 logger = logging.getLogger(__name__)
 MONITORED_DOCUMENTS = 32  # how many training documents the monitor encodes
-MANY_ROWS = 10_000  # the rows of an embedding from which a batch uses few of them
 MONITORED_TIMES = 5  # how often it encodes them during training, at equal intervals
+MANY_ROWS = 10_000  # of embeddings with more rows, one per token of the vocabulary, a batch uses few
 
 # warn if the mean cosine distance of documents shrinks below this share; see "Early warnings" in
 # ``benchmarks/RESULTS.md`` for the reasons
@@ -133,9 +133,9 @@ class TrainingLoop(SentenceTransformerTrainer):
         self.add_callback(self.monitor)
         if miner is not None:
             # the loader prefetches in workers that lack the mined negatives, so tokenize rows when their step comes
-            rows: Any = partial(list)
-            rows.valid_label_columns = self.tokenize.valid_label_columns
-            self.data_collator = rows
+            pass_on: Any = partial(list)
+            pass_on.valid_label_columns = self.tokenize.valid_label_columns
+            self.data_collator = pass_on
             self.add_callback(miner)
 
     def run(self, checkpoint: Path | None) -> None:
@@ -289,7 +289,7 @@ class TrainingLoop(SentenceTransformerTrainer):
 
 @contextmanager
 def sparse_embedding_gradients(model: nn.Module) -> Iterator[None]:
-    """Compute the gradients of large embeddings for the tokens of a batch only, and make them dense once a step."""
+    """Compute the gradients of large embeddings for the tokens of a batch only, then make them dense for optimizers."""
 
     def make_dense(weight: torch.Tensor) -> None:
         weight.grad = cast(torch.Tensor, weight.grad).to_dense()
