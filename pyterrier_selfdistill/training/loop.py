@@ -144,6 +144,10 @@ class TrainingLoop(SentenceTransformerTrainer):
         if checkpoint is not None:
             self.args.eval_on_start = False  # the interrupted run did it already and logged the result
             state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
+            if is_first():
+                # the interrupted process may have removed half a checkpoint; by step, since removing changes its time
+                kept = str(self.folder / f"checkpoint-{state.best_global_step}") if state.best_global_step else None
+                rotate_checkpoints(str(self.folder), self.args.save_total_limit, best_model_checkpoint=kept)
             # after loading, these are states instead of callbacks
             states = cast(dict[str, Any], state.stateful_callbacks or {})
             control = states.get("TrainerControl", {}).get("args", {})
@@ -166,10 +170,6 @@ class TrainingLoop(SentenceTransformerTrainer):
         elif self.kept_step == 0:
             # the training loop has loaded any better checkpoint
             model.load_state_dict(self.start.model.state_dict())
-        if is_over and is_first():
-            # the interrupted process may not have done this; by step, since removing a checkpoint changes its time
-            kept = str(self.folder / f"checkpoint-{best}") if best else None
-            rotate_checkpoints(str(self.folder), self.args.save_total_limit, best_model_checkpoint=kept)
         broadcast(model.state_dict())
         remove_autocast(model)
         model.eval()

@@ -1,6 +1,7 @@
 """The folder of a run: what a run may take, and how a stopped run goes on bit by bit."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -25,26 +26,27 @@ def content(folder):
 
 
 def test_a_stopped_run_goes_on_bit_by_bit(whole, encoder, collection, stopped, tmp_path):
-    """Folder and encoder have other names by then, the run is reported elsewhere, and a checkpoint was cut off."""
-    results, qrels = collection.results, collection.qrels
-    options = dict(WHOLE)
+    """Names are others by then, reports go elsewhere, one checkpoint was cut off, and one was half removed at last."""
+    frames = (collection.results, collection.qrels) * 2
     with stopped(7):
-        SelfDistillTrainer(encoder, tmp_path / "cut", **options).fit(results, qrels, results, qrels)
+        SelfDistillTrainer(encoder, tmp_path / "cut", **WHOLE).fit(*frames)
     with pytest.raises(FileExistsError, match="resume=True"):
-        SelfDistillTrainer(encoder, tmp_path / "cut", **options).fit(results, qrels, results, qrels)
+        SelfDistillTrainer(encoder, tmp_path / "cut", **WHOLE).fit(*frames)
     (tmp_path / "cut").rename(tmp_path / "moved")
-    broken = tmp_path / "moved/checkpoints/checkpoint-99"
-    broken.mkdir()
-    (broken / "trainer_state.json").write_text('{"global_step": 9')
+    checkpoints = tmp_path / "moved/checkpoints"
+    for step, state in {99: '{"global_step": 9', 1: "{}"}.items():
+        (checkpoints / f"checkpoint-{step}").mkdir()
+        (checkpoints / f"checkpoint-{step}/trainer_state.json").write_text(state)
+    os.utime(checkpoints / "checkpoint-1", times=(2e9, 2e9))
     encoder.copy().save(tmp_path / "renamed")
     renamed = pt.Artifact.load(str(tmp_path / "renamed"), device="cpu", dtype="float32")
-    options |= {"report_to": [], "run_name": "again", "dataloader_num_workers": 1, "verbose": True}
-    resumed = SelfDistillTrainer(renamed, tmp_path / "moved", resume=True, **options)
-    resumed.fit(results, qrels, results, qrels)
+    options = WHOLE | {"report_to": [], "run_name": "again", "dataloader_num_workers": 1, "verbose": True}
+    resumed = SelfDistillTrainer(renamed, tmp_path / "moved", resume=True, **options).fit(*frames)
     assert resumed.encoder.model_name == whole.encoder.model_name
     assert resumed.encoder.training_summary["similarity"] == whole.encoder.training_summary["similarity"]
     pd.testing.assert_frame_equal(resumed.history, whole.history)
-    assert not broken.exists()
+    for folder in (checkpoints, whole.output_dir / "checkpoints"):
+        assert {path.name for path in folder.glob("*-*")} == {"checkpoint-9", "checkpoint-10"}
 
 
 @pytest.mark.parametrize(
@@ -123,8 +125,7 @@ def test_a_run_that_is_over_goes_on_with_its_best_checkpoint(make, collection, t
     assert measured == pytest.approx(whole.history["nDCG@10"].max(), abs=1e-9)
     with stopped("saving"):
         make("cut", **options).fit(results, qrels, results, qrels)
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "cut").rename(tmp_path / "elsewhere/run")
+    os.renames(tmp_path / "cut", tmp_path / "elsewhere/run")
     monkeypatch.setattr(SelfDistillationLoss, "forward", lambda *_: 1 / 0)  # nothing trains
     monkeypatch.chdir(tmp_path)
     before = None
