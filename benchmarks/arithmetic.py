@@ -75,10 +75,10 @@ def works(
     mini_batch_size: int | None,
     compiled: bool,
 ) -> Iterator[tuple[str, int, Callable[[], Any], int]]:
-    """Make what is timed, one after the other, since each training has a model of its own in memory.
+    """Make the works to time, one after the other, since each training keeps a model of its own in memory.
 
     Yields:
-        Its name, how many items it processes, what to call, which was done once before, and its operations.
+        The name of a work, the number of its items, the work itself, which was done once before, and its operations.
     """
     device = encoder.device
     for size in batches or BATCHES[device.type]:

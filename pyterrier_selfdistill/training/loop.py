@@ -145,7 +145,7 @@ class TrainingLoop(SentenceTransformerTrainer):
             self.args.eval_on_start = False  # the interrupted run did it already and logged the result
             state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
             if is_first():
-                # the interrupted process may have removed half a checkpoint; by step, since removing changes its time
+                # if a killed process removed half a checkpoint, it is the youngest, which the trainer would keep
                 kept = str(self.folder / f"checkpoint-{state.best_global_step}") if state.best_global_step else None
                 rotate_checkpoints(str(self.folder), self.args.save_total_limit, best_model_checkpoint=kept)
             # after loading, these are states instead of callbacks
@@ -296,9 +296,9 @@ def sparse_embedding_gradients(model: nn.Module) -> Iterator[None]:
 
     # a GPU fills matrices fast, and several processes exchange dense gradients
     is_slow = model.device.type == "cpu" and get_world_size() == 1
-    layers = [layer for layer in model.modules() if isinstance(layer, nn.Embedding | nn.EmbeddingBag) and is_slow]
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Embedding | nn.EmbeddingBag)]
     with ExitStack() as stack:
-        for layer in layers:
+        for layer in layers if is_slow else []:
             if layer.weight.requires_grad and layer.num_embeddings > MANY_ROWS and not layer.scale_grad_by_freq:
                 stack.enter_context(patch.object(layer, "sparse", True))
                 stack.callback(layer.weight.register_post_accumulate_grad_hook(make_dense).remove)

@@ -26,7 +26,7 @@ def content(folder):
 
 
 def test_a_stopped_run_goes_on_bit_by_bit(whole, encoder, collection, stopped, tmp_path):
-    """Names are others by then, reports go elsewhere, one checkpoint was cut off, and one was half removed at last."""
+    """Meanwhile, names and trackers changed, one checkpoint was cut off, and half of another one was removed."""
     frames = (collection.results, collection.qrels) * 2
     with stopped(7):
         SelfDistillTrainer(encoder, tmp_path / "cut", **WHOLE).fit(*frames)
